@@ -1,0 +1,1 @@
+//! Micro-benchmarks and comparisons with other servers.

@@ -1,0 +1,1 @@
+//! The log-structured store, without any I/O of its own.

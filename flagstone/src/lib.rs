@@ -1,0 +1,1 @@
+//! The flagstone library and binary: daemon, command line, control API.

@@ -1,0 +1,1 @@
+//! NBD handshake and transmission: bytes in, effects out.

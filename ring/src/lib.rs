@@ -1,0 +1,1 @@
+//! The reactor: io_uring, registered buffers, devices, sockets, timers.

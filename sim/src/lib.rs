@@ -1,0 +1,1 @@
+//! Simulated disk and clock, scenarios by seed, planted bugs.
