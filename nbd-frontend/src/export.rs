@@ -1,0 +1,50 @@
+//! What a session asks about exports.
+
+/// One export as a client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Export<'a> {
+    /// The owner's name for it; comes back in [`crate::Opened`]. Unique among the exports.
+    pub handle: u64,
+    /// Its name, at most [`crate::limits::MAX_STRING_BYTES`] bytes; a longer one can't be opened.
+    pub name: &'a str,
+    /// For humans; may be empty.
+    pub description: &'a str,
+    /// Bytes.
+    pub size: u64,
+    /// Writes get `NBD_EPERM`.
+    pub read_only: bool,
+}
+
+/// The exports there are, asked during the handshake only.
+pub trait Exports {
+    /// The export called `name`, exactly.
+    fn find(&self, name: &str) -> Option<Export<'_>>;
+
+    /// The exports in an order that is stable while none comes or goes; `None` past the last.
+    ///
+    /// A client that lists exports while they change may see one twice or not at all.
+    fn nth(&self, index: usize) -> Option<Export<'_>>;
+
+    /// What the empty name stands for: the only export, if there is exactly one.
+    fn default_export(&self) -> Option<Export<'_>> {
+        match self.nth(1) {
+            None => self.nth(0),
+            Some(_) => None,
+        }
+    }
+
+    /// What a client's name stands for.
+    fn resolve(&self, name: &str) -> Option<Export<'_>> {
+        self.find(name).or_else(|| if name.is_empty() { self.default_export() } else { None })
+    }
+}
+
+impl<E: Exports + ?Sized> Exports for &E {
+    fn find(&self, name: &str) -> Option<Export<'_>> {
+        (**self).find(name)
+    }
+
+    fn nth(&self, index: usize) -> Option<Export<'_>> {
+        (**self).nth(index)
+    }
+}

@@ -1,0 +1,416 @@
+//! The handshake: fixed newstyle negotiation up to the choice of an export.
+//!
+//! Invariants:
+//! 1. An option is answered only when all its data has arrived or been skipped, with exactly one
+//!    final reply (`NBD_REP_ACK` or an error), except `NBD_OPT_EXPORT_NAME`.
+//! 2. Nothing is appended to the reply buffer unless the whole option's reply fits.
+//!
+//! Source: NBD proto, "Fixed newstyle negotiation", "Option types", "Option reply types".
+
+use crate::export::{Export, Exports};
+use crate::limits::{
+    HANDSHAKE_REPLY_BYTES, MAX_DESCRIPTION_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PAYLOAD_BYTES,
+    MAX_SKIPPED_OPTION_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES,
+};
+use crate::option::{self, InfoQuery, Refusal};
+use crate::proto::*;
+use crate::reply::Style;
+use crate::session::{CloseReason, Opened, Received, Step};
+use crate::wire::{Fields, Out};
+use flagstone_block::BLOCK_SIZE;
+
+const OPTION_HEADER_BYTES: usize = 16;
+
+/// The server's first bytes. NBD proto, "Newstyle negotiation".
+pub(crate) const GREETING: [u8; 18] = {
+    let mut bytes = [0; 18];
+    let (passwd, magic) = (INIT_PASSWD.to_be_bytes(), IHAVEOPT.to_be_bytes());
+    let flags = (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes();
+    let mut i = 0;
+    while i < 8 {
+        bytes[i] = passwd[i];
+        bytes[8 + i] = magic[i];
+        i += 1;
+    }
+    bytes[16] = flags[0];
+    bytes[17] = flags[1];
+    bytes
+};
+
+#[derive(Debug)]
+enum Phase {
+    /// The client's flags come next.
+    Flags,
+    /// An option comes next.
+    Options,
+    /// Data of an option that is already decided is being dropped.
+    Skipping { option: u32, left: u32, refusal: Refusal },
+    /// The exports from `index` on are still to be told.
+    Listing { index: usize },
+    /// Nothing more is accepted.
+    Closed(CloseReason),
+}
+
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    phase: Phase,
+    fixed: bool,
+    no_zeroes: bool,
+    style: Style,
+    options: u32,
+    /// The export that `base:allocation` was selected for.
+    context_of: Option<u64>,
+    pub(crate) shutting_down: bool,
+}
+
+impl Handshake {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: Phase::Flags,
+            fixed: false,
+            no_zeroes: false,
+            style: Style::Simple,
+            options: 0,
+            context_of: None,
+            shutting_down: false,
+        }
+    }
+
+    pub(crate) fn receive(
+        &mut self,
+        input: &[u8],
+        exports: &dyn Exports,
+        out: &mut Out<'_>,
+    ) -> Received {
+        if out.room() < HANDSHAKE_REPLY_BYTES {
+            return Received { consumed: 0, step: Step::NeedRoom };
+        }
+        match self.phase {
+            Phase::Flags => self.client_flags(input),
+            Phase::Options => self.option(input, exports, out),
+            Phase::Skipping { option, left, refusal } => {
+                let now = u32::try_from(input.len()).unwrap_or(u32::MAX).min(left);
+                let consumed = now as usize;
+                if now < left {
+                    self.phase = Phase::Skipping { option, left: left - now, refusal };
+                    return Received { consumed, step: Step::NeedMore };
+                }
+                self.phase = Phase::Options;
+                Received { consumed, step: self.finish(option, refusal, out) }
+            }
+            Phase::Listing { index } => {
+                Received { consumed: 0, step: self.list(index, exports, out) }
+            }
+            Phase::Closed(reason) => Received { consumed: 0, step: Step::Close(reason) },
+        }
+    }
+
+    fn close(&mut self, consumed: usize, reason: CloseReason) -> Received {
+        self.phase = Phase::Closed(reason);
+        Received { consumed, step: Step::Close(reason) }
+    }
+
+    fn client_flags(&mut self, input: &[u8]) -> Received {
+        let Some(flags) = Fields(input).u32() else {
+            return Received { consumed: 0, step: Step::NeedMore };
+        };
+        // "the server MUST drop the TCP connection if the client sets an unknown flag".
+        if flags & !(FLAG_C_FIXED_NEWSTYLE | FLAG_C_NO_ZEROES) != 0 {
+            return self.close(4, CloseReason::UnknownClientFlags);
+        }
+        self.fixed = flags & FLAG_C_FIXED_NEWSTYLE != 0;
+        self.no_zeroes = flags & FLAG_C_NO_ZEROES != 0;
+        self.phase = Phase::Options;
+        Received { consumed: 4, step: Step::Again }
+    }
+
+    fn option(&mut self, input: &[u8], exports: &dyn Exports, out: &mut Out<'_>) -> Received {
+        const NEED_MORE: Received = Received { consumed: 0, step: Step::NeedMore };
+        let mut fields = Fields(input);
+        let (Some(magic), Some(option), Some(len)) = (fields.u64(), fields.u32(), fields.u32())
+        else {
+            return NEED_MORE;
+        };
+        if magic != IHAVEOPT {
+            return self.close(OPTION_HEADER_BYTES, CloseReason::BadOptionMagic);
+        }
+        if self.options == MAX_OPTIONS {
+            return self.close(OPTION_HEADER_BYTES, CloseReason::TooManyOptions);
+        }
+        // A client that didn't say it knows fixed newstyle doesn't expect replies.
+        if !self.fixed && option != OPT_EXPORT_NAME {
+            return self.close(OPTION_HEADER_BYTES, CloseReason::OptionBeforeFixedNewstyle);
+        }
+        if len > MAX_SKIPPED_OPTION_BYTES {
+            return self.close(OPTION_HEADER_BYTES, CloseReason::OptionTooLong);
+        }
+        if let Some(refusal) = self.refusal_by_header(option, len) {
+            if option == OPT_EXPORT_NAME {
+                return self.close(OPTION_HEADER_BYTES, CloseReason::NoSuchExport);
+            }
+            self.options += 1;
+            self.phase = Phase::Skipping { option, left: len, refusal };
+            return Received { consumed: OPTION_HEADER_BYTES, step: Step::Again };
+        }
+        let Some(data) = fields.bytes(len as usize) else { return NEED_MORE };
+        self.options += 1;
+        let consumed = OPTION_HEADER_BYTES + data.len();
+        let step = match self.perform(option, data, exports, out) {
+            Ok(step) => step,
+            Err(refusal) if option == OPT_EXPORT_NAME => {
+                debug_assert!(refusal.0 & REP_FLAG_ERROR != 0);
+                return self.close(consumed, CloseReason::NoSuchExport);
+            }
+            Err(refusal) => self.finish(option, refusal, out),
+        };
+        Received { consumed, step }
+    }
+
+    /// What is decided by an option's header alone; its data is then dropped unread.
+    fn refusal_by_header(&self, option: u32, len: u32) -> Option<Refusal> {
+        let known = matches!(
+            option,
+            OPT_EXPORT_NAME
+                | OPT_ABORT
+                | OPT_LIST
+                | OPT_INFO
+                | OPT_GO
+                | OPT_STRUCTURED_REPLY
+                | OPT_LIST_META_CONTEXT
+                | OPT_SET_META_CONTEXT
+                | OPT_EXTENDED_HEADERS
+        );
+        match option {
+            // "a server SHOULD ignore any data sent by the client".
+            OPT_ABORT => Some((REP_ACK, "")),
+            _ if self.shutting_down => Some((REP_ERR_SHUTDOWN, "the server is shutting down")),
+            OPT_STARTTLS => Some((REP_ERR_UNSUP, "this server doesn't offer TLS")),
+            _ if !known => Some((REP_ERR_UNSUP, "unknown option")),
+            OPT_LIST | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if len != 0 => {
+                Some((REP_ERR_INVALID, "this option takes no data"))
+            }
+            _ if len as usize > MAX_OPTION_BYTES => {
+                Some((REP_ERR_TOO_BIG, "the option's data is too long"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Sends the final reply of an option that selected nothing.
+    fn finish(&mut self, option: u32, (kind, text): Refusal, out: &mut Out<'_>) -> Step {
+        // "replaces all previously-set metadata contexts (including when this command fails)".
+        if option == OPT_SET_META_CONTEXT {
+            self.context_of = None;
+        }
+        put_reply(out, option, kind, &[text.as_bytes()]);
+        if option == OPT_ABORT {
+            self.phase = Phase::Closed(CloseReason::Aborted);
+            return Step::Close(CloseReason::Aborted);
+        }
+        Step::Again
+    }
+
+    fn perform(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &dyn Exports,
+        out: &mut Out<'_>,
+    ) -> Result<Step, Refusal> {
+        match option {
+            OPT_EXPORT_NAME => self.export_name(data, exports, out),
+            OPT_LIST => Ok(self.list(0, exports, out)),
+            OPT_INFO | OPT_GO => self.info_or_go(option, data, exports, out),
+            OPT_STRUCTURED_REPLY => {
+                if self.style == Style::Extended {
+                    return Err((REP_ERR_EXT_HEADER_REQD, "extended headers are in use"));
+                }
+                self.style = Style::Structured;
+                put_reply(out, option, REP_ACK, &[]);
+                Ok(Step::Again)
+            }
+            OPT_EXTENDED_HEADERS => {
+                self.style = Style::Extended;
+                put_reply(out, option, REP_ACK, &[]);
+                Ok(Step::Again)
+            }
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
+                self.meta_context(option, data, exports, out)
+            }
+            _ => Err((REP_ERR_UNSUP, "unknown option")),
+        }
+    }
+
+    fn opened(&self, export: &Export<'_>) -> Opened {
+        Opened {
+            handle: export.handle,
+            size: export.size,
+            read_only: export.read_only,
+            style: self.style,
+            block_status: self.context_of == Some(export.handle),
+        }
+    }
+
+    fn export_name(
+        &mut self,
+        data: &[u8],
+        exports: &dyn Exports,
+        out: &mut Out<'_>,
+    ) -> Result<Step, Refusal> {
+        let export = exports.resolve(option::name(data)?).ok_or(UNKNOWN_EXPORT)?;
+        // With extended headers in use only NBD_OPT_GO may end the handshake.
+        if self.style == Style::Extended {
+            return Err((REP_ERR_INVALID, "extended headers need NBD_OPT_GO"));
+        }
+        out.u64(export.size);
+        out.u16(self.transmission_flags(&export));
+        if !self.no_zeroes {
+            out.put(&[0; 124]);
+        }
+        Ok(Step::Opened(self.opened(&export)))
+    }
+
+    fn list(&mut self, start: usize, exports: &dyn Exports, out: &mut Out<'_>) -> Step {
+        let mut index = start;
+        while let Some(export) = exports.nth(index) {
+            if out.room() < HANDSHAKE_REPLY_BYTES {
+                self.phase = Phase::Listing { index };
+                return Step::NeedRoom;
+            }
+            index += 1;
+            if export.name.len() > MAX_STRING_BYTES {
+                continue;
+            }
+            put_reply(
+                out,
+                OPT_LIST,
+                REP_SERVER,
+                &[
+                    &u32::try_from(export.name.len()).unwrap_or(0).to_be_bytes(),
+                    export.name.as_bytes(),
+                    description(&export).as_bytes(),
+                ],
+            );
+        }
+        if out.room() < HANDSHAKE_REPLY_BYTES {
+            self.phase = Phase::Listing { index };
+            return Step::NeedRoom;
+        }
+        self.phase = Phase::Options;
+        put_reply(out, OPT_LIST, REP_ACK, &[]);
+        Step::Again
+    }
+
+    fn info_or_go(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &dyn Exports,
+        out: &mut Out<'_>,
+    ) -> Result<Step, Refusal> {
+        let query = option::info(data)?;
+        let export = find(exports, query.name)?;
+        self.tell(option, &query, &export, out);
+        put_reply(out, option, REP_ACK, &[]);
+        Ok(if option == OPT_GO { Step::Opened(self.opened(&export)) } else { Step::Again })
+    }
+
+    fn tell(&self, option: u32, query: &InfoQuery<'_>, export: &Export<'_>, out: &mut Out<'_>) {
+        let kind = |info: u16| info.to_be_bytes();
+        let flags = self.transmission_flags(export).to_be_bytes();
+        let size = export.size.to_be_bytes();
+        put_reply(out, option, REP_INFO, &[&kind(INFO_EXPORT), &size, &flags]);
+        if query.wants_name {
+            put_reply(out, option, REP_INFO, &[&kind(INFO_NAME), export.name.as_bytes()]);
+        }
+        let text = description(export);
+        if query.wants_description && !text.is_empty() {
+            put_reply(out, option, REP_INFO, &[&kind(INFO_DESCRIPTION), text.as_bytes()]);
+        }
+        if query.wants_block_size {
+            let sizes = [
+                MIN_BLOCK_BYTES.to_be_bytes(),
+                (BLOCK_SIZE as u32).to_be_bytes(),
+                MAX_PAYLOAD_BYTES.to_be_bytes(),
+            ];
+            put_reply(out, option, REP_INFO, &[&kind(INFO_BLOCK_SIZE), sizes.as_flattened()]);
+        }
+    }
+
+    fn meta_context(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &dyn Exports,
+        out: &mut Out<'_>,
+    ) -> Result<Step, Refusal> {
+        let select = option == OPT_SET_META_CONTEXT;
+        if self.style == Style::Simple {
+            return Err((REP_ERR_INVALID, "negotiate structured replies first"));
+        }
+        let query = option::meta(data)?;
+        let export = find(exports, query.name)?;
+        let matches =
+            query.names_allocation || (!select && (query.names_wildcard || query.queries == 0));
+        if matches {
+            // In a list the identifier is reserved.
+            let id: u32 = if select { BASE_ALLOCATION_ID } else { 0 };
+            put_reply(
+                out,
+                option,
+                REP_META_CONTEXT,
+                &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()],
+            );
+        }
+        if select {
+            self.context_of = matches.then_some(export.handle);
+        }
+        put_reply(out, option, REP_ACK, &[]);
+        Ok(Step::Again)
+    }
+
+    fn transmission_flags(&self, export: &Export<'_>) -> u16 {
+        let mut flags = FLAG_HAS_FLAGS
+            | FLAG_SEND_FLUSH
+            | FLAG_SEND_FUA
+            | FLAG_SEND_TRIM
+            | FLAG_SEND_WRITE_ZEROES
+            | FLAG_SEND_FAST_ZERO
+            | FLAG_CAN_MULTI_CONN
+            | FLAG_SEND_CACHE;
+        if export.read_only {
+            flags |= FLAG_READ_ONLY;
+        }
+        if self.style != Style::Simple {
+            flags |= FLAG_SEND_DF;
+        }
+        flags
+    }
+}
+
+const UNKNOWN_EXPORT: Refusal = (REP_ERR_UNKNOWN, "no such export");
+
+fn find<'e>(exports: &'e dyn Exports, name: &str) -> Result<Export<'e>, Refusal> {
+    exports
+        .resolve(name)
+        .filter(|export| export.name.len() <= MAX_STRING_BYTES)
+        .ok_or(UNKNOWN_EXPORT)
+}
+
+/// An export's description, cut at a character so that a reply's length is bounded.
+fn description<'a>(export: &Export<'a>) -> &'a str {
+    let end = export.description.floor_char_boundary(MAX_DESCRIPTION_BYTES);
+    &export.description[..end]
+}
+
+/// Appends one option reply. NBD proto, "Fixed newstyle negotiation".
+fn put_reply(out: &mut Out<'_>, option: u32, kind: u32, parts: &[&[u8]]) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    out.u64(REPLY_MAGIC);
+    out.u32(option);
+    out.u32(kind);
+    out.u32(u32::try_from(len).expect("the reply fits the buffer, so its length fits 32 bits"));
+    for part in parts {
+        out.put(part);
+    }
+}
