@@ -1,0 +1,447 @@
+//! The node's face to the control thread: requests with reply channels, plain answers.
+//!
+//! A [`NodeHandle`] is `Clone + Send + Sync` and may be used from any thread, in or out of an
+//! async runtime. Each method sends one [`ControlRequest`] to the reactor thread and waits for
+//! its answer; nothing here touches a volume. A request is either performed in full or not at
+//! all, and its answer says which; a future dropped half-way does not cancel its request.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Pools to open: files or block devices. At least one, at most 64.
+    pub pools: Vec<PathBuf>,
+    /// Where to listen for NBD on a unix socket. A stale socket is replaced, a live one refused.
+    pub nbd_unix: Option<PathBuf>,
+    /// Where to listen for NBD over TCP; port 0 lets the system choose.
+    pub nbd_tcp: Option<SocketAddr>,
+    /// Memory for buffers in bytes; fixed at start, see [`super::limits`] for the least.
+    pub memory_bytes: u64,
+    /// NBD connections at a time, handshakes included; more are turned away at accept.
+    pub max_connections: u32,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            pools: Vec::new(),
+            nbd_unix: None,
+            nbd_tcp: None,
+            memory_bytes: 256 << 20,
+            max_connections: 128,
+            handshake_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// One volume as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeStatus {
+    /// Its name, which is also its export's; unique in the node.
+    pub name: String,
+    /// Its identity for ever.
+    pub uuid: [u8; 16],
+    /// The path of its pool, as given in [`NodeConfig::pools`].
+    pub pool: PathBuf,
+    /// Bytes, as clients see it.
+    pub size_bytes: u64,
+    /// Bytes of it that occupy space in the pool.
+    pub mapped_bytes: u64,
+    /// NBD connections that have it open.
+    pub connections: u32,
+    /// Where it can be reached; NBD URIs.
+    pub uris: Vec<String>,
+}
+
+/// Whether a pool serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolState {
+    /// It serves.
+    Running,
+    /// A device error poisoned it: everything fails until it is opened again.
+    Failed {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// One pool as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// As given in [`NodeConfig::pools`].
+    pub path: PathBuf,
+    /// Its identity for ever.
+    pub uuid: [u8; 16],
+    /// Whether it serves.
+    pub state: PoolState,
+    /// Bytes of the device.
+    pub device_bytes: u64,
+    /// Bytes that volumes can use in all.
+    pub capacity_bytes: u64,
+    /// Bytes that volumes occupy.
+    pub used_bytes: u64,
+    /// Bytes that can be written now.
+    pub free_bytes: u64,
+    /// Sum of the volumes' sizes, which may exceed the capacity.
+    pub provisioned_bytes: u64,
+    /// Number of volumes.
+    pub volumes: u32,
+    /// The device is driven past the page cache (`O_DIRECT`).
+    pub direct_io: bool,
+}
+
+/// What the node has done since it started. All counters only rise, except those called `_now`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeStats {
+    /// Nanoseconds since the start.
+    pub uptime_ns: u64,
+    /// Connections that are open.
+    pub connections_now: u32,
+    /// Connections that were accepted.
+    pub connections_accepted: u64,
+    /// Connections that were turned away because there were too many.
+    pub connections_refused: u64,
+    /// Connections that were dropped for a violation of the protocol or the deadline.
+    pub connections_dropped: u64,
+    /// Requests that have no reply yet.
+    pub requests_now: u32,
+    /// READ requests answered.
+    pub reads: u64,
+    /// WRITE requests answered.
+    pub writes: u64,
+    /// FLUSH requests answered.
+    pub flushes: u64,
+    /// TRIM and WRITE_ZEROES requests answered.
+    pub zeroes: u64,
+    /// Other requests answered.
+    pub others: u64,
+    /// Requests answered with an error, of any kind.
+    pub errors: u64,
+    /// Bytes sent as data of READs.
+    pub read_bytes: u64,
+    /// Bytes taken as data of WRITEs.
+    pub written_bytes: u64,
+    /// Bytes of the buffer arena that are in use.
+    pub buffer_bytes_now: u64,
+    /// Bytes of the buffer arena in all.
+    pub buffer_bytes_total: u64,
+    /// Device reads submitted, all pools.
+    pub device_reads: u64,
+    /// Device writes submitted, all pools.
+    pub device_writes: u64,
+    /// Device flushes submitted, all pools.
+    pub device_flushes: u64,
+    /// Calls of `io_uring_enter`.
+    pub ring_enters: u64,
+}
+
+/// Why a control request was refused. Nothing has changed, except where it says so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// No volume of that name.
+    #[error("there is no volume {name:?}")]
+    NoSuchVolume {
+        /// The name asked for.
+        name: String,
+    },
+    /// No pool at that path.
+    #[error("there is no pool at {}", path.display())]
+    NoSuchPool {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// A volume of that name exists already, with another size or identity.
+    #[error("there is a volume {name:?} already")]
+    NameTaken {
+        /// The name asked for.
+        name: String,
+    },
+    /// Not a name that a volume can have.
+    #[error("{name:?} can't be a volume's name")]
+    BadName {
+        /// The name asked for.
+        name: String,
+    },
+    /// Not a size that a volume can have: zero, too large, or not a multiple of 4096.
+    #[error(
+        "{size_bytes} bytes can't be a volume's size: it must be a multiple of 4096, from 4096 to {max_bytes}"
+    )]
+    BadSize {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The largest there can be.
+        max_bytes: u64,
+    },
+    /// Volumes can only grow.
+    #[error("{size_bytes} bytes is less than the volume's {current_bytes}; volumes can only grow")]
+    Shrink {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The size it has.
+        current_bytes: u64,
+    },
+    /// Clients have it open.
+    #[error("{connections} clients have the volume open")]
+    InUse {
+        /// How many connections.
+        connections: u32,
+    },
+    /// The pool has no space for it.
+    #[error("the pool is full")]
+    NoSpace,
+    /// As many volumes as a pool can hold.
+    #[error("the pool has as many volumes as it can hold")]
+    TooManyVolumes,
+    /// The pool's device failed. A change that was under way may or may not have happened.
+    #[error("the pool's device has failed; see the log")]
+    PoolFailed,
+    /// More control requests than the node takes at a time.
+    #[error("too many control requests are waiting; try again")]
+    Overloaded,
+    /// The node is stopping or has stopped. A change under way may or may not have happened.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// The channel that a request's answer goes to.
+pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// What the control thread can ask of the reactor.
+#[derive(Debug)]
+pub enum ControlRequest {
+    /// Make a volume. Answered when it is durable; the same request again is answered with the
+    /// volume there is.
+    CreateVolume {
+        /// Unique in the node; see [`crate::name::check_name`].
+        name: String,
+        /// Bytes, a multiple of 4096.
+        size_bytes: u64,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// Where; without it, the pool with the most free space.
+        pool: Option<PathBuf>,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Delete a volume and its data. Answered when that is durable.
+    DeleteVolume {
+        /// Which.
+        name: String,
+        /// Close the connections that have it open, instead of refusing.
+        force: bool,
+        /// The volume as it was.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Grow a volume. Answered when that is durable. Connected clients see the old size until
+    /// they connect again, but may use the new one.
+    ResizeVolume {
+        /// Which.
+        name: String,
+        /// Bytes, a multiple of 4096, not less than now.
+        size_bytes: u64,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// All volumes, ordered by name.
+    ListVolumes {
+        /// The volumes.
+        reply: Reply<Vec<VolumeStatus>>,
+    },
+    /// One volume.
+    GetVolume {
+        /// Which.
+        name: String,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// All pools, in the order they were given.
+    PoolStatus {
+        /// The pools.
+        reply: Reply<Vec<PoolStatus>>,
+    },
+    /// Counters.
+    Stats {
+        /// The counters.
+        reply: Reply<NodeStats>,
+    },
+    /// Stop accepting, finish what is under way, make everything durable, end the thread.
+    Shutdown,
+}
+
+/// Why a running node ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeExit {
+    /// A pool could not be closed cleanly; its next opening recovers it.
+    #[error("the pool at {} was not closed cleanly: {reason}", path.display())]
+    UncleanPool {
+        /// As given in [`NodeConfig::pools`].
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// The reactor can't go on.
+    #[error("the reactor failed: {reason}")]
+    Reactor {
+        /// What happened.
+        reason: String,
+    },
+    /// The reactor thread panicked: a bug.
+    #[error("the reactor thread panicked")]
+    Panicked,
+}
+
+/// What the reactor does not share with the handle but the handle needs.
+pub(super) type Post =
+    Arc<dyn Fn(ControlRequest) -> Result<(), (ControlError, ControlRequest)> + Send + Sync>;
+
+/// A running node. Dropping all handles does not stop it; [`NodeHandle::shutdown`] does.
+#[derive(Clone)]
+pub struct NodeHandle {
+    pub(super) post: Post,
+    pub(super) thread: Arc<Mutex<Option<JoinHandle<Result<(), NodeExit>>>>>,
+    pub(super) stopped: watch::Receiver<bool>,
+    pub(super) nbd_tcp: Option<SocketAddr>,
+}
+
+impl fmt::Debug for NodeHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeHandle").field("nbd_tcp", &self.nbd_tcp).finish_non_exhaustive()
+    }
+}
+
+impl NodeHandle {
+    /// Sends any request. [`ControlError::Stopping`] and [`ControlError::Overloaded`] are the only
+    /// refusals; the others come through the request's reply channel.
+    ///
+    /// # Errors
+    /// The request was not taken.
+    pub fn send(&self, request: ControlRequest) -> Result<(), ControlError> {
+        (self.post)(request).map_err(|(error, _)| error)
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> ControlRequest,
+    ) -> Result<T, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(request(reply))?;
+        // A dropped reply channel means that the reactor ended first.
+        answer.await.unwrap_or(Err(ControlError::Stopping))
+    }
+
+    /// See [`ControlRequest::CreateVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn create_volume(
+        &self,
+        name: String,
+        size_bytes: u64,
+        uuid: [u8; 16],
+        pool: Option<PathBuf>,
+    ) -> Result<VolumeStatus, ControlError> {
+        self.ask(|reply| ControlRequest::CreateVolume { name, size_bytes, uuid, pool, reply }).await
+    }
+
+    /// See [`ControlRequest::DeleteVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn delete_volume(
+        &self,
+        name: String,
+        force: bool,
+    ) -> Result<VolumeStatus, ControlError> {
+        self.ask(|reply| ControlRequest::DeleteVolume { name, force, reply }).await
+    }
+
+    /// See [`ControlRequest::ResizeVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn resize_volume(
+        &self,
+        name: String,
+        size_bytes: u64,
+    ) -> Result<VolumeStatus, ControlError> {
+        self.ask(|reply| ControlRequest::ResizeVolume { name, size_bytes, reply }).await
+    }
+
+    /// See [`ControlRequest::ListVolumes`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn volumes(&self) -> Result<Vec<VolumeStatus>, ControlError> {
+        self.ask(|reply| ControlRequest::ListVolumes { reply }).await
+    }
+
+    /// See [`ControlRequest::GetVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn volume(&self, name: String) -> Result<VolumeStatus, ControlError> {
+        self.ask(|reply| ControlRequest::GetVolume { name, reply }).await
+    }
+
+    /// See [`ControlRequest::PoolStatus`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn pools(&self) -> Result<Vec<PoolStatus>, ControlError> {
+        self.ask(|reply| ControlRequest::PoolStatus { reply }).await
+    }
+
+    /// See [`ControlRequest::Stats`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn stats(&self) -> Result<NodeStats, ControlError> {
+        self.ask(|reply| ControlRequest::Stats { reply }).await
+    }
+
+    /// The address that the NBD server really listens at, if it does over TCP.
+    #[must_use]
+    pub const fn nbd_tcp(&self) -> Option<SocketAddr> {
+        self.nbd_tcp
+    }
+
+    /// Begins the clean stop. Asking again changes nothing; a node that has ended is fine too.
+    pub fn shutdown(&self) {
+        // Each attempt fails only while the mailbox is full, which the reactor is emptying.
+        let mut request = ControlRequest::Shutdown;
+        while let Err((ControlError::Overloaded, back)) = (self.post)(request) {
+            request = back;
+            std::thread::yield_now();
+        }
+    }
+
+    /// Completes when the reactor thread has ended, for whatever reason.
+    pub async fn stopped(&self) {
+        let mut stopped = self.stopped.clone();
+        // An error means that the sender is gone, and with it the thread.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    }
+
+    /// Waits until the reactor thread has ended and says how. Blocks; the first caller gets the
+    /// reason, later ones `Ok`.
+    ///
+    /// # Errors
+    /// [`NodeExit`]: it did not end well.
+    pub fn join(&self) -> Result<(), NodeExit> {
+        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        match thread {
+            Some(thread) => thread.join().unwrap_or(Err(NodeExit::Panicked)),
+            None => Ok(()),
+        }
+    }
+}
