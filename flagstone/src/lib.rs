@@ -1,1 +1,15 @@
 //! The flagstone library and binary: daemon, command line, control API.
+
+pub mod api;
+pub mod config;
+pub mod daemon;
+pub mod exit;
+pub mod logging;
+pub mod name;
+pub mod node;
+pub mod notify;
+pub mod output;
+pub mod probe;
+pub mod progress;
+pub mod size;
+pub mod uri;

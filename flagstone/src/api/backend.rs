@@ -1,0 +1,53 @@
+//! What the API server asks of the daemon. The server knows no more than this, so that its
+//! behaviour can be tested without pools.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use super::errors::ApiError;
+use super::types::{CreateVolume, Pool, Volume};
+use crate::node::NodeStats;
+
+/// An answer to come.
+pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
+
+/// How a creation went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// The volume is new.
+    New(Volume),
+    /// There was a volume of that name already, and nothing was changed.
+    Existing(Volume),
+}
+
+/// Everything that can be observed, at one moment or nearly.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// In the order they were given to the daemon.
+    pub pools: Vec<Pool>,
+    /// By name.
+    pub volumes: Vec<Volume>,
+    /// Of the whole daemon.
+    pub stats: NodeStats,
+}
+
+/// The daemon, as the API sees it. Names and sizes have been checked by the caller.
+pub trait Backend: Send + Sync + 'static {
+    /// Everything that can be observed now.
+    fn snapshot(&self) -> Reply<Snapshot>;
+
+    /// One volume.
+    fn volume(&self, name: String) -> Reply<Volume>;
+
+    /// Makes a volume; durable when answered. An existing one of that name is returned as it is.
+    fn create_volume(&self, request: CreateVolume) -> Reply<Created>;
+
+    /// Grows a volume; durable when answered. The same size again is a success.
+    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume>;
+
+    /// Deletes a volume; durable when answered. With `force` its clients are disconnected.
+    fn delete_volume(&self, name: String, force: bool) -> Reply<()>;
+
+    /// URIs of the NBD server itself.
+    fn server_uris(&self) -> Vec<String>;
+}

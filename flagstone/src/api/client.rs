@@ -1,0 +1,281 @@
+//! The command line's side of the control API: one request per connection, with time limits.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::errors::{ApiError, ErrorBody};
+use super::types::{CreateVolume, Pool, PoolList, ResizeVolume, Status, Volume, VolumeList};
+use crate::exit::Exit;
+
+/// Longest wait for the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for an answer: a change is durable when answered, and a disk can be slow.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Largest answer that is read, in bytes: a million volumes.
+const ANSWER_BYTES_MAX: usize = 512 << 20;
+
+/// Why a request had no success.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no daemon answers at {}: {}. Is it running? Start one with `flagstone up` or \
+         `flagstone serve`, or name its control socket with --api PATH or FLAGSTONE_API",
+        socket.display(), missing(source)
+    )]
+    Unreachable {
+        /// The control socket.
+        socket: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The socket can't be opened.
+    #[error(
+        "{}: permission denied; the control socket belongs to the user who runs the daemon \
+         (try sudo)",
+        socket.display()
+    )]
+    Denied {
+        /// The control socket.
+        socket: PathBuf,
+    },
+    /// The daemon took too long.
+    #[error("the daemon at {} did not answer within {limit:?}", socket.display())]
+    Timeout {
+        /// The control socket.
+        socket: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The connection broke, or does not speak HTTP.
+    #[error("the connection to {} broke: {source}", socket.display())]
+    Broken {
+        /// The control socket.
+        socket: PathBuf,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The answer is not what this version understands.
+    #[error("{} gave an answer that can't be understood (HTTP status {status})", socket.display())]
+    Answer {
+        /// The control socket.
+        socket: PathBuf,
+        /// The HTTP status.
+        status: StatusCode,
+    },
+    /// The daemon says no.
+    #[error("{0}")]
+    Refused(#[from] ApiError),
+}
+
+fn missing(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "there is no such socket",
+        _ => "the socket is there but nobody listens on it",
+    }
+}
+
+impl ClientError {
+    /// The exit status of a command that failed so.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Refused(error) => error.code.exit(),
+            _ => Exit::Failure,
+        }
+    }
+}
+
+/// A daemon's control socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the daemon at `socket`. Nothing is connected yet.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// Makes a volume; the flag says whether it is new.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub async fn create_volume(
+        &self,
+        request: &CreateVolume,
+    ) -> Result<(Volume, bool), ClientError> {
+        let (status, volume) = self.call(Method::POST, "/v1/volumes", Some(request)).await?;
+        Ok((volume, status == StatusCode::CREATED))
+    }
+
+    /// Every volume, by name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn volumes(&self) -> Result<Vec<Volume>, ClientError> {
+        let (_, list): (_, VolumeList) = self.get("/v1/volumes").await?;
+        Ok(list.volumes)
+    }
+
+    /// One volume. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn volume(&self, name: &str) -> Result<Volume, ClientError> {
+        Ok(self.get(&format!("/v1/volumes/{name}")).await?.1)
+    }
+
+    /// Grows a volume. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, ClientError> {
+        let path = format!("/v1/volumes/{name}");
+        let request = ResizeVolume { size_bytes };
+        Ok(self.call(Method::PATCH, &path, Some(&request)).await?.1)
+    }
+
+    /// Deletes a volume. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/volumes/{name}?force={force}");
+        self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
+    }
+
+    /// Every pool.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn pools(&self) -> Result<Vec<Pool>, ClientError> {
+        let (_, list): (_, PoolList) = self.get("/v1/pools").await?;
+        Ok(list.pools)
+    }
+
+    /// The daemon.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        Ok(self.get("/v1/status").await?.1)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<(StatusCode, T), ClientError> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        request: Option<&Q>,
+    ) -> Result<(StatusCode, A), ClientError> {
+        let body = match request {
+            None => Bytes::new(),
+            Some(request) => Bytes::from(
+                serde_json::to_vec(request).map_err(|source| self.broken(source.into()))?,
+            ),
+        };
+        let (status, body) = self.send(method, path, body).await?;
+        let answer = serde_json::from_slice(&body)
+            .map_err(|_| ClientError::Answer { socket: self.socket.clone(), status })?;
+        Ok((status, answer))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = within(CONNECT_TIMEOUT, self, UnixStream::connect(&self.socket)).await?;
+        let stream = stream.map_err(|source| self.connect_error(source))?;
+        let (status, body) =
+            within(ANSWER_TIMEOUT, self, self.exchange(stream, method, path, body)).await??;
+        if status.is_success() {
+            return Ok((status, body));
+        }
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(answer) => Err(ClientError::Refused(answer.error)),
+            Err(_) => Err(ClientError::Answer { socket: self.socket.clone(), status }),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let broken = |source: hyper::Error| self.broken(source.into());
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "close")
+            .body(Full::new(body))
+            .map_err(|source| self.broken(source.into()))?;
+        let answer = async {
+            let answer = sender.send_request(request).await.map_err(broken)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+            let body = body.collect().await.map_err(|source| self.broken(source))?;
+            Ok((status, body.to_bytes()))
+        };
+        let mut connection = std::pin::pin!(connection);
+        let mut answer = std::pin::pin!(answer);
+        // The connection moves the bytes and the answer waits for them: both must be polled, and
+        // a connection that ends first still leaves the answer to be read.
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            _ended = &mut connection => answer.await,
+        }
+    }
+
+    fn broken(&self, source: Box<dyn std::error::Error + Send + Sync>) -> ClientError {
+        ClientError::Broken { socket: self.socket.clone(), source }
+    }
+
+    fn connect_error(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::Unreachable { socket, source }
+            }
+            io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+            _ => ClientError::Broken { socket, source: source.into() },
+        }
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    client: &Client,
+    work: impl Future<Output = T>,
+) -> Result<T, ClientError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .map_err(|_| ClientError::Timeout { socket: client.socket.clone(), limit })
+}

@@ -1,0 +1,154 @@
+//! Errors as the API tells them: a stable code for programs, a sentence for people.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::exit::Exit;
+
+/// What went wrong. Codes are never renamed or reused; new ones may be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// The body is not JSON.
+    MalformedJson,
+    /// The body is JSON, but not what the endpoint takes: a field is missing, unknown or of the
+    /// wrong type.
+    InvalidBody,
+    /// The body is not declared as `application/json`.
+    UnsupportedMediaType,
+    /// The body is larger than the API takes.
+    BodyTooLarge,
+    /// The body did not arrive in time.
+    RequestTimeout,
+    /// The query has an unknown parameter or a bad value.
+    InvalidQuery,
+    /// The name can't be a volume's.
+    InvalidName,
+    /// The size can't be a volume's.
+    InvalidSize,
+    /// No such path.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// No volume of that name.
+    VolumeNotFound,
+    /// A volume of that name exists with another size, or in another pool.
+    VolumeExists,
+    /// Clients are connected to the volume.
+    VolumeInUse,
+    /// The new size is smaller; volumes only grow.
+    ShrinkRefused,
+    /// No such pool.
+    PoolNotFound,
+    /// The pool has no space left.
+    PoolFull,
+    /// The pool has as many volumes as it can have.
+    TooManyVolumes,
+    /// The pool's device failed.
+    PoolFailed,
+    /// The daemon can't take the request now.
+    Busy,
+    /// The daemon is stopping.
+    Stopping,
+    /// A fault of the daemon.
+    Internal,
+    /// A code that a newer daemon has.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with the code.
+    #[must_use]
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::MalformedJson | Self::InvalidQuery | Self::InvalidName | Self::InvalidSize => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::InvalidBody => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::VolumeExists | Self::VolumeInUse | Self::ShrinkRefused => StatusCode::CONFLICT,
+            Self::PoolFull | Self::TooManyVolumes => StatusCode::INSUFFICIENT_STORAGE,
+            Self::PoolFailed | Self::Busy | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The exit status of a command that got this answer.
+    #[must_use]
+    pub const fn exit(self) -> Exit {
+        match self {
+            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => Exit::NotFound,
+            Self::Internal | Self::Unknown | Self::PoolFailed => Exit::Failure,
+            Self::InvalidName | Self::InvalidSize => Exit::Usage,
+            _ => Exit::Refused,
+        }
+    }
+}
+
+/// An error on its way to a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+}
+
+impl ApiError {
+    /// An error with this code and sentence.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// There is no volume `name`.
+    #[must_use]
+    pub fn volume_not_found(name: &str) -> Self {
+        Self::new(
+            ErrorCode::VolumeNotFound,
+            format!("there is no volume \"{name}\"; `flagstone volume list` shows what there is"),
+        )
+    }
+
+    /// The daemon is on its way out.
+    #[must_use]
+    pub fn stopping() -> Self {
+        Self::new(ErrorCode::Stopping, "the daemon is stopping; try again when it runs again")
+    }
+}
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ApiError,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.code.status(), Json(ErrorBody { error: self })).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_snake_case_and_survive_newer_daemons() {
+        let text = serde_json::to_string(&ErrorCode::VolumeExists).unwrap();
+        assert_eq!(text, "\"volume_exists\"");
+        let code: ErrorCode = serde_json::from_str("\"from_the_future\"").unwrap();
+        assert_eq!(code, ErrorCode::Unknown);
+    }
+}

@@ -1,0 +1,390 @@
+//! The endpoints, and the OpenAPI document generated from them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::backend::{Backend, Created};
+use super::errors::{ApiError, ErrorBody, ErrorCode};
+use super::metrics;
+use super::types::{
+    CreateVolume, DeleteQuery, Health, PoolList, PoolState, ResizeVolume, Status, Volume,
+    VolumeList,
+};
+use crate::{name, size};
+
+/// Largest request body, in bytes. A request is a name and a number.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Longest wait for a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What every handler has at hand.
+#[derive(Clone)]
+pub struct Context {
+    backend: Arc<dyn Backend>,
+    started: Instant,
+}
+
+impl Context {
+    /// A context that counts its uptime from now.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, started: Instant::now() }
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Flagstone control API",
+        description = "Served over HTTP/1.1 on the daemon's unix socket. Calls are idempotent by \
+            name. Every answer that is not a success is an ErrorBody with a stable code and a \
+            sentence that says what to do.",
+    ),
+    tags(
+        (name = "volumes", description = "Thin volumes, each an NBD export"),
+        (name = "pools", description = "The files and devices that volumes live on"),
+        (name = "daemon", description = "The daemon itself"),
+    )
+)]
+struct Info;
+
+fn endpoints() -> (Router<Context>, Document) {
+    OpenApiRouter::with_openapi(Info::openapi())
+        .routes(routes!(create_volume, list_volumes))
+        .routes(routes!(show_volume, resize_volume, delete_volume))
+        .routes(routes!(list_pools))
+        .routes(routes!(status))
+        .routes(routes!(openapi))
+        .routes(routes!(metrics_text))
+        .routes(routes!(healthz))
+        .split_for_parts()
+}
+
+/// The OpenAPI document.
+#[must_use]
+pub fn document() -> Document {
+    endpoints().1
+}
+
+/// Everything the API serves.
+pub fn router(context: Context) -> Router {
+    endpoints()
+        .0
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(context)
+}
+
+/// Creates a volume.
+///
+/// The same name and size again is a success (200) that changes nothing.
+#[utoipa::path(
+    post, path = "/v1/volumes", tag = "volumes", request_body = CreateVolume,
+    responses(
+        (status = 201, description = "Created, and durable", body = Volume),
+        (status = 200, description = "It existed already, with this size", body = Volume),
+        (status = 400, description = "invalid_name, invalid_size, malformed_json", body = ErrorBody),
+        (status = 404, description = "pool_not_found", body = ErrorBody),
+        (status = 409, description = "volume_exists", body = ErrorBody),
+        (status = 413, description = "body_too_large", body = ErrorBody),
+        (status = 415, description = "unsupported_media_type", body = ErrorBody),
+        (status = 422, description = "invalid_body", body = ErrorBody),
+        (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
+        (status = 507, description = "pool_full, too_many_volumes", body = ErrorBody),
+    )
+)]
+async fn create_volume(
+    State(context): State<Context>,
+    Json(request): Json<CreateVolume>,
+) -> Result<Response, ApiError> {
+    check_name(&request.name)?;
+    check_size(request.size_bytes)?;
+    let (name, size_bytes) = (request.name.clone(), request.size_bytes);
+    match context.backend.create_volume(request).await? {
+        Created::New(volume) => {
+            let location = [(header::LOCATION, format!("/v1/volumes/{name}"))];
+            Ok((StatusCode::CREATED, location, axum::Json(volume)).into_response())
+        }
+        Created::Existing(volume) if volume.size_bytes == size_bytes => {
+            Ok(axum::Json(volume).into_response())
+        }
+        Created::Existing(volume) => Err(ApiError::new(
+            ErrorCode::VolumeExists,
+            format!(
+                "the volume \"{name}\" exists with {} bytes, not {size_bytes}; choose another \
+                 name, or change its size with `flagstone volume resize`",
+                volume.size_bytes
+            ),
+        )),
+    }
+}
+
+/// Lists the volumes.
+#[utoipa::path(
+    get, path = "/v1/volumes", tag = "volumes",
+    responses(
+        (status = 200, description = "Every volume, by name", body = VolumeList),
+        (status = 503, description = "stopping", body = ErrorBody),
+    )
+)]
+async fn list_volumes(State(context): State<Context>) -> Result<axum::Json<VolumeList>, ApiError> {
+    let volumes = context.backend.snapshot().await?.volumes;
+    Ok(axum::Json(VolumeList { volumes }))
+}
+
+/// Shows a volume.
+#[utoipa::path(
+    get, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "Name of the volume")),
+    responses(
+        (status = 200, description = "The volume", body = Volume),
+        (status = 400, description = "invalid_name", body = ErrorBody),
+        (status = 404, description = "volume_not_found", body = ErrorBody),
+        (status = 503, description = "stopping", body = ErrorBody),
+    )
+)]
+async fn show_volume(
+    State(context): State<Context>,
+    VolumeName(name): VolumeName,
+) -> Result<axum::Json<Volume>, ApiError> {
+    context.backend.volume(name).await.map(axum::Json)
+}
+
+/// Grows a volume.
+///
+/// Clients see the new size when they connect again. The same size again is a success.
+#[utoipa::path(
+    patch, path = "/v1/volumes/{name}", tag = "volumes", request_body = ResizeVolume,
+    params(("name" = String, Path, description = "Name of the volume")),
+    responses(
+        (status = 200, description = "The volume with its new size, durable", body = Volume),
+        (status = 400, description = "invalid_name, invalid_size, malformed_json", body = ErrorBody),
+        (status = 404, description = "volume_not_found", body = ErrorBody),
+        (status = 409, description = "shrink_refused", body = ErrorBody),
+        (status = 413, description = "body_too_large", body = ErrorBody),
+        (status = 415, description = "unsupported_media_type", body = ErrorBody),
+        (status = 422, description = "invalid_body", body = ErrorBody),
+        (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
+        (status = 507, description = "pool_full", body = ErrorBody),
+    )
+)]
+async fn resize_volume(
+    State(context): State<Context>,
+    VolumeName(name): VolumeName,
+    Json(request): Json<ResizeVolume>,
+) -> Result<axum::Json<Volume>, ApiError> {
+    check_size(request.size_bytes)?;
+    context.backend.resize_volume(name, request.size_bytes).await.map(axum::Json)
+}
+
+/// Deletes a volume and its data.
+///
+/// Deleting it again answers volume_not_found, which a caller that retries may take as success.
+#[utoipa::path(
+    delete, path = "/v1/volumes/{name}", tag = "volumes",
+    params(
+        ("name" = String, Path, description = "Name of the volume"),
+        ("force" = Option<bool>, Query, description = "Delete even while clients are connected"),
+    ),
+    responses(
+        (status = 204, description = "Deleted, and durable"),
+        (status = 400, description = "invalid_name, invalid_query", body = ErrorBody),
+        (status = 404, description = "volume_not_found", body = ErrorBody),
+        (status = 409, description = "volume_in_use", body = ErrorBody),
+        (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
+    )
+)]
+async fn delete_volume(
+    State(context): State<Context>,
+    VolumeName(name): VolumeName,
+    Query(query): Query<DeleteQuery>,
+) -> Result<StatusCode, ApiError> {
+    context.backend.delete_volume(name, query.force).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lists the pools.
+#[utoipa::path(
+    get, path = "/v1/pools", tag = "pools",
+    responses(
+        (status = 200, description = "Every pool", body = PoolList),
+        (status = 503, description = "stopping", body = ErrorBody),
+    )
+)]
+async fn list_pools(State(context): State<Context>) -> Result<axum::Json<PoolList>, ApiError> {
+    let pools = context.backend.snapshot().await?.pools;
+    Ok(axum::Json(PoolList { pools }))
+}
+
+/// Describes the daemon.
+#[utoipa::path(
+    get, path = "/v1/status", tag = "daemon",
+    responses(
+        (status = 200, description = "The daemon", body = Status),
+        (status = 503, description = "stopping", body = ErrorBody),
+    )
+)]
+async fn status(State(context): State<Context>) -> Result<axum::Json<Status>, ApiError> {
+    let snapshot = context.backend.snapshot().await?;
+    Ok(axum::Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: context.started.elapsed().as_secs(),
+        uris: context.backend.server_uris(),
+        pools: snapshot.pools.len() as u64,
+        volumes: snapshot.volumes.len() as u64,
+        connections: snapshot.stats.connections_now,
+    }))
+}
+
+/// This document.
+#[utoipa::path(
+    get, path = "/v1/openapi.json", tag = "daemon",
+    responses((status = 200, description = "The OpenAPI document", content_type = "application/json"))
+)]
+async fn openapi() -> axum::Json<Document> {
+    axum::Json(document())
+}
+
+/// Metrics for Prometheus, in the OpenMetrics text format.
+#[utoipa::path(
+    get, path = "/metrics", tag = "daemon",
+    responses(
+        (status = 200, description = "Metrics", content_type = "application/openmetrics-text"),
+        (status = 503, description = "stopping", body = ErrorBody),
+    )
+)]
+async fn metrics_text(State(context): State<Context>) -> Result<Response, ApiError> {
+    let snapshot = context.backend.snapshot().await?;
+    let text = metrics::encode(snapshot, context.started.elapsed())
+        .map_err(|_| ApiError::new(ErrorCode::Internal, "the metrics could not be written"))?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+/// Says whether the daemon serves.
+#[utoipa::path(
+    get, path = "/healthz", tag = "daemon",
+    responses(
+        (status = 200, description = "Every pool serves", body = Health),
+        (status = 503, description = "A pool has failed, or the daemon is stopping", body = Health),
+    )
+)]
+async fn healthz(State(context): State<Context>) -> Result<Response, ApiError> {
+    let snapshot = context.backend.snapshot().await?;
+    let failed = snapshot.pools.iter().any(|pool| pool.state == PoolState::Failed);
+    let (code, status) =
+        if failed { (StatusCode::SERVICE_UNAVAILABLE, "failed") } else { (StatusCode::OK, "ok") };
+    Ok((code, axum::Json(Health { status: status.to_owned() })).into_response())
+}
+
+async fn unknown_path(uri: Uri) -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("there is no {}; GET /v1/openapi.json lists every path", uri.path()),
+    )
+}
+
+async fn unknown_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        ErrorCode::MethodNotAllowed,
+        format!("{} does not take {method}; GET /v1/openapi.json lists what it takes", uri.path()),
+    )
+}
+
+fn check_name(text: &str) -> Result<(), ApiError> {
+    name::check_name(text).map_err(|error| ApiError::new(ErrorCode::InvalidName, error.to_string()))
+}
+
+fn check_size(bytes: u64) -> Result<(), ApiError> {
+    size::check_blocks(bytes)
+        .map_err(|error| ApiError::new(ErrorCode::InvalidSize, error.to_string()))
+}
+
+/// A JSON body, with the API's own errors.
+struct Json<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = axum::Json::<T>::from_request(request, state);
+        match tokio::time::timeout(BODY_TIMEOUT, body).await {
+            Ok(Ok(axum::Json(value))) => Ok(Self(value)),
+            Ok(Err(rejection)) => Err(body_error(&rejection)),
+            Err(_) => Err(ApiError::new(
+                ErrorCode::RequestTimeout,
+                format!("the request's body did not arrive within {BODY_TIMEOUT:?}"),
+            )),
+        }
+    }
+}
+
+fn body_error(rejection: &JsonRejection) -> ApiError {
+    use std::error::Error as _;
+    // The rejection's own text only names the stage; its source says what and where.
+    let cause = || rejection.source().map_or_else(String::new, |source| source.to_string());
+    match rejection {
+        JsonRejection::JsonSyntaxError(_) => ApiError::new(
+            ErrorCode::MalformedJson,
+            format!("the request's body is not JSON: {}", cause()),
+        ),
+        JsonRejection::JsonDataError(_) => ApiError::new(
+            ErrorCode::InvalidBody,
+            format!("the request's body does not fit: {}", cause()),
+        ),
+        JsonRejection::MissingJsonContentType(_) => ApiError::new(
+            ErrorCode::UnsupportedMediaType,
+            "send the header Content-Type: application/json",
+        ),
+        other if other.status() == StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
+            ErrorCode::BodyTooLarge,
+            format!("the request's body is larger than {BODY_BYTES_MAX} bytes"),
+        ),
+        _ => ApiError::new(
+            ErrorCode::MalformedJson,
+            format!("the request's body could not be read: {}", cause()),
+        ),
+    }
+}
+
+/// Query parameters, with the API's own errors.
+struct Query<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        serde_urlencoded::from_str(parts.uri.query().unwrap_or_default())
+            .map(Self)
+            .map_err(|error| ApiError::new(ErrorCode::InvalidQuery, error.to_string()))
+    }
+}
+
+/// The `{name}` of a path, checked.
+struct VolumeName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for VolumeName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ApiError::new(ErrorCode::InvalidName, "a volume name is UTF-8"))?;
+        check_name(&name)?;
+        Ok(Self(name))
+    }
+}

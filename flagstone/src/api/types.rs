@@ -1,0 +1,146 @@
+//! What requests and answers look like. Sizes are bytes, as whole numbers; times are seconds.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Asks for a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// 1 to 128 of `A-Z a-z 0-9 . _ -`, the first a letter or digit. Unique in the daemon.
+    #[schema(example = "demo")]
+    pub name: String,
+    /// Size in bytes, a multiple of 4096. The volume is thin: it takes space as it is written.
+    #[schema(example = 4294967296_u64)]
+    pub size_bytes: u64,
+    /// Path (as given to the daemon) or UUID of the pool; without it, the one with the most free
+    /// space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
+/// Asks for a new size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// New size in bytes, a multiple of 4096, not less than the present one.
+    #[schema(example = 8589934592_u64)]
+    pub size_bytes: u64,
+}
+
+/// Options of a deletion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteQuery {
+    /// Delete even while clients are connected; they are disconnected.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    /// Its name, which is also its NBD export name.
+    pub name: String,
+    /// Its identity, which outlives renames and never comes back.
+    pub uuid: String,
+    /// Path of its pool, as given to the daemon.
+    pub pool: String,
+    /// Size that clients see, in bytes.
+    pub size_bytes: u64,
+    /// Bytes that hold data, in whole blocks.
+    pub mapped_bytes: u64,
+    /// NBD connections that use it now.
+    pub connections: u32,
+    /// Where clients reach it, ready to paste: the unix socket's URI first.
+    pub uris: Vec<String>,
+}
+
+/// Every volume, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeList {
+    /// In the order of their names.
+    pub volumes: Vec<Volume>,
+}
+
+/// Whether a pool serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolState {
+    /// Reads and writes are served.
+    Running,
+    /// Its device failed a write or flush: nothing more is written until the daemon is restarted.
+    Failed,
+}
+
+impl PoolState {
+    /// As in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pool {
+    /// Its identity, made when it was formatted.
+    pub uuid: String,
+    /// Its file or device, as given to the daemon.
+    pub path: String,
+    /// Whether it serves.
+    pub state: PoolState,
+    /// Why it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Size of the file or device.
+    pub device_bytes: u64,
+    /// Bytes that volumes' data can take in all.
+    pub capacity_bytes: u64,
+    /// Bytes that volumes' data takes.
+    pub used_bytes: u64,
+    /// Bytes that can be written now.
+    pub free_bytes: u64,
+    /// Sum of the volumes' sizes, which may exceed the capacity.
+    pub provisioned_bytes: u64,
+    /// Volumes in it.
+    pub volumes: u32,
+    /// The device is driven past the page cache (`O_DIRECT`).
+    pub direct_io: bool,
+}
+
+/// Every pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolList {
+    /// In the order they were given to the daemon.
+    pub pools: Vec<Pool>,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it became ready.
+    pub uptime_seconds: u64,
+    /// The NBD server itself, without an export: for `nbdinfo --list`.
+    pub uris: Vec<String>,
+    /// Number of pools.
+    pub pools: u64,
+    /// Number of volumes.
+    pub volumes: u64,
+    /// NBD connections now.
+    pub connections: u32,
+}
+
+/// Whether the daemon is healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `ok`, or `failed` when a pool has failed.
+    pub status: String,
+}

@@ -1,0 +1,170 @@
+//! The API's questions, put to the node.
+
+use std::path::PathBuf;
+
+use crate::api::backend::{Backend, Created, Reply, Snapshot};
+use crate::api::errors::{ApiError, ErrorCode};
+use crate::api::types::{CreateVolume, Pool, PoolState, Volume};
+use crate::node::{self, ControlError, NodeHandle, PoolStatus, VolumeStatus};
+use crate::uri::NbdEndpoints;
+
+/// A node behind the API.
+#[derive(Clone, Debug)]
+pub struct NodeBackend {
+    node: NodeHandle,
+    endpoints: NbdEndpoints,
+}
+
+impl NodeBackend {
+    /// `endpoints` are where `node` serves.
+    #[must_use]
+    pub fn new(node: NodeHandle, endpoints: NbdEndpoints) -> Self {
+        Self { node, endpoints }
+    }
+
+    /// The pool that a client means by its path or UUID.
+    async fn find_pool(&self, wanted: &str) -> Result<PathBuf, ApiError> {
+        let pools = self.node.pools().await.map_err(api_error)?;
+        let is_meant =
+            |pool: &&PoolStatus| pool.path.as_os_str() == wanted || uuid_text(pool.uuid) == wanted;
+        match pools.iter().find(is_meant) {
+            Some(pool) => Ok(pool.path.clone()),
+            None => {
+                let known: Vec<_> = pools.iter().map(|p| p.path.display().to_string()).collect();
+                Err(ApiError::new(
+                    ErrorCode::PoolNotFound,
+                    format!("there is no pool \"{wanted}\"; the pools are {}", known.join(", ")),
+                ))
+            }
+        }
+    }
+
+    async fn create(self, request: CreateVolume) -> Result<Created, ApiError> {
+        let pool = match &request.pool {
+            Some(wanted) => Some(self.find_pool(wanted).await?),
+            None => None,
+        };
+        let elsewhere = |volume: &VolumeStatus| pool.as_ref().is_some_and(|p| *p != volume.pool);
+        let uuid = *uuid::Uuid::new_v4().as_bytes();
+        let name = request.name.clone();
+        let made = self.node.create_volume(name, request.size_bytes, uuid, pool.clone()).await;
+        let existing = match made {
+            Ok(made) if made.uuid == uuid => return Ok(Created::New(volume(made))),
+            Ok(existing) => existing,
+            Err(ControlError::NameTaken { name }) => {
+                self.node.volume(name).await.map_err(api_error)?
+            }
+            Err(error) => return Err(api_error(error)),
+        };
+        if elsewhere(&existing) {
+            return Err(ApiError::new(
+                ErrorCode::VolumeExists,
+                format!(
+                    "the volume \"{}\" exists in the pool {}; choose another name",
+                    existing.name,
+                    existing.pool.display()
+                ),
+            ));
+        }
+        Ok(Created::Existing(volume(existing)))
+    }
+}
+
+impl Backend for NodeBackend {
+    fn snapshot(&self) -> Reply<Snapshot> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            let pools = node.pools().await.map_err(api_error)?;
+            let volumes = node.volumes().await.map_err(api_error)?;
+            let stats = node.stats().await.map_err(api_error)?;
+            let pools = pools.into_iter().map(pool).collect();
+            let volumes = volumes.into_iter().map(volume).collect();
+            Ok(Snapshot { pools, volumes, stats })
+        })
+    }
+
+    fn volume(&self, name: String) -> Reply<Volume> {
+        let node = self.node.clone();
+        Box::pin(async move { node.volume(name).await.map(volume).map_err(api_error) })
+    }
+
+    fn create_volume(&self, request: CreateVolume) -> Reply<Created> {
+        Box::pin(self.clone().create(request))
+    }
+
+    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            node.resize_volume(name, size_bytes).await.map(volume).map_err(api_error)
+        })
+    }
+
+    fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
+        let node = self.node.clone();
+        Box::pin(async move { node.delete_volume(name, force).await.map(drop).map_err(api_error) })
+    }
+
+    fn server_uris(&self) -> Vec<String> {
+        self.endpoints.uris("")
+    }
+}
+
+fn uuid_text(uuid: [u8; 16]) -> String {
+    uuid::Uuid::from_bytes(uuid).hyphenated().to_string()
+}
+
+fn volume(status: VolumeStatus) -> Volume {
+    Volume {
+        name: status.name,
+        uuid: uuid_text(status.uuid),
+        pool: status.pool.display().to_string(),
+        size_bytes: status.size_bytes,
+        mapped_bytes: status.mapped_bytes,
+        connections: status.connections,
+        uris: status.uris,
+    }
+}
+
+fn pool(status: PoolStatus) -> Pool {
+    let (state, reason) = match status.state {
+        node::PoolState::Running => (PoolState::Running, None),
+        node::PoolState::Failed { reason } => (PoolState::Failed, Some(reason)),
+    };
+    Pool {
+        uuid: uuid_text(status.uuid),
+        path: status.path.display().to_string(),
+        state,
+        reason,
+        device_bytes: status.device_bytes,
+        capacity_bytes: status.capacity_bytes,
+        used_bytes: status.used_bytes,
+        free_bytes: status.free_bytes,
+        provisioned_bytes: status.provisioned_bytes,
+        volumes: status.volumes,
+        direct_io: status.direct_io,
+    }
+}
+
+/// The one place where the node's refusals become the API's.
+fn api_error(error: ControlError) -> ApiError {
+    let (code, advice) = match &error {
+        ControlError::NoSuchVolume { name } => return ApiError::volume_not_found(name),
+        ControlError::Stopping => return ApiError::stopping(),
+        ControlError::NoSuchPool { .. } => (ErrorCode::PoolNotFound, ""),
+        ControlError::NameTaken { .. } => (ErrorCode::VolumeExists, ""),
+        ControlError::BadName { .. } => (ErrorCode::InvalidName, ""),
+        ControlError::BadSize { .. } => (ErrorCode::InvalidSize, ""),
+        ControlError::Shrink { .. } => (ErrorCode::ShrinkRefused, ""),
+        ControlError::InUse { .. } => {
+            (ErrorCode::VolumeInUse, "; disconnect them, or delete with force")
+        }
+        ControlError::NoSpace => (ErrorCode::PoolFull, "; delete volumes or discard data"),
+        ControlError::TooManyVolumes => (ErrorCode::TooManyVolumes, "; delete some"),
+        ControlError::PoolFailed => (
+            ErrorCode::PoolFailed,
+            "; when the device is well again, restart the daemon, which recovers the pool",
+        ),
+        ControlError::Overloaded => (ErrorCode::Busy, ""),
+    };
+    ApiError::new(code, format!("{error}{advice}"))
+}
