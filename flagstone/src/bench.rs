@@ -1,0 +1,376 @@
+//! `flagstone bench`: drives an NBD export, a file or a block device and reports what came of it.
+//!
+//! Only the command line: what a run does and measures is `flagstone_loadgen`'s. Nothing here
+//! needs a daemon.
+
+use std::{str::FromStr, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use flagstone_loadgen::{
+    Console, Distribution, Limits, NbdOptions, NbdUri, Pattern, Report, RunError, Text, Workload,
+    run_nbd,
+};
+
+use crate::{exit::Exit, output, size::parse_size};
+
+/// Measures throughput, latency and CPU time per request.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    target: Target,
+}
+
+#[derive(Subcommand, Debug)]
+enum Target {
+    /// Drives an export of an NBD server.
+    Nbd(NbdArgs),
+}
+
+/// What is driven over NBD, and how.
+#[derive(Args, Debug)]
+struct NbdArgs {
+    /// nbd+unix:///NAME?socket=PATH or nbd://HOST:PORT/NAME
+    uri: NbdUri,
+
+    /// Connections; the depth is spread over them, at least one request each.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    connections: u32,
+
+    /// Ask for structured replies.
+    #[arg(long)]
+    structured: bool,
+
+    /// Process whose CPU time is the server's; found by itself for unix sockets.
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+/// What is asked for, whatever the target.
+#[derive(Args, Debug)]
+struct JobArgs {
+    /// Requests in flight.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    depth: u32,
+
+    /// Bytes per request, a multiple of 512.
+    #[arg(long, default_value = "4K", value_name = "SIZE", value_parser = parse_size)]
+    block_size: u64,
+
+    /// Share of reads, in percent; without it and --rw everything is read.
+    #[arg(long, value_name = "READ%", value_parser = parse_percent, conflicts_with = "rw")]
+    mix: Option<u8>,
+
+    /// Kind and order of the requests in one word; randrw and rw read half of the time.
+    #[arg(long, value_enum, value_name = "KIND", conflicts_with = "pattern")]
+    rw: Option<ReadWrite>,
+
+    /// Order of the requests.
+    #[arg(long, value_enum, default_value_t = PatternArg::Random, value_name = "PATTERN")]
+    pattern: PatternArg,
+
+    /// uniform, or zipf:THETA.
+    #[arg(long, default_value = "uniform", value_name = "DIST", value_parser = parse_distribution)]
+    distribution: Distribution,
+
+    /// ACCESSES/BLOCKS: so many percent of the requests go to so many percent of the blocks.
+    #[arg(long, value_name = "A/B", value_parser = parse_hot, conflicts_with = "distribution")]
+    hot: Option<Distribution>,
+
+    /// Use only this much from the start; everything without it.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    span: Option<u64>,
+
+    /// How long to measure, for example 30s or 5m; 10s when --ops is not given either.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    duration: Option<Duration>,
+
+    /// How many requests to issue; the run ends with the last, or with --duration.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    ops: Option<u64>,
+
+    /// Time at the start that is not measured.
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = parse_duration)]
+    rampup: Duration,
+
+    /// A line to standard error this often.
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    interval: Option<Duration>,
+
+    /// A flush after so many writes of a connection.
+    #[arg(long, value_name = "N")]
+    flush_every: Option<u32>,
+
+    /// Writes must be durable before they are answered.
+    #[arg(long)]
+    fua: bool,
+
+    /// Stamp what is written (place, sequence, checksum) and check what is read.
+    #[arg(long)]
+    verify: bool,
+
+    /// Names the random numbers.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+
+    /// Without any answer for this long the run fails.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = parse_interval)]
+    stall: Duration,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PatternArg {
+    Random,
+    Sequential,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ReadWrite {
+    Read,
+    Write,
+    Rw,
+    Randread,
+    Randwrite,
+    Randrw,
+}
+
+impl ReadWrite {
+    const fn parts(self) -> (u8, Pattern) {
+        match self {
+            Self::Read => (100, Pattern::Sequential),
+            Self::Write => (0, Pattern::Sequential),
+            Self::Rw => (50, Pattern::Sequential),
+            Self::Randread => (100, Pattern::Random),
+            Self::Randwrite => (0, Pattern::Random),
+            Self::Randrw => (50, Pattern::Random),
+        }
+    }
+}
+
+impl JobArgs {
+    fn workload(&self) -> Workload {
+        let pattern = match self.pattern {
+            PatternArg::Random => Pattern::Random,
+            PatternArg::Sequential => Pattern::Sequential,
+        };
+        let (read_percent, pattern) =
+            self.rw.map_or((self.mix.unwrap_or(100), pattern), ReadWrite::parts);
+        Workload {
+            // Too large a size is refused by the workload's own check, with its limits.
+            block_size: u32::try_from(self.block_size).unwrap_or(u32::MAX),
+            depth: self.depth,
+            read_percent,
+            pattern,
+            distribution: self.hot.unwrap_or(self.distribution),
+            span_bytes: self.span,
+            flush_every: self.flush_every,
+            fua: self.fua,
+            verify: self.verify,
+            seed: self.seed,
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let default = self.ops.is_none().then_some(Duration::from_secs(10));
+        Limits {
+            duration: self.duration.or(default),
+            operations: self.ops,
+            rampup: self.rampup,
+            interval: self.interval,
+            stall: self.stall,
+        }
+    }
+}
+
+/// Why there is no clean report.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The run did not come to its end.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The report can't be written.
+    #[error("can't write the report")]
+    Output(#[from] std::io::Error),
+    /// The report was printed, and it is not clean.
+    #[error("{errors} requests failed, {faults} reads returned wrong data")]
+    NotClean {
+        /// Requests that failed.
+        errors: u64,
+        /// Reads that returned what they must not.
+        faults: u64,
+    },
+}
+
+impl BenchError {
+    /// The exit status of the command.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Run(RunError::Workload(_)) => Exit::Usage,
+            Self::Run(_) | Self::Output(_) | Self::NotClean { .. } => Exit::Failure,
+        }
+    }
+}
+
+/// Runs the command and prints its report: text, or one JSON document.
+///
+/// # Errors
+/// [`BenchError`]; [`BenchError::exit`] is the exit status that goes with it.
+pub fn run(args: &BenchArgs, json: bool) -> Result<(), BenchError> {
+    let report = match &args.target {
+        Target::Nbd(nbd) => {
+            let options = NbdOptions {
+                connections: nbd.connections,
+                structured: nbd.structured,
+                server_pid: nbd.server_pid,
+            };
+            let mut console = Console::new(json);
+            let (workload, limits) = (nbd.job.workload(), nbd.job.limits());
+            run_nbd(&nbd.uri, &workload, &options, &limits, &mut console)?
+        }
+    };
+    print(&report, json)?;
+    if report.clean() {
+        return Ok(());
+    }
+    let faults = report.verification.as_ref().map_or(0, |v| v.faults);
+    Err(BenchError::NotClean { errors: report.errors, faults })
+}
+
+fn print(report: &Report, json: bool) -> std::io::Result<()> {
+    if json { output::json(report) } else { output::line(Text(report).to_string().trim_end()) }
+}
+
+fn parse_percent(text: &str) -> Result<u8, String> {
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    digits.parse().ok().filter(|&p| p <= 100).ok_or_else(|| "a percentage from 0 to 100".into())
+}
+
+fn parse_distribution(text: &str) -> Result<Distribution, String> {
+    let distribution = match text.split_once(':') {
+        None if text == "uniform" => Distribution::Uniform,
+        Some(("zipf", theta)) => {
+            let theta = f64::from_str(theta).map_err(|_| "zipf:THETA needs a number, as 0.99")?;
+            Distribution::Zipf { theta }
+        }
+        _ => return Err("uniform, or zipf:THETA".into()),
+    };
+    distribution.validate().map_err(|error| error.to_string())?;
+    Ok(distribution)
+}
+
+fn parse_hot(text: &str) -> Result<Distribution, String> {
+    let parse = || {
+        let (accesses, blocks) = text.split_once('/')?;
+        let (accesses_percent, blocks_percent) = (accesses.parse().ok()?, blocks.parse().ok()?);
+        Some(Distribution::Hot { accesses_percent, blocks_percent })
+    };
+    let distribution = parse().ok_or("two percentages, as 80/20")?;
+    distribution.validate().map_err(|error| error.to_string())?;
+    Ok(distribution)
+}
+
+/// A time with its unit: ms, s (also without one), m or h.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    const HELP: &str = "a number with ms, s, m or h, as 500ms or 30s";
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let number: f64 = number.trim().parse().map_err(|_| HELP)?;
+    let seconds = match unit {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" | "min" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(HELP.into()),
+    };
+    // A month is more than any run, and far from every overflow in nanoseconds.
+    if !(0.0..=2_678_400.0).contains(&seconds) {
+        return Err("a time from 0 to 744h".into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration < Duration::from_millis(100) {
+        return Err("a time of at least 100ms".into());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn job(arguments: &[&str]) -> Result<(Workload, Limits), clap::Error> {
+        let fixed = ["bench", "nbd", "nbd+unix:///x?socket=/s"];
+        let command = Command::try_parse_from(fixed.iter().chain(arguments))?;
+        let Target::Nbd(nbd) = command.bench.target;
+        Ok((nbd.job.workload(), nbd.job.limits()))
+    }
+
+    #[test]
+    fn defaults_read_at_random_for_ten_seconds() {
+        let (workload, limits) = job(&[]).expect("valid");
+        assert_eq!(workload, Workload::default());
+        assert_eq!(limits.duration, Some(Duration::from_secs(10)));
+        let (_, limits) = job(&["--ops", "100"]).expect("valid");
+        assert_eq!((limits.duration, limits.operations), (None, Some(100)));
+    }
+
+    #[test]
+    fn options_reach_the_workload() {
+        let (workload, limits) = job(&[
+            "--rw=randrw",
+            "--depth=4",
+            "--block-size=64K",
+            "--distribution=zipf:0.99",
+            "--span=1G",
+            "--rampup=500ms",
+            "--interval=1s",
+            "--flush-every=8",
+            "--verify",
+        ])
+        .expect("valid");
+        assert_eq!((workload.read_percent, workload.pattern), (50, Pattern::Random));
+        assert_eq!((workload.depth, workload.block_size), (4, 65536));
+        assert_eq!(workload.distribution, Distribution::Zipf { theta: 0.99 });
+        assert_eq!(workload.span_bytes, Some(1 << 30));
+        assert_eq!(limits.rampup, Duration::from_millis(500));
+        assert_eq!(limits.interval, Some(Duration::from_secs(1)));
+        let (workload, _) = job(&["--mix=70%", "--hot=80/20"]).expect("valid");
+        assert_eq!(workload.read_percent, 70);
+        let hot = Distribution::Hot { accesses_percent: 80, blocks_percent: 20 };
+        assert_eq!(workload.distribution, hot);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for arguments in [
+            &["--mix=101"][..],
+            &["--mix=50", "--rw=read"],
+            &["--rw=read", "--pattern=random"],
+            &["--distribution=zipf:1"],
+            &["--distribution=zipf"],
+            &["--hot=80"],
+            &["--hot=80/0"],
+            &["--hot=80/20", "--distribution=uniform"],
+            &["--duration=5x"],
+            &["--duration=-1s"],
+            &["--interval=1ms"],
+            &["--ops=0"],
+        ] {
+            assert!(job(arguments).is_err(), "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Reports for people: the table at the end, a line per interval, a progress bar.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{IsTerminal, stderr},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    report::{Figures, Interval, Latency, Report},
+    run::Observer,
+};
+
+/// Writes a [`Report`] as a few lines of text.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a>(pub &'a Report);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        let setup = &report.setup;
+        writeln!(
+            f,
+            "{}: {} B, depth {}, {} connection{}, {} % reads, {}, span {} MiB, {:.2} s",
+            setup.target,
+            setup.block_size,
+            setup.depth,
+            setup.connections,
+            if setup.connections == 1 { "" } else { "s" },
+            setup.read_percent,
+            setup.distribution,
+            setup.span_bytes >> 20,
+            report.elapsed_s,
+        )?;
+        writeln!(
+            f,
+            "{:>6} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "", "IOPS", "MiB/s", "mean us", "p50", "p90", "p99", "p99.9", "p99.99", "max",
+        )?;
+        let rows = [
+            ("read", &report.read),
+            ("write", &report.write),
+            ("flush", &report.flush),
+            ("total", &report.total),
+        ];
+        let mixed = report.read.operations > 0 && report.write.operations > 0;
+        for (name, figures) in rows {
+            if figures.operations > 0 && (name != "total" || mixed) {
+                figures_line(f, name, figures)?;
+            }
+        }
+        if report.total.operations + report.flush.operations == 0 {
+            writeln!(f, "no request was answered in the measured window")?;
+        }
+        let cpu = &report.cpu;
+        write!(f, "CPU per I/O: client {:.2} us", cpu.client_us_per_io)?;
+        match (cpu.server_us_per_io, cpu.server_cores, cpu.server_pid) {
+            (Some(us), Some(cores), Some(pid)) => {
+                writeln!(f, ", server {us:.2} us (process {pid}, {cores:.2} cores busy)")?;
+            }
+            _ => writeln!(f)?,
+        }
+        if let Some(verification) = &report.verification {
+            let (reads, faults) = (verification.reads_checked, verification.faults);
+            writeln!(f, "verified: {reads} reads checked, {faults} wrong")?;
+            for fault in &verification.examples {
+                writeln!(
+                    f,
+                    "  offset {}: {:?}, expected write {} or later, found {}",
+                    fault.offset, fault.kind, fault.expected, fault.found
+                )?;
+            }
+        }
+        if report.errors > 0 {
+            writeln!(f, "errors: {} requests failed", report.errors)?;
+        }
+        Ok(())
+    }
+}
+
+fn figures_line(f: &mut fmt::Formatter<'_>, name: &str, figures: &Figures) -> fmt::Result {
+    write!(f, "{name:>6} {:>10.0} {:>10.1}", figures.iops, figures.mib_per_s)?;
+    if let Some(latency) = figures.latency {
+        let Latency { mean_us, p50_us, p90_us, p99_us, p99_9_us, p99_99_us, max_us, .. } = latency;
+        for us in [mean_us, p50_us, p90_us, p99_us, p99_9_us, p99_99_us, max_us] {
+            write!(f, " {us:>9.1}")?;
+        }
+    }
+    writeln!(f)
+}
+
+/// Shows a run on standard error: interval lines, and a progress bar when that is a terminal.
+#[derive(Debug)]
+pub struct Console {
+    bar: ProgressBar,
+}
+
+/// Steps of the bar.
+const BAR_STEPS: u64 = 1000;
+
+impl Console {
+    /// A display; `quiet` shows interval lines only.
+    #[must_use]
+    pub fn new(quiet: bool) -> Self {
+        let shown = !quiet && stderr().is_terminal();
+        let target = if shown {
+            ProgressDrawTarget::stderr_with_hz(5)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(BAR_STEPS), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self { bar }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Observer for Console {
+    fn progress(&mut self, share: f64, answers: u64) {
+        if self.bar.is_hidden() {
+            return;
+        }
+        self.bar.set_message(format!("{answers} requests"));
+        self.bar.set_position((share * BAR_STEPS as f64) as u64);
+    }
+
+    fn interval(&mut self, interval: &Interval) {
+        let mut line = format!("{:>7.1} s", interval.at_s);
+        let kinds =
+            [("read", &interval.read), ("write", &interval.write), ("flush", &interval.flush)];
+        for (name, figures) in kinds {
+            if let Some(latency) = figures.latency {
+                let _ = write!(
+                    line,
+                    "  {name} {:.0} IOPS {:.1} MiB/s p50 {:.0} p99 {:.0} max {:.0} us",
+                    figures.iops, figures.mib_per_s, latency.p50_us, latency.p99_us, latency.max_us
+                );
+            }
+        }
+        if interval.read.operations + interval.write.operations + interval.flush.operations == 0 {
+            line.push_str("  no answers");
+        }
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}

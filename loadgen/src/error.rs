@@ -1,0 +1,64 @@
+//! Why a run did not come to its end.
+
+use std::io;
+
+use crate::{HandshakeError, ProtocolError, WorkloadError};
+
+/// Why a run did not come to its end. Requests that fail are counted, not reported here.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The job makes no sense, or not on this target.
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    /// The server can't be reached.
+    #[error("can't connect to the server")]
+    Connect(#[source] io::Error),
+    /// The server doesn't offer the export.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The connections were given different exports.
+    #[error("the export changed while connecting")]
+    ExportChanged,
+    /// The export can't be written.
+    #[error("the export is read-only")]
+    ReadOnly,
+    /// The export has no flush.
+    #[error("the server doesn't support flush")]
+    NoFlush,
+    /// The export has no FUA.
+    #[error("the server doesn't support FUA")]
+    NoFua,
+    /// Connections need not see each other's writes.
+    #[error("verifying over several connections needs a server with CAN_MULTI_CONN")]
+    NoMultiConn,
+    /// The server doesn't take requests of this size.
+    #[error(
+        "the server takes requests of {min} to {max} bytes, in multiples of {min}, not {bytes}"
+    )]
+    RequestLimits {
+        /// What was asked for.
+        bytes: u32,
+        /// The smallest and the unit.
+        min: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// The server broke the protocol.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(#[from] ProtocolError),
+    /// The connection failed or ended.
+    #[error("the connection failed")]
+    Io(#[source] io::Error),
+    /// No answer came for too long.
+    #[error("no answer for {seconds} s")]
+    Stalled {
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// No thread could be made.
+    #[error("can't start a thread")]
+    Thread(#[source] io::Error),
+    /// A driver's thread panicked.
+    #[error("a thread of the load generator panicked")]
+    Panicked,
+}
