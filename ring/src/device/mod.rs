@@ -1,0 +1,108 @@
+//! Devices: regular files and block devices that hold a pool.
+//!
+//! `open` decides how a device can be driven, once and visibly: direct where the file system
+//! allows, buffered where not. `create` makes new files. `sync` is the blocking face used to
+//! format, recover and check. Serving drives a device through [`crate::Ring::submit_device`].
+
+mod create;
+mod open;
+mod sync;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+pub use self::create::{Allocation, CreateFileError};
+pub use self::open::{DeviceOpenError, OpenMode};
+pub use self::sync::SyncDevice;
+
+/// What kind of file a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A regular file.
+    File,
+    /// A block device: a disk, a partition, a loop or mapped device.
+    Block,
+}
+
+/// Whether the file's blocks are all allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// A block device, or a file with at least as many blocks as its size needs.
+    Allocated,
+    /// A file with holes: writes may find the file system full.
+    Sparse,
+}
+
+/// An open, locked device.
+///
+/// The lock is held until this value and every ring that it was added to are gone.
+#[derive(Debug)]
+pub struct Device {
+    file: OwnedFd,
+    path: PathBuf,
+    kind: DeviceKind,
+    size_bytes: u64,
+    logical_block_bytes: u32,
+    backing: Backing,
+    /// Why `O_DIRECT` is not in use, if so.
+    buffered: Option<Errno>,
+    read_only: bool,
+}
+
+impl Device {
+    /// Size in bytes, rounded down to whole 4096-byte blocks; fixed while open.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// File or block device.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Whether I/O bypasses the page cache (`O_DIRECT`).
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.buffered.is_none()
+    }
+
+    /// Why I/O goes through the page cache, for the log; `None` if it doesn't.
+    #[must_use]
+    pub fn buffered_because(&self) -> Option<Errno> {
+        self.buffered
+    }
+
+    /// The unit of direct I/O in bytes, a power of two from 512 to 4096.
+    #[must_use]
+    pub fn logical_block_bytes(&self) -> u32 {
+        self.logical_block_bytes
+    }
+
+    /// Whether its blocks were all allocated when it was opened.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Whether it was opened to read only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,204 @@
+//! Device commands: submitted, continued when short, ended with one event.
+//!
+//! A transfer that the kernel cut short is continued from the last whole logical block; one that
+//! makes no such progress ends as [`DeviceError::Short`]. So a short transfer is never taken for
+//! success. `EINTR` and `EAGAIN` are submitted again, a bounded number of times without progress.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use flagstone_block::{BLOCK_SIZE, Buffer, DeviceCommand, DeviceError, DeviceIo};
+use io_uring::{opcode, squeue, types};
+
+use super::setup::REGISTERED_SLOT_BITS;
+use super::{DEVICES_MAX, Ring, Target, on_target};
+use crate::arena::{MAX_BUFFER_BLOCKS, slots_of};
+use crate::device::Device;
+use crate::error::AddError;
+use crate::event::{DeviceId, Event};
+use crate::mode::BufferMode;
+use crate::ops::{DeviceOp, Op, Transfer};
+use crate::uring::errno_of;
+
+/// Submissions of one command that may end in `EINTR` or `EAGAIN` without progress in between.
+const RETRIES_MAX: u8 = 100;
+
+/// A device as the ring knows it.
+pub(super) struct RingDevice {
+    /// A duplicate: shares the open file description, and so the lock, of the [`Device`].
+    _fd: OwnedFd,
+    target: Target,
+    size_bytes: u64,
+    /// Granularity of progress within a transfer.
+    logical_block_bytes: u32,
+    in_flight: u32,
+}
+
+impl Ring {
+    /// Makes a device usable by [`Ring::submit_device`]. The ring keeps the device open, and its
+    /// lock held, until the ring is dropped.
+    ///
+    /// # Errors
+    /// `Full` after 64 devices; `Os` if the descriptor can't be duplicated.
+    pub fn add_device(&mut self, device: &Device) -> Result<DeviceId, AddError> {
+        let index = self.devices.len() as u32;
+        if index >= DEVICES_MAX {
+            return Err(AddError::Full { limit: DEVICES_MAX });
+        }
+        let fd = device
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| AddError::Os { call: "dup", errno: errno_of(&error) })?;
+        let target = self.register_file(index, &fd);
+        self.devices.push(RingDevice {
+            target,
+            _fd: fd,
+            size_bytes: device.size(),
+            logical_block_bytes: device.logical_block_bytes(),
+            in_flight: 0,
+        });
+        Ok(DeviceId(index))
+    }
+
+    /// Commands accepted and not ended on one device.
+    #[must_use]
+    pub fn device_in_flight(&self, device: DeviceId) -> u32 {
+        self.devices.get(device.0 as usize).map_or(0, |device| device.in_flight)
+    }
+
+    /// Accepts a command; exactly one [`Event::Device`] with its token will follow. The command's
+    /// buffer belongs to the kernel until then. A flush covers the writes whose events were taken
+    /// before it was submitted (`fsync(2)`, `fdatasync`).
+    ///
+    /// # Panics
+    /// If `device` is not of this ring, or the buffer is not of this arena or already under way.
+    pub fn submit_device(&mut self, device: DeviceId, io: DeviceIo) {
+        let target = &mut self.devices[device.0 as usize];
+        let (transfer, offset, buffer) = match io.command {
+            DeviceCommand::Read { offset, buffer } => (Transfer::Read, offset, buffer),
+            DeviceCommand::Write { offset, buffer } => (Transfer::Write, offset, buffer),
+            DeviceCommand::Flush => (Transfer::Flush, 0, Buffer { slot: 0, blocks: 0 }),
+        };
+        if transfer != Transfer::Flush {
+            assert!(
+                (1..=MAX_BUFFER_BLOCKS).contains(&buffer.blocks),
+                "a transfer is 1 to {MAX_BUFFER_BLOCKS} blocks"
+            );
+            let inside =
+                offset.checked_add(buffer.len() as u64).is_some_and(|end| end <= target.size_bytes);
+            if !inside || offset % BLOCK_SIZE as u64 != 0 {
+                self.events.push_back(Event::Device {
+                    device,
+                    token: io.token,
+                    result: Err(DeviceError::OutOfRange { offset }),
+                });
+                return;
+            }
+        }
+        match transfer {
+            Transfer::Read => self.arena.begin_write(slots_of(buffer)),
+            Transfer::Write => self.arena.begin_read(slots_of(buffer)),
+            Transfer::Flush => {}
+        }
+        target.in_flight += 1;
+        self.device_ops += 1;
+        self.begin(Op::Device(DeviceOp {
+            device: device.0,
+            token: io.token,
+            transfer,
+            offset,
+            buffer,
+            done: 0,
+            retries: 0,
+        }));
+    }
+
+    pub(super) fn device_submission(&self, op: &DeviceOp) -> squeue::Entry {
+        let target = self.devices[op.device as usize].target;
+        let address = self.arena.address(op.buffer.slot, op.done as usize);
+        let len = op.buffer.len() as u32 - op.done;
+        let offset = op.offset + u64::from(op.done);
+        let registered = self.mode.buffers == BufferMode::Registered;
+        let index = (op.buffer.slot >> REGISTERED_SLOT_BITS) as u16;
+        on_target!(target, fd => match (op.transfer, registered) {
+            (Transfer::Read, true) => {
+                opcode::ReadFixed::new(fd, address, len, index).offset(offset).build()
+            }
+            (Transfer::Read, false) => opcode::Read::new(fd, address, len).offset(offset).build(),
+            (Transfer::Write, true) => {
+                opcode::WriteFixed::new(fd, address, len, index).offset(offset).build()
+            }
+            (Transfer::Write, false) => opcode::Write::new(fd, address, len).offset(offset).build(),
+            (Transfer::Flush, _) => {
+                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+            }
+        })
+    }
+
+    pub(super) fn complete_device(&mut self, index: u32, mut op: DeviceOp, result: i32) {
+        let outcome = match op.transfer {
+            Transfer::Flush if result >= 0 => Some(Ok(())),
+            _ if result >= 0 => self.progress(&mut op, result as u32),
+            _ => self.device_retry(&mut op, -result),
+        };
+        let outcome = match outcome {
+            Some(outcome) => outcome,
+            None => {
+                self.ops.update(index, Op::Device(op));
+                if self.again(index) {
+                    return;
+                }
+                Err(DeviceError::Os { errno: libc::ECANCELED })
+            }
+        };
+        self.ops.release(index);
+        match op.transfer {
+            Transfer::Read => self.arena.end_write(slots_of(op.buffer)),
+            Transfer::Write => self.arena.end_read(slots_of(op.buffer)),
+            Transfer::Flush => {}
+        }
+        self.devices[op.device as usize].in_flight -= 1;
+        self.device_ops -= 1;
+        let device = DeviceId(op.device);
+        self.events.push_back(Event::Device { device, token: op.token, result: outcome });
+    }
+
+    /// Books `bytes` more; `None` if the rest is to be submitted.
+    fn progress(&mut self, op: &mut DeviceOp, bytes: u32) -> Option<Result<(), DeviceError>> {
+        let wanted = op.buffer.len() as u32;
+        let reached = op.done.saturating_add(bytes);
+        if reached >= wanted {
+            return Some(Ok(()));
+        }
+        // O_DIRECT goes on at whole logical blocks only; part of one is transferred once more.
+        let whole = reached - reached % self.devices[op.device as usize].logical_block_bytes;
+        if whole <= op.done {
+            return Some(Err(DeviceError::Short { done: reached, wanted }));
+        }
+        op.done = whole;
+        op.retries = 0;
+        self.counters.short_transfers += 1;
+        None
+    }
+
+    /// `None` if the error passes by itself and the command is to be submitted again.
+    fn device_retry(&mut self, op: &mut DeviceOp, errno: i32) -> Option<Result<(), DeviceError>> {
+        let passing = errno == libc::EINTR || errno == libc::EAGAIN;
+        if !passing || op.retries >= RETRIES_MAX {
+            return Some(Err(DeviceError::Os { errno }));
+        }
+        op.retries += 1;
+        self.counters.retries += 1;
+        None
+    }
+
+    /// Puts a descriptor into the registered file table, if there is room at `index`.
+    pub(super) fn register_file(&mut self, index: u32, fd: &OwnedFd) -> Target {
+        let raw = fd.as_raw_fd();
+        if index < self.mode.registered_files
+            && self.uring.submitter().register_files_update(index, &[raw]).is_ok()
+        {
+            return Target::Fixed(index);
+        }
+        Target::Fd(raw)
+    }
+}
