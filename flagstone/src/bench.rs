@@ -36,6 +36,10 @@ struct NbdArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     connections: u32,
 
+    /// Threads that drive the connections; 0 means half the cores.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    threads: u32,
+
     /// Ask for structured replies.
     #[arg(long)]
     structured: bool,
@@ -223,6 +227,7 @@ pub fn run(args: &BenchArgs, json: bool) -> Result<(), BenchError> {
         Target::Nbd(nbd) => {
             let options = NbdOptions {
                 connections: nbd.connections,
+                threads: nbd.threads,
                 structured: nbd.structured,
                 server_pid: nbd.server_pid,
             };

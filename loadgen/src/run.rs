@@ -65,8 +65,6 @@ impl Observer for Unobserved {}
 /// What a driver has to know about the run.
 pub(crate) struct Control<'a> {
     pub clock: Clock,
-    /// This driver's share of the operations to issue inside the window.
-    pub operations: Option<u64>,
     stop: &'a AtomicBool,
 }
 
@@ -110,7 +108,6 @@ pub(crate) fn drive<D: Driver>(
     let aborts = drivers.iter().map(Driver::abort_handle).collect::<Result<Vec<_>, _>>()?;
     let cells: Vec<Cell> = drivers.iter().map(|_| Cell::new()).collect();
     let stop = AtomicBool::new(false);
-    let count = drivers.len() as u64;
     let clock = Clock::start();
     let window = Window {
         from: nanos(limits.rampup),
@@ -122,11 +119,8 @@ pub(crate) fn drive<D: Driver>(
         let mut threads = Vec::with_capacity(drivers.len());
         for (index, (driver, cell)) in drivers.iter_mut().zip(&cells).enumerate() {
             let (stop, monitor) = (&stop, monitor.clone());
-            let index = index as u64;
-            let operations =
-                limits.operations.map(|all| all / count + u64::from(index < all % count));
             let body = move || {
-                let control = Control { clock, operations, stop };
+                let control = Control { clock, stop };
                 let mut recorder = Recorder::new(window, cell);
                 let result = driver.run(&control, &mut recorder);
                 if result.is_err() {

@@ -1,10 +1,11 @@
-//! Load on an NBD server: one thread and one socket per connection.
+//! Load on an NBD server, over one or more connections on one or more threads.
 
-mod connection;
 mod exchange;
 mod handshake;
+mod line;
 mod socket;
 mod wire;
+mod worker;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,18 +18,21 @@ use crate::{
     run::{self, Limits, Observer},
     uri::NbdUri,
     verify::{LEDGER_BLOCKS_MAX, Ledger},
-    workload::{Generator, Workload, WorkloadError},
+    workload::{Generator, Workload, WorkloadError, slice_of},
 };
-use connection::Connection;
 use exchange::{Checked, Terms};
 use handshake::Export;
+use line::Line;
 use socket::Socket;
+use worker::Worker;
 
 /// How the server is reached and spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdOptions {
-    /// Connections, each with its own thread and its share of the depth.
+    /// Connections, each with its share of the depth.
     pub connections: u32,
+    /// Threads that drive them; zero means half the cores. Never more than connections.
+    pub threads: u32,
     /// Asks for structured replies; a server that has none answers simply.
     pub structured: bool,
     /// The process whose CPU time counts as the server's; `None` asks the socket, which knows
@@ -38,7 +42,7 @@ pub struct NbdOptions {
 
 impl Default for NbdOptions {
     fn default() -> Self {
-        Self { connections: 1, structured: false, server_pid: None }
+        Self { connections: 1, threads: 0, structured: false, server_pid: None }
     }
 }
 
@@ -83,25 +87,33 @@ pub fn run_nbd(
     }
     let server_pid = options.server_pid.or_else(|| sockets.first().and_then(Socket::server_pid));
     let ledger = workload.verify.then(|| Ledger::new(run_name(workload.seed), requests));
-    // The zipf table costs some milliseconds, and it is the same for all.
-    let mut connections: Vec<Connection<'_>> = sockets
-        .into_iter()
-        .zip(0..)
-        .map(|(socket, index)| {
-            let terms = Terms {
-                workload,
-                generator: Generator::new(workload, requests, index, count),
-                ledger: ledger.as_ref(),
-                depth: workload.depth_of(index, count),
-                structured: export.structured,
-                index,
-            };
-            Connection::new(socket, terms)
+    let mut lines = sockets.into_iter().zip(0..).map(|(socket, index)| {
+        let terms = Terms {
+            workload,
+            generator: Generator::new(workload, requests, index, count),
+            ledger: ledger.as_ref(),
+            depth: workload.depth_of(index, count),
+            structured: export.structured,
+            index,
+        };
+        // A sequential connection that gets as many operations as its slice has requests covers
+        // it exactly once: both are cut alike.
+        let operations = limits.operations.map(|all| {
+            let (first, end) = slice_of(all, index, count);
+            end - first
+        });
+        Line::new(socket, terms, operations)
+    });
+    let threads = thread_count(options.threads, count);
+    let mut workers: Vec<Worker<'_>> = (0..threads)
+        .map(|thread| {
+            let (first, end) = slice_of(u64::from(count), thread, threads);
+            Worker::new(lines.by_ref().take((end - first) as usize).collect())
         })
         .collect();
-    let outcome = run::drive(&mut connections, workload.block_size, limits, server_pid, observer)?;
-    let checked = connections.into_iter().map(Connection::into_checked);
-    let verification = ledger.is_some().then(|| verification(checked));
+    let outcome = run::drive(&mut workers, workload.block_size, limits, server_pid, observer)?;
+    let checked = workers.into_iter().flat_map(Worker::into_lines).map(Line::close);
+    let verification = verification(checked);
     let setup = Setup::new(uri.to_string(), workload, count, requests);
     Ok(report::build(
         setup,
@@ -109,8 +121,15 @@ pub fn run_nbd(
         outcome.errors,
         outcome.elapsed,
         outcome.used,
-        verification,
+        ledger.is_some().then_some(verification),
     ))
+}
+
+/// Threads to use. With few cores a thread per connection would only take time from the server.
+fn thread_count(asked: u32, connections: u32) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let threads = if asked == 0 { cores / 2 } else { asked };
+    threads.clamp(1, connections)
 }
 
 /// What a run is called in its stamps: unlike any other, so that an earlier run's data is seen
