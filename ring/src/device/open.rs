@@ -24,10 +24,11 @@ use crate::uring::errno_of;
 
 /// The smallest unit that any disk has.
 const SECTOR_BYTES: u32 = 512;
-/// udev takes a shared lock of a block device while it looks at it (systemd, "Locking Block Device
-/// Access"), so a refused lock is asked for again this long.
-const BLOCK_LOCK_PATIENCE: Duration = Duration::from_millis(500);
-const BLOCK_LOCK_INTERVAL: Duration = Duration::from_millis(10);
+/// A device in use is asked for again this long, because two holders go away by themselves: the
+/// ring of a killed process, whose files the kernel closes a little after the process has ended, and
+/// udev, which locks a block device while it looks at it (systemd, "Locking Block Device Access").
+const IN_USE_PATIENCE: Duration = Duration::from_secs(1);
+const IN_USE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a device is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +96,20 @@ impl Device {
     /// Opens and locks `path`.
     ///
     /// # Errors
-    /// See [`DeviceOpenError`]. Nothing stays open or locked.
+    /// See [`DeviceOpenError`]. Nothing stays open or locked. `InUse` takes a second.
     pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Self, DeviceOpenError> {
-        let path = path.as_ref();
+        let give_up = Instant::now() + IN_USE_PATIENCE;
+        loop {
+            match Self::try_open(path.as_ref(), mode) {
+                Err(DeviceOpenError::InUse { .. }) if Instant::now() < give_up => {
+                    std::thread::sleep(IN_USE_INTERVAL);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(path: &Path, mode: OpenMode) -> Result<Self, DeviceOpenError> {
         let kind = kind_of(path, rustix::fs::stat(path).map_err(|e| os(path, "stat", e))?.st_mode)?;
         let (file, mut buffered) = open_file(path, kind, mode)?;
         // The name may lead elsewhere by now; what counts is what was opened.
@@ -105,7 +117,7 @@ impl Device {
         if kind_of(path, stat.st_mode)? != kind {
             return Err(DeviceOpenError::WrongType { path: path.to_owned() });
         }
-        lock(path, file.as_fd(), kind, mode)?;
+        lock(path, file.as_fd(), mode)?;
         let end = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| os(path, "lseek", e))?;
         let logical_block_bytes = logical_block_bytes(path, file.as_fd(), kind)?;
         if buffered.is_none() && end >= BLOCK_SIZE as u64 {
@@ -179,24 +191,15 @@ fn open_file(
     }
 }
 
-fn lock(
-    path: &Path,
-    file: BorrowedFd<'_>,
-    kind: DeviceKind,
-    mode: OpenMode,
-) -> Result<(), DeviceOpenError> {
+fn lock(path: &Path, file: BorrowedFd<'_>, mode: OpenMode) -> Result<(), DeviceOpenError> {
     let operation = match mode {
         OpenMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
         OpenMode::ReadOnly => FlockOperation::NonBlockingLockShared,
     };
-    let give_up = Instant::now() + BLOCK_LOCK_PATIENCE;
     loop {
         match rustix::fs::flock(file, operation) {
             Ok(()) => return Ok(()),
             Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) if kind == DeviceKind::Block && Instant::now() < give_up => {
-                std::thread::sleep(BLOCK_LOCK_INTERVAL);
-            }
             Err(Errno::WOULDBLOCK) => {
                 return Err(DeviceOpenError::InUse { path: path.to_owned() });
             }

@@ -24,7 +24,13 @@ impl Drop for Ring {
             );
             self.arena.leak();
             std::mem::forget(std::mem::take(&mut self.sockets));
+            return;
         }
+        // Closing the ring would release these too, but some time later, in the kernel's own time:
+        // a device would stay locked and memory accounted after this returns. Not having registered
+        // them is the only way for this to fail.
+        let _ = self.uring.submitter().unregister_files();
+        let _ = self.uring.submitter().unregister_buffers();
     }
 }
 
