@@ -1,1 +1,39 @@
 //! The log-structured store, without any I/O of its own.
+//!
+//! Requests and device completions go in, device commands and answers come out; see
+//! [`Engine`]. `docs/promises.md` says what is promised, `docs/formats` what lies on disk.
+
+mod batch;
+mod compact;
+mod control;
+mod engine;
+mod error;
+mod flush;
+pub mod format;
+mod geometry;
+mod journal;
+pub mod limits;
+mod map;
+mod meta_chain;
+pub mod plant;
+mod read;
+mod recover;
+mod rmw;
+mod seal;
+mod segment;
+mod status;
+mod stop;
+mod super_write;
+mod token;
+mod volume;
+mod write;
+mod zero;
+
+pub use control::VolumeSpec;
+pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks};
+pub use error::{FormatError, IoFault, OpenError, SubmitError};
+pub use geometry::{Geometry, GeometryError};
+pub use recover::{FormatOptions, OpenOptions, RecoveryReport};
+pub use segment::SegmentState;
+pub use status::{StatusExtent, StatusKind};
+pub use volume::VolumeInfo;

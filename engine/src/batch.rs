@@ -1,0 +1,495 @@
+//! Batches: one run of data and one journal block, written together.
+//!
+//! A batch is filled by requests, leaves when the device has room for it or when it is full, and
+//! is *retired* in journal order: only then does the map change and are its requests answered.
+
+use crate::engine::Engine;
+use crate::error::{IoFault, SubmitError};
+use crate::format::journal::{HEADER_BYTES, JournalHeader, RECORD_BYTES};
+use crate::format::record::Record;
+use crate::limits::{BATCH_BLOCKS, BATCH_RECORDS, BATCHES_EAGER};
+use crate::map::Mapping;
+use crate::plant::Plant;
+use crate::token::Token;
+use crate::volume::VolumeState;
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, Durability, Lba, Tag};
+
+/// What a record does when its batch is retired.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Effect {
+    /// Blocks `crcs..crcs + blocks` of the batch now hold this part of a volume.
+    Write { volume: u32, lba: u64, pbn: u64, crcs: u32, blocks: u32 },
+    Zero { volume: u32, lba: u64, blocks: u64, keep: bool },
+    VolumeCreate { volume: u32 },
+    VolumeResize { volume: u32, size: u64 },
+    VolumeDelete { volume: u32 },
+    SegmentOpen,
+    SegmentSeal { segment: u32 },
+    SegmentFree { segment: u32 },
+}
+
+impl Effect {
+    /// Whether the record must outlive the journal ring in the metadata chain.
+    fn is_lasting(self) -> bool {
+        !matches!(self, Self::Write { .. } | Self::SegmentOpen)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Logged {
+    effect: Effect,
+    lsn: u64,
+    /// Place of the encoded record in the journal block.
+    at: u16,
+    bytes: u16,
+}
+
+/// Who is answered when a batch is retired.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiter {
+    pub(crate) tag: Tag,
+    pub(crate) durability: Durability,
+    /// Read-modify-write whose guard ends.
+    pub(crate) rmw: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) data: Buffer,
+    pub(crate) journal: Buffer,
+    pub(crate) io_left: u32,
+    /// First pool block of the data run.
+    pub(crate) pbn: u64,
+    pub(crate) blocks: u32,
+    jseq: u64,
+    tail: u64,
+    used: usize,
+    lasting_bytes: usize,
+    first_lsn: u64,
+    crcs: [u32; BATCH_BLOCKS as usize],
+    logged: Vec<Logged>,
+    waiters: Vec<Waiter>,
+}
+
+impl Batch {
+    pub(crate) fn new(data: Buffer, journal: Buffer) -> Self {
+        Self {
+            data,
+            journal,
+            io_left: 0,
+            pbn: 0,
+            blocks: 0,
+            jseq: 0,
+            tail: 0,
+            used: 0,
+            lasting_bytes: 0,
+            first_lsn: 0,
+            crcs: [0; BATCH_BLOCKS as usize],
+            logged: Vec::with_capacity(BATCH_RECORDS),
+            waiters: Vec::with_capacity(BATCH_RECORDS),
+        }
+    }
+
+    /// Bytes left for records; none once the number of records is at its bound.
+    pub(crate) fn record_room(&self) -> usize {
+        if self.logged.len() == BATCH_RECORDS { 0 } else { RECORD_BYTES - self.used }
+    }
+
+    /// Whether it holds nothing.
+    fn is_empty(&self) -> bool {
+        self.logged.is_empty()
+    }
+}
+
+impl Engine {
+    /// The batch being filled, with room for a record of `bytes` bytes; begins one if needed.
+    pub(crate) fn batch_with_room(
+        &mut self,
+        bufs: &mut impl Buffers,
+        bytes: usize,
+        internal: bool,
+    ) -> Result<u32, SubmitError> {
+        if let Some(i) = self.filling {
+            if self.batches[i as usize].record_room() >= bytes {
+                return Ok(i);
+            }
+            self.close_batch(bufs);
+        }
+        self.begin_batch(internal)
+    }
+
+    fn begin_batch(&mut self, internal: bool) -> Result<u32, SubmitError> {
+        if !self.journal.has_slot(internal) || self.spare_batches.is_empty() {
+            return Err(SubmitError::Busy);
+        }
+        let i = self.spare_batches.pop().expect("just asked");
+        let batch = &mut self.batches[i as usize];
+        batch.jseq = self.journal.next;
+        batch.first_lsn = self.next_lsn;
+        (batch.blocks, batch.used, batch.lasting_bytes) = (0, 0, 0);
+        batch.logged.clear();
+        batch.waiters.clear();
+        self.journal.next += 1;
+        self.filling = Some(i);
+        Ok(i)
+    }
+
+    /// Sequence number of the batch `i`.
+    pub(crate) fn batch_jseq(&self, i: u32) -> u64 {
+        self.batches[i as usize].jseq
+    }
+
+    /// Appends a record to batch `i`, which must have room; takes the next LSN.
+    pub(crate) fn log(
+        &mut self,
+        bufs: &mut impl Buffers,
+        i: u32,
+        effect: Effect,
+        record: impl FnOnce(u64) -> Record<'static>,
+    ) -> u64 {
+        let lsn = self.next_lsn;
+        self.log_encoded(bufs, i, effect, &record(lsn))
+    }
+
+    /// As [`Engine::log`], for a record that was made with `self.next_lsn`.
+    pub(crate) fn log_encoded(
+        &mut self,
+        bufs: &mut impl Buffers,
+        i: u32,
+        effect: Effect,
+        record: &Record<'_>,
+    ) -> u64 {
+        let lsn = self.next_lsn;
+        debug_assert_eq!(record.lsn(), lsn);
+        self.next_lsn += 1;
+        let batch = &mut self.batches[i as usize];
+        let at = HEADER_BYTES + batch.used;
+        let bytes = record.encode(&mut bufs.bytes_mut(batch.journal)[at..]).expect("room was asked for");
+        batch.logged.push(Logged { effect, lsn, at: at as u16, bytes: bytes as u16 });
+        batch.used += bytes;
+        if effect.is_lasting() {
+            batch.lasting_bytes += bytes;
+        }
+        lsn
+    }
+
+    /// Answers `waiter` when batch `i` is retired.
+    pub(crate) fn await_batch(&mut self, i: u32, waiter: Waiter) {
+        if self.planted.has(Plant::AcknowledgeEarly)
+            && waiter.rmw.is_none()
+            && waiter.durability == Durability::Completed
+        {
+            self.complete(waiter.tag, Ok(()));
+            return;
+        }
+        self.batches[i as usize].waiters.push(waiter);
+    }
+
+    /// Copies whole blocks into batch `i` and logs them; there must be room for data and record.
+    #[allow(clippy::too_many_arguments)] // the fields of one record
+    pub(crate) fn append_blocks(
+        &mut self,
+        bufs: &mut impl Buffers,
+        i: u32,
+        volume: u32,
+        lba: u64,
+        source: Source<'_>,
+    ) {
+        let open = self.open.as_ref().expect("data_room opened a segment");
+        let (segment, first) = (open.segment, open.next);
+        let batch = &mut self.batches[i as usize];
+        if batch.blocks == 0 {
+            batch.pbn = self.geo.pbn(segment, first);
+        }
+        let at = batch.blocks;
+        let blocks = match source {
+            Source::Bytes(data) => {
+                bufs.bytes_mut(batch.data)[at as usize * BLOCK_SIZE..][..data.len()]
+                    .copy_from_slice(data);
+                (data.len() / BLOCK_SIZE) as u32
+            }
+            Source::Block(from) => {
+                // Through the stack: a buffer can't be read while another is written.
+                let mut block = [0; BLOCK_SIZE];
+                block.copy_from_slice(&bufs.bytes(from)[..BLOCK_SIZE]);
+                bufs.bytes_mut(batch.data)[at as usize * BLOCK_SIZE..][..BLOCK_SIZE]
+                    .copy_from_slice(&block);
+                1
+            }
+        };
+        let mut crcs = [0; 4 * BATCH_BLOCKS as usize];
+        let bytes = &bufs.bytes(batch.data)[at as usize * BLOCK_SIZE..];
+        for b in 0..blocks as usize {
+            let crc = crate::format::crc32(&bytes[b * BLOCK_SIZE..][..BLOCK_SIZE]);
+            batch.crcs[at as usize + b] = crc;
+            crcs[4 * b..4 * b + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        let batch_crcs = batch.crcs;
+        batch.blocks += blocks;
+        let pbn = batch.pbn + u64::from(at);
+        let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
+        let vseq = vol.next_vseq;
+        vol.next_vseq += 1;
+        vol.map.touch(Lba(lba));
+        vol.map.touch(Lba(lba + u64::from(blocks) - 1));
+        let lsn = self.next_lsn;
+        let record =
+            Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs[..4 * blocks as usize] };
+        let effect = Effect::Write { volume, lba, pbn, crcs: at, blocks };
+        self.log_encoded(bufs, i, effect, &record);
+        let open = self.open.as_mut().expect("still open");
+        for b in 0..blocks {
+            let entry = crate::format::segment::Entry {
+                volume,
+                crc: batch_crcs[(at + b) as usize],
+                lba: lba + u64::from(b),
+                flags: 0,
+                vseq,
+                lsn_delta: 0,
+            };
+            open.push(bufs, lsn, entry);
+        }
+        self.counters.blocks_written += u64::from(blocks);
+        self.flush.dirty(self.now_ns, u64::from(blocks) * BLOCK_SIZE as u64);
+        if self.open.as_ref().is_some_and(|open| open.next == self.geo.shape.data_blocks) {
+            self.seal_open(bufs);
+        } else if self.batches[i as usize].blocks == BATCH_BLOCKS {
+            self.close_batch(bufs);
+        }
+    }
+
+    /// Sends the batch being filled, if few are under way. A batch beyond that waits for company.
+    pub(crate) fn close_batch_if_due(&mut self, bufs: &mut impl Buffers) {
+        if self.flight.len() < BATCHES_EAGER || self.flush.has_waiters() {
+            self.close_batch(bufs);
+        }
+    }
+
+    /// Sends the batch being filled: data and journal block at once.
+    pub(crate) fn close_batch(&mut self, bufs: &mut impl Buffers) {
+        let Some(i) = self.filling.take() else { return };
+        let tail = self.journal_tail(self.batches[i as usize].jseq);
+        let batch = &mut self.batches[i as usize];
+        batch.tail = tail;
+        let header = JournalHeader {
+            records: batch.logged.len() as u16,
+            used: batch.used as u16,
+            jseq: batch.jseq,
+            first_lsn: batch.first_lsn,
+            tail,
+            flushed: self.journal.durable,
+            prev_crc: self.journal.prev_crc,
+            meta_pages: self.meta.durable_pages(),
+            meta_epoch: self.meta.epoch,
+        };
+        self.journal.prev_crc =
+            header.encode(self.pool_tag, self.geo.journal_blocks, bufs.bytes_mut(batch.journal));
+        let (journal, offset) = (batch.journal, self.geo.journal_offset(batch.jseq));
+        let data = (batch.blocks > 0).then(|| {
+            let (segment, block) = self.geo.locate(batch.pbn);
+            (self.geo.segment_offset(segment, block), batch.data.part(0, batch.blocks))
+        });
+        batch.io_left = 1 + u32::from(data.is_some());
+        self.flight.push_back(i);
+        self.counters.batches += 1;
+        self.flush.dirty(self.now_ns, BLOCK_SIZE as u64);
+        if let Some((offset, buffer)) = data {
+            self.emit(Token::BatchData(i), DeviceCommand::Write { offset, buffer });
+        }
+        self.emit(Token::BatchJournal(i), DeviceCommand::Write { offset, buffer: journal });
+    }
+
+    /// Makes sure that there is a journal block under way or waiting, even an empty one.
+    pub(crate) fn force_batch(&mut self, bufs: &mut impl Buffers) {
+        if self.filling.is_none() && self.begin_batch(true).is_err() {
+            return;
+        }
+        self.close_batch(bufs);
+    }
+
+    /// Retires completed batches in journal order.
+    pub(crate) fn retire(&mut self, bufs: &mut impl Buffers) {
+        if self.planted.has(Plant::AcknowledgeOutOfOrder) {
+            self.acknowledge_completed();
+        }
+        while let Some(&i) = self.flight.front() {
+            let batch = &self.batches[i as usize];
+            if batch.io_left > 0 || self.failed.is_some() {
+                return;
+            }
+            if batch.lasting_bytes > 0
+                && !(self.meta.has_room(batch.lasting_bytes)
+                    && self.compaction.as_ref().is_none_or(|c| c.chain.has_room(batch.lasting_bytes)))
+            {
+                // Pages wait for a flush of the journal; nothing may overtake this batch.
+                self.flush.want();
+                return;
+            }
+            self.flight.pop_front();
+            self.retire_batch(bufs, i);
+        }
+    }
+
+    fn acknowledge_completed(&mut self) {
+        for i in self.flight.clone() {
+            if self.batches[i as usize].io_left == 0 {
+                for waiter in std::mem::take(&mut self.batches[i as usize].waiters) {
+                    if let Some(rmw) = waiter.rmw {
+                        self.rmws.finish(rmw);
+                    }
+                    self.complete(waiter.tag, Ok(()));
+                }
+            }
+        }
+    }
+
+    fn retire_batch(&mut self, bufs: &mut impl Buffers, i: u32) {
+        let jseq = self.batches[i as usize].jseq;
+        for k in 0..self.batches[i as usize].logged.len() {
+            let logged = self.batches[i as usize].logged[k];
+            self.apply(i, logged.effect, logged.lsn);
+            self.applied_lsn = logged.lsn;
+            if logged.effect.is_lasting() {
+                self.keep_record(bufs, i, &logged, jseq);
+            }
+        }
+        self.journal.retired = jseq + 1;
+        self.journal.tail_retired = self.batches[i as usize].tail;
+        for k in 0..self.batches[i as usize].waiters.len() {
+            let waiter = self.batches[i as usize].waiters[k];
+            if let Some(rmw) = waiter.rmw {
+                self.rmws.finish(rmw);
+            }
+            if waiter.durability == Durability::Fua && !self.planted.has(Plant::IgnoreFua) {
+                self.flush.wait(waiter.tag, jseq + 1);
+            } else {
+                self.complete(waiter.tag, Ok(()));
+            }
+        }
+        self.spare_batches.push(i);
+    }
+
+    /// Copies a record from the journal block to the metadata chains.
+    fn keep_record(&mut self, bufs: &mut impl Buffers, i: u32, logged: &Logged, jseq: u64) {
+        let forget = match logged.effect {
+            Effect::Zero { .. } => self.planted.has(Plant::ForgetDiscards),
+            Effect::VolumeDelete { .. } => self.planted.has(Plant::ForgetDeletes),
+            _ => false,
+        };
+        if forget {
+            return;
+        }
+        // The largest lasting record is small; a copy on the stack frees the journal buffer.
+        let mut copy = [0; crate::format::record::RECORD_BYTES_MAX];
+        let bytes = usize::from(logged.bytes);
+        let at = usize::from(logged.at);
+        copy[..bytes].copy_from_slice(&bufs.bytes(self.batches[i as usize].journal)[at..at + bytes]);
+        let (record, _) = Record::decode(&copy[..bytes]).expect("the engine encoded it");
+        self.meta.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+        if let Some(compaction) = &mut self.compaction {
+            compaction.chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+        }
+    }
+
+    fn apply(&mut self, i: u32, effect: Effect, lsn: u64) {
+        match effect {
+            Effect::Write { volume, lba, pbn, crcs, blocks } => {
+                for b in 0..blocks {
+                    let crc = self.batches[i as usize].crcs[(crcs + b) as usize];
+                    let mapping = Mapping::Block { pbn: pbn + u64::from(b), crc };
+                    self.map_block(volume, Lba(lba + u64::from(b)), mapping, lsn);
+                }
+            }
+            Effect::Zero { volume, lba, blocks, keep } => {
+                self.unmap(volume, lba, blocks, keep, lsn);
+            }
+            Effect::VolumeCreate { volume } => {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.state = VolumeState::Active;
+                }
+            }
+            Effect::VolumeResize { volume, size } => {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.info.size = size;
+                }
+            }
+            Effect::VolumeDelete { volume } => {
+                if let Some(volume) = self.volumes.remove(volume) {
+                    self.kept -= volume.map.kept();
+                    self.graves.push_back(volume.map);
+                }
+            }
+            Effect::SegmentSeal { segment } => {
+                self.segs.sealed(segment, lsn);
+                self.counters.seals += 1;
+            }
+            Effect::SegmentFree { segment } => self.segs.free_logged(segment),
+            Effect::SegmentOpen => {}
+        }
+    }
+
+    /// After a failure: answers everything that waited, once the device has let go of it.
+    pub(crate) fn drain_failed(&mut self, bufs: &mut impl Buffers) {
+        while let Some(&i) = self.flight.front() {
+            if self.batches[i as usize].io_left > 0 {
+                break;
+            }
+            self.flight.pop_front();
+            self.fail_batch(i);
+        }
+        if let Some(i) = self.filling.take() {
+            self.fail_batch(i);
+        }
+        while let Some(tag) = self.flush.next_waiter() {
+            self.complete(tag, Err(IoFault::Device));
+        }
+        self.fail_rmws(bufs);
+    }
+
+    fn fail_batch(&mut self, i: u32) {
+        for k in 0..self.batches[i as usize].waiters.len() {
+            let waiter = self.batches[i as usize].waiters[k];
+            if let Some(rmw) = waiter.rmw {
+                self.rmws.finish(rmw);
+            }
+            self.complete(waiter.tag, Err(IoFault::Device));
+        }
+        self.spare_batches.push(i);
+    }
+
+    /// The tail that a block `jseq` may claim: the oldest block that something still needs.
+    fn journal_tail(&self, jseq: u64) -> u64 {
+        let mut tail = jseq;
+        if !self.planted.has(Plant::TailTooFar) {
+            if let Some(open) = &self.open {
+                tail = tail.min(open.first_jseq);
+            }
+            for sealing in &self.sealing {
+                tail = tail.min(sealing.first_jseq);
+            }
+        }
+        if let Some(meta) = self.meta.holds_tail() {
+            tail = tail.min(meta);
+        }
+        if let Some(chain) = self.compaction.as_ref().and_then(|c| c.chain.holds_tail()) {
+            // Once the superblock names the new chain, only that one covers these records.
+            tail = tail.min(chain);
+        }
+        // Records that are not retired are in no page yet.
+        tail.min(self.journal.retired).max(self.journal.tail_durable)
+    }
+
+    /// Whether nothing waits in the journal's batches.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.flight.is_empty() && self.filling.is_none_or(|i| self.batches[i as usize].is_empty())
+    }
+}
+
+/// Where the blocks of a write come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    /// Whole blocks of a client's request.
+    Bytes(&'a [u8]),
+    /// The first block of a buffer.
+    Block(Buffer),
+}

@@ -1,0 +1,329 @@
+//! Metadata compaction: a fresh chain that says what the old one says, shorter.
+//!
+//! The new chain states the volumes, the sealed segments, the blocks of a segment that was open
+//! when the pool was last closed, and the holes of every leaf that was ever written to. Without
+//! the holes, summaries of old segments would bring discarded blocks back. While it is being
+//! written, new records go to both chains, so it does not stop anything; the switch is one
+//! superblock write.
+//!
+//! A statement carries the LSN up to which the map had been changed when it was made; replay
+//! orders it behind the records with that LSN.
+
+use crate::engine::Engine;
+use crate::format::record::{LeafBits, RECORD_BYTES_MAX, Record, write_bytes};
+use crate::limits::ZERO_BLOCKS;
+use crate::map::{LEAF_BLOCKS, LeafState};
+use crate::meta_chain::{MetaChain, NO_SEGMENT};
+use crate::plant::Plant;
+use crate::segment::SegmentState;
+use crate::token::Token;
+use crate::volume::VolumeState;
+use flagstone_block::{Buffers, DeviceCommand};
+
+/// Records stated per turn, so that a large pool's compaction does not hold up its requests.
+const STATEMENTS_PER_TURN: usize = 256;
+
+/// What is stated next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cursor {
+    Volumes { slot: usize },
+    Segments { segment: u32 },
+    OpenSegment { block: u32 },
+    Holes { slot: usize, leaf: u64 },
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Stating,
+    Writing,
+    Flushing(u64),
+    Superblock,
+    /// The new chain counts; the device may still be writing a page of the old one.
+    Switching,
+}
+
+#[derive(Debug)]
+pub(crate) struct Compaction {
+    pub(crate) chain: MetaChain,
+    cursor: Cursor,
+    stage: Stage,
+}
+
+impl Engine {
+    /// Begins a compaction, if the arena and the segments allow it now.
+    pub(crate) fn begin_compaction(&mut self, bufs: &mut impl Buffers) -> bool {
+        let Some(first) = self.segs.take(SegmentState::Meta) else { return false };
+        let next = self.segs.take(SegmentState::Meta).unwrap_or(NO_SEGMENT);
+        let epoch = self.meta.epoch + 1;
+        let nonce = self.session ^ epoch;
+        let chain =
+            MetaChain::new(bufs, epoch, nonce, vec![first], next, (0, 0, 0), self.geo.pages());
+        let Some(chain) = chain else {
+            self.segs.release(first);
+            if next != NO_SEGMENT {
+                self.segs.release(next);
+            }
+            return false;
+        };
+        self.compaction =
+            Some(Compaction { chain, cursor: Cursor::Volumes { slot: 0 }, stage: Stage::Stating });
+        true
+    }
+
+    pub(crate) fn advance_meta(&mut self, bufs: &mut impl Buffers) {
+        let durable = self.journal.durable;
+        let switching = self.compaction.as_ref().is_some_and(|c| c.stage == Stage::Switching);
+        while !switching && let Some((page, offset, buffer)) = self.meta.next_write(durable) {
+            self.flush.dirty(self.now_ns, buffer.len() as u64);
+            self.emit(Token::MetaPage(page as u32), DeviceCommand::Write { offset, buffer });
+        }
+        if let Some(mut compaction) = self.compaction.take() {
+            while let Some((page, offset, buffer)) = compaction.chain.next_write(durable) {
+                self.emit(Token::CompactionPage(page as u32), DeviceCommand::Write { offset, buffer });
+            }
+            if compaction.chain.wants_flush() {
+                self.flush.want();
+            }
+            self.compaction = Some(compaction);
+        } else if self.super_write.is_idle() && !self.stop.is_begun() && self.compaction_due() {
+            self.begin_compaction(bufs);
+        }
+    }
+
+    fn compaction_due(&self) -> bool {
+        let segments = self.meta.segments.len();
+        segments > 2 * self.meta_baseline + 1
+            || (segments > self.meta_baseline
+                && (self.meta.next_segment == NO_SEGMENT || self.segs.free() < self.reserve()))
+    }
+
+    pub(crate) fn advance_compaction(&mut self, bufs: &mut impl Buffers) {
+        let Some(mut compaction) = self.compaction.take() else { return };
+        match compaction.stage {
+            Stage::Stating => {
+                for _ in 0..STATEMENTS_PER_TURN {
+                    if compaction.cursor == Cursor::End || !compaction.chain.has_room(RECORD_BYTES_MAX) {
+                        break;
+                    }
+                    self.state_next(bufs, &mut compaction);
+                }
+                // A resumed segment that is being sealed is covered by its seal record, which
+                // reaches this chain when it is retired.
+                if compaction.cursor == Cursor::End && !self.sealing.iter().any(|s| s.resumed) {
+                    compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                    compaction.stage = Stage::Writing;
+                }
+            }
+            Stage::Writing => {
+                if self.planted.has(Plant::SuperblockFirst) {
+                    compaction.stage = Stage::Flushing(0);
+                } else if compaction.chain.is_written() {
+                    compaction.stage = Stage::Flushing(self.flush.want());
+                } else if compaction.chain.is_filling() {
+                    compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                }
+            }
+            Stage::Flushing(number) if self.flush.is_past(number) && self.super_write.is_idle() => {
+                let superblock = crate::format::superblock::Superblock {
+                    meta_segment: u64::from(compaction.chain.segments[0]),
+                    meta_epoch: compaction.chain.epoch,
+                    meta_nonce: compaction.chain.nonce,
+                    meta_pages: compaction.chain.durable_pages(),
+                    ..self.superblock(0)
+                };
+                self.begin_superblock(bufs, superblock);
+                compaction.stage = Stage::Superblock;
+            }
+            Stage::Superblock if self.super_write.take_done() => {
+                compaction.stage = Stage::Switching;
+            }
+            Stage::Switching if !self.meta.is_writing() => {
+                self.switch_chain(bufs, compaction);
+                return;
+            }
+            _ => {}
+        }
+        self.compaction = Some(compaction);
+    }
+
+    fn switch_chain(&mut self, bufs: &mut impl Buffers, compaction: Compaction) {
+        let mut old = std::mem::replace(&mut self.meta, compaction.chain);
+        old.release(bufs);
+        let next = (old.next_segment != NO_SEGMENT).then_some(old.next_segment);
+        for segment in old.segments.into_iter().chain(next) {
+            self.segs.release(segment);
+        }
+        self.meta_baseline = self.meta.segments.len();
+        self.counters.compactions += 1;
+    }
+
+    fn state_next(&mut self, bufs: &mut impl Buffers, compaction: &mut Compaction) {
+        let (next, record) = self.statement(bufs, compaction.cursor);
+        compaction.cursor = next;
+        // True once everything retired so far is durable.
+        let jseq = self.journal.retired - 1;
+        let mut crc_bytes = [0; 4];
+        let record = match record {
+            None => return,
+            Some(Statement::Volume(slot)) => {
+                let Some(volume) = self.volumes.slot(slot) else { return };
+                let record = Record::Volume {
+                    volume: volume.info.id,
+                    lsn: self.applied_lsn,
+                    uuid: volume.info.uuid,
+                    size: volume.info.size,
+                    vseq: volume.next_vseq,
+                    name: &volume.info.name,
+                };
+                compaction.chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+                return;
+            }
+            Some(Statement::Block { volume, lsn, lba, pbn, vseq, crc }) => {
+                crc_bytes = u32::to_le_bytes(crc);
+                Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crc_bytes }
+            }
+            Some(Statement::Plain(record)) => record,
+        };
+        compaction.chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+        let _ = crc_bytes;
+    }
+
+    /// What stands at `cursor`, and where the next statement is.
+    fn statement(&self, bufs: &impl Buffers, cursor: Cursor) -> (Cursor, Option<Statement>) {
+        let lsn = self.applied_lsn;
+        match cursor {
+            Cursor::Volumes { slot } if slot == self.volumes.slots() => {
+                (Cursor::Segments { segment: 0 }, None)
+            }
+            Cursor::Volumes { slot } => {
+                let stated = self.volumes.slot(slot).is_some_and(|v| v.state != VolumeState::Creating);
+                (Cursor::Volumes { slot: slot + 1 }, stated.then_some(Statement::Volume(slot)))
+            }
+            Cursor::Segments { segment } if segment == self.segs.len() => {
+                (Cursor::OpenSegment { block: 0 }, None)
+            }
+            Cursor::Segments { segment } => {
+                let row = self.segs.row(segment);
+                let stated = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
+                let record = stated.then_some(Statement::Plain(Record::SegmentSeal {
+                    segment,
+                    lsn,
+                    class: row.class,
+                    entries: row.entries,
+                    generation: row.generation,
+                    first_lsn: row.first_lsn,
+                    footer_crc: row.footer_crc,
+                }));
+                (Cursor::Segments { segment: segment + 1 }, record)
+            }
+            Cursor::OpenSegment { block } => match &self.open {
+                Some(open) if block < open.in_meta => {
+                    (Cursor::OpenSegment { block: block + 1 }, Some(self.block_statement(bufs, block)))
+                }
+                _ => (Cursor::Holes { slot: 0, leaf: 0 }, None),
+            },
+            Cursor::Holes { slot, .. } if slot == self.volumes.slots() => (Cursor::End, None),
+            Cursor::Holes { slot, leaf } => self.holes_statement(slot, leaf),
+            Cursor::End => (Cursor::End, None),
+        }
+    }
+
+    /// The record of block `block` of the open segment.
+    fn block_statement(&self, bufs: &impl Buffers, block: u32) -> Statement {
+        let open = self.open.as_ref().expect("asked by the caller");
+        let (lsn, entry) = open.entry(bufs, block);
+        Statement::Block {
+            volume: entry.volume,
+            lsn,
+            lba: entry.lba,
+            pbn: self.geo.pbn(open.segment, block),
+            vseq: entry.vseq,
+            crc: entry.crc,
+        }
+    }
+
+    fn holes_statement(&self, slot: usize, leaf: u64) -> (Cursor, Option<Statement>) {
+        let next_volume = (Cursor::Holes { slot: slot + 1, leaf: 0 }, None);
+        let Some(volume) = self.volumes.slot(slot) else { return next_volume };
+        let lsn = self.applied_lsn;
+        let mut leaf = leaf;
+        while leaf < volume.map.leaves() {
+            let (state, leaves) = volume.map.leaf(leaf);
+            let lba = leaf * LEAF_BLOCKS as u64;
+            match state {
+                LeafState::Untouched => leaf += leaves,
+                LeafState::AllHole => {
+                    let (first, mut end) = (lba, leaf + 1);
+                    while end < volume.map.leaves()
+                        && volume.map.leaf(end).0 == LeafState::AllHole
+                        && (end + 1) * LEAF_BLOCKS as u64 - first <= ZERO_BLOCKS
+                    {
+                        end += 1;
+                    }
+                    let blocks = (end * LEAF_BLOCKS as u64 - first) as u32;
+                    let record = Record::Zero {
+                        volume: volume.info.id,
+                        lsn,
+                        lba: first,
+                        blocks,
+                        keep: false,
+                        vseq: 0,
+                    };
+                    return self.unless_forgotten(Cursor::Holes { slot, leaf: end }, record);
+                }
+                LeafState::Dense(index) => {
+                    let (holes, kept) = self.slab.get(index).bits();
+                    let next = Cursor::Holes { slot, leaf: leaf + 1 };
+                    if holes == LeafBits::default() && kept == LeafBits::default() {
+                        return (next, None);
+                    }
+                    let record = Record::Holes { volume: volume.info.id, lsn, lba, holes, kept };
+                    return self.unless_forgotten(next, record);
+                }
+            }
+        }
+        next_volume
+    }
+
+    fn unless_forgotten(&self, next: Cursor, record: Record<'static>) -> (Cursor, Option<Statement>) {
+        let stated = !self.planted.has(Plant::CompactWithoutHoles);
+        (next, stated.then_some(Statement::Plain(record)))
+    }
+
+    /// Copies the records of the open segment's blocks that are not there yet to the chain, as
+    /// many as there is room for; returns whether all are. For a clean stop, so that a segment
+    /// need not be sealed half full.
+    pub(crate) fn keep_open_segment(&mut self, bufs: &mut impl Buffers) -> bool {
+        loop {
+            let Some(open) = &self.open else { return true };
+            let block = open.in_meta;
+            if block == open.next {
+                return true;
+            }
+            if !self.meta.has_room(write_bytes(1)) {
+                self.flush.want();
+                return false;
+            }
+            let Statement::Block { volume, lsn, lba, pbn, vseq, crc } =
+                self.block_statement(bufs, block)
+            else {
+                return true;
+            };
+            let crcs = u32::to_le_bytes(crc);
+            let record = Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs };
+            let jseq = self.journal.retired - 1;
+            self.meta.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+            if let Some(open) = &mut self.open {
+                open.in_meta += 1;
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Statement {
+    Volume(usize),
+    Block { volume: u32, lsn: u64, lba: u64, pbn: u64, vseq: u64, crc: u32 },
+    Plain(Record<'static>),
+}

@@ -1,0 +1,130 @@
+//! Creating, deleting and growing volumes. Each is durable when it completes.
+
+use crate::batch::{Effect, Waiter};
+use crate::engine::Engine;
+use crate::error::SubmitError;
+use crate::format::record::{RECORD_BYTES_MAX, Record};
+use crate::limits::{NAME_BYTES, VOLUME_BYTES, VOLUMES};
+use crate::map::VolumeMap;
+use crate::volume::{Volume, VolumeInfo, VolumeState};
+use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Tag, VolumeId};
+
+/// A volume to be created.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeSpec<'a> {
+    /// Identity, chosen by the caller.
+    pub uuid: [u8; 16],
+    /// Unique in the pool.
+    pub name: &'a str,
+    /// Bytes, a multiple of 4096.
+    pub size: u64,
+}
+
+fn check_size(size: u64) -> Result<(), SubmitError> {
+    if size == 0 || size % BLOCK_SIZE as u64 != 0 || size > VOLUME_BYTES {
+        return Err(SubmitError::VolumeSize);
+    }
+    Ok(())
+}
+
+impl Engine {
+    /// Creates a thin volume; it serves once the completion with `tag` is there.
+    ///
+    /// # Errors
+    /// `Busy`, `NoSpace`, `VolumeExists`, `VolumeName`, `VolumeSize`, `TooManyVolumes`, `Failed`,
+    /// `Stopping`: nothing happened.
+    pub fn create_volume(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        spec: &VolumeSpec<'_>,
+    ) -> Result<VolumeId, SubmitError> {
+        self.ready()?;
+        if spec.name.is_empty() || spec.name.len() > NAME_BYTES {
+            return Err(SubmitError::VolumeName);
+        }
+        check_size(spec.size)?;
+        if self.volumes.named(spec.name).is_some() {
+            return Err(SubmitError::VolumeExists);
+        }
+        if self.volumes.len() >= VOLUMES || self.next_volume == u32::MAX {
+            return Err(SubmitError::TooManyVolumes);
+        }
+        self.check_flush_room(Durability::Fua)?;
+        let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
+        let id = self.next_volume;
+        self.next_volume += 1;
+        let record = Record::Volume {
+            volume: id,
+            lsn: self.next_lsn,
+            uuid: spec.uuid,
+            size: spec.size,
+            vseq: 0,
+            name: spec.name,
+        };
+        self.log_encoded(bufs, batch, Effect::VolumeCreate { volume: id }, &record);
+        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.volumes.insert(Volume {
+            info: VolumeInfo { id, uuid: spec.uuid, name: spec.name.to_owned(), size: spec.size },
+            state: VolumeState::Creating,
+            map: VolumeMap::default(),
+            next_vseq: 1,
+        });
+        Ok(VolumeId(id))
+    }
+
+    /// Deletes a volume: refuses its requests at once, returns its space in the background.
+    ///
+    /// # Errors
+    /// `Busy`, `NoVolume`, `Failed`, `Stopping`: nothing happened.
+    pub fn delete_volume(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        volume: VolumeId,
+    ) -> Result<(), SubmitError> {
+        self.ready()?;
+        self.active(volume)?;
+        self.check_flush_room(Durability::Fua)?;
+        let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, true)?;
+        let effect = Effect::VolumeDelete { volume: volume.0 };
+        self.log(bufs, batch, effect, |lsn| Record::VolumeDelete { volume: volume.0, lsn });
+        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        if let Some(volume) = self.volumes.get_mut(volume.0) {
+            volume.state = VolumeState::Deleting;
+        }
+        Ok(())
+    }
+
+    /// Grows a volume to `size` bytes; the same size is answered at once.
+    ///
+    /// # Errors
+    /// `Busy`, `NoVolume`, `VolumeSize`, `Failed`, `Stopping`: nothing happened.
+    pub fn resize_volume(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        volume: VolumeId,
+        size: u64,
+    ) -> Result<(), SubmitError> {
+        self.ready()?;
+        check_size(size)?;
+        let now = self.active(volume)?.info.size;
+        if size < now {
+            return Err(SubmitError::VolumeSize);
+        }
+        if size == now {
+            self.complete(tag, Ok(()));
+            return Ok(());
+        }
+        self.check_flush_room(Durability::Fua)?;
+        let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
+        let vol = self.volumes.get_mut(volume.0).ok_or(SubmitError::NoVolume)?;
+        let vseq = vol.next_vseq;
+        vol.next_vseq += 1;
+        let effect = Effect::VolumeResize { volume: volume.0, size };
+        self.log(bufs, batch, effect, |lsn| Record::VolumeResize { volume: volume.0, lsn, size, vseq });
+        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        Ok(())
+    }
+}

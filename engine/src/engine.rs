@@ -1,0 +1,374 @@
+//! The engine: one pool's state, driven by requests, device completions and time.
+//!
+//! Events come in through `write`, `read`, `zero`, `flush`, the volume calls and
+//! [`Engine::device_done`]; [`Engine::pump`] does the upkeep; effects leave through
+//! [`Engine::next_io`] and [`Engine::next_completion`]. There is no I/O, clock, lock or
+//! randomness here, and no allocation on the data path once queues have grown to their bounds.
+//!
+//! Invariants (asserted in code, and by [`Engine::check`] in tests):
+//! 1. A block is written at most once per segment generation.
+//! 2. A write is answered when its record and every earlier one of the journal are on the
+//!    device; with FUA, or after a flush, when they are durable.
+//! 3. A segment is reused only if whatever superseded its blocks, and its free record, are
+//!    durable.
+//! 4. LSNs rise strictly; the map changes in LSN order only.
+//! 5. User writes never take the segments reserved for metadata.
+
+use crate::batch::Batch;
+use crate::compact::Compaction;
+use crate::error::{IoFault, SubmitError};
+use crate::flush::FlushState;
+use crate::geometry::Geometry;
+use crate::journal::Journal;
+use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES};
+use crate::map::{LeafSlab, Mapping, VolumeMap};
+use crate::meta_chain::MetaChain;
+use crate::plant::Planted;
+use crate::read::Reads;
+use crate::rmw::Rmws;
+use crate::segment::{OpenSegment, Sealing, SegmentTable};
+use crate::stop::Stop;
+use crate::super_write::SuperWrite;
+use crate::token::Token;
+use crate::volume::{VolumeInfo, Volumes};
+use flagstone_block::{
+    Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag,
+};
+use std::collections::VecDeque;
+
+/// The answer to one accepted request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// As submitted.
+    pub tag: Tag,
+    /// What became of it.
+    pub result: Result<(), IoFault>,
+}
+
+/// Whether the pool serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolState {
+    /// Serves.
+    Running,
+    /// A write or flush failed: reads go on, everything else is refused until reopened.
+    Failed(DeviceError),
+    /// A clean stop is under way.
+    Stopping,
+    /// Stopped; every buffer was given back.
+    Stopped,
+}
+
+/// Space of a pool, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolUsage {
+    /// Data blocks of all segments.
+    pub capacity: u64,
+    /// Blocks that volumes map.
+    pub live: u64,
+    /// Zero blocks whose space is kept.
+    pub kept: u64,
+    /// What user writes may still take before the pool is full.
+    pub available: u64,
+    /// Segments in all.
+    pub segments: u32,
+    /// Segments that may be taken.
+    pub segments_free: u32,
+    /// Segments that only metadata may take.
+    pub segments_reserved: u32,
+    /// Segments that hold metadata.
+    pub segments_meta: u32,
+}
+
+/// Counts since the pool was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Blocks written for users.
+    pub blocks_written: u64,
+    /// Blocks read for users, from the device.
+    pub blocks_read: u64,
+    /// Blocks answered as zeroes without the device.
+    pub blocks_zero_read: u64,
+    /// Journal blocks.
+    pub batches: u64,
+    /// Device flushes.
+    pub flushes: u64,
+    /// Segments sealed.
+    pub seals: u64,
+    /// Segments freed.
+    pub segments_freed: u64,
+    /// Reads repeated because the checksum did not match.
+    pub read_retries: u64,
+    /// Blocks reported as damaged.
+    pub bad_blocks: u64,
+    /// Read-modify-writes.
+    pub rmws: u64,
+    /// Metadata compactions.
+    pub compactions: u64,
+}
+
+/// One pool. See the module's documentation.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) geo: Geometry,
+    pub(crate) pool: [u8; 16],
+    pub(crate) pool_tag: [u8; 8],
+    pub(crate) session: u64,
+    pub(crate) planted: Planted,
+    pub(crate) now_ns: u64,
+
+    pub(crate) out: VecDeque<DeviceIo>,
+    pub(crate) done: VecDeque<Completion>,
+    pub(crate) io_in_flight: u32,
+
+    pub(crate) segs: SegmentTable,
+    pub(crate) slab: LeafSlab,
+    pub(crate) volumes: Volumes,
+    pub(crate) next_volume: u32,
+    /// Maps of deleted volumes, being taken apart.
+    pub(crate) graves: VecDeque<VolumeMap>,
+    pub(crate) kept: u64,
+
+    pub(crate) next_lsn: u64,
+    pub(crate) applied_lsn: u64,
+    pub(crate) next_generation: u64,
+    pub(crate) open: Option<OpenSegment>,
+    pub(crate) sealing: Vec<Sealing>,
+    pub(crate) summaries: Vec<Buffer>,
+
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) spare_batches: Vec<u32>,
+    pub(crate) filling: Option<u32>,
+    pub(crate) flight: VecDeque<u32>,
+
+    pub(crate) journal: Journal,
+    pub(crate) meta: MetaChain,
+    /// Chain segments when the last compaction ended, to judge when the next is due.
+    pub(crate) meta_baseline: usize,
+    pub(crate) compaction: Option<Compaction>,
+    pub(crate) super_write: SuperWrite,
+    pub(crate) flush: FlushState,
+    pub(crate) reads: Reads,
+    pub(crate) rmws: Rmws,
+    pub(crate) failed: Option<DeviceError>,
+    pub(crate) stop: Stop,
+    pub(crate) counters: Counters,
+}
+
+/// Blocks that the engine takes from the arena when it opens a pool of `geo`, rounded to powers
+/// of two as a buddy allocator does.
+#[must_use]
+pub fn own_blocks(geo: &Geometry) -> u32 {
+    let summary = geo.shape.summary_blocks().next_power_of_two();
+    let batch = crate::limits::BATCH_BLOCKS + 1;
+    BATCHES as u32 * batch
+        + SUMMARIES as u32 * summary
+        + 4 * crate::limits::META_PAGES as u32
+        + 2
+        + 2 * RMWS as u32
+}
+
+impl Engine {
+    /// Takes the next device command; the caller must issue it.
+    pub fn next_io(&mut self) -> Option<DeviceIo> {
+        self.out.pop_front()
+    }
+
+    /// Takes the next answer.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    pub(crate) fn emit(&mut self, token: Token, command: DeviceCommand) {
+        self.io_in_flight += 1;
+        self.out.push_back(DeviceIo { token: token.encode(), command });
+    }
+
+    pub(crate) fn complete(&mut self, tag: Tag, result: Result<(), IoFault>) {
+        self.done.push_back(Completion { tag, result });
+    }
+
+    /// Reports the end of a device command. Call [`Engine::pump`] before sleeping.
+    pub fn device_done(
+        &mut self,
+        bufs: &mut impl Buffers,
+        token: IoToken,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(token) = Token::decode(token) else {
+            debug_assert!(false, "a token that was never given out");
+            return;
+        };
+        self.io_in_flight -= 1;
+        if let Token::Read { op, first, blocks, retried } = token {
+            self.read_done(bufs, op, first, blocks, retried, result);
+            return;
+        }
+        let ignored = matches!(token, Token::BatchData(_))
+            && self.planted.has(crate::plant::Plant::IgnoreWriteErrors);
+        if let Err(error) = result
+            && !ignored
+        {
+            self.fail(error);
+        }
+        match token {
+            Token::BatchData(i) | Token::BatchJournal(i) => self.batches[i as usize].io_left -= 1,
+            Token::Summary(segment) => self.summary_written(segment),
+            Token::MetaPage(page) => self.meta.written(page),
+            Token::CompactionPage(page) => {
+                if let Some(compaction) = &mut self.compaction {
+                    compaction.chain.written(page);
+                }
+            }
+            Token::Superblock => self.super_write.io_left -= 1,
+            Token::Flush => self.flush_done(),
+            Token::Read { .. } => {}
+        }
+    }
+
+    /// Poisons the pool: after a failed write or flush nothing since the last good flush may be
+    /// believed, so nothing more is acknowledged (Rebello et al., "Can Applications Recover from
+    /// fsync Failures?", ATC 2020).
+    pub(crate) fn fail(&mut self, error: DeviceError) {
+        self.failed.get_or_insert(error);
+    }
+
+    /// Does the upkeep that is due: answers what has completed, closes batches, seals, writes
+    /// metadata, starts flushes. Call once per turn of the reactor, after the events.
+    pub fn pump(&mut self, bufs: &mut impl Buffers, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.retire(bufs);
+        if self.failed.is_some() {
+            self.drain_failed(bufs);
+        } else {
+            self.advance_rmws(bufs);
+            self.advance_reclaim();
+            self.advance_seals(bufs);
+            self.advance_segments(bufs);
+            self.advance_meta(bufs);
+            self.advance_compaction(bufs);
+            self.relieve_journal(bufs);
+            self.advance_stop(bufs);
+            self.close_batch_if_due(bufs);
+            self.advance_superblock(bufs);
+            self.start_flush_if_due();
+        }
+        self.finish_stop(bufs);
+    }
+
+    /// When [`Engine::pump`] must be called at the latest, on the clock given to it; `None` if
+    /// only a request or a completion can bring work.
+    #[must_use]
+    pub fn next_timer_ns(&self) -> Option<u64> {
+        if self.failed.is_some() {
+            return None;
+        }
+        if !self.graves.is_empty() {
+            return Some(self.now_ns);
+        }
+        self.flush.deadline_ns()
+    }
+
+    /// The pool's state.
+    #[must_use]
+    pub fn state(&self) -> PoolState {
+        match (self.failed, self.stop.is_begun(), self.is_stopped()) {
+            (_, _, true) => PoolState::Stopped,
+            (Some(error), _, _) => PoolState::Failed(error),
+            (None, true, _) => PoolState::Stopping,
+            (None, false, _) => PoolState::Running,
+        }
+    }
+
+    /// The pool's identity.
+    #[must_use]
+    pub fn pool_uuid(&self) -> [u8; 16] {
+        self.pool
+    }
+
+    /// The pool's layout.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geo
+    }
+
+    /// Counts since the pool was opened.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Space of the pool.
+    #[must_use]
+    pub fn usage(&self) -> PoolUsage {
+        let block = flagstone_block::BLOCK_SIZE as u64;
+        let census = self.segs.census();
+        PoolUsage {
+            capacity: u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks) * block,
+            live: self.segs.live() * block,
+            kept: self.kept * block,
+            available: self.available_blocks().saturating_sub(self.kept) * block,
+            segments: self.geo.segments,
+            segments_free: self.segs.free(),
+            segments_reserved: self.reserve().min(self.segs.free()),
+            segments_meta: census[crate::segment::SegmentState::Meta as usize],
+        }
+    }
+
+    /// The volumes, in no particular order.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeInfo> {
+        self.volumes.iter().filter(|v| v.state == crate::volume::VolumeState::Active).map(|v| &v.info)
+    }
+
+    /// The volume named `name`.
+    #[must_use]
+    pub fn volume_by_name(&self, name: &str) -> Option<&VolumeInfo> {
+        let volume = self.volumes.named(name)?;
+        (volume.state == crate::volume::VolumeState::Active).then_some(&volume.info)
+    }
+
+    /// The volume with this number.
+    #[must_use]
+    pub fn volume(&self, id: flagstone_block::VolumeId) -> Option<&VolumeInfo> {
+        let volume = self.volumes.get(id.0)?;
+        (volume.state == crate::volume::VolumeState::Active).then_some(&volume.info)
+    }
+
+    /// Bytes that a volume maps, and bytes of zeroes that it keeps allocated.
+    #[must_use]
+    pub fn volume_usage(&self, id: flagstone_block::VolumeId) -> Option<(u64, u64)> {
+        let map = &self.volumes.get(id.0)?.map;
+        let block = flagstone_block::BLOCK_SIZE as u64;
+        Some((map.mapped() * block, map.kept() * block))
+    }
+
+    pub(crate) fn ready(&self) -> Result<(), SubmitError> {
+        if self.failed.is_some() {
+            return Err(SubmitError::Failed);
+        }
+        if self.stop.is_begun() {
+            return Err(SubmitError::Stopping);
+        }
+        Ok(())
+    }
+
+    /// Changes one map entry and the live counts with it; the block at the old place dies.
+    pub(crate) fn map_block(&mut self, volume: u32, lba: Lba, new: Mapping, lsn: u64) {
+        let Some(volume) = self.volumes.get_mut(volume) else { return };
+        let old = volume.map.set(&mut self.slab, lba, new);
+        if let Mapping::Block { pbn, .. } = new {
+            self.segs.born(self.geo.locate(pbn).0);
+        }
+        match old {
+            Mapping::Block { pbn, .. } => self.segs.died(self.geo.locate(pbn).0, lsn),
+            Mapping::Kept => self.kept -= 1,
+            Mapping::Hole => {}
+        }
+        if new == Mapping::Kept {
+            self.kept += 1;
+        }
+    }
+
+    pub(crate) fn new_queues() -> (VecDeque<DeviceIo>, VecDeque<Completion>) {
+        (VecDeque::with_capacity(READS * 2), VecDeque::with_capacity(READS + FLUSH_WAITERS))
+    }
+}

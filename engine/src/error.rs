@@ -1,0 +1,136 @@
+//! Errors of the engine: one enum per operation, small and matchable.
+
+use crate::format::DecodeError;
+use crate::geometry::GeometryError;
+use flagstone_block::DeviceError;
+
+/// Why a request was not accepted. Nothing happened and no completion will follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// A bound is reached; submit again after the next completion. Never an error for a client.
+    #[error("busy: submit again after the next completion")]
+    Busy,
+    /// No segment is free, and none is about to be.
+    #[error("the pool is full")]
+    NoSpace,
+    /// The range does not lie in the volume, or is empty.
+    #[error("the range lies outside the volume")]
+    OutOfRange,
+    /// No such volume.
+    #[error("no such volume")]
+    NoVolume,
+    /// A volume of this name exists.
+    #[error("a volume of this name exists")]
+    VolumeExists,
+    /// The name is empty, too long, or not UTF-8 that a record can hold.
+    #[error("a volume name has 1 to {} bytes", crate::limits::NAME_BYTES)]
+    VolumeName,
+    /// The size is zero, too large, not a multiple of 4096, or smaller than now.
+    #[error("a volume's size is a multiple of 4096 up to 4 PiB, and can only grow")]
+    VolumeSize,
+    /// The pool holds as many volumes as it may.
+    #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
+    TooManyVolumes,
+    /// The device failed a write or a flush; the pool accepts nothing more until it is reopened.
+    #[error("the pool's device failed; reopen the pool")]
+    Failed,
+    /// A clean stop has begun.
+    #[error("the pool is being closed")]
+    Stopping,
+}
+
+/// Why an accepted request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IoFault {
+    /// A block does not have the content that was written, or can't be read.
+    #[error("block {lba} of the volume is damaged")]
+    BadBlock {
+        /// First bad block of the request.
+        lba: u64,
+    },
+    /// The device failed; the outcome of a write is unknown.
+    #[error("the pool's device failed")]
+    Device,
+    /// The volume was deleted meanwhile.
+    #[error("the volume was deleted")]
+    Gone,
+    /// The pool filled up before a read-modify-write could be written.
+    #[error("the pool is full")]
+    NoSpace,
+}
+
+/// Why a device could not be formatted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// No pool fits.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Why a pool could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// No valid superblock in any of the five places.
+    #[error("no Flagstone pool here: no superblock copy is valid ({first})")]
+    NoSuperblock {
+        /// What is wrong with the first copy.
+        first: DecodeError,
+    },
+    /// The superblock describes a pool that does not fit the device.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A journal block that was durable is damaged or missing.
+    #[error("journal block {jseq} was flushed but is damaged; blocks up to {flushed} are needed")]
+    JournalDamaged {
+        /// Sequence number of the block.
+        jseq: u64,
+        /// Blocks below this one were durable.
+        flushed: u64,
+    },
+    /// A metadata page that was durable is damaged in both copies, or missing.
+    #[error("metadata page {page} (segment {segment}) is damaged in both copies; {needed} pages are needed")]
+    MetadataDamaged {
+        /// Number of the page in its chain.
+        page: u64,
+        /// Segment it should lie in.
+        segment: u32,
+        /// Pages that were durable.
+        needed: u64,
+    },
+    /// The summary of a sealed segment is damaged.
+    #[error("the summary of segment {segment} (generation {generation}) is damaged")]
+    SummaryDamaged {
+        /// Segment number.
+        segment: u32,
+        /// Generation that was sealed.
+        generation: u64,
+    },
+    /// A record is right in itself but can't be.
+    #[error("record {lsn} refers to something that can't be")]
+    Record {
+        /// The record's LSN.
+        lsn: u64,
+    },
+    /// Too few segments are free to write the metadata anew.
+    #[error("{free} free segments are too few to recover into")]
+    NoRoom {
+        /// Free segments.
+        free: u32,
+    },
+    /// The arena is too small for the engine's own buffers.
+    #[error("the buffer arena is too small: the engine needs {blocks} blocks of its own")]
+    Memory {
+        /// Blocks needed.
+        blocks: u32,
+    },
+}

@@ -1,0 +1,173 @@
+//! Flushes: one device flush serves everyone who waited when it was issued.
+//!
+//! A flush covers the journal blocks that were *retired* when it was issued: those, their data,
+//! summaries and metadata pages had completed by then.
+
+use crate::engine::Engine;
+use crate::error::SubmitError;
+use crate::limits::{FLUSH_WAITERS, SELF_FLUSH_BYTES, SELF_FLUSH_NS};
+use crate::plant::Plant;
+use crate::segment::SealStage;
+use crate::token::Token;
+use flagstone_block::{DeviceCommand, Tag};
+use std::collections::VecDeque;
+
+/// What a flush under way will make durable.
+#[derive(Clone, Copy, Debug)]
+struct Covers {
+    jseq: u64,
+    lsn: u64,
+    tail: u64,
+    meta_pages: u64,
+    compaction_pages: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FlushState {
+    /// Who waits, and the journal block below which everything must be durable.
+    waiters: VecDeque<(Tag, u64)>,
+    in_flight: Option<Covers>,
+    wanted: bool,
+    issued: u64,
+    finished: u64,
+    dirty_since_ns: Option<u64>,
+    dirty_bytes: u64,
+    pub(crate) lsn_durable: u64,
+}
+
+impl FlushState {
+    pub(crate) fn new(lsn_durable: u64) -> Self {
+        Self { waiters: VecDeque::with_capacity(FLUSH_WAITERS), lsn_durable, ..Self::default() }
+    }
+
+    pub(crate) fn waiters(&self) -> usize {
+        self.waiters.len()
+    }
+
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.waiters.is_empty()
+    }
+
+    pub(crate) fn wait(&mut self, tag: Tag, jseq: u64) {
+        self.waiters.push_back((tag, jseq));
+    }
+
+    pub(crate) fn next_waiter(&mut self) -> Option<Tag> {
+        self.waiters.pop_front().map(|(tag, _)| tag)
+    }
+
+    /// Something was written that only a flush makes durable.
+    pub(crate) fn dirty(&mut self, now_ns: u64, bytes: u64) {
+        self.dirty_since_ns.get_or_insert(now_ns);
+        self.dirty_bytes += bytes;
+    }
+
+    /// Asks for a flush; returns the number that [`FlushState::is_past`] takes.
+    pub(crate) fn want(&mut self) -> u64 {
+        self.wanted = true;
+        self.issued + 1
+    }
+
+    /// Whether the flush that [`FlushState::want`] promised has finished.
+    pub(crate) fn is_past(&self, number: u64) -> bool {
+        self.finished >= number
+    }
+
+    pub(crate) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// When the engine flushes by itself.
+    pub(crate) fn deadline_ns(&self) -> Option<u64> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        self.dirty_since_ns.map(|since| since + SELF_FLUSH_NS)
+    }
+}
+
+impl Engine {
+    /// Makes everything acknowledged or submitted before, of every volume, survive power loss.
+    ///
+    /// # Errors
+    /// `Busy`, `Failed`, `Stopping`: nothing happened.
+    pub fn flush(&mut self, tag: Tag) -> Result<(), SubmitError> {
+        self.ready()?;
+        if self.flush.waiters() >= FLUSH_WAITERS {
+            return Err(SubmitError::Busy);
+        }
+        if self.journal.next <= self.journal.durable {
+            self.complete(tag, Ok(()));
+        } else {
+            self.flush.wait(tag, self.journal.next);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn start_flush_if_due(&mut self) {
+        if self.flush.in_flight.is_some() || self.failed.is_some() {
+            return;
+        }
+        let retired = self.journal.retired;
+        let due = self.flush.wanted
+            || self.flush.waiters.iter().any(|&(_, jseq)| jseq <= retired)
+            || self.flush.dirty_bytes >= SELF_FLUSH_BYTES
+            || self.flush.deadline_ns().is_some_and(|deadline| deadline <= self.now_ns);
+        if !due {
+            return;
+        }
+        for sealing in &mut self.sealing {
+            if sealing.stage == SealStage::Written && sealing.last_jseq < retired {
+                sealing.stage = SealStage::Flushing;
+            }
+        }
+        self.flush.in_flight = Some(Covers {
+            jseq: retired,
+            lsn: self.applied_lsn,
+            tail: self.journal.tail_retired,
+            meta_pages: self.meta.written_pages(),
+            compaction_pages: self.compaction.as_ref().map_or(0, |c| c.chain.written_pages()),
+        });
+        self.flush.issued += 1;
+        self.flush.wanted = false;
+        // What is still in flight is not covered and makes the pool dirty at once.
+        let uncovered = !self.is_quiet();
+        self.flush.dirty_since_ns = uncovered.then_some(self.now_ns);
+        self.flush.dirty_bytes = 0;
+        self.counters.flushes += 1;
+        if self.planted.has(Plant::SkipFlush) {
+            self.flush_done();
+            return;
+        }
+        self.emit(Token::Flush, DeviceCommand::Flush);
+    }
+
+    pub(crate) fn flush_done(&mut self) {
+        let Some(covers) = self.flush.in_flight.take() else { return };
+        if self.failed.is_some() {
+            return;
+        }
+        self.flush.finished = self.flush.issued;
+        self.flush.lsn_durable = covers.lsn;
+        self.journal.durable = covers.jseq;
+        self.journal.tail_durable = covers.tail;
+        self.meta.flushed(covers.meta_pages);
+        if let Some(compaction) = &mut self.compaction {
+            compaction.chain.flushed(covers.compaction_pages);
+        }
+        for sealing in &mut self.sealing {
+            if sealing.stage == SealStage::Flushing {
+                sealing.stage = SealStage::Durable;
+            }
+        }
+        for _ in 0..self.flush.waiters.len() {
+            let (tag, jseq) = self.flush.waiters.pop_front().expect("counted");
+            if jseq <= covers.jseq {
+                self.complete(tag, Ok(()));
+            } else {
+                self.flush.waiters.push_back((tag, jseq));
+            }
+        }
+        self.segs.settle(covers.jseq);
+    }
+}

@@ -1,0 +1,498 @@
+//! Records: what a journal block and a metadata page hold.
+//!
+//! A record is a multiple of 8 bytes and starts with `type u8, flags u8, count u16, volume u32,
+//! lsn u64`. Data records also carry the volume's write sequence number and the writer's epoch,
+//! which replication will need. Types 9..=14 are reserved: MARK, EPOCH, INTENT, WRITE_INLINE,
+//! SNAP_CREATE, SNAP_DELETE.
+
+use super::DecodeError;
+use super::bytes::{
+    get_u16, get_u32, get_u48, get_u64, put_u16, put_u32, put_u48, put_u64,
+};
+use crate::limits::NAME_BYTES;
+use crate::map::LEAF_BLOCKS;
+
+const WRITE: u8 = 1;
+const ZERO: u8 = 2;
+const VOLUME: u8 = 3;
+const VOLUME_RESIZE: u8 = 4;
+const VOLUME_DELETE: u8 = 5;
+const SEGMENT_SEAL: u8 = 6;
+const SEGMENT_FREE: u8 = 7;
+const HOLES: u8 = 8;
+const SEGMENT_OPEN: u8 = 15;
+
+const ZERO_KEEP: u8 = 1;
+const HOLES_KEPT: u8 = 1;
+/// Bytes of a leaf bitmap.
+const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
+
+/// One bit per block of a map leaf.
+pub type LeafBits = [u64; LEAF_BLOCKS / 64];
+
+/// Byte tables of the record types, in the order of their numbers.
+pub mod layout {
+    use crate::format::field::Layout;
+    macro_rules! record_layouts {
+        ($($module:ident, $title:literal { $($name:ident : $offset:literal, $size:literal;)* })*) => {
+            $(#[allow(missing_docs)] pub mod $module {
+                crate::format::field::layout! {
+                    /// Byte table of the record.
+                    LAYOUT, $title { $($name : $offset, $size;)* }
+                }
+            })*
+            /// All of them.
+            pub const ALL: &[Layout] = &[$($module::LAYOUT),*];
+        };
+    }
+    record_layouts! {
+        write, "record WRITE" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            LBA: 16, 6; EPOCH_LOW: 22, 2; PBN: 24, 6; EPOCH_HIGH: 30, 2; VSEQ: 32, 8; CRCS: 40, 4;
+        }
+        zero, "record ZERO" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            LBA: 16, 6; EPOCH_LOW: 22, 2; BLOCKS: 24, 4; EPOCH_HIGH: 30, 2; VSEQ: 32, 8;
+        }
+        volume, "record VOLUME" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            UUID: 16, 16; SIZE: 32, 8; VSEQ: 40, 8; NAME_BYTES: 48, 2; PARENT: 52, 4; NAME: 56, 1;
+        }
+        volume_resize, "record VOLUME_RESIZE" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8; SIZE: 16, 8; VSEQ: 24, 8;
+        }
+        volume_delete, "record VOLUME_DELETE" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8; VSEQ: 16, 8;
+        }
+        segment_seal, "record SEGMENT_SEAL" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            SEGMENT: 16, 4; CLASS: 20, 1; ENTRIES: 22, 2; GENERATION: 24, 8; FIRST_LSN: 32, 8;
+            FOOTER_CRC: 40, 4;
+        }
+        segment_free, "record SEGMENT_FREE" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            SEGMENT: 16, 4; GENERATION: 24, 8;
+        }
+        holes, "record HOLES" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            LBA: 16, 6; HOLES: 24, 64; KEPT: 88, 64;
+        }
+        segment_open, "record SEGMENT_OPEN" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+            SEGMENT: 16, 4; CLASS: 20, 1; GENERATION: 24, 8;
+        }
+    }
+}
+
+/// A decoded record, borrowing checksums and names from the block it lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// `crcs.len() / 4` blocks of a volume, from `lba`, lie at `pbn`.
+    Write {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// First block in the volume.
+        lba: u64,
+        /// First block in the pool.
+        pbn: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+        /// One little-endian CRC per block.
+        crcs: &'a [u8],
+    },
+    /// `blocks` blocks from `lba` read as zero from here on.
+    Zero {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// First block.
+        lba: u64,
+        /// Number of blocks.
+        blocks: u32,
+        /// The space stays charged.
+        keep: bool,
+        /// Place in the volume's order.
+        vseq: u64,
+    },
+    /// The volume exists and looks like this.
+    Volume {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Identity.
+        uuid: [u8; 16],
+        /// Bytes.
+        size: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+        /// Unique in the pool.
+        name: &'a str,
+    },
+    /// The volume has this size from here on.
+    VolumeResize {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Bytes.
+        size: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+    },
+    /// The volume is gone.
+    VolumeDelete {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+    },
+    /// Data and summary of a segment were flushed before this record was written.
+    SegmentSeal {
+        /// Segment number.
+        segment: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Placement class.
+        class: u8,
+        /// Entries in the summary.
+        entries: u16,
+        /// Generation that was sealed.
+        generation: u64,
+        /// LSN of the summary's oldest entry.
+        first_lsn: u64,
+        /// Checksum of the footer, which in turn vouches for the entries.
+        footer_crc: u32,
+    },
+    /// Nothing refers to the segment any more; it may be written again once this is durable.
+    SegmentFree {
+        /// Segment number.
+        segment: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Generation that was freed.
+        generation: u64,
+    },
+    /// These blocks of a leaf are not mapped at `lsn`.
+    Holes {
+        /// Volume number.
+        volume: u32,
+        /// Comes after the records up to and with this LSN.
+        lsn: u64,
+        /// First block of the leaf.
+        lba: u64,
+        /// Blocks that are holes.
+        holes: LeafBits,
+        /// Blocks that are zero with their space kept.
+        kept: LeafBits,
+    },
+    /// A segment begins to be filled.
+    SegmentOpen {
+        /// Segment number.
+        segment: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Placement class.
+        class: u8,
+        /// Its new generation.
+        generation: u64,
+    },
+}
+
+/// Bytes that a WRITE record of `blocks` blocks takes.
+#[must_use]
+pub const fn write_bytes(blocks: usize) -> usize {
+    (layout::write::at::CRCS + 4 * blocks).next_multiple_of(8)
+}
+/// Bytes of a ZERO record.
+pub const ZERO_BYTES: usize = 40;
+/// Largest record of any kind but WRITE.
+pub const RECORD_BYTES_MAX: usize = 56 + NAME_BYTES.next_multiple_of(8) + 16;
+
+const fn bitmap_bytes(kept: bool) -> usize {
+    layout::holes::at::HOLES + if kept { 2 * BITMAP_BYTES } else { BITMAP_BYTES }
+}
+
+fn put_bits(b: &mut [u8], at: usize, bits: &LeafBits) {
+    for (i, word) in bits.iter().enumerate() {
+        put_u64(b, at + 8 * i, *word);
+    }
+}
+
+fn get_bits(b: &[u8], at: usize) -> LeafBits {
+    std::array::from_fn(|i| get_u64(b, at + 8 * i))
+}
+
+impl<'a> Record<'a> {
+    /// Bytes that this record takes.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        match self {
+            Self::Write { crcs, .. } => write_bytes(crcs.len() / 4),
+            Self::Zero { .. } => ZERO_BYTES,
+            Self::Volume { name, .. } => (layout::volume::at::NAME + name.len()).next_multiple_of(8),
+            Self::VolumeResize { .. } | Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
+            Self::VolumeDelete { .. } => 24,
+            Self::SegmentSeal { .. } => 48,
+            Self::Holes { kept, .. } => bitmap_bytes(kept.iter().any(|w| *w != 0)),
+        }
+    }
+
+    /// The record's place in the pool's order.
+    #[must_use]
+    pub fn lsn(&self) -> u64 {
+        match *self {
+            Self::Write { lsn, .. }
+            | Self::Zero { lsn, .. }
+            | Self::Volume { lsn, .. }
+            | Self::VolumeResize { lsn, .. }
+            | Self::VolumeDelete { lsn, .. }
+            | Self::SegmentSeal { lsn, .. }
+            | Self::SegmentFree { lsn, .. }
+            | Self::Holes { lsn, .. }
+            | Self::SegmentOpen { lsn, .. } => lsn,
+        }
+    }
+
+    /// Encodes at the start of `b`; returns the bytes used, or `None` if `b` is too short.
+    pub fn encode(&self, b: &mut [u8]) -> Option<usize> {
+        let bytes = self.encoded_bytes();
+        let b = b.get_mut(..bytes)?;
+        b.fill(0);
+        let head = |b: &mut [u8], kind: u8, flags: u8, count: u16, volume: u32, lsn: u64| {
+            b[0] = kind;
+            b[1] = flags;
+            put_u16(b, 2, count);
+            put_u32(b, 4, volume);
+            put_u64(b, 8, lsn);
+        };
+        match *self {
+            Self::Write { volume, lsn, lba, pbn, vseq, crcs } => {
+                use layout::write::at;
+                head(b, WRITE, 0, (crcs.len() / 4) as u16, volume, lsn);
+                put_u48(b, at::LBA, lba);
+                put_u48(b, at::PBN, pbn);
+                put_u64(b, at::VSEQ, vseq);
+                b[at::CRCS..at::CRCS + crcs.len()].copy_from_slice(crcs);
+            }
+            Self::Zero { volume, lsn, lba, blocks, keep, vseq } => {
+                use layout::zero::at;
+                head(b, ZERO, if keep { ZERO_KEEP } else { 0 }, 0, volume, lsn);
+                put_u48(b, at::LBA, lba);
+                put_u32(b, at::BLOCKS, blocks);
+                put_u64(b, at::VSEQ, vseq);
+            }
+            Self::Volume { volume, lsn, uuid, size, vseq, name } => {
+                use layout::volume::at;
+                head(b, VOLUME, 0, 0, volume, lsn);
+                b[at::UUID..at::UUID + 16].copy_from_slice(&uuid);
+                put_u64(b, at::SIZE, size);
+                put_u64(b, at::VSEQ, vseq);
+                put_u16(b, at::NAME_BYTES, name.len() as u16);
+                put_u32(b, at::PARENT, u32::MAX);
+                b[at::NAME..at::NAME + name.len()].copy_from_slice(name.as_bytes());
+            }
+            Self::VolumeResize { volume, lsn, size, vseq } => {
+                use layout::volume_resize::at;
+                head(b, VOLUME_RESIZE, 0, 0, volume, lsn);
+                put_u64(b, at::SIZE, size);
+                put_u64(b, at::VSEQ, vseq);
+            }
+            Self::VolumeDelete { volume, lsn } => head(b, VOLUME_DELETE, 0, 0, volume, lsn),
+            Self::SegmentSeal { segment, lsn, class, entries, generation, first_lsn, footer_crc } => {
+                use layout::segment_seal::at;
+                head(b, SEGMENT_SEAL, 0, 0, 0, lsn);
+                put_u32(b, at::SEGMENT, segment);
+                b[at::CLASS] = class;
+                put_u16(b, at::ENTRIES, entries);
+                put_u64(b, at::GENERATION, generation);
+                put_u64(b, at::FIRST_LSN, first_lsn);
+                put_u32(b, at::FOOTER_CRC, footer_crc);
+            }
+            Self::SegmentFree { segment, lsn, generation } => {
+                use layout::segment_free::at;
+                head(b, SEGMENT_FREE, 0, 0, 0, lsn);
+                put_u32(b, at::SEGMENT, segment);
+                put_u64(b, at::GENERATION, generation);
+            }
+            Self::Holes { volume, lsn, lba, holes, kept } => {
+                use layout::holes::at;
+                let with_kept = kept.iter().any(|w| *w != 0);
+                head(b, HOLES, if with_kept { HOLES_KEPT } else { 0 }, 0, volume, lsn);
+                put_u48(b, at::LBA, lba);
+                put_bits(b, at::HOLES, &holes);
+                if with_kept {
+                    put_bits(b, at::KEPT, &kept);
+                }
+            }
+            Self::SegmentOpen { segment, lsn, class, generation } => {
+                use layout::segment_open::at;
+                head(b, SEGMENT_OPEN, 0, 0, 0, lsn);
+                put_u32(b, at::SEGMENT, segment);
+                b[at::CLASS] = class;
+                put_u64(b, at::GENERATION, generation);
+            }
+        }
+        Some(bytes)
+    }
+
+    /// Decodes the record at the start of `b`; returns it and its length.
+    ///
+    /// # Errors
+    /// `Field` names the first field that can't be.
+    pub fn decode(b: &'a [u8]) -> Result<(Self, usize), DecodeError> {
+        let bad = |at: usize| DecodeError::Field { at: at as u16 };
+        let need = |bytes: usize| b.get(..bytes).ok_or(bad(0));
+        need(16)?;
+        let (flags, count) = (b[1], usize::from(get_u16(b, 2)));
+        let (volume, lsn) = (get_u32(b, 4), get_u64(b, 8));
+        if lsn >= super::SEQUENCE_MAX {
+            return Err(bad(8));
+        }
+        let record = match b[0] {
+            WRITE => {
+                use layout::write::at;
+                if count == 0 || count > crate::limits::BATCH_BLOCKS as usize {
+                    return Err(bad(at::COUNT));
+                }
+                let b = need(write_bytes(count))?;
+                let crcs = &b[at::CRCS..at::CRCS + 4 * count];
+                Self::Write {
+                    volume,
+                    lsn,
+                    lba: get_u48(b, at::LBA),
+                    pbn: get_u48(b, at::PBN),
+                    vseq: get_u64(b, at::VSEQ),
+                    crcs,
+                }
+            }
+            ZERO => {
+                use layout::zero::at;
+                let b = need(ZERO_BYTES)?;
+                let blocks = get_u32(b, at::BLOCKS);
+                if blocks == 0 || u64::from(blocks) > crate::limits::ZERO_BLOCKS {
+                    return Err(bad(at::BLOCKS));
+                }
+                let vseq = get_u64(b, at::VSEQ);
+                let lba = get_u48(b, at::LBA);
+                Self::Zero { volume, lsn, lba, blocks, keep: flags & ZERO_KEEP != 0, vseq }
+            }
+            VOLUME => {
+                use layout::volume::at;
+                let b = need(at::NAME)?;
+                let name_bytes = usize::from(get_u16(b, at::NAME_BYTES));
+                if name_bytes == 0 || name_bytes > NAME_BYTES {
+                    return Err(bad(at::NAME_BYTES));
+                }
+                let b = need((at::NAME + name_bytes).next_multiple_of(8))?;
+                let mut uuid = [0; 16];
+                uuid.copy_from_slice(&b[at::UUID..at::UUID + 16]);
+                let name = std::str::from_utf8(&b[at::NAME..at::NAME + name_bytes])
+                    .map_err(|_| bad(at::NAME))?;
+                let (size, vseq) = (get_u64(b, at::SIZE), get_u64(b, at::VSEQ));
+                Self::Volume { volume, lsn, uuid, size, vseq, name }
+            }
+            VOLUME_RESIZE => {
+                use layout::volume_resize::at;
+                let b = need(32)?;
+                let (size, vseq) = (get_u64(b, at::SIZE), get_u64(b, at::VSEQ));
+                Self::VolumeResize { volume, lsn, size, vseq }
+            }
+            VOLUME_DELETE => {
+                need(24)?;
+                Self::VolumeDelete { volume, lsn }
+            }
+            SEGMENT_SEAL => {
+                use layout::segment_seal::at;
+                let b = need(48)?;
+                Self::SegmentSeal {
+                    segment: get_u32(b, at::SEGMENT),
+                    lsn,
+                    class: b[at::CLASS],
+                    entries: get_u16(b, at::ENTRIES),
+                    generation: get_u64(b, at::GENERATION),
+                    first_lsn: get_u64(b, at::FIRST_LSN),
+                    footer_crc: get_u32(b, at::FOOTER_CRC),
+                }
+            }
+            SEGMENT_FREE => {
+                use layout::segment_free::at;
+                let b = need(32)?;
+                let generation = get_u64(b, at::GENERATION);
+                Self::SegmentFree { segment: get_u32(b, at::SEGMENT), lsn, generation }
+            }
+            HOLES => {
+                use layout::holes::at;
+                let with_kept = flags & HOLES_KEPT != 0;
+                let b = need(bitmap_bytes(with_kept))?;
+                let lba = get_u48(b, at::LBA);
+                if lba % LEAF_BLOCKS as u64 != 0 {
+                    return Err(bad(at::LBA));
+                }
+                let kept = if with_kept { get_bits(b, at::KEPT) } else { LeafBits::default() };
+                Self::Holes { volume, lsn, lba, holes: get_bits(b, at::HOLES), kept }
+            }
+            SEGMENT_OPEN => {
+                use layout::segment_open::at;
+                let b = need(32)?;
+                let generation = get_u64(b, at::GENERATION);
+                Self::SegmentOpen { segment: get_u32(b, at::SEGMENT), lsn, class: b[at::CLASS], generation }
+            }
+            _ => return Err(bad(0)),
+        };
+        let sequence = match record {
+            Self::Write { vseq, .. } | Self::Zero { vseq, .. } => vseq,
+            Self::Volume { vseq, .. } | Self::VolumeResize { vseq, .. } => vseq,
+            Self::SegmentSeal { generation, first_lsn, .. } => generation.max(first_lsn),
+            Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => generation,
+            Self::VolumeDelete { .. } | Self::Holes { .. } => 0,
+        };
+        if sequence >= super::SEQUENCE_MAX {
+            return Err(bad(8));
+        }
+        // A flag whose bitmap is empty would make the length ambiguous.
+        if let Self::Holes { kept, .. } = &record
+            && (flags & HOLES_KEPT != 0) != kept.iter().any(|w| *w != 0)
+        {
+            return Err(bad(1));
+        }
+        Ok((record, record.encoded_bytes()))
+    }
+}
+
+/// The records of a block: `records` of them in `bytes`, stopping with an error at the first
+/// that can't be.
+#[derive(Clone, Debug)]
+pub struct Records<'a> {
+    bytes: &'a [u8],
+    left: u16,
+}
+
+impl<'a> Records<'a> {
+    /// Reads `records` records from `bytes`.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], records: u16) -> Self {
+        Self { bytes, left: records }
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        Some(match Record::decode(self.bytes) {
+            Ok((record, bytes)) => {
+                self.bytes = &self.bytes[bytes..];
+                Ok(record)
+            }
+            Err(error) => {
+                self.left = 0;
+                Err(error)
+            }
+        })
+    }
+}

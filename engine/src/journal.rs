@@ -1,0 +1,57 @@
+//! The journal ring's sequence numbers.
+//!
+//! Invariants:
+//! 1. A slot is overwritten only if a *durable* block claims a tail beyond it. With a claim that
+//!    is merely written, a power cut could tear the overwriting block and leave a chain that
+//!    starts before it.
+//! 2. The tail passes a block only when each of its records is durable elsewhere: the data
+//!    record's segment has a durable seal record, everything else is in a durable metadata page.
+
+use crate::limits::JOURNAL_RESERVE;
+
+#[derive(Debug)]
+pub(crate) struct Journal {
+    /// Slots.
+    pub(crate) ring: u64,
+    /// Sequence number of the next block to be begun.
+    pub(crate) next: u64,
+    /// Blocks below this one are on the device, and their records are applied.
+    pub(crate) retired: u64,
+    /// Blocks below this one are durable.
+    pub(crate) durable: u64,
+    /// Tail that a durable block, or the superblock, claims.
+    pub(crate) tail_durable: u64,
+    /// Tail that the newest retired block claims.
+    pub(crate) tail_retired: u64,
+    /// Checksum of the last block that was closed.
+    pub(crate) prev_crc: u32,
+}
+
+impl Journal {
+    pub(crate) fn new(ring: u32, start: u64, tail: u64, prev_crc: u32) -> Self {
+        Self {
+            ring: u64::from(ring),
+            next: start,
+            retired: start,
+            durable: start,
+            tail_durable: tail,
+            tail_retired: tail,
+            prev_crc,
+        }
+    }
+
+    fn used(&self) -> u64 {
+        self.next - self.tail_durable
+    }
+
+    /// Whether a block may be begun; the engine's own may use the reserve.
+    pub(crate) fn has_slot(&self, internal: bool) -> bool {
+        let reserve = if internal { 1 } else { JOURNAL_RESERVE };
+        self.used() + reserve < self.ring
+    }
+
+    /// Whether it is time to move the tail.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.used() > self.ring / 4 * 3
+    }
+}

@@ -1,0 +1,119 @@
+//! A dense leaf: 512 mappings and their checksums.
+
+use super::LEAF_BLOCKS;
+use crate::format::record::LeafBits;
+
+const HOLE: u64 = 0xff_ffff_ffff;
+const KEPT: u64 = 0xff_ffff_fffe;
+
+/// What one block of a volume maps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// Nothing: reads as zero, charged nothing.
+    Hole,
+    /// Zeroes whose space stays charged (write-zeroes that keeps the allocation).
+    Kept,
+    /// A data block.
+    Block {
+        /// Block number in the pool, below `2^40 - 2`.
+        pbn: u64,
+        /// Its checksum.
+        crc: u32,
+    },
+}
+
+/// 2 MiB of a volume: 40-bit block numbers, split so that no byte is padding.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    low: [u32; LEAF_BLOCKS],
+    high: [u8; LEAF_BLOCKS],
+    crc: [u32; LEAF_BLOCKS],
+    mapped: u16,
+    kept: u16,
+}
+
+impl Leaf {
+    /// A leaf of holes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            low: [HOLE as u32; LEAF_BLOCKS],
+            high: [(HOLE >> 32) as u8; LEAF_BLOCKS],
+            crc: [0; LEAF_BLOCKS],
+            mapped: 0,
+            kept: 0,
+        }
+    }
+
+    fn raw(&self, i: usize) -> u64 {
+        u64::from(self.high[i]) << 32 | u64::from(self.low[i])
+    }
+
+    /// Mapping of block `i` of the leaf.
+    #[must_use]
+    pub fn get(&self, i: usize) -> Mapping {
+        match self.raw(i) {
+            HOLE => Mapping::Hole,
+            KEPT => Mapping::Kept,
+            pbn => Mapping::Block { pbn, crc: self.crc[i] },
+        }
+    }
+
+    /// Replaces the mapping of block `i`; returns the old one.
+    pub fn set(&mut self, i: usize, new: Mapping) -> Mapping {
+        let old = self.get(i);
+        match old {
+            Mapping::Hole => {}
+            Mapping::Kept => self.kept -= 1,
+            Mapping::Block { .. } => self.mapped -= 1,
+        }
+        let (raw, crc) = match new {
+            Mapping::Hole => (HOLE, 0),
+            Mapping::Kept => {
+                self.kept += 1;
+                (KEPT, 0)
+            }
+            Mapping::Block { pbn, crc } => {
+                debug_assert!(pbn < KEPT);
+                self.mapped += 1;
+                (pbn, crc)
+            }
+        };
+        self.low[i] = raw as u32;
+        self.high[i] = (raw >> 32) as u8;
+        self.crc[i] = crc;
+        old
+    }
+
+    /// Data blocks in the leaf.
+    #[must_use]
+    pub fn mapped(&self) -> u16 {
+        self.mapped
+    }
+
+    /// Kept zero blocks in the leaf.
+    #[must_use]
+    pub fn kept(&self) -> u16 {
+        self.kept
+    }
+
+    /// Which blocks are holes and which are kept zeroes.
+    #[must_use]
+    pub fn bits(&self) -> (LeafBits, LeafBits) {
+        let (mut holes, mut kept) = (LeafBits::default(), LeafBits::default());
+        for i in 0..LEAF_BLOCKS {
+            match self.raw(i) {
+                HOLE => holes[i / 64] |= 1 << (i % 64),
+                KEPT => kept[i / 64] |= 1 << (i % 64),
+                _ => {}
+            }
+        }
+        (holes, kept)
+    }
+}
+
+impl Default for Leaf {
+    fn default() -> Self {
+        Self::new()
+    }
+}

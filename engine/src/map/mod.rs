@@ -1,0 +1,23 @@
+//! The map: volume block -> pool block and checksum.
+//!
+//! A radix tree per volume: a vector of nodes of 1 GiB, each with 512 leaves of 2 MiB. A leaf is
+//! untouched, all hole, or dense; dense leaves live in a slab shared by all volumes, so that a
+//! leaf is a number and a lookup is two array accesses.
+//!
+//! Invariants:
+//! 1. A leaf that was ever written to is never "untouched" again: metadata compaction must
+//!    state its holes, or an older summary would bring its blocks back.
+//! 2. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
+
+mod leaf;
+mod slab;
+mod tree;
+
+pub use leaf::{Leaf, Mapping};
+pub use slab::LeafSlab;
+pub use tree::{LeafState, VolumeMap};
+
+/// Blocks in a leaf: 2 MiB.
+pub const LEAF_BLOCKS: usize = 512;
+/// Leaves in a node: 1 GiB.
+pub const NODE_LEAVES: usize = 512;

@@ -1,0 +1,175 @@
+//! The radix tree of one volume.
+
+use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES};
+use flagstone_block::Lba;
+
+const UNTOUCHED: u32 = 0;
+const ALL_HOLE: u32 = 1;
+const DENSE: u32 = 2;
+
+type Node = Box<[u32; NODE_LEAVES]>;
+
+/// What a leaf's slot in the tree says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeafState {
+    /// Never written to: no record anywhere speaks of it.
+    Untouched,
+    /// Written to once; nothing mapped now.
+    AllHole,
+    /// Number in the [`LeafSlab`].
+    Dense(u32),
+}
+
+/// Where each block of one volume lies.
+#[derive(Debug, Default)]
+pub struct VolumeMap {
+    nodes: Vec<Option<Node>>,
+    mapped: u64,
+    kept: u64,
+}
+
+fn split(lba: Lba) -> (usize, usize, usize) {
+    let leaf = lba.0 / LEAF_BLOCKS as u64;
+    (
+        (leaf / NODE_LEAVES as u64) as usize,
+        (leaf % NODE_LEAVES as u64) as usize,
+        (lba.0 % LEAF_BLOCKS as u64) as usize,
+    )
+}
+
+impl VolumeMap {
+    /// The node numbered `node`; the vector grows to the highest node ever touched, so that a
+    /// volume's size alone costs nothing.
+    fn node_mut(&mut self, node: usize) -> &mut Node {
+        if node >= self.nodes.len() {
+            self.nodes.resize_with(node + 1, || None);
+        }
+        self.nodes[node].get_or_insert_with(|| Box::new([UNTOUCHED; NODE_LEAVES]))
+    }
+
+    /// Data blocks mapped.
+    #[must_use]
+    pub fn mapped(&self) -> u64 {
+        self.mapped
+    }
+
+    /// Kept zero blocks.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Number of leaf slots up to the highest node ever touched.
+    #[must_use]
+    pub fn leaves(&self) -> u64 {
+        (self.nodes.len() * NODE_LEAVES) as u64
+    }
+
+    /// State of leaf number `leaf`, and how many leaves from it on share an absent node and so
+    /// are certainly untouched (at least 1): what a walk may skip.
+    #[must_use]
+    pub fn leaf(&self, leaf: u64) -> (LeafState, u64) {
+        let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
+        match self.nodes.get(node) {
+            Some(Some(node)) => (Self::state(node[slot]), 1),
+            _ => (LeafState::Untouched, (NODE_LEAVES - slot) as u64),
+        }
+    }
+
+    fn state(raw: u32) -> LeafState {
+        match raw {
+            UNTOUCHED => LeafState::Untouched,
+            ALL_HOLE => LeafState::AllHole,
+            dense => LeafState::Dense(dense - DENSE),
+        }
+    }
+
+    /// The mapping of `lba`; a hole beyond the end.
+    #[must_use]
+    pub fn get(&self, slab: &LeafSlab, lba: Lba) -> Mapping {
+        let (node, slot, block) = split(lba);
+        match self.nodes.get(node) {
+            Some(Some(node)) if node[slot] >= DENSE => slab.get(node[slot] - DENSE).get(block),
+            _ => Mapping::Hole,
+        }
+    }
+
+    /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged
+    /// meanwhile knows that there is something to discard.
+    pub fn touch(&mut self, lba: Lba) {
+        let (node, slot, _) = split(lba);
+        let node = self.node_mut(node);
+        if node[slot] == UNTOUCHED {
+            node[slot] = ALL_HOLE;
+        }
+    }
+
+    /// Replaces the mapping of `lba`, which must lie in the volume; returns the old one.
+    pub fn set(&mut self, slab: &mut LeafSlab, lba: Lba, new: Mapping) -> Mapping {
+        let (node, slot, block) = split(lba);
+        if new == Mapping::Hole && self.get(slab, lba) == Mapping::Hole {
+            return Mapping::Hole;
+        }
+        let node = self.node_mut(node);
+        if node[slot] < DENSE {
+            node[slot] = slab.take() + DENSE;
+        }
+        let index = node[slot] - DENSE;
+        let leaf = slab.get_mut(index);
+        let old = leaf.set(block, new);
+        match old {
+            Mapping::Hole => {}
+            Mapping::Kept => self.kept -= 1,
+            Mapping::Block { .. } => self.mapped -= 1,
+        }
+        match new {
+            Mapping::Hole => {
+                if leaf.mapped() == 0 && leaf.kept() == 0 {
+                    slab.release(index);
+                    node[slot] = ALL_HOLE;
+                }
+            }
+            Mapping::Kept => self.kept += 1,
+            Mapping::Block { .. } => self.mapped += 1,
+        }
+        old
+    }
+
+    /// Takes up to `leaves` dense leaves off the end of the tree and calls `dead` for each data
+    /// block; returns whether anything is left. For volumes that are being deleted.
+    pub fn reclaim(
+        &mut self,
+        slab: &mut LeafSlab,
+        mut leaves: usize,
+        dead: &mut dyn FnMut(u64),
+    ) -> bool {
+        while let Some(node) = self.nodes.last_mut() {
+            if let Some(node) = node {
+                for slot in node.iter_mut() {
+                    if *slot < DENSE {
+                        continue;
+                    }
+                    if leaves == 0 {
+                        return true;
+                    }
+                    leaves -= 1;
+                    let leaf = slab.get_mut(*slot - DENSE);
+                    for i in 0..LEAF_BLOCKS {
+                        match leaf.set(i, Mapping::Hole) {
+                            Mapping::Hole => {}
+                            Mapping::Kept => self.kept -= 1,
+                            Mapping::Block { pbn, .. } => {
+                                self.mapped -= 1;
+                                dead(pbn);
+                            }
+                        }
+                    }
+                    slab.release(*slot - DENSE);
+                    *slot = ALL_HOLE;
+                }
+            }
+            self.nodes.pop();
+        }
+        false
+    }
+}

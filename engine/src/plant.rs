@@ -1,0 +1,85 @@
+//! Deliberate bugs, for testing the tests.
+//!
+//! Compiled in only with the feature `planted-bugs`. The simulator plants one at a time and must
+//! find it; a fault model that can't find a known bug says nothing about unknown ones.
+
+/// A bug that can be planted when a pool is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Plant {
+    /// A flush is answered without flushing the device.
+    SkipFlush,
+    /// A write is answered before its journal record is on the device.
+    AcknowledgeEarly,
+    /// Batches are answered in the order in which they complete.
+    AcknowledgeOutOfOrder,
+    /// FUA is ignored.
+    IgnoreFua,
+    /// Reads skip the checksum.
+    DropChecksum,
+    /// A dead segment is reused at once.
+    ReuseTooSoon,
+    /// Recovery skips a record that can't be proven and goes on behind it.
+    ReplaySkips,
+    /// Recovery believes the journal without reading the data.
+    ReplayUnproven,
+    /// The seal record is logged before the flush.
+    SealBeforeFlush,
+    /// The journal tail passes records that are covered nowhere else.
+    TailTooFar,
+    /// Discards don't reach the metadata chain.
+    ForgetDiscards,
+    /// Volume deletions don't reach the metadata chain.
+    ForgetDeletes,
+    /// Read-modify-write takes no guard.
+    Unguarded,
+    /// A failed data write counts as done.
+    IgnoreWriteErrors,
+    /// The superblock is written before what it refers to is flushed.
+    SuperblockFirst,
+    /// Metadata compaction leaves the holes out.
+    CompactWithoutHoles,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::SkipFlush,
+        Self::AcknowledgeEarly,
+        Self::AcknowledgeOutOfOrder,
+        Self::IgnoreFua,
+        Self::DropChecksum,
+        Self::ReuseTooSoon,
+        Self::ReplaySkips,
+        Self::ReplayUnproven,
+        Self::SealBeforeFlush,
+        Self::TailTooFar,
+        Self::ForgetDiscards,
+        Self::ForgetDeletes,
+        Self::Unguarded,
+        Self::IgnoreWriteErrors,
+        Self::SuperblockFirst,
+        Self::CompactWithoutHoles,
+    ];
+}
+
+/// The planted bug, if any. Without the feature it is a constant, and the checks vanish.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Planted(#[cfg(feature = "planted-bugs")] pub Option<Plant>);
+
+impl Planted {
+    /// Whether `plant` is in force.
+    #[must_use]
+    #[inline]
+    pub fn has(self, plant: Plant) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        {
+            self.0 == Some(plant)
+        }
+        #[cfg(not(feature = "planted-bugs"))]
+        {
+            let _ = plant;
+            false
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Opening: from what was loaded to an engine that serves.
+
+use super::load::{Loaded, TailSegment, load};
+use super::RecoveryReport;
+use crate::batch::Batch;
+use crate::engine::{Engine, own_blocks};
+use crate::error::OpenError;
+use crate::flush::FlushState;
+use crate::format::journal::pool_tag;
+use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::journal::Journal;
+use crate::limits::{BATCH_BLOCKS, BATCHES, SUMMARIES};
+use crate::meta_chain::{MetaChain, NO_SEGMENT};
+use crate::plant::Planted;
+use crate::read::Reads;
+use crate::rmw::Rmws;
+use crate::segment::{OpenSegment, SegmentState, seal_summary};
+use crate::stop::Stop;
+use crate::super_write::SuperWrite;
+use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
+use std::collections::VecDeque;
+
+/// Seals that may be under way; more than a flush interval's worth of segments.
+const SEALING: usize = 64;
+
+/// How a pool is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// A random number: tells this life's metadata from the leftovers of another.
+    pub session: u64,
+    /// A deliberate bug; see [`crate::plant`].
+    pub planted: Planted,
+}
+
+impl Engine {
+    /// Opens a pool: recovers it if it was not stopped cleanly, and takes the engine's own
+    /// buffers from `bufs` (see [`own_blocks`]).
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Nothing that a later attempt needs has been changed.
+    pub fn open(
+        io: &mut dyn BlockIo,
+        bufs: &mut impl Buffers,
+        options: &OpenOptions,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let mut loaded = load(io, options.planted)?;
+        seal_old_tails(io, &mut loaded)?;
+        let report = loaded.report.clone();
+        let needs_compaction = !loaded.journal_empty;
+        let mut engine = Self::assemble(bufs, loaded, options)?;
+        if needs_compaction {
+            if !engine.begin_compaction(bufs) {
+                return Err(OpenError::NoRoom { free: engine.segs.free() });
+            }
+            while engine.compaction.is_some() {
+                engine.pump(bufs, 0);
+                drive(io, bufs, &mut engine)?;
+            }
+        }
+        engine.segs.bury_empty(engine.applied_lsn);
+        Ok((engine, report))
+    }
+
+    fn assemble(
+        bufs: &mut impl Buffers,
+        loaded: Loaded,
+        options: &OpenOptions,
+    ) -> Result<Self, OpenError> {
+        let geo = loaded.geo;
+        let memory = OpenError::Memory { blocks: own_blocks(&geo) };
+        let mut take = |blocks: u32| bufs.alloc(blocks).ok_or(memory);
+        let mut batches = Vec::with_capacity(BATCHES);
+        for _ in 0..BATCHES {
+            batches.push(Batch::new(take(BATCH_BLOCKS)?, take(1)?));
+        }
+        let mut summaries = Vec::with_capacity(SUMMARIES);
+        for _ in 0..SUMMARIES {
+            summaries.push(take(geo.shape.summary_blocks())?);
+        }
+        let super_buffers = [take(1)?, take(1)?];
+        let rmws = Rmws::new(bufs, Self::guards_off(options.planted)).ok_or(memory)?;
+        let mut segs = loaded.replay.segs;
+        segs.index_free();
+        let superblock = loaded.superblock;
+        let mut chain = loaded.chain;
+        if chain.next_segment == NO_SEGMENT {
+            chain.next_segment = segs.take(SegmentState::Meta).unwrap_or(NO_SEGMENT);
+        }
+        let meta_baseline = chain.segments.len();
+        let meta = MetaChain::new(
+            bufs,
+            superblock.meta_epoch,
+            superblock.meta_nonce,
+            chain.segments,
+            chain.next_segment,
+            (chain.index, chain.page, chain.prev_crc),
+            geo.pages(),
+        )
+        .ok_or(memory)?;
+        let mut next_generation = loaded.next_generation;
+        let open = loaded.tails.last().map(|tail| {
+            let summary = summaries.pop().expect("several were taken");
+            next_generation += 1;
+            resume(bufs, tail, summary, next_generation - 1, loaded.next_jseq)
+        });
+        if let Some(open) = &open {
+            segs.row_mut(open.segment).generation = open.generation;
+        }
+        let kept = loaded.replay.volumes.iter().map(|v| v.map.kept()).sum();
+        let (out, done) = Self::new_queues();
+        Ok(Self {
+            geo,
+            pool: superblock.pool_uuid,
+            pool_tag: pool_tag(&superblock.pool_uuid),
+            session: options.session,
+            planted: options.planted,
+            now_ns: 0,
+            out,
+            done,
+            io_in_flight: 0,
+            segs,
+            slab: loaded.replay.slab,
+            volumes: loaded.replay.volumes,
+            next_volume: loaded.next_volume,
+            graves: VecDeque::new(),
+            kept,
+            next_lsn: loaded.last_lsn + 1,
+            applied_lsn: loaded.last_lsn,
+            next_generation,
+            open,
+            sealing: Vec::with_capacity(SEALING),
+            summaries,
+            batches,
+            spare_batches: (0..BATCHES as u32).rev().collect(),
+            filling: None,
+            flight: VecDeque::with_capacity(BATCHES),
+            journal: Journal::new(geo.journal_blocks, loaded.next_jseq, loaded.next_jseq, 0),
+            meta,
+            meta_baseline,
+            compaction: None,
+            super_write: SuperWrite::new(super_buffers, superblock.generation),
+            flush: FlushState::new(loaded.last_lsn),
+            reads: Reads::default(),
+            rmws,
+            failed: None,
+            stop: Stop::new(),
+            counters: Default::default(),
+        })
+    }
+}
+
+/// Goes on filling a segment that was not full, so that neither a restart nor a crash wastes
+/// its rest. Its records move to the metadata chain.
+fn resume(
+    bufs: &mut impl Buffers,
+    tail: &TailSegment,
+    summary: flagstone_block::Buffer,
+    generation: u64,
+    next_jseq: u64,
+) -> OpenSegment {
+    let mut open = OpenSegment {
+        segment: tail.segment,
+        generation,
+        next: 0,
+        first_lsn: 0,
+        last_lsn: 0,
+        first_jseq: next_jseq,
+        summary,
+        in_meta: tail.blocks.len() as u32,
+    };
+    for block in &tail.blocks {
+        open.push(bufs, block.lsn, block.entry());
+    }
+    open
+}
+
+impl super::load::TailBlock {
+    fn entry(&self) -> Entry {
+        Entry {
+            volume: self.volume,
+            crc: self.crc,
+            lba: self.lba,
+            flags: 0,
+            vseq: self.vseq,
+            lsn_delta: 0,
+        }
+    }
+}
+
+/// Writes the summaries of unsealed segments that are full, or not the newest; the newest is
+/// resumed. Their entries lie where nothing else does, so doing it twice is harmless.
+fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenError> {
+    let shape = loaded.geo.shape;
+    let resumable = loaded
+        .tails
+        .last()
+        .is_some_and(|tail| (tail.blocks.len() as u32) < shape.data_blocks);
+    let resumed = if resumable { loaded.tails.pop() } else { None };
+    let mut summary = vec![0; shape.summary_blocks() as usize * BLOCK_SIZE];
+    let sealed = !loaded.tails.is_empty();
+    for tail in loaded.tails.drain(..) {
+        let (Some(first), Some(last)) = (tail.blocks.first(), tail.blocks.last()) else { continue };
+        for (i, block) in tail.blocks.iter().enumerate() {
+            let lsn_delta = u32::try_from(block.lsn - first.lsn)
+                .map_err(|_| OpenError::Record { lsn: block.lsn })?;
+            Entry { lsn_delta, ..block.entry() }
+                .encode(&mut summary[i * ENTRY_BYTES..(i + 1) * ENTRY_BYTES]);
+        }
+        let generation = loaded.next_generation;
+        loaded.next_generation += 1;
+        let footer_crc = seal_summary(
+            &mut summary,
+            &loaded.superblock.pool_uuid,
+            &shape,
+            tail.segment,
+            generation,
+            first.lsn,
+            last.lsn,
+            tail.blocks.len() as u16,
+        );
+        io.write_at(loaded.geo.segment_offset(tail.segment, shape.data_blocks), &summary)?;
+        let row = loaded.replay.segs.row_mut(tail.segment);
+        row.state = SegmentState::Sealed;
+        row.entries = tail.blocks.len() as u16;
+        row.generation = generation;
+        row.first_lsn = first.lsn;
+        row.footer_crc = footer_crc;
+    }
+    loaded.tails.extend(resumed);
+    if sealed {
+        io.flush()?;
+    }
+    Ok(())
+}
+
+/// Performs the engine's commands one by one.
+fn drive(
+    io: &mut dyn BlockIo,
+    bufs: &mut impl Buffers,
+    engine: &mut Engine,
+) -> Result<(), OpenError> {
+    while let Some(command) = engine.next_io() {
+        let result = match command.command {
+            DeviceCommand::Read { offset, buffer } => io.read_at(offset, bufs.bytes_mut(buffer)),
+            DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
+            DeviceCommand::Flush => io.flush(),
+        };
+        engine.device_done(bufs, command.token, result);
+        result?;
+    }
+    Ok(())
+}

@@ -1,0 +1,337 @@
+//! Reading a pool: from superblock to map, without writing.
+
+use super::records::{OwnedRecord, Placed, Seal};
+use super::replay::{Replay, replay};
+use super::{RecoveryReport, scan};
+use crate::error::OpenError;
+use crate::format::superblock::{FLAG_CLEAN, Superblock};
+use crate::geometry::Geometry;
+use crate::limits::VOLUME_BYTES;
+use crate::map::VolumeMap;
+use crate::meta_chain::NO_SEGMENT;
+use crate::plant::{Plant, Planted};
+use crate::volume::{Volume, VolumeInfo, VolumeState, Volumes};
+use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
+use std::collections::{BTreeMap, HashMap};
+
+/// One block of a segment that is not sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TailBlock {
+    pub(crate) volume: u32,
+    pub(crate) lba: u64,
+    pub(crate) lsn: u64,
+    pub(crate) vseq: u64,
+    pub(crate) crc: u32,
+}
+
+/// A segment that is not sealed, and its blocks from 0.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TailSegment {
+    pub(crate) segment: u32,
+    pub(crate) blocks: Vec<TailBlock>,
+}
+
+/// Everything that opening or checking needs.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) superblock: Superblock,
+    pub(crate) geo: Geometry,
+    pub(crate) replay: Replay,
+    pub(crate) report: RecoveryReport,
+    /// Oldest first.
+    pub(crate) tails: Vec<TailSegment>,
+    pub(crate) last_lsn: u64,
+    pub(crate) next_generation: u64,
+    pub(crate) next_volume: u32,
+    /// First sequence number that no block on the device has.
+    pub(crate) next_jseq: u64,
+    pub(crate) chain: ChainEnd,
+    pub(crate) journal_empty: bool,
+}
+
+/// Where the metadata chain ends.
+#[derive(Clone, Debug)]
+pub(crate) struct ChainEnd {
+    pub(crate) segments: Vec<u32>,
+    pub(crate) next_segment: u32,
+    pub(crate) index: u32,
+    pub(crate) page: u64,
+    pub(crate) prev_crc: u32,
+}
+
+/// Reads everything but data, and the data of the unproven tail.
+pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, OpenError> {
+    let mut report = RecoveryReport::default();
+    let superblock = scan::superblock(io, &mut report)?;
+    let geo = Geometry::of(&superblock, io.size())?;
+    let journal = scan::journal(io, &geo, &superblock)?;
+    let meta = scan::meta_chain(io, &geo, &superblock, journal.meta_pages, &mut report)?;
+    report.meta_pages = meta.page;
+    report.journal_blocks = journal.chain.len() as u64;
+    report.dropped_blocks = journal.beyond;
+    if journal.beyond > 0 {
+        report.cut_at = Some(journal.tail + journal.chain.len() as u64);
+    }
+    let mut records = meta.records;
+    for block in &journal.chain {
+        block.records(&mut records)?;
+    }
+    let known_lsn = superblock.next_lsn - 1;
+    let last_lsn = records.iter().map(|r| r.record.lsn()).max().unwrap_or(0).max(known_lsn);
+    let next_generation = highest_generation(&records).max(superblock.next_generation);
+    let next_volume = highest_volume(&records).max(superblock.next_volume);
+
+    // Segment states decide which writes need proof, and the cut decides which segment records
+    // count: repeat until nothing more is cut.
+    let (segments, tail_writes) = loop {
+        let segments = SegmentStates::of(&records, &geo)?;
+        let tail_writes = segments.tail_writes(&records, &geo)?;
+        let unproven = prove(io, &geo, &records, &tail_writes, journal.flushed, planted, &mut report)?;
+        let Some(first) = unproven else { break (segments, tail_writes) };
+        report.cut_at = records[first].jseq;
+        if planted.has(Plant::ReplaySkips) {
+            records.remove(first);
+        } else {
+            let cut = records[first].record.lsn();
+            records.retain(|r| r.jseq.is_none() || r.record.lsn() < cut);
+        }
+    };
+    let tails = tail_segments(&records, &tail_writes, &geo)?;
+    report.open_segments = tails.len() as u32;
+    let volumes = volumes(&records)?;
+    report.volumes = volumes.len() as u32;
+    let sealed: Vec<Seal> = segments.sealed.into_values().collect();
+    report.summaries = sealed.len() as u32;
+    let in_tail: Vec<bool> = {
+        let mut flags = vec![false; records.len()];
+        tail_writes.iter().for_each(|&i| flags[i] = true);
+        flags
+    };
+    let mut changes: Vec<OwnedRecord> = records
+        .into_iter()
+        .zip(in_tail)
+        .filter(|(r, tail)| *tail || !matches!(r.record, OwnedRecord::Write { .. }))
+        .map(|(r, _)| r.record)
+        .collect();
+    changes.sort_by_key(OwnedRecord::order);
+    let chain = ChainEnd {
+        segments: meta.segments,
+        next_segment: if meta.next_segment < geo.segments { meta.next_segment } else { NO_SEGMENT },
+        index: meta.index,
+        page: meta.page,
+        prev_crc: meta.prev_crc,
+    };
+    let replay = replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
+    let journal_empty = journal.chain.is_empty() && journal.beyond == 0;
+    report.clean = journal_empty && superblock.flags & FLAG_CLEAN != 0;
+    Ok(Loaded {
+        superblock,
+        geo,
+        last_lsn: last_lsn.max(replay.last_lsn),
+        next_generation,
+        next_volume,
+        next_jseq: journal.last_seen.max(superblock.journal_start - 1).max(journal.tail - 1) + 1,
+        replay,
+        report,
+        tails,
+        chain,
+        journal_empty,
+    })
+}
+
+fn highest_generation(records: &[Placed]) -> u64 {
+    let generation = |r: &Placed| match r.record {
+        OwnedRecord::Seal(Seal { generation, .. })
+        | OwnedRecord::Free { generation, .. }
+        | OwnedRecord::Open { generation, .. } => generation,
+        _ => 0,
+    };
+    records.iter().map(generation).max().unwrap_or(0).saturating_add(1)
+}
+
+fn highest_volume(records: &[Placed]) -> u32 {
+    let volume = |r: &Placed| match r.record {
+        OwnedRecord::Volume { volume, .. } | OwnedRecord::VolumeDelete { volume, .. } => volume,
+        _ => 0,
+    };
+    records.iter().map(volume).max().unwrap_or(0).saturating_add(1)
+}
+
+/// Which segments are sealed, and up to which LSN each was freed.
+struct SegmentStates {
+    sealed: BTreeMap<u32, Seal>,
+    freed: HashMap<u32, u64>,
+}
+
+impl SegmentStates {
+    fn of(records: &[Placed], geo: &Geometry) -> Result<Self, OpenError> {
+        let mut states = Self { sealed: BTreeMap::new(), freed: HashMap::new() };
+        let mut ordered: Vec<&OwnedRecord> = records
+            .iter()
+            .map(|r| &r.record)
+            .filter(|r| matches!(r, OwnedRecord::Seal(_) | OwnedRecord::Free { .. }))
+            .collect();
+        // A free record and a statement with its LSN: the statement was made before the segment
+        // was freed, or it would not have been made.
+        ordered.sort_by_key(|r| (r.lsn(), matches!(r, OwnedRecord::Free { .. })));
+        for record in ordered {
+            match *record {
+                OwnedRecord::Seal(seal) => {
+                    if seal.segment >= geo.segments || u32::from(seal.entries) > geo.shape.data_blocks {
+                        return Err(OpenError::Record { lsn: seal.lsn });
+                    }
+                    states.sealed.insert(seal.segment, seal);
+                }
+                OwnedRecord::Free { segment, lsn, .. } => {
+                    states.sealed.remove(&segment);
+                    states.freed.insert(segment, lsn);
+                }
+                _ => {}
+            }
+        }
+        Ok(states)
+    }
+
+    /// Writes into segments that are neither sealed nor freed since: only the journal, or the
+    /// metadata chain for a resumed segment, describes them. Indices, in LSN order.
+    fn tail_writes(&self, records: &[Placed], geo: &Geometry) -> Result<Vec<usize>, OpenError> {
+        let mut tail = Vec::new();
+        for (i, placed) in records.iter().enumerate() {
+            let OwnedRecord::Write { lsn, pbn, ref crcs, .. } = placed.record else { continue };
+            if !geo.is_data(pbn, crcs.len() as u32) {
+                return Err(OpenError::Record { lsn });
+            }
+            let (segment, _) = geo.locate(pbn);
+            let freed = self.freed.get(&segment).is_some_and(|&freed| lsn < freed);
+            if !freed && !self.sealed.contains_key(&segment) {
+                tail.push(i);
+            }
+        }
+        tail.sort_by_key(|&i| records[i].record.lsn());
+        Ok(tail)
+    }
+}
+
+/// Reads the data of writes that no flush is known to cover; the first whose data is not there
+/// is where the log is cut. Below the last known flush nothing is cut: damage there shows when it
+/// is read.
+fn prove(
+    io: &mut dyn BlockIo,
+    geo: &Geometry,
+    records: &[Placed],
+    tail: &[usize],
+    flushed: u64,
+    planted: Planted,
+    report: &mut RecoveryReport,
+) -> Result<Option<usize>, OpenError> {
+    if planted.has(Plant::ReplayUnproven) {
+        return Ok(None);
+    }
+    let unproven: Vec<usize> =
+        tail.iter().copied().filter(|&i| records[i].jseq.is_some_and(|j| j >= flushed)).collect();
+    let mut bytes = vec![0; 1 << 20];
+    let mut results = Vec::new();
+    let mut at = 0;
+    while at < unproven.len() {
+        // As many records as fit the buffer, read together.
+        let mut reads = Vec::new();
+        let mut rest = bytes.as_mut_slice();
+        let first = at;
+        while at < unproven.len() {
+            let OwnedRecord::Write { pbn, ref crcs, .. } = records[unproven[at]].record else { break };
+            let len = crcs.len() * BLOCK_SIZE;
+            if len > rest.len() {
+                break;
+            }
+            let (into, after) = rest.split_at_mut(len);
+            rest = after;
+            let (segment, block) = geo.locate(pbn);
+            reads.push(ReadAt { offset: geo.segment_offset(segment, block), into });
+            at += 1;
+        }
+        io.read_many(&mut reads, &mut results);
+        for ((&i, read), result) in unproven[first..at].iter().zip(&reads).zip(&results) {
+            let OwnedRecord::Write { ref crcs, .. } = records[i].record else { continue };
+            report.verified_blocks += crcs.len() as u64;
+            let right = result.is_ok()
+                && read.into.chunks_exact(BLOCK_SIZE).zip(crcs).all(|(b, crc)| crate::format::crc32(b) == *crc);
+            if !right {
+                return Ok(Some(i));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Gathers the blocks of each unsealed segment; they must follow each other from block 0.
+fn tail_segments(
+    records: &[Placed],
+    tail: &[usize],
+    geo: &Geometry,
+) -> Result<Vec<TailSegment>, OpenError> {
+    let mut by_segment: BTreeMap<u32, BTreeMap<u32, TailBlock>> = BTreeMap::new();
+    for &i in tail {
+        let OwnedRecord::Write { volume, lsn, lba, pbn, vseq, ref crcs } = records[i].record else {
+            continue;
+        };
+        let (segment, first) = geo.locate(pbn);
+        let blocks = by_segment.entry(segment).or_default();
+        for (b, &crc) in (0u32..).zip(crcs) {
+            let block = TailBlock { volume, lba: lba + u64::from(b), lsn, vseq, crc };
+            // A resumed segment's blocks may stand in the chain and, again, in a newer chain.
+            if blocks.insert(first + b, block).is_some_and(|before| before != block) {
+                return Err(OpenError::Record { lsn });
+            }
+        }
+    }
+    let mut tails = Vec::new();
+    for (segment, blocks) in by_segment {
+        let lsn = blocks.values().next().map_or(0, |b| b.lsn);
+        let span = u64::from(u32::MAX) - 64;
+        let ordered = blocks.values().is_sorted_by_key(|b| b.lsn);
+        let spanned = blocks.values().next_back().is_some_and(|b| b.lsn.saturating_sub(lsn) > span);
+        if !blocks.keys().copied().eq(0..blocks.len() as u32) || !ordered || spanned {
+            return Err(OpenError::Record { lsn });
+        }
+        tails.push(TailSegment { segment, blocks: blocks.into_values().collect() });
+    }
+    tails.sort_by_key(|tail| tail.blocks.last().map_or(0, |b| b.lsn));
+    Ok(tails)
+}
+
+/// The volume table: the last word about each volume.
+fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
+    let mut ordered: Vec<&OwnedRecord> = records.iter().map(|r| &r.record).collect();
+    ordered.sort_by_key(|r| r.lsn());
+    let mut table: BTreeMap<u32, (VolumeInfo, u64)> = BTreeMap::new();
+    for record in ordered {
+        match record {
+            OwnedRecord::Volume { volume, lsn, uuid, size, vseq, name } => {
+                if *size == 0 || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
+                    return Err(OpenError::Record { lsn: *lsn });
+                }
+                let info = VolumeInfo { id: *volume, uuid: *uuid, name: name.clone(), size: *size };
+                table.insert(*volume, (info, (*vseq).max(1)));
+            }
+            OwnedRecord::VolumeResize { volume, lsn, size, vseq } => {
+                if let Some((info, next)) = table.get_mut(volume) {
+                    if *size < info.size || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
+                        return Err(OpenError::Record { lsn: *lsn });
+                    }
+                    info.size = *size;
+                    *next = (*next).max(vseq + 1);
+                }
+            }
+            OwnedRecord::VolumeDelete { volume, .. } => {
+                table.remove(volume);
+            }
+            _ => {}
+        }
+    }
+    let mut volumes = Volumes::default();
+    for (info, next_vseq) in table.into_values() {
+        let (state, map) = (VolumeState::Active, VolumeMap::default());
+        volumes.insert(Volume { info, state, map, next_vseq });
+    }
+    Ok(volumes)
+}

@@ -1,0 +1,45 @@
+//! Formatting, opening and recovering a pool.
+//!
+//! [`load`] reads and writes nothing: superblock, journal, metadata chain, sealed summaries, in
+//! that order, ending with the map. [`Engine::open`] then makes what only the journal knew
+//! durable elsewhere and, last, writes a superblock that starts the journal anew. Until that
+//! superblock is durable every structure that `load` needs is untouched, so a crash during
+//! recovery changes nothing.
+
+mod finish;
+mod format;
+mod load;
+mod records;
+mod replay;
+mod scan;
+
+pub use finish::OpenOptions;
+pub use format::FormatOptions;
+pub(crate) use load::{Loaded, load};
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The pool had been stopped cleanly; there was nothing to recover.
+    pub clean: bool,
+    /// Journal blocks replayed.
+    pub journal_blocks: u64,
+    /// First journal block that could not be proven, if blocks from there on were dropped.
+    pub cut_at: Option<u64>,
+    /// Valid journal blocks beyond the cut: written, but never known to be durable.
+    pub dropped_blocks: u64,
+    /// Blocks of the unproven tail whose data was read and verified.
+    pub verified_blocks: u64,
+    /// Segments whose summary was replayed.
+    pub summaries: u32,
+    /// Metadata pages replayed.
+    pub meta_pages: u64,
+    /// Metadata pages of which one copy was damaged.
+    pub meta_copies_damaged: u64,
+    /// Superblock places (of five) that hold no valid copy.
+    pub superblocks_damaged: u32,
+    /// Segments that were not sealed.
+    pub open_segments: u32,
+    /// Volumes found.
+    pub volumes: u32,
+}

@@ -1,0 +1,91 @@
+//! Records that outlive the block they were read from.
+
+use crate::format::record::{LeafBits, Record};
+
+/// As [`Record`], owned.
+#[derive(Clone, Debug)]
+pub(super) enum OwnedRecord {
+    Write { volume: u32, lsn: u64, lba: u64, pbn: u64, vseq: u64, crcs: Box<[u32]> },
+    Zero { volume: u32, lsn: u64, lba: u64, blocks: u32, keep: bool, vseq: u64 },
+    Volume { volume: u32, lsn: u64, uuid: [u8; 16], size: u64, vseq: u64, name: String },
+    VolumeResize { volume: u32, lsn: u64, size: u64, vseq: u64 },
+    VolumeDelete { volume: u32, lsn: u64 },
+    Seal(Seal),
+    Free { segment: u32, lsn: u64, generation: u64 },
+    Holes { volume: u32, lsn: u64, lba: u64, bits: Box<(LeafBits, LeafBits)> },
+    Open { lsn: u64, generation: u64 },
+}
+
+/// A seal record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seal {
+    pub(super) segment: u32,
+    pub(super) lsn: u64,
+    pub(super) class: u8,
+    pub(super) entries: u16,
+    pub(super) generation: u64,
+    pub(super) first_lsn: u64,
+    pub(super) footer_crc: u32,
+}
+
+/// A record and where it was found: a journal block, or the metadata chain.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    pub(super) record: OwnedRecord,
+    pub(super) jseq: Option<u64>,
+}
+
+impl OwnedRecord {
+    pub(super) fn lsn(&self) -> u64 {
+        match self {
+            Self::Write { lsn, .. }
+            | Self::Zero { lsn, .. }
+            | Self::Volume { lsn, .. }
+            | Self::VolumeResize { lsn, .. }
+            | Self::VolumeDelete { lsn, .. }
+            | Self::Free { lsn, .. }
+            | Self::Holes { lsn, .. }
+            | Self::Open { lsn, .. } => *lsn,
+            Self::Seal(seal) => seal.lsn,
+        }
+    }
+
+    /// Replay order: by LSN, statements of a compaction behind the write with their LSN.
+    pub(super) fn order(&self) -> (u64, bool) {
+        (self.lsn(), !matches!(self, Self::Write { .. }))
+    }
+}
+
+impl From<&Record<'_>> for OwnedRecord {
+    fn from(record: &Record<'_>) -> Self {
+        match *record {
+            Record::Write { volume, lsn, lba, pbn, vseq, crcs } => {
+                let crcs = crcs
+                    .chunks_exact(4)
+                    .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+                    .collect();
+                Self::Write { volume, lsn, lba, pbn, vseq, crcs }
+            }
+            Record::Zero { volume, lsn, lba, blocks, keep, vseq } => {
+                Self::Zero { volume, lsn, lba, blocks, keep, vseq }
+            }
+            Record::Volume { volume, lsn, uuid, size, vseq, name } => {
+                Self::Volume { volume, lsn, uuid, size, vseq, name: name.to_owned() }
+            }
+            Record::VolumeResize { volume, lsn, size, vseq } => {
+                Self::VolumeResize { volume, lsn, size, vseq }
+            }
+            Record::VolumeDelete { volume, lsn } => Self::VolumeDelete { volume, lsn },
+            Record::SegmentSeal { segment, lsn, class, entries, generation, first_lsn, footer_crc } => {
+                Self::Seal(Seal { segment, lsn, class, entries, generation, first_lsn, footer_crc })
+            }
+            Record::SegmentFree { segment, lsn, generation } => {
+                Self::Free { segment, lsn, generation }
+            }
+            Record::Holes { volume, lsn, lba, holes, kept } => {
+                Self::Holes { volume, lsn, lba, bits: Box::new((holes, kept)) }
+            }
+            Record::SegmentOpen { lsn, generation, .. } => Self::Open { lsn, generation },
+        }
+    }
+}

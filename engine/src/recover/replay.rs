@@ -1,0 +1,275 @@
+//! Replay: summaries and records merged by LSN into the map.
+
+use super::load::{ChainEnd, TailSegment};
+use super::records::{OwnedRecord, Seal};
+use crate::error::OpenError;
+use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
+use crate::geometry::Geometry;
+use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
+use crate::meta_chain::NO_SEGMENT;
+use crate::segment::{SegmentState, SegmentTable};
+use crate::volume::Volumes;
+use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+/// Summaries read at once.
+const PREFETCH: usize = 32;
+
+/// The state that replay ends in.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pub(crate) volumes: Volumes,
+    pub(crate) slab: LeafSlab,
+    pub(crate) segs: SegmentTable,
+    pub(crate) last_lsn: u64,
+    geo: Geometry,
+}
+
+/// A summary being merged.
+struct Cursor {
+    segment: u32,
+    first_lsn: u64,
+    entries: Vec<u8>,
+    next: usize,
+}
+
+impl Cursor {
+    fn entry(&self) -> Option<(u64, Entry)> {
+        let bytes = self.entries.get(self.next * ENTRY_BYTES..(self.next + 1) * ENTRY_BYTES)?;
+        let entry = Entry::decode(bytes);
+        Some((self.first_lsn.saturating_add(u64::from(entry.lsn_delta)), entry))
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // what the scans found, once
+pub(super) fn replay(
+    io: &mut dyn BlockIo,
+    geo: &Geometry,
+    pool: &[u8; 16],
+    volumes: Volumes,
+    mut sealed: Vec<Seal>,
+    changes: &[OwnedRecord],
+    chain: &ChainEnd,
+    tails: &[TailSegment],
+) -> Result<Replay, OpenError> {
+    let mut state = Replay {
+        volumes,
+        slab: LeafSlab::default(),
+        segs: SegmentTable::new(geo.segments),
+        last_lsn: 0,
+        geo: *geo,
+    };
+    state.place_segments(&sealed, chain, tails)?;
+    sealed.sort_by_key(|seal| seal.first_lsn);
+    let mut changes = changes.iter().peekable();
+    let mut open: Vec<Cursor> = Vec::new();
+    // Next entry of each open summary, by LSN.
+    let mut heap: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
+    let mut ready: VecDeque<Cursor> = VecDeque::new();
+    let mut unread = sealed.as_slice();
+    loop {
+        if ready.is_empty() && !unread.is_empty() {
+            let (now, later) = unread.split_at(unread.len().min(PREFETCH));
+            unread = later;
+            read_summaries(io, geo, pool, now, &mut ready)?;
+        }
+        // Open every summary that begins before the next entry or change.
+        let next_change = changes.peek().map(|r| r.order());
+        let next_entry = heap.peek().map(|Reverse((lsn, _))| *lsn);
+        if let Some(summary) = ready.front()
+            && next_entry.is_none_or(|lsn| summary.first_lsn <= lsn)
+            && next_change.is_none_or(|(lsn, _)| summary.first_lsn <= lsn)
+        {
+            let summary = ready.pop_front().expect("just seen");
+            if let Some((lsn, _)) = summary.entry() {
+                heap.push(Reverse((lsn, open.len())));
+                open.push(summary);
+            }
+            continue;
+        }
+        match (next_entry, next_change) {
+            (None, None) => break,
+            (Some(lsn), change) if change.is_none_or(|change| (lsn, false) <= change) => {
+                let Some(Reverse((_, i))) = heap.pop() else { break };
+                if let Some((lsn, entry)) = open[i].entry() {
+                    let pbn = geo.pbn(open[i].segment, open[i].next as u32);
+                    state.write(entry.volume, lsn, entry.lba, pbn, entry.crc, entry.vseq);
+                }
+                open[i].next += 1;
+                match open[i].entry() {
+                    Some((lsn, _)) => heap.push(Reverse((lsn, i))),
+                    None => open[i].entries = Vec::new(),
+                }
+            }
+            _ => {
+                if let Some(change) = changes.next() {
+                    state.change(change);
+                }
+            }
+        }
+    }
+    state.count_live();
+    Ok(state)
+}
+
+fn read_summaries(
+    io: &mut dyn BlockIo,
+    geo: &Geometry,
+    pool: &[u8; 16],
+    seals: &[Seal],
+    into: &mut VecDeque<Cursor>,
+) -> Result<(), OpenError> {
+    let bytes = geo.shape.summary_blocks() as usize * BLOCK_SIZE;
+    let mut buffer = vec![0; bytes * seals.len()];
+    let mut reads: Vec<ReadAt<'_>> = buffer
+        .chunks_exact_mut(bytes)
+        .zip(seals)
+        .map(|(into, seal)| ReadAt {
+            offset: geo.segment_offset(seal.segment, geo.shape.data_blocks),
+            into,
+        })
+        .collect();
+    let mut results = Vec::new();
+    io.read_many(&mut reads, &mut results);
+    for ((seal, read), result) in seals.iter().zip(&reads).zip(&results) {
+        let damaged =
+            OpenError::SummaryDamaged { segment: seal.segment, generation: seal.generation };
+        if result.is_err() {
+            return Err(damaged);
+        }
+        let (table, footer) = read.into.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
+        let (footer, crc) =
+            Footer::decode(pool, seal.segment, &geo.shape, footer).map_err(|_| damaged)?;
+        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
+        if crc != seal.footer_crc
+            || footer.generation != seal.generation
+            || crate::format::crc32(entries) != footer.entries_crc
+        {
+            return Err(damaged);
+        }
+        into.push_back(Cursor {
+            segment: seal.segment,
+            first_lsn: footer.first_lsn,
+            entries: entries.to_vec(),
+            next: 0,
+        });
+    }
+    Ok(())
+}
+
+impl Replay {
+    fn place_segments(
+        &mut self,
+        sealed: &[Seal],
+        chain: &ChainEnd,
+        tails: &[TailSegment],
+    ) -> Result<(), OpenError> {
+        let mut place = |segment: u32, state: SegmentState, lsn: u64| {
+            let row = self.segs.row_mut(segment);
+            if row.state != SegmentState::Free {
+                return Err(OpenError::Record { lsn });
+            }
+            row.state = state;
+            Ok(())
+        };
+        let next = (chain.next_segment != NO_SEGMENT).then_some(chain.next_segment);
+        for segment in chain.segments.iter().copied().chain(next) {
+            place(segment, SegmentState::Meta, 0)?;
+        }
+        for tail in tails {
+            place(tail.segment, SegmentState::Open, tail.blocks[0].lsn)?;
+        }
+        for seal in sealed {
+            place(seal.segment, SegmentState::Sealed, seal.lsn)?;
+        }
+        for seal in sealed {
+            let row = self.segs.row_mut(seal.segment);
+            row.class = seal.class;
+            row.entries = seal.entries;
+            row.generation = seal.generation;
+            row.first_lsn = seal.first_lsn;
+            row.footer_crc = seal.footer_crc;
+        }
+        Ok(())
+    }
+
+    /// An entry of a volume that is gone, or beyond its end, is history.
+    fn write(&mut self, volume: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
+        self.last_lsn = self.last_lsn.max(lsn);
+        let Some(volume) = self.volumes.get_mut(volume) else { return };
+        volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
+        if lba < volume.blocks() {
+            volume.map.set(&mut self.slab, Lba(lba), Mapping::Block { pbn, crc });
+        }
+    }
+
+    fn change(&mut self, change: &OwnedRecord) {
+        self.last_lsn = self.last_lsn.max(change.lsn());
+        match *change {
+            OwnedRecord::Write { volume, lsn, lba, pbn, vseq, ref crcs } => {
+                for (b, &crc) in (0u64..).zip(crcs) {
+                    self.write(volume, lsn, lba.saturating_add(b), pbn + b, crc, vseq);
+                }
+            }
+            OwnedRecord::Zero { volume, lba, blocks, keep, vseq, .. } => {
+                let Some(volume) = self.volumes.get_mut(volume) else { return };
+                volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
+                let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
+                let per_leaf = LEAF_BLOCKS as u64;
+                let mut at = lba;
+                while at < end {
+                    let (state, leaves) = volume.map.leaf(at / per_leaf);
+                    if !keep && !matches!(state, LeafState::Dense(_)) {
+                        // The statement itself must be made again at the next compaction.
+                        volume.map.touch(Lba(at));
+                        at = (at / per_leaf + if state == LeafState::Untouched { 1 } else { leaves }) * per_leaf;
+                        continue;
+                    }
+                    let leaf_end = (at / per_leaf + 1) * per_leaf;
+                    let new = if keep { Mapping::Kept } else { Mapping::Hole };
+                    for block in at..leaf_end.min(end) {
+                        volume.map.set(&mut self.slab, Lba(block), new);
+                    }
+                    at = leaf_end;
+                }
+            }
+            OwnedRecord::Holes { volume, lba, ref bits, .. } => {
+                let Some(volume) = self.volumes.get_mut(volume) else { return };
+                let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
+                for block in lba..end {
+                    let i = (block - lba) as usize;
+                    let has = |bits: &[u64]| bits[i / 64] >> (i % 64) & 1 != 0;
+                    if has(&bits.0) {
+                        volume.map.set(&mut self.slab, Lba(block), Mapping::Hole);
+                    } else if has(&bits.1) {
+                        volume.map.set(&mut self.slab, Lba(block), Mapping::Kept);
+                    }
+                }
+                if lba < end {
+                    volume.map.touch(Lba(lba));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts, for each segment, the map entries that name it.
+    fn count_live(&mut self) {
+        for volume in self.volumes.iter() {
+            let mut leaf = 0;
+            while leaf < volume.map.leaves() {
+                let (state, leaves) = volume.map.leaf(leaf);
+                if let LeafState::Dense(index) = state {
+                    let leaf = self.slab.get(index);
+                    for i in 0..LEAF_BLOCKS {
+                        if let Mapping::Block { pbn, .. } = leaf.get(i) {
+                            self.segs.born(self.geo.locate(pbn).0);
+                        }
+                    }
+                }
+                leaf += leaves;
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Reading the fixed places: superblocks, the journal ring and the metadata chain.
+
+use super::RecoveryReport;
+use super::records::{OwnedRecord, Placed};
+use crate::error::OpenError;
+use crate::format::DecodeError;
+use crate::format::journal::{HEADER_BYTES, JournalHeader, pool_tag};
+use crate::format::meta::{self, PAGE_BLOCKS, PageHeader};
+use crate::format::record::Records;
+use crate::format::superblock::{SLOTS, SUPERBLOCK_END, Superblock, TAIL_BYTES};
+use crate::geometry::Geometry;
+use crate::meta_chain::NO_SEGMENT;
+use flagstone_block::{BLOCK_SIZE, BlockIo};
+
+/// Bytes per read of the ring and the chain.
+const READ_BYTES: usize = 1 << 20;
+
+/// The superblock that counts: the highest generation with a valid copy.
+pub(super) fn superblock(
+    io: &mut dyn BlockIo,
+    report: &mut RecoveryReport,
+) -> Result<Superblock, OpenError> {
+    let end = io.size() & !(BLOCK_SIZE as u64 - 1);
+    let tail = end.saturating_sub(TAIL_BYTES);
+    let mut best: Option<Superblock> = None;
+    let mut first_error = None;
+    let mut block = [0; BLOCK_SIZE];
+    for position in SLOTS.into_iter().flatten().chain([tail]) {
+        if position + BLOCK_SIZE as u64 > end {
+            continue;
+        }
+        // An unreadable place is a damaged copy, not the end.
+        let found = match io.read_at(position, &mut block) {
+            Ok(()) => Superblock::decode(position, &block),
+            Err(_) => Err(DecodeError::Checksum),
+        };
+        match found {
+            Ok(superblock) => {
+                if best.is_none_or(|b| superblock.generation > b.generation) {
+                    best = Some(superblock);
+                }
+            }
+            Err(error) => {
+                report.superblocks_damaged += 1;
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    best.ok_or(OpenError::NoSuperblock { first: first_error.unwrap_or(DecodeError::Magic) })
+}
+
+/// A valid journal block.
+#[derive(Debug)]
+pub(super) struct JournalBlock {
+    pub(super) header: JournalHeader,
+    pub(super) crc: u32,
+    block: Box<[u8]>,
+}
+
+/// What the ring says.
+#[derive(Debug)]
+pub(super) struct JournalScan {
+    /// Blocks from the tail to the first that is missing.
+    pub(super) chain: Vec<JournalBlock>,
+    pub(super) tail: u64,
+    /// Every block below this one was durable.
+    pub(super) flushed: u64,
+    /// Highest sequence number of any valid block, or one below the start.
+    pub(super) last_seen: u64,
+    /// Pages of the present metadata chain that were durable.
+    pub(super) meta_pages: u64,
+    /// Valid blocks beyond the end of the chain.
+    pub(super) beyond: u64,
+}
+
+/// Reads the ring and follows the chain from the highest tail that any block claims.
+pub(super) fn journal(
+    io: &mut dyn BlockIo,
+    geo: &Geometry,
+    superblock: &Superblock,
+) -> Result<JournalScan, OpenError> {
+    let ring = geo.journal_blocks;
+    let pool = pool_tag(&superblock.pool_uuid);
+    let start = superblock.journal_start;
+    let mut slots: Vec<Option<JournalBlock>> = Vec::new();
+    slots.resize_with(ring as usize, || None);
+    let mut bytes = vec![0; READ_BYTES];
+    let (mut tail, mut flushed, mut last_seen) = (start, start, start.saturating_sub(1));
+    let mut meta_pages = superblock.meta_pages;
+    let mut slot = 0;
+    while slot < ring {
+        let blocks = (ring - slot).min((READ_BYTES / BLOCK_SIZE) as u32);
+        let part = &mut bytes[..blocks as usize * BLOCK_SIZE];
+        let offset = SUPERBLOCK_END + u64::from(slot) * BLOCK_SIZE as u64;
+        if io.read_at(offset, part).is_err() {
+            // One bad sector must not hide its neighbours.
+            for (b, block) in part.chunks_exact_mut(BLOCK_SIZE).enumerate() {
+                if io.read_at(offset + (b * BLOCK_SIZE) as u64, block).is_err() {
+                    block.fill(0);
+                }
+            }
+        }
+        for (b, block) in part.chunks_exact(BLOCK_SIZE).enumerate() {
+            let at = slot + b as u32;
+            let Ok((header, crc)) = JournalHeader::decode(pool, ring, at, block) else { continue };
+            if header.jseq < start {
+                continue;
+            }
+            tail = tail.max(header.tail);
+            flushed = flushed.max(header.flushed);
+            last_seen = last_seen.max(header.jseq);
+            if header.meta_epoch == superblock.meta_epoch {
+                meta_pages = meta_pages.max(header.meta_pages);
+            }
+            slots[at as usize] = Some(JournalBlock { header, crc, block: block.into() });
+        }
+        slot += blocks;
+    }
+    let mut chain: Vec<JournalBlock> = Vec::new();
+    loop {
+        let jseq = tail + chain.len() as u64;
+        let slot = (jseq % u64::from(ring)) as usize;
+        let linked = |block: &JournalBlock| {
+            block.header.jseq == jseq
+                && chain.last().is_none_or(|last| last.crc == block.header.prev_crc)
+        };
+        match slots[slot].take_if(|block| linked(block)) {
+            Some(block) => chain.push(block),
+            None => break,
+        }
+    }
+    let end = tail + chain.len() as u64;
+    if end < flushed {
+        return Err(OpenError::JournalDamaged { jseq: end, flushed });
+    }
+    let beyond = slots.iter().flatten().filter(|block| block.header.jseq >= end).count() as u64;
+    Ok(JournalScan { chain, tail, flushed, last_seen, meta_pages, beyond })
+}
+
+impl JournalBlock {
+    /// The block's records.
+    pub(super) fn records(&self, into: &mut Vec<Placed>) -> Result<(), OpenError> {
+        let used = HEADER_BYTES + usize::from(self.header.used);
+        for record in Records::new(&self.block[HEADER_BYTES..used], self.header.records) {
+            let record = record.map_err(|_| OpenError::Record { lsn: self.header.first_lsn })?;
+            into.push(Placed { record: OwnedRecord::from(&record), jseq: Some(self.header.jseq) });
+        }
+        Ok(())
+    }
+}
+
+/// What the metadata chain says, and where it ends.
+#[derive(Debug)]
+pub(super) struct MetaScan {
+    pub(super) records: Vec<Placed>,
+    pub(super) segments: Vec<u32>,
+    pub(super) next_segment: u32,
+    pub(super) index: u32,
+    pub(super) page: u64,
+    pub(super) prev_crc: u32,
+}
+
+/// Follows the chain; each page from whichever copy is valid.
+pub(super) fn meta_chain(
+    io: &mut dyn BlockIo,
+    geo: &Geometry,
+    superblock: &Superblock,
+    needed: u64,
+    report: &mut RecoveryReport,
+) -> Result<MetaScan, OpenError> {
+    let pool = pool_tag(&superblock.pool_uuid);
+    let mut scan = MetaScan {
+        records: Vec::new(),
+        segments: vec![superblock.meta_segment as u32],
+        next_segment: NO_SEGMENT,
+        index: 0,
+        page: 0,
+        prev_crc: 0,
+    };
+    let mut bytes = vec![0; READ_BYTES];
+    let pages_per_read = (READ_BYTES / BLOCK_SIZE) as u32 / PAGE_BLOCKS;
+    loop {
+        let segment = *scan.segments.last().expect("never empty");
+        if scan.index % pages_per_read == 0 {
+            let pages = pages_per_read.min(geo.pages() - scan.index);
+            let part = &mut bytes[..(pages * PAGE_BLOCKS) as usize * BLOCK_SIZE];
+            let offset = geo.segment_offset(segment, scan.index * PAGE_BLOCKS);
+            if io.read_at(offset, part).is_err() {
+                for (b, block) in part.chunks_exact_mut(BLOCK_SIZE).enumerate() {
+                    if io.read_at(offset + (b * BLOCK_SIZE) as u64, block).is_err() {
+                        block.fill(0);
+                    }
+                }
+            }
+        }
+        let at = (scan.index % pages_per_read * PAGE_BLOCKS) as usize * BLOCK_SIZE;
+        let copies = [&bytes[at..at + BLOCK_SIZE], &bytes[at + BLOCK_SIZE..at + 2 * BLOCK_SIZE]];
+        let decoded = copies.map(|block| {
+            PageHeader::decode(pool, segment, scan.index, block).ok().filter(|(header, _)| {
+                header.epoch == superblock.meta_epoch
+                    && header.nonce == superblock.meta_nonce
+                    && header.page == scan.page
+                    && header.prev_crc == scan.prev_crc
+            })
+        });
+        let Some(copy) = decoded.iter().position(Option::is_some) else {
+            if scan.page < needed {
+                return Err(OpenError::MetadataDamaged { page: scan.page, segment, needed });
+            }
+            return Ok(scan);
+        };
+        if decoded.iter().any(Option::is_none) {
+            report.meta_copies_damaged += 1;
+        }
+        let (header, crc) = decoded[copy].expect("position found it");
+        let used = meta::HEADER_BYTES + usize::from(header.used);
+        for record in Records::new(&copies[copy][meta::HEADER_BYTES..used], header.records) {
+            let record = record.map_err(|_| OpenError::MetadataDamaged {
+                page: scan.page,
+                segment,
+                needed,
+            })?;
+            scan.records.push(Placed { record: OwnedRecord::from(&record), jseq: None });
+        }
+        scan.page += 1;
+        scan.prev_crc = crc;
+        scan.next_segment = header.next_segment;
+        scan.index += 1;
+        if scan.index == geo.pages() {
+            if header.next_segment >= geo.segments || scan.segments.contains(&header.next_segment) {
+                if scan.page < needed {
+                    return Err(OpenError::MetadataDamaged { page: scan.page, segment, needed });
+                }
+                return Ok(scan);
+            }
+            scan.segments.push(header.next_segment);
+            scan.next_segment = NO_SEGMENT;
+            scan.index = 0;
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Read-modify-write: requests that don't cover whole blocks.
+//!
+//! Each holds a guard on its block from admission until its write is applied. While the guard is
+//! held no other write, discard or zero of that block is admitted; and the block is read only
+//! after everything admitted before has been applied. Otherwise a neighbour's acknowledged
+//! sectors would be overwritten with what they held before.
+
+use crate::batch::{Source, Waiter};
+use crate::engine::Engine;
+use crate::error::{IoFault, SubmitError};
+use crate::limits::RMWS;
+use crate::plant::Plant;
+use crate::read::Reader;
+use crate::volume::VolumeState;
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, Tag, VolumeId};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Vacant,
+    /// Until journal blocks below this one are retired.
+    Settling(u64),
+    Reading,
+    /// Merged; waits for room in a batch.
+    Merged,
+    /// In a batch; the guard ends when that is retired.
+    Logged,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rmw {
+    stage: Stage,
+    tag: Tag,
+    durability: Durability,
+    volume: u32,
+    lba: u64,
+    from: u32,
+    bytes: u32,
+    zero: bool,
+    /// Block 0 is the block, block 1 holds the new bytes.
+    buffer: Buffer,
+}
+
+#[derive(Debug)]
+pub(crate) struct Rmws {
+    slots: Vec<Rmw>,
+    spare: Vec<u32>,
+    guards_off: bool,
+}
+
+impl Rmws {
+    /// Takes the buffers of all slots from the arena; `None` if it is too small.
+    pub(crate) fn new(bufs: &mut impl Buffers, guards_off: bool) -> Option<Self> {
+        let mut slots = Vec::with_capacity(RMWS);
+        for _ in 0..RMWS {
+            slots.push(Rmw {
+                stage: Stage::Vacant,
+                tag: Tag(0),
+                durability: Durability::Completed,
+                volume: 0,
+                lba: 0,
+                from: 0,
+                bytes: 0,
+                zero: false,
+                buffer: bufs.alloc(2)?,
+            });
+        }
+        Some(Self { slots, spare: (0..RMWS as u32).rev().collect(), guards_off })
+    }
+
+    pub(crate) fn release(&mut self, bufs: &mut impl Buffers) {
+        self.slots.drain(..).for_each(|rmw| bufs.free(rmw.buffer));
+        self.spare.clear();
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.spare.len() == self.slots.len()
+    }
+
+    /// How many of `blocks` blocks from `lba` lie before the first guarded one.
+    pub(crate) fn unguarded(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
+        if self.is_idle() || self.guards_off {
+            return blocks;
+        }
+        let guards = self.slots.iter().filter(|r| r.stage != Stage::Vacant && r.volume == volume);
+        let distance = |r: &Rmw| r.lba.checked_sub(lba).filter(|d| *d < blocks);
+        guards.filter_map(distance).min().unwrap_or(blocks)
+    }
+
+    /// The write of slot `i` is applied, or failed: its guard ends.
+    pub(crate) fn finish(&mut self, i: u32) {
+        self.slots[i as usize].stage = Stage::Vacant;
+        self.spare.push(i);
+    }
+}
+
+impl Engine {
+    /// Begins to change `bytes` bytes of one block at `offset`: to `data`, or to zeroes.
+    #[allow(clippy::too_many_arguments)] // one request
+    pub(crate) fn begin_rmw(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        volume: VolumeId,
+        offset: u64,
+        data: Option<&[u8]>,
+        bytes: usize,
+        durability: Durability,
+    ) -> Result<(), SubmitError> {
+        let lba = Lba::containing(offset);
+        if self.rmws.unguarded(volume.0, lba.0, 1) == 0 {
+            return Err(SubmitError::Busy);
+        }
+        let i = self.rmws.spare.pop().ok_or(SubmitError::Busy)?;
+        let from = offset as usize % BLOCK_SIZE;
+        let settled = if self.rmws.guards_off { 0 } else { self.journal.next };
+        let rmw = &mut self.rmws.slots[i as usize];
+        rmw.stage = Stage::Settling(settled);
+        (rmw.tag, rmw.durability, rmw.volume, rmw.lba) = (tag, durability, volume.0, lba.0);
+        (rmw.from, rmw.bytes, rmw.zero) = (from as u32, bytes as u32, data.is_none());
+        if let Some(data) = data {
+            bufs.bytes_mut(rmw.buffer.part(1, 1))[..bytes].copy_from_slice(data);
+        }
+        self.counters.rmws += 1;
+        Ok(())
+    }
+
+    /// Takes each read-modify-write as far as it can go.
+    pub(crate) fn advance_rmws(&mut self, bufs: &mut impl Buffers) {
+        if self.rmws.is_idle() {
+            return;
+        }
+        for i in 0..self.rmws.slots.len() as u32 {
+            let rmw = self.rmws.slots[i as usize];
+            match rmw.stage {
+                Stage::Settling(jseq) if jseq <= self.journal.retired => self.read_for_rmw(bufs, i),
+                Stage::Merged => self.log_rmw(bufs, i),
+                _ => {}
+            }
+        }
+    }
+
+    fn read_for_rmw(&mut self, bufs: &mut impl Buffers, i: u32) {
+        let rmw = self.rmws.slots[i as usize];
+        self.rmws.slots[i as usize].stage = Stage::Reading;
+        let block = rmw.buffer.part(0, 1);
+        match self.start_read(bufs, Reader::Rmw(i), rmw.volume, Lba(rmw.lba), block) {
+            Ok(()) => {
+                // A hole needs no device read, so the block may be here already.
+                if self.rmws.slots[i as usize].stage == Stage::Merged {
+                    self.log_rmw(bufs, i);
+                }
+            }
+            Err(SubmitError::Busy) => self.rmws.slots[i as usize].stage = rmw.stage,
+            Err(_) => self.end_rmw(i, Err(IoFault::Gone)),
+        }
+    }
+
+    /// The block was read; called from the read's completion.
+    pub(crate) fn rmw_read_done(&mut self, i: u32, result: Result<(), IoFault>) {
+        match result {
+            Ok(()) => self.rmws.slots[i as usize].stage = Stage::Merged,
+            Err(fault) => self.end_rmw(i, Err(fault)),
+        }
+    }
+
+    fn log_rmw(&mut self, bufs: &mut impl Buffers, i: u32) {
+        let rmw = self.rmws.slots[i as usize];
+        if !self.volumes.get(rmw.volume).is_some_and(|v| v.state == VolumeState::Active) {
+            self.end_rmw(i, Err(IoFault::Gone));
+            return;
+        }
+        let batch = match self.data_room(bufs, 1) {
+            Ok((batch, _)) => batch,
+            Err(SubmitError::NoSpace) => return self.end_rmw(i, Err(IoFault::NoSpace)),
+            Err(_) => return,
+        };
+        let (from, bytes) = (rmw.from as usize, rmw.bytes as usize);
+        let (block, new) = bufs.bytes_mut(rmw.buffer).split_at_mut(BLOCK_SIZE);
+        if rmw.zero {
+            block[from..from + bytes].fill(0);
+        } else {
+            block[from..from + bytes].copy_from_slice(&new[..bytes]);
+        }
+        self.rmws.slots[i as usize].stage = Stage::Logged;
+        let waiter = Waiter { tag: rmw.tag, durability: rmw.durability, rmw: Some(i) };
+        self.await_batch(batch, waiter);
+        self.append_blocks(bufs, batch, rmw.volume, rmw.lba, Source::Block(rmw.buffer));
+    }
+
+    fn end_rmw(&mut self, i: u32, result: Result<(), IoFault>) {
+        let tag = self.rmws.slots[i as usize].tag;
+        self.rmws.finish(i);
+        self.complete(tag, result);
+    }
+
+    /// After a device failure: those that are in no batch and not reading end here; the others
+    /// end with their batch or their read.
+    pub(crate) fn fail_rmws(&mut self, _bufs: &mut impl Buffers) {
+        for i in 0..self.rmws.slots.len() as u32 {
+            if matches!(self.rmws.slots[i as usize].stage, Stage::Settling(_) | Stage::Merged) {
+                self.end_rmw(i, Err(IoFault::Device));
+            }
+        }
+    }
+
+    pub(crate) fn guards_off(planted: crate::plant::Planted) -> bool {
+        planted.has(Plant::Unguarded)
+    }
+}

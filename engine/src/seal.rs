@@ -1,0 +1,144 @@
+//! Sealing segments, and freeing those in which nothing is live.
+
+use crate::batch::Effect;
+use crate::engine::Engine;
+use crate::format::record::Record;
+use crate::plant::Plant;
+use crate::segment::{SealStage, Sealing, SegmentState};
+use crate::token::Token;
+use flagstone_block::{Buffers, DeviceCommand};
+
+const SEGMENT_SEAL_BYTES: usize = 48;
+const SEGMENT_FREE_BYTES: usize = 32;
+
+impl Engine {
+    /// Ends the open segment: sends its last batch and its summary.
+    pub(crate) fn seal_open(&mut self, bufs: &mut impl Buffers) {
+        self.close_batch(bufs);
+        let Some(open) = self.open.take() else { return };
+        let shape = self.geo.shape;
+        let footer_crc = open.close(bufs, &self.pool, &shape);
+        let row = self.segs.row_mut(open.segment);
+        row.state = SegmentState::Sealing;
+        row.entries = open.next as u16;
+        row.first_lsn = open.first_lsn;
+        row.footer_crc = footer_crc;
+        self.sealing.push(Sealing {
+            segment: open.segment,
+            summary: Some(open.summary),
+            first_jseq: open.first_jseq,
+            last_jseq: self.journal.next - 1,
+            resumed: open.in_meta > 0,
+            stage: SealStage::Writing,
+        });
+        let offset = self.geo.segment_offset(open.segment, shape.data_blocks);
+        let buffer = open.summary.part(0, shape.summary_blocks());
+        self.flush.dirty(self.now_ns, buffer.len() as u64);
+        self.emit(Token::Summary(open.segment), DeviceCommand::Write { offset, buffer });
+    }
+
+    pub(crate) fn summary_written(&mut self, segment: u32) {
+        if let Some(sealing) = self.sealing.iter_mut().find(|s| s.segment == segment) {
+            sealing.stage = if self.planted.has(Plant::SealBeforeFlush) {
+                SealStage::Durable
+            } else {
+                SealStage::Written
+            };
+            self.summaries.extend(sealing.summary.take());
+        }
+    }
+
+    /// Logs the seal record of segments whose data and summary are durable.
+    pub(crate) fn advance_seals(&mut self, bufs: &mut impl Buffers) {
+        let durable = self.journal.durable;
+        self.sealing.retain(|s| !matches!(s.stage, SealStage::Logged(jseq) if jseq < durable));
+        for k in 0..self.sealing.len() {
+            if self.sealing[k].stage != SealStage::Durable
+                || self.sealing[k].last_jseq >= self.journal.retired
+            {
+                continue;
+            }
+            let Ok(batch) = self.batch_with_room(bufs, SEGMENT_SEAL_BYTES, true) else { return };
+            let segment = self.sealing[k].segment;
+            let row = *self.segs.row(segment);
+            self.log(bufs, batch, Effect::SegmentSeal { segment }, |lsn| Record::SegmentSeal {
+                segment,
+                lsn,
+                class: row.class,
+                entries: row.entries,
+                generation: row.generation,
+                first_lsn: row.first_lsn,
+                footer_crc: row.footer_crc,
+            });
+            self.sealing[k].stage = SealStage::Logged(self.batch_jseq(batch));
+        }
+    }
+
+    /// Logs the free record of dead segments whose superseding records are durable.
+    pub(crate) fn advance_segments(&mut self, bufs: &mut impl Buffers) {
+        let lsn_durable = if self.planted.has(Plant::ReuseTooSoon) {
+            u64::MAX
+        } else {
+            self.flush.lsn_durable
+        };
+        while let Some(segment) = self.segs.next_dead(lsn_durable) {
+            let Ok(batch) = self.batch_with_room(bufs, SEGMENT_FREE_BYTES, true) else { return };
+            let generation = self.segs.row(segment).generation;
+            self.log(bufs, batch, Effect::SegmentFree { segment }, |lsn| Record::SegmentFree {
+                segment,
+                lsn,
+                generation,
+            });
+            self.segs.freed(self.batch_jseq(batch));
+            self.counters.segments_freed += 1;
+            if self.planted.has(Plant::ReuseTooSoon) {
+                self.segs.settle(u64::MAX);
+            }
+        }
+        // With no segment to spare, the way to free is worth a flush of its own.
+        if self.segs.free() <= self.reserve() + 1
+            && self.is_quiet()
+            && (self.segs.dead_waits_for().is_some_and(|lsn| lsn > self.flush.lsn_durable)
+                || self.segs.has_freeing())
+        {
+            self.flush.want();
+        }
+    }
+
+    /// Takes deleted volumes apart, a few leaves per turn.
+    pub(crate) fn advance_reclaim(&mut self) {
+        let Some(map) = self.graves.front_mut() else { return };
+        let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);
+        let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
+        if !map.reclaim(&mut self.slab, crate::limits::RECLAIM_LEAVES, &mut dead) {
+            self.graves.pop_front();
+        }
+    }
+
+    /// Moves the journal's tail when the ring is filling up: whatever holds it is pushed on to
+    /// where it no longer needs the journal, then a block that claims the new tail is written.
+    pub(crate) fn relieve_journal(&mut self, bufs: &mut impl Buffers) {
+        if !self.journal.is_pressed() {
+            return;
+        }
+        let meta = self.meta.holds_tail();
+        let compaction = self.compaction.as_ref().and_then(|c| c.chain.holds_tail());
+        let sealing = self.sealing.iter().map(|s| s.first_jseq).min();
+        let others = [meta, compaction, sealing].into_iter().flatten().min().unwrap_or(u64::MAX);
+        if self.open.as_ref().is_some_and(|open| open.first_jseq <= others) {
+            self.seal_open(bufs);
+        }
+        if meta.is_some_and(|jseq| jseq < self.journal.durable) {
+            self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+        }
+        if compaction.is_some_and(|jseq| jseq < self.journal.durable)
+            && let Some(compaction) = &mut self.compaction
+        {
+            compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+        }
+        if self.is_quiet() && !self.flush.is_in_flight() {
+            self.force_batch(bufs);
+        }
+        self.flush.want();
+    }
+}

@@ -1,0 +1,7 @@
+//! Segments: which are free, being written, sealed or dying; and the one being filled.
+
+mod open;
+mod table;
+
+pub(crate) use open::{OpenSegment, SealStage, Sealing, seal_summary};
+pub use table::{SegmentState, SegmentTable};

@@ -1,0 +1,242 @@
+//! Segment table: state, live count and generation of every segment.
+//!
+//! ```text
+//! Free -> Open -> Sealing -> Sealed -> Dead -> Freeing -> Free
+//!   \-> Meta (chain of metadata pages, or reserved as its next segment) -> Free
+//! ```
+//!
+//! Invariants (checked by `Engine::check` in tests):
+//! 1. A segment is in exactly one state; `free` lists exactly the free ones.
+//! 2. `live` is the number of map entries that name the segment's blocks.
+//! 3. Dead becomes Freeing only once what superseded its last block is durable and no read is
+//!    under way in it; Freeing becomes Free only once its SEGMENT_FREE record is durable.
+//!    Otherwise a crash could bring back a map entry whose block was overwritten.
+
+use std::collections::VecDeque;
+
+/// Where a segment is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentState {
+    /// May be taken.
+    Free,
+    /// Being filled with data.
+    Open,
+    /// Full; its summary is not yet known to be durable.
+    Sealing,
+    /// Its seal record is written.
+    Sealed,
+    /// Sealed, and nothing in it is live.
+    Dead,
+    /// Its free record is written, but not known to be durable.
+    Freeing,
+    /// Holds metadata pages, or is reserved for them.
+    Meta,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    pub(crate) state: SegmentState,
+    pub(crate) class: u8,
+    pub(crate) entries: u16,
+    pub(crate) live: u32,
+    pub(crate) pins: u32,
+    pub(crate) footer_crc: u32,
+    pub(crate) generation: u64,
+    pub(crate) first_lsn: u64,
+}
+
+/// All segments of a pool.
+#[derive(Debug)]
+pub struct SegmentTable {
+    rows: Vec<Segment>,
+    free: VecDeque<u32>,
+    /// Dead segments with the LSN that must be durable before they may be freed.
+    dead: VecDeque<(u32, u64)>,
+    /// Freeing segments with the journal block that must be durable.
+    freeing: VecDeque<(u32, u64)>,
+    live: u64,
+}
+
+impl SegmentTable {
+    /// A table of free segments.
+    #[must_use]
+    pub fn new(segments: u32) -> Self {
+        let row = Segment {
+            state: SegmentState::Free,
+            class: 0,
+            entries: 0,
+            live: 0,
+            pins: 0,
+            footer_crc: 0,
+            generation: 0,
+            first_lsn: 0,
+        };
+        Self {
+            rows: vec![row; segments as usize],
+            free: VecDeque::with_capacity(segments as usize),
+            dead: VecDeque::with_capacity(segments as usize),
+            freeing: VecDeque::with_capacity(segments as usize),
+            live: 0,
+        }
+    }
+
+    /// Fills the free list from the states; once, when states are known.
+    pub(crate) fn index_free(&mut self) {
+        self.free.clear();
+        let free = |row: &Segment| row.state == SegmentState::Free;
+        self.free.extend((0u32..).zip(&self.rows).filter(|(_, row)| free(row)).map(|(i, _)| i));
+    }
+
+    pub(crate) fn row(&self, segment: u32) -> &Segment {
+        &self.rows[segment as usize]
+    }
+
+    pub(crate) fn row_mut(&mut self, segment: u32) -> &mut Segment {
+        &mut self.rows[segment as usize]
+    }
+
+    /// Number of segments.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.rows.len() as u32
+    }
+
+    /// Never true for a pool that was opened.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// State of `segment`.
+    #[must_use]
+    pub fn state(&self, segment: u32) -> SegmentState {
+        self.rows[segment as usize].state
+    }
+
+    /// Free segments.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    /// Segments on their way to being free.
+    #[must_use]
+    pub fn dying(&self) -> u32 {
+        (self.dead.len() + self.freeing.len()) as u32
+    }
+
+    /// Live blocks in all segments.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.live
+    }
+
+    /// Takes a free segment into `state`.
+    pub(crate) fn take(&mut self, state: SegmentState) -> Option<u32> {
+        let segment = self.free.pop_front()?;
+        let row = self.row_mut(segment);
+        debug_assert_eq!((row.state, row.live, row.pins), (SegmentState::Free, 0, 0));
+        row.state = state;
+        Some(segment)
+    }
+
+    /// Puts a segment on the free list.
+    pub(crate) fn release(&mut self, segment: u32) {
+        let row = self.row_mut(segment);
+        debug_assert_eq!((row.live, row.pins), (0, 0));
+        row.state = SegmentState::Free;
+        self.free.push_back(segment);
+    }
+
+    /// A map entry now names a block of `segment`.
+    pub(crate) fn born(&mut self, segment: u32) {
+        self.rows[segment as usize].live += 1;
+        self.live += 1;
+    }
+
+    /// A map entry no longer does, because of the record `lsn`.
+    pub(crate) fn died(&mut self, segment: u32, lsn: u64) {
+        let row = &mut self.rows[segment as usize];
+        row.live -= 1;
+        self.live -= 1;
+        if row.live == 0 && row.state == SegmentState::Sealed {
+            self.bury(segment, lsn);
+        }
+    }
+
+    /// The seal record of `segment` is written.
+    pub(crate) fn sealed(&mut self, segment: u32, lsn: u64) {
+        let row = self.row_mut(segment);
+        row.state = SegmentState::Sealed;
+        if row.live == 0 {
+            self.bury(segment, lsn);
+        }
+    }
+
+    fn bury(&mut self, segment: u32, lsn: u64) {
+        self.row_mut(segment).state = SegmentState::Dead;
+        self.dead.push_back((segment, lsn));
+    }
+
+    /// Queues the sealed segments in which nothing is live: after recovery.
+    pub(crate) fn bury_empty(&mut self, lsn: u64) {
+        for segment in 0..self.len() {
+            let row = self.row(segment);
+            if row.state == SegmentState::Sealed && row.live == 0 {
+                self.bury(segment, lsn);
+            }
+        }
+    }
+
+    /// A dead segment that may be freed now that `lsn_durable` is durable. The caller logs the
+    /// record and calls [`SegmentTable::freed`].
+    pub(crate) fn next_dead(&self, lsn_durable: u64) -> Option<u32> {
+        let &(segment, lsn) = self.dead.front()?;
+        (lsn <= lsn_durable && self.row(segment).pins == 0).then_some(segment)
+    }
+
+    /// The LSN that the oldest dead segment waits for.
+    pub(crate) fn dead_waits_for(&self) -> Option<u64> {
+        self.dead.front().map(|&(_, lsn)| lsn)
+    }
+
+    /// The segment that `next_dead` named is being freed by a record in journal block `jseq`.
+    pub(crate) fn freed(&mut self, jseq: u64) {
+        let (segment, _) = self.dead.pop_front().expect("next_dead named it");
+        self.freeing.push_back((segment, jseq));
+    }
+
+    /// The free record is on the device. Until then the segment counts as dead, and metadata
+    /// compaction states it as sealed: the record could still be lost.
+    pub(crate) fn free_logged(&mut self, segment: u32) {
+        if self.row(segment).state == SegmentState::Dead {
+            self.row_mut(segment).state = SegmentState::Freeing;
+        }
+    }
+
+    /// Whether a segment waits for its free record to become durable.
+    pub(crate) fn has_freeing(&self) -> bool {
+        !self.freeing.is_empty()
+    }
+
+    /// Journal blocks below `durable` are durable: frees what waited for that.
+    pub(crate) fn settle(&mut self, durable: u64) {
+        while let Some(&(segment, jseq)) = self.freeing.front()
+            && jseq < durable
+        {
+            self.freeing.pop_front();
+            self.release(segment);
+        }
+    }
+
+    /// Segments per state, in the order of [`SegmentState`].
+    #[must_use]
+    pub fn census(&self) -> [u32; 7] {
+        let mut census = [0; 7];
+        for row in &self.rows {
+            census[row.state as usize] += 1;
+        }
+        census
+    }
+}

@@ -1,0 +1,119 @@
+//! Clean stop: what is under way ends, what only the journal knows goes to the metadata chain,
+//! and a superblock says that the journal holds nothing.
+
+use crate::engine::Engine;
+use crate::format::superblock::{FLAG_CLEAN, Superblock};
+use crate::segment::SealStage;
+use flagstone_block::Buffers;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Draining,
+    KeepingOpenSegment,
+    WritingPages,
+    Flushing(u64),
+    Superblock,
+    Finished,
+    Stopped,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stop {
+    stage: Stage,
+}
+
+impl Stop {
+    pub(crate) fn new() -> Self {
+        Self { stage: Stage::Running }
+    }
+
+    pub(crate) fn is_begun(&self) -> bool {
+        self.stage != Stage::Running
+    }
+}
+
+impl Engine {
+    /// Begins a clean stop: refuses new requests, ends those under way. Go on pumping until
+    /// [`Engine::is_stopped`].
+    pub fn shutdown(&mut self) {
+        if !self.stop.is_begun() {
+            self.stop.stage = Stage::Draining;
+        }
+    }
+
+    /// Whether the stop has ended and every buffer was given back.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.stage == Stage::Stopped
+    }
+
+    pub(crate) fn advance_stop(&mut self, bufs: &mut impl Buffers) {
+        match self.stop.stage {
+            Stage::Draining => {
+                let durable = |jseq: u64| jseq < self.journal.durable;
+                let sealed = self
+                    .sealing
+                    .iter()
+                    .all(|s| matches!(s.stage, SealStage::Logged(jseq) if durable(jseq)));
+                let quiet = self.is_quiet()
+                    && self.rmws.is_idle()
+                    && self.compaction.is_none()
+                    && sealed
+                    && self.journal.durable == self.journal.next;
+                if quiet {
+                    self.stop.stage = Stage::KeepingOpenSegment;
+                } else {
+                    self.flush.want();
+                }
+            }
+            Stage::KeepingOpenSegment => {
+                if self.keep_open_segment(bufs) {
+                    self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                    self.stop.stage = Stage::WritingPages;
+                }
+            }
+            Stage::WritingPages => {
+                if self.meta.is_written() {
+                    self.stop.stage = Stage::Flushing(self.flush.want());
+                } else {
+                    self.flush.want();
+                }
+            }
+            Stage::Flushing(number) if self.flush.is_past(number) => {
+                let superblock =
+                    Superblock { journal_start: self.journal.next, ..self.superblock(FLAG_CLEAN) };
+                self.begin_superblock(bufs, superblock);
+                self.stop.stage = Stage::Superblock;
+            }
+            Stage::Superblock if self.super_write.take_done() => self.stop.stage = Stage::Finished,
+            _ => {}
+        }
+    }
+
+    /// Gives the buffers back once nothing uses them; a failed pool stops without ceremony.
+    pub(crate) fn finish_stop(&mut self, bufs: &mut impl Buffers) {
+        let over = match self.stop.stage {
+            Stage::Finished => true,
+            Stage::Running | Stage::Stopped => false,
+            _ => self.failed.is_some() && self.flight.is_empty(),
+        };
+        if !over || self.io_in_flight > 0 || !self.reads.is_idle() || !self.out.is_empty() {
+            return;
+        }
+        self.stop.stage = Stage::Stopped;
+        for batch in self.batches.drain(..) {
+            bufs.free(batch.data);
+            bufs.free(batch.journal);
+        }
+        let open = self.open.take().map(|open| open.summary);
+        let sealing = self.sealing.drain(..).filter_map(|s| s.summary);
+        self.summaries.drain(..).chain(sealing).chain(open).for_each(|buffer| bufs.free(buffer));
+        self.meta.release(bufs);
+        if let Some(compaction) = &mut self.compaction {
+            compaction.chain.release(bufs);
+        }
+        self.super_write.release(bufs);
+        self.rmws.release(bufs);
+    }
+}

@@ -1,0 +1,113 @@
+//! Writing a superblock: both copies of the older slot, a flush, the copy at the end, a flush.
+
+use crate::engine::Engine;
+use crate::format::superblock::{SLOTS, Superblock};
+use crate::token::Token;
+use flagstone_block::{Buffer, Buffers, DeviceCommand};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Copies,
+    CopiesFlush(u64),
+    Tail,
+    TailFlush(u64),
+    Done,
+}
+
+#[derive(Debug)]
+pub(crate) struct SuperWrite {
+    buffers: [Buffer; 2],
+    stage: Stage,
+    pub(crate) io_left: u32,
+    /// Generation of the newest superblock on the device.
+    pub(crate) generation: u64,
+    superblock: Option<Superblock>,
+}
+
+impl SuperWrite {
+    pub(crate) fn new(buffers: [Buffer; 2], generation: u64) -> Self {
+        Self { buffers, stage: Stage::Idle, io_left: 0, generation, superblock: None }
+    }
+
+    pub(crate) fn release(&mut self, bufs: &mut impl Buffers) {
+        self.buffers.into_iter().for_each(|buffer| bufs.free(buffer));
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stage == Stage::Idle
+    }
+
+    /// Whether a write ended since the last call.
+    pub(crate) fn take_done(&mut self) -> bool {
+        let done = self.stage == Stage::Done;
+        if done {
+            self.stage = Stage::Idle;
+        }
+        done
+    }
+}
+
+impl Engine {
+    /// The superblock that describes the pool as it is now, except for where its metadata lies.
+    pub(crate) fn superblock(&self, flags: u32) -> Superblock {
+        Superblock {
+            pool_uuid: self.pool,
+            generation: self.super_write.generation + 1,
+            device_bytes: self.geo.device_bytes,
+            segment_blocks: self.geo.shape.blocks,
+            segments: u64::from(self.geo.segments),
+            data_offset: self.geo.data_offset,
+            journal_blocks: self.geo.journal_blocks,
+            flags,
+            meta_segment: u64::from(self.meta.segments[0]),
+            meta_epoch: self.meta.epoch,
+            meta_pages: self.meta.durable_pages(),
+            meta_nonce: self.meta.nonce,
+            journal_start: self.journal.tail_durable,
+            next_lsn: self.next_lsn,
+            next_generation: self.next_generation,
+            next_volume: self.next_volume,
+        }
+    }
+
+    /// Begins to write `superblock`. Everything it refers to must be durable.
+    pub(crate) fn begin_superblock(&mut self, bufs: &mut impl Buffers, superblock: Superblock) {
+        debug_assert!(self.super_write.is_idle());
+        self.super_write.generation = superblock.generation;
+        self.super_write.superblock = Some(superblock);
+        self.super_write.stage = Stage::Copies;
+        self.super_write.io_left = 2;
+        for (copy, offset) in SLOTS[superblock.generation as usize % 2].into_iter().enumerate() {
+            let buffer = self.super_write.buffers[copy];
+            superblock.encode(offset, bufs.bytes_mut(buffer));
+            self.emit(Token::Superblock, DeviceCommand::Write { offset, buffer });
+        }
+    }
+
+    pub(crate) fn advance_superblock(&mut self, bufs: &mut impl Buffers) {
+        match self.super_write.stage {
+            Stage::Copies if self.super_write.io_left == 0 => {
+                self.super_write.stage = Stage::CopiesFlush(self.flush.want());
+            }
+            Stage::CopiesFlush(number) if self.flush.is_past(number) => {
+                let superblock = self.super_write.superblock.expect("set when begun");
+                let (buffer, offset) = (self.super_write.buffers[0], self.geo.superblock_tail());
+                superblock.encode(offset, bufs.bytes_mut(buffer));
+                self.super_write.io_left = 1;
+                self.super_write.stage = Stage::Tail;
+                self.emit(Token::Superblock, DeviceCommand::Write { offset, buffer });
+            }
+            Stage::Tail if self.super_write.io_left == 0 => {
+                self.super_write.stage = Stage::TailFlush(self.flush.want());
+            }
+            Stage::TailFlush(number) if self.flush.is_past(number) => {
+                self.super_write.stage = Stage::Done;
+            }
+            Stage::CopiesFlush(_) | Stage::TailFlush(_) => {
+                self.flush.want();
+            }
+            _ => {}
+        }
+    }
+}

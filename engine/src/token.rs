@@ -1,0 +1,60 @@
+//! What an [`IoToken`] means: kind, owner and, for reads, the part of the request.
+//!
+//! ```text
+//! 63..56 kind   55..32 index   31..16 first block   15..1 blocks   0 retried
+//! ```
+
+use flagstone_block::IoToken;
+
+/// Which state machine a device command belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    BatchData(u32),
+    BatchJournal(u32),
+    Summary(u32),
+    MetaPage(u32),
+    CompactionPage(u32),
+    Superblock,
+    Flush,
+    Read { op: u32, first: u16, blocks: u16, retried: bool },
+}
+
+impl Token {
+    pub(crate) fn encode(self) -> IoToken {
+        let (kind, index, low) = match self {
+            Self::BatchData(i) => (1, i, 0),
+            Self::BatchJournal(i) => (2, i, 0),
+            Self::Summary(segment) => (3, 0, segment),
+            Self::MetaPage(page) => (4, 0, page),
+            Self::CompactionPage(page) => (5, 0, page),
+            Self::Superblock => (6, 0, 0),
+            Self::Flush => (7, 0, 0),
+            Self::Read { op, first, blocks, retried } => {
+                (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
+            }
+        };
+        debug_assert!(index < 1 << 24);
+        IoToken(kind << 56 | u64::from(index) << 32 | u64::from(low))
+    }
+
+    pub(crate) fn decode(token: IoToken) -> Option<Self> {
+        let index = (token.0 >> 32) as u32 & 0xff_ffff;
+        let low = token.0 as u32;
+        Some(match token.0 >> 56 {
+            1 => Self::BatchData(index),
+            2 => Self::BatchJournal(index),
+            3 => Self::Summary(low),
+            4 => Self::MetaPage(low),
+            5 => Self::CompactionPage(low),
+            6 => Self::Superblock,
+            7 => Self::Flush,
+            8 => Self::Read {
+                op: index,
+                first: (low >> 16) as u16,
+                blocks: (low as u16) >> 1,
+                retried: low & 1 != 0,
+            },
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! Volumes of a pool: identity, size, map, and lookup by number and by name.
+
+use crate::map::VolumeMap;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Where a volume is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VolumeState {
+    /// Its record is being written; requests are refused.
+    Creating,
+    /// Serves requests.
+    Active,
+    /// Its delete record is being written; requests are refused.
+    Deleting,
+}
+
+/// What the outside may know of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Number in the pool, never used twice.
+    pub id: u32,
+    /// Identity.
+    pub uuid: [u8; 16],
+    /// Unique in the pool.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(crate) info: VolumeInfo,
+    pub(crate) state: VolumeState,
+    pub(crate) map: VolumeMap,
+    pub(crate) next_vseq: u64,
+}
+
+impl Volume {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.info.size >> flagstone_block::BLOCK_BITS
+    }
+}
+
+/// Volume numbers are small and dense: the number itself spreads well enough.
+#[derive(Debug, Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 << 8 | u64::from(byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+    fn write_u32(&mut self, id: u32) {
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// All volumes of a pool.
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    slots: Vec<Option<Box<Volume>>>,
+    vacant: Vec<u32>,
+    by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    by_name: HashMap<String, u32>,
+}
+
+impl Volumes {
+    pub(crate) fn get(&self, id: u32) -> Option<&Volume> {
+        self.slots[*self.by_id.get(&id)? as usize].as_deref()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Volume> {
+        self.slots[*self.by_id.get(&id)? as usize].as_deref_mut()
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<&Volume> {
+        self.get(*self.by_name.get(name)?)
+    }
+
+    pub(crate) fn insert(&mut self, volume: Volume) {
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
+        self.by_id.insert(volume.info.id, slot);
+        self.by_name.insert(volume.info.name.clone(), volume.info.id);
+        self.slots[slot as usize] = Some(Box::new(volume));
+    }
+
+    pub(crate) fn remove(&mut self, id: u32) -> Option<Volume> {
+        let slot = self.by_id.remove(&id)?;
+        let volume = self.slots[slot as usize].take()?;
+        self.vacant.push(slot);
+        self.by_name.remove(&volume.info.name);
+        Some(*volume)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Slots, for walks that go on later: a slot keeps its volume while the volume lives.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn slot(&self, slot: usize) -> Option<&Volume> {
+        self.slots.get(slot)?.as_deref()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Volume> {
+        self.slots.iter().filter_map(Option::as_deref)
+    }
+}

@@ -1,0 +1,185 @@
+//! Writes: admission, the open segment, and copying into a batch.
+
+use crate::batch::{Effect, Source, Waiter};
+use crate::engine::Engine;
+use crate::error::SubmitError;
+use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
+use crate::format::record::{Record, layout, write_bytes};
+use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS};
+use crate::map::Mapping;
+use crate::segment::{OpenSegment, SegmentState};
+use crate::volume::{Volume, VolumeState};
+use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId};
+
+/// Bytes of a SEGMENT_OPEN record.
+const SEGMENT_OPEN_BYTES: usize = 32;
+
+impl Engine {
+    /// Writes a prefix of `data` at byte `offset` and returns how much was taken; the bytes are
+    /// copied, so the caller may reuse them. One completion with `tag` follows per call.
+    ///
+    /// A block-aligned call with at least one whole block takes whole blocks. Otherwise the call
+    /// takes the rest of one block, which is read, modified and written; `data` must then hold
+    /// all bytes that the request has for that block.
+    ///
+    /// # Errors
+    /// `Busy`, `NoSpace`, `OutOfRange`, `NoVolume`, `Failed`, `Stopping`: nothing happened.
+    pub fn write(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        volume: VolumeId,
+        offset: u64,
+        data: &[u8],
+        durability: Durability,
+    ) -> Result<usize, SubmitError> {
+        self.ready()?;
+        self.check_range(volume, offset, data.len() as u64)?;
+        self.check_flush_room(durability)?;
+        let in_block = offset as usize % BLOCK_SIZE;
+        if in_block != 0 || data.len() < BLOCK_SIZE {
+            let bytes = data.len().min(BLOCK_SIZE - in_block);
+            self.begin_rmw(bufs, tag, volume, offset, Some(&data[..bytes]), bytes, durability)?;
+            return Ok(bytes);
+        }
+        let lba = Lba::containing(offset);
+        let blocks = self.rmws.unguarded(volume.0, lba.0, (data.len() / BLOCK_SIZE) as u64);
+        if blocks == 0 {
+            return Err(SubmitError::Busy);
+        }
+        let (batch, room) = self.data_room(bufs, blocks.min(u64::from(BATCH_BLOCKS)) as u32)?;
+        self.charge(volume.0, lba, room)?;
+        let bytes = room as usize * BLOCK_SIZE;
+        self.await_batch(batch, Waiter { tag, durability, rmw: None });
+        self.append_blocks(bufs, batch, volume.0, lba.0, Source::Bytes(&data[..bytes]));
+        Ok(bytes)
+    }
+
+    pub(crate) fn active(&self, volume: VolumeId) -> Result<&Volume, SubmitError> {
+        let volume = self.volumes.get(volume.0).ok_or(SubmitError::NoVolume)?;
+        if volume.state == VolumeState::Active { Ok(volume) } else { Err(SubmitError::NoVolume) }
+    }
+
+    pub(crate) fn check_range(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<(), SubmitError> {
+        let size = self.active(volume)?.info.size;
+        match offset.checked_add(bytes) {
+            Some(end) if end <= size && bytes > 0 => Ok(()),
+            _ => Err(SubmitError::OutOfRange),
+        }
+    }
+
+    /// FUA requests become flush waiters; half of those are kept for flushes.
+    pub(crate) fn check_flush_room(&self, durability: Durability) -> Result<(), SubmitError> {
+        if durability == Durability::Fua && self.flush.waiters() >= FLUSH_WAITERS / 2 {
+            return Err(SubmitError::Busy);
+        }
+        Ok(())
+    }
+
+    /// Refuses what would take space that kept zeroes are promised. The promise holds against
+    /// other writes; a log needs new space for an overwrite whatever was promised.
+    fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<(), SubmitError> {
+        if self.kept == 0 || self.available_blocks() >= self.kept + u64::from(blocks) {
+            return Ok(());
+        }
+        let volume = self.volumes.get(volume).ok_or(SubmitError::NoVolume)?;
+        let promised = (0..u64::from(blocks))
+            .all(|b| volume.map.get(&self.slab, Lba(lba.0 + b)) == Mapping::Kept);
+        if promised { Ok(()) } else { Err(SubmitError::NoSpace) }
+    }
+
+    /// Segments that only metadata may take: a whole copy of the chain that compaction would
+    /// write, its reserved next segment, and one for the present chain to grow into meanwhile.
+    pub(crate) fn reserve(&self) -> u32 {
+        let volume_bytes = layout::volume::at::NAME + 16;
+        let bytes = self.volumes.len() * volume_bytes
+            + self.geo.segments as usize * 48
+            + self.slab.used() * 152
+            + self.geo.shape.data_blocks as usize * write_bytes(1);
+        let pages = (bytes / (PAGE_RECORD_BYTES - 152) + 1) as u32;
+        pages.div_ceil(self.geo.pages()) + 2
+    }
+
+    /// Blocks that user writes may take before the pool is full.
+    pub(crate) fn available_blocks(&self) -> u64 {
+        let segments = u64::from(self.segs.free().saturating_sub(self.reserve()));
+        let open = self.open.as_ref().map_or(0, |open| self.geo.shape.data_blocks - open.next);
+        segments * u64::from(self.geo.shape.data_blocks) + u64::from(open)
+    }
+
+    /// A batch and how many of `wanted` data blocks it has room for, at least one.
+    pub(crate) fn data_room(
+        &mut self,
+        bufs: &mut impl Buffers,
+        wanted: u32,
+    ) -> Result<(u32, u32), SubmitError> {
+        if self.open.as_ref().is_some_and(|open| open.lsn_span_used_up(self.next_lsn)) {
+            self.seal_open(bufs);
+        }
+        if self.open.is_none() {
+            self.open_segment(bufs)?;
+        }
+        let batch = self.batch_with_room(bufs, write_bytes(1), false)?;
+        let by_records = (self.batches[batch as usize].record_room() - layout::write::at::CRCS) / 4;
+        let by_batch = BATCH_BLOCKS - self.batches[batch as usize].blocks;
+        let open = self.open.as_ref().expect("opened above");
+        let by_segment = self.geo.shape.data_blocks - open.next;
+        // An even count of checksums needs no padding that might not fit.
+        let by_records = if by_records > 1 { by_records & !1 } else { by_records };
+        Ok((batch, wanted.min(by_records as u32).min(by_batch).min(by_segment)))
+    }
+
+    fn open_segment(&mut self, bufs: &mut impl Buffers) -> Result<(), SubmitError> {
+        if self.summaries.is_empty() || self.sealing.len() == self.sealing.capacity() {
+            self.flush.want();
+            return Err(SubmitError::Busy);
+        }
+        if self.segs.free() <= self.reserve() {
+            return Err(self.no_segment());
+        }
+        let batch = self.batch_with_room(bufs, SEGMENT_OPEN_BYTES + write_bytes(1), false)?;
+        debug_assert_eq!(self.batches[batch as usize].blocks, 0);
+        let segment = self.segs.take(SegmentState::Open).ok_or(SubmitError::NoSpace)?;
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        self.segs.row_mut(segment).generation = generation;
+        let summary = self.summaries.pop().expect("asked above");
+        self.open = Some(OpenSegment {
+            segment,
+            generation,
+            next: 0,
+            first_lsn: 0,
+            last_lsn: 0,
+            first_jseq: self.batch_jseq(batch),
+            summary,
+            in_meta: 0,
+        });
+        self.log(bufs, batch, Effect::SegmentOpen, |lsn| Record::SegmentOpen {
+            segment,
+            lsn,
+            class: 0,
+            generation,
+        });
+        Ok(())
+    }
+
+    /// No segment may be taken: whether one is on its way, or the pool is full.
+    fn no_segment(&mut self) -> SubmitError {
+        let coming = self.segs.dying() > 0
+            || !self.graves.is_empty()
+            || !self.is_quiet()
+            || self.sealing.iter().any(|s| self.segs.row(s.segment).live == 0)
+            || self.compaction.is_some();
+        if coming {
+            self.flush.want();
+            SubmitError::Busy
+        } else {
+            SubmitError::NoSpace
+        }
+    }
+}

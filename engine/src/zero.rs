@@ -1,0 +1,134 @@
+//! Discard and write-zeroes: a record and an unmap, no data.
+
+use crate::batch::{Effect, Waiter};
+use crate::engine::Engine;
+use crate::error::SubmitError;
+use crate::format::record::{Record, ZERO_BYTES};
+use crate::limits::ZERO_BLOCKS;
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId, ZeroMode};
+
+impl Engine {
+    /// Makes a prefix of `offset..offset + len` read as zeroes, as `mode` says, and returns how
+    /// many bytes were taken. One completion with `tag` follows per call.
+    ///
+    /// Partial blocks at the ends are read, modified and written, except by a discard, which
+    /// leaves them alone.
+    ///
+    /// # Errors
+    /// `Busy`, `NoSpace`, `OutOfRange`, `NoVolume`, `Failed`, `Stopping`: nothing happened.
+    #[allow(clippy::too_many_arguments)] // one request
+    pub fn zero(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        volume: VolumeId,
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+        durability: Durability,
+    ) -> Result<u64, SubmitError> {
+        self.ready()?;
+        self.check_range(volume, offset, len)?;
+        self.check_flush_room(durability)?;
+        let block = BLOCK_SIZE as u64;
+        let in_block = offset % block;
+        if in_block != 0 || len < block {
+            let bytes = len.min(block - in_block);
+            if mode == ZeroMode::Discard {
+                self.answer_without_record(tag, durability);
+            } else {
+                self.begin_rmw(bufs, tag, volume, offset, None, bytes as usize, durability)?;
+            }
+            return Ok(bytes);
+        }
+        let lba = offset / block;
+        let keep = mode == ZeroMode::KeepAllocated;
+        let wanted = (len / block).min(ZERO_BLOCKS);
+        if !keep {
+            let untouched = self.untouched(volume.0, lba, len / block);
+            if untouched > 0 {
+                self.answer_without_record(tag, durability);
+                return Ok(untouched * block);
+            }
+        }
+        let blocks = self.rmws.unguarded(volume.0, lba, wanted);
+        if blocks == 0 {
+            return Err(SubmitError::Busy);
+        }
+        if keep && self.available_blocks() < self.kept + blocks {
+            return Err(SubmitError::NoSpace);
+        }
+        let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
+        let vol = self.volumes.get_mut(volume.0).expect("checked above");
+        let vseq = vol.next_vseq;
+        vol.next_vseq += 1;
+        if keep {
+            // Metadata compaction states the kept zeroes of touched leaves only.
+            let mut at = lba;
+            while at < lba + blocks {
+                vol.map.touch(Lba(at));
+                at = (at / LEAF_BLOCKS as u64 + 1) * LEAF_BLOCKS as u64;
+            }
+        }
+        let effect = Effect::Zero { volume: volume.0, lba, blocks, keep };
+        self.log(bufs, batch, effect, |lsn| Record::Zero {
+            volume: volume.0,
+            lsn,
+            lba,
+            blocks: blocks as u32,
+            keep,
+            vseq,
+        });
+        self.await_batch(batch, Waiter { tag, durability, rmw: None });
+        Ok(blocks * block)
+    }
+
+    /// Blocks from `lba`, up to `blocks`, that were never written to: there is nothing to undo,
+    /// so a discard of a new terabyte costs a walk over its absent nodes.
+    fn untouched(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
+        let Some(volume) = self.volumes.get(volume) else { return 0 };
+        let per_leaf = LEAF_BLOCKS as u64;
+        let mut at = lba;
+        while at < lba + blocks {
+            let (state, leaves) = volume.map.leaf(at / per_leaf);
+            if state != LeafState::Untouched {
+                break;
+            }
+            at = (at / per_leaf + leaves) * per_leaf;
+        }
+        at.min(lba + blocks) - lba
+    }
+
+    /// Answers a request that changes nothing; with FUA it still means that what was
+    /// acknowledged before is durable.
+    fn answer_without_record(&mut self, tag: Tag, durability: Durability) {
+        if durability == Durability::Fua && self.journal.next > self.journal.durable {
+            self.flush.wait(tag, self.journal.next);
+        } else {
+            self.complete(tag, Ok(()));
+        }
+    }
+
+    /// Unmaps whole blocks, leaf by leaf; what was never mapped costs nothing.
+    pub(crate) fn unmap(&mut self, volume: u32, lba: u64, blocks: u64, keep: bool, lsn: u64) {
+        let (mut at, end) = (lba, lba + blocks);
+        let per_leaf = LEAF_BLOCKS as u64;
+        while at < end {
+            let leaf_end = (at / per_leaf + 1) * per_leaf;
+            if !keep {
+                let Some(vol) = self.volumes.get(volume) else { return };
+                let (state, leaves) = vol.map.leaf(at / per_leaf);
+                if !matches!(state, LeafState::Dense(_)) {
+                    at = (at / per_leaf + leaves) * per_leaf;
+                    continue;
+                }
+            }
+            let new = if keep { Mapping::Kept } else { Mapping::Hole };
+            for block in at..leaf_end.min(end) {
+                self.map_block(volume, Lba(block), new, lsn);
+            }
+            at = leaf_end;
+        }
+    }
+}
