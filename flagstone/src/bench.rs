@@ -3,13 +3,14 @@
 //! Only the command line: what a run does and measures is `flagstone_loadgen`'s. Nothing here
 //! needs a daemon.
 
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use flagstone_loadgen::{
-    Console, Distribution, Limits, NbdOptions, NbdUri, Pattern, Report, RunError, Text, Workload,
-    run_nbd,
+    Console, Distribution, Limits, NbdOptions, NbdUri, Pattern, RawOptions, Report, RunError, Text,
+    Workload, run_nbd, run_raw,
 };
+use flagstone_ring::DeviceOpenError;
 
 use crate::{exit::Exit, output, size::parse_size};
 
@@ -24,6 +25,22 @@ pub struct BenchArgs {
 enum Target {
     /// Drives an export of an NBD server.
     Nbd(NbdArgs),
+    /// Drives a file or block device through the reactor; writing destroys what it holds.
+    Raw(RawArgs),
+}
+
+/// What is driven directly, and how.
+#[derive(Args, Debug)]
+struct RawArgs {
+    /// A regular file or block device.
+    path: PathBuf,
+
+    /// Write even if the target holds data, which is lost then.
+    #[arg(long)]
+    force_destructive: bool,
+
+    #[command(flatten)]
+    job: JobArgs,
 }
 
 /// What is driven over NBD, and how.
@@ -212,7 +229,9 @@ impl BenchError {
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
-            Self::Run(RunError::Workload(_)) => Exit::Usage,
+            Self::Run(RunError::Workload(_) | RunError::RawBlockSize { .. }) => Exit::Usage,
+            Self::Run(RunError::HoldsData { .. }) => Exit::HoldsData,
+            Self::Run(RunError::Open(DeviceOpenError::InUse { .. })) => Exit::InUse,
             Self::Run(_) | Self::Output(_) | Self::NotClean { .. } => Exit::Failure,
         }
     }
@@ -234,6 +253,12 @@ pub fn run(args: &BenchArgs, json: bool) -> Result<(), BenchError> {
             let mut console = Console::new(json);
             let (workload, limits) = (nbd.job.workload(), nbd.job.limits());
             run_nbd(&nbd.uri, &workload, &options, &limits, &mut console)?
+        }
+        Target::Raw(raw) => {
+            let options = RawOptions { force_destructive: raw.force_destructive };
+            let mut console = Console::new(json);
+            let (workload, limits) = (raw.job.workload(), raw.job.limits());
+            run_raw(&raw.path, &workload, options, &limits, &mut console)?
         }
     };
     print(&report, json)?;
@@ -320,7 +345,7 @@ mod tests {
     fn job(arguments: &[&str]) -> Result<(Workload, Limits), clap::Error> {
         let fixed = ["bench", "nbd", "nbd+unix:///x?socket=/s"];
         let command = Command::try_parse_from(fixed.iter().chain(arguments))?;
-        let Target::Nbd(nbd) = command.bench.target;
+        let Target::Nbd(nbd) = command.bench.target else { panic!("the nbd subcommand") };
         Ok((nbd.job.workload(), nbd.job.limits()))
     }
 

@@ -50,6 +50,9 @@ impl fmt::Display for Text<'_> {
                 figures_line(f, name, figures)?;
             }
         }
+        if setup.direct == Some(false) {
+            writeln!(f, "buffered: the file system has no direct I/O, the page cache takes part")?;
+        }
         if report.total.operations + report.flush.operations == 0 {
             writeln!(f, "no request was answered in the measured window")?;
         }

@@ -2,6 +2,9 @@
 
 use std::io;
 
+use flagstone_block::DeviceError;
+use flagstone_ring::{AddError, DeviceOpenError, RingError};
+
 use crate::{HandshakeError, ProtocolError, WorkloadError};
 
 /// Why a run did not come to its end. Requests that fail are counted, not reported here.
@@ -49,6 +52,40 @@ pub enum RunError {
     /// The connection failed or ended.
     #[error("the connection failed")]
     Io(#[source] io::Error),
+    /// A raw run's request size isn't one that the reactor transfers.
+    #[error("a raw run's block size must be a multiple of 4096, up to {max}, not {bytes}")]
+    RawBlockSize {
+        /// What was asked for.
+        bytes: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// The device can't be opened.
+    #[error(transparent)]
+    Open(#[from] DeviceOpenError),
+    /// The device can't be looked at.
+    #[error("can't read {offset} to see whether it holds data: {error}")]
+    Look {
+        /// Byte offset that can't be read.
+        offset: u64,
+        /// What the device says.
+        error: DeviceError,
+    },
+    /// A run that writes would destroy something.
+    #[error(
+        "it holds data (a byte that isn't zero at offset {offset}), and this run would overwrite \
+         it; if that is meant, give --force-destructive"
+    )]
+    HoldsData {
+        /// Byte offset of the first block found that isn't zero.
+        offset: u64,
+    },
+    /// The reactor can't be made or failed.
+    #[error("the reactor failed: {0}")]
+    Ring(#[from] RingError),
+    /// The device can't be given to the reactor.
+    #[error("the reactor refused the device: {0}")]
+    AddDevice(#[from] AddError),
     /// No answer came for too long.
     #[error("no answer for {seconds} s")]
     Stalled {

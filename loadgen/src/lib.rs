@@ -9,13 +9,14 @@
 //! requests behind it instead of queueing them, so percentiles under overload look better than
 //! an open-loop client would see.
 //!
-//! Entry points: [`run_nbd`] and the types [`Workload`], [`Limits`], [`Report`].
+//! Entry points: [`run_nbd`], [`run_raw`] and the types [`Workload`], [`Limits`], [`Report`].
 
 mod console;
 mod cpu;
 mod distribution;
 mod error;
 mod nbd;
+mod raw;
 mod record;
 mod report;
 mod rng;
@@ -29,6 +30,7 @@ pub use cpu::ProcessCpu;
 pub use distribution::{Distribution, DistributionError};
 pub use error::RunError;
 pub use nbd::{HandshakeError, NbdOptions, ProtocolError, run_nbd};
+pub use raw::{RawOptions, run_raw};
 pub use report::{Cpu, Figures, Interval, Latency, Report, Setup, Verification};
 pub use run::{Limits, Observer, Unobserved};
 pub use uri::{NbdAddress, NbdUri, NbdUriError};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     distribution::Distribution,
     record::Sample,
-    verify::Fault,
+    verify::{Checked, Fault},
     workload::{Kind, Pattern, Workload},
 };
 
@@ -99,6 +99,18 @@ pub struct Verification {
     pub examples: Vec<Fault>,
 }
 
+impl Verification {
+    pub(crate) fn sum(all: impl Iterator<Item = Checked>) -> Self {
+        let mut sum = Self { reads_checked: 0, faults: 0, examples: Vec::new() };
+        for checked in all {
+            sum.reads_checked += checked.reads;
+            sum.faults += checked.faults;
+            sum.examples.extend(checked.examples);
+        }
+        sum
+    }
+}
+
 /// How the run was set up, resolved: what was really used.
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs, reason = "the names are those of the options")]
@@ -114,6 +126,8 @@ pub struct Setup {
     pub flush_every: Option<u32>,
     pub fua: bool,
     pub seed: u64,
+    /// Whether a raw target bypasses the page cache; absent for servers.
+    pub direct: Option<bool>,
 }
 
 impl Setup {
@@ -146,6 +160,7 @@ impl Setup {
             flush_every: workload.flush_every,
             fua: workload.fua,
             seed: workload.seed,
+            direct: None,
         }
     }
 }

@@ -5,7 +5,11 @@
 //! ends of the window, and ends drivers that have stopped getting answers.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -77,8 +81,19 @@ impl Control<'_> {
 
 /// Something that keeps requests in flight until its time is over.
 pub(crate) trait Driver: Send {
+    /// What can only be made on the thread that uses it.
+    type Local;
+
+    /// Makes ready on the driver's thread; the clock starts when all drivers are.
+    fn prepare(&mut self) -> Result<Self::Local, RunError>;
+
     /// Runs to the end; on return nothing is in flight.
-    fn run(&mut self, control: &Control<'_>, recorder: &mut Recorder<'_>) -> Result<(), RunError>;
+    fn run(
+        &mut self,
+        local: Self::Local,
+        control: &Control<'_>,
+        recorder: &mut Recorder<'_>,
+    ) -> Result<(), RunError>;
 
     /// How to end [`Driver::run`] from another thread when answers stay away.
     fn abort_handle(&self) -> Result<Box<dyn Fn() + Send>, RunError>;
@@ -108,48 +123,74 @@ pub(crate) fn drive<D: Driver>(
     let aborts = drivers.iter().map(Driver::abort_handle).collect::<Result<Vec<_>, _>>()?;
     let cells: Vec<Cell> = drivers.iter().map(|_| Cell::new()).collect();
     let stop = AtomicBool::new(false);
-    let clock = Clock::start();
     let window = Window {
         from: nanos(limits.rampup),
         until: limits.duration.map_or(u64::MAX, |d| nanos(limits.rampup + d)),
         interval: limits.interval.map(nanos),
     };
+    let start = &OnceLock::new();
     thread::scope(|scope| {
         let monitor = thread::current();
+        let (ready, prepared) = mpsc::channel();
         let mut threads = Vec::with_capacity(drivers.len());
         for (index, (driver, cell)) in drivers.iter_mut().zip(&cells).enumerate() {
-            let (stop, monitor) = (&stop, monitor.clone());
+            let (stop, ready, monitor) = (&stop, ready.clone(), monitor.clone());
             let body = move || {
-                let control = Control { clock, stop };
-                let mut recorder = Recorder::new(window, cell);
-                let result = driver.run(&control, &mut recorder);
+                let local = driver.prepare();
+                // The receiver lives until all drivers are ready.
+                let _ = ready.send(());
+                let clock = wait_for(start);
+                let result = local.and_then(|local| {
+                    let mut recorder = Recorder::new(window, cell);
+                    driver.run(local, &Control { clock, stop }, &mut recorder)?;
+                    Ok(recorder.finish())
+                });
                 if result.is_err() {
                     stop.store(true, Ordering::Relaxed);
                 }
                 monitor.unpark();
-                result.map(|()| recorder.finish())
+                result
             };
-            let spawned =
-                thread::Builder::new().name(format!("load-{index}")).spawn_scoped(scope, body);
-            match spawned {
+            let named = thread::Builder::new().name(format!("load-{index}"));
+            match named.spawn_scoped(scope, body) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);
-                    aborts.iter().for_each(|abort| abort());
+                    start_all(start, &threads);
                     return Err(RunError::Thread(error));
                 }
             }
         }
+        // One message per driver; a driver that panicked instead only drops its sender.
+        drop(ready);
+        prepared.iter().take(threads.len()).for_each(drop);
+        let clock = start_all(start, &threads);
         let mut watch =
             Watch { clock, window, limits, block_size, cells: &cells, observer, server_pid };
-        let watched =
-            watch.until(|| threads.iter().all(|thread| thread.is_finished()), &stop, &aborts);
+        let finished = || threads.iter().all(thread::ScopedJoinHandle::is_finished);
+        let watched = watch.until(finished, &stop, &aborts);
         let mut results = Vec::with_capacity(threads.len());
         for thread in threads {
             results.push(thread.join().unwrap_or(Err(RunError::Panicked)));
         }
         collect(results, watched, window)
     })
+}
+
+/// Starts the clock and wakes the drivers that wait for it.
+fn start_all<T>(start: &OnceLock<Clock>, threads: &[thread::ScopedJoinHandle<'_, T>]) -> Clock {
+    let clock = *start.get_or_init(Clock::start);
+    threads.iter().for_each(|thread| thread.thread().unpark());
+    clock
+}
+
+fn wait_for(start: &OnceLock<Clock>) -> Clock {
+    loop {
+        if let Some(clock) = start.get() {
+            return *clock;
+        }
+        thread::park();
+    }
 }
 
 /// Adds up the drivers' figures. A stalled run is reported as such, whatever the drivers say

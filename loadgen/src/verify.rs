@@ -13,9 +13,12 @@
 //! It deliberately doesn't judge blocks that this run has not written: what they hold is
 //! somebody else's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use crate::rng::mix64;
+use crate::{rng::mix64, workload::Generator};
 
 /// Blocks that a ledger may have: 2 GiB of table.
 pub const LEDGER_BLOCKS_MAX: u64 = 1 << 28;
@@ -110,6 +113,41 @@ pub struct Fault {
     pub found: u32,
 }
 
+/// Faults that a connection keeps with their details.
+const EXAMPLES_MAX: usize = 8;
+
+/// What verified reads showed.
+#[derive(Clone, Debug)]
+pub(crate) struct Checked {
+    pub reads: u64,
+    pub faults: u64,
+    pub examples: Vec<Fault>,
+}
+
+impl Checked {
+    pub(crate) fn new() -> Self {
+        Self { reads: 0, faults: 0, examples: Vec::with_capacity(EXAMPLES_MAX) }
+    }
+
+    /// Counts one checked read.
+    pub(crate) fn note(&mut self, result: Result<(), Fault>) {
+        self.reads += 1;
+        if let Err(fault) = result {
+            self.faults += 1;
+            if self.examples.len() < EXAMPLES_MAX {
+                self.examples.push(fault);
+            }
+        }
+    }
+}
+
+/// What a run is called in its stamps: unlike any other, so that an earlier run's data is seen
+/// as such even with the same seed.
+pub(crate) fn run_name(seed: u64) -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    mix64(seed ^ mix64(time.as_nanos() as u64))
+}
+
 /// One block's state in a word: the sequence acknowledged last (bits 0 to 31), the one issued
 /// last (32 to 62), and whether a write is under way (63).
 #[derive(Clone, Copy)]
@@ -148,10 +186,6 @@ impl Ledger {
         Self { run, entries: (0..requests).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    pub(crate) fn len(&self) -> u64 {
-        self.entries.len() as u64
-    }
-
     fn entry(&self, request: u64) -> &AtomicU64 {
         &self.entries[request as usize]
     }
@@ -170,6 +204,32 @@ impl Ledger {
             .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
             .then_some(sequence)
+    }
+
+    /// Begins a write of `request`, or of another block when that one is busy: which one, and the
+    /// sequence.
+    ///
+    /// The popular blocks of a skewed run are often busy; another draw keeps the distribution's
+    /// shape better than the neighbour would. A ledger has more blocks than there can be writes
+    /// under way ([`crate::Workload::requests`]), so the walk in the end finds a free one.
+    pub(crate) fn begin_write_near(
+        &self,
+        generator: &mut Generator,
+        mut request: u64,
+    ) -> (u64, u32) {
+        const DRAWS: u32 = 16;
+        for _ in 0..DRAWS {
+            if let Some(sequence) = self.begin_write(request) {
+                return (request, sequence);
+            }
+            request = generator.position();
+        }
+        loop {
+            if let Some(sequence) = self.begin_write(request) {
+                return (request, sequence);
+            }
+            request = (request + 1) % self.entries.len() as u64;
+        }
     }
 
     /// Ends the write that is under way. After a failure both contents are right from now on.

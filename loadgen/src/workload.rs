@@ -6,6 +6,7 @@
 use crate::{
     distribution::{Distribution, DistributionError, Sampler},
     rng::Rng,
+    verify::LEDGER_BLOCKS_MAX,
 };
 
 /// The largest request, in bytes: what every NBD server must accept is half of that, and the
@@ -160,7 +161,7 @@ impl Workload {
     /// Requests that the span holds on a target of `size` bytes.
     ///
     /// # Errors
-    /// [`WorkloadError::SpanTooLarge`] or [`WorkloadError::SpanTooSmall`].
+    /// `SpanTooLarge`, `SpanTooSmall` or `VerifyTooLarge`.
     pub fn requests(&self, size: u64, connections: u32) -> Result<u64, WorkloadError> {
         let span = self.span_bytes.unwrap_or(size);
         if span > size {
@@ -172,6 +173,9 @@ impl Workload {
         let needed = if self.verify { in_flight + 1 } else { u64::from(connections) };
         if requests < needed {
             return Err(WorkloadError::SpanTooSmall { requests, needed });
+        }
+        if self.verify && requests > LEDGER_BLOCKS_MAX {
+            return Err(WorkloadError::VerifyTooLarge { requests, max: LEDGER_BLOCKS_MAX });
         }
         Ok(requests)
     }

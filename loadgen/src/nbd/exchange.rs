@@ -16,7 +16,7 @@ use super::wire::*;
 use crate::{
     record::Recorder,
     rng::Rng,
-    verify::{Fault, Ledger},
+    verify::{Checked, Ledger},
     workload::{Generator, Kind, Operation, Workload},
 };
 
@@ -24,8 +24,6 @@ use crate::{
 pub(super) const SLICES_MAX: usize = 64;
 /// The longest header that has to be seen in one piece: a chunk's, with an offset and a length.
 const HEADER_BYTES_MAX: usize = CHUNK_BYTES + 12;
-/// Faults that are kept with their details.
-const EXAMPLES_MAX: usize = 8;
 /// Longest error message in a structured reply (NBD proto: strings are at most 4096 bytes).
 const ERROR_CHUNK_BYTES_MAX: u32 = 2 + 4 + 4096 + 8;
 
@@ -113,14 +111,6 @@ enum Parse {
     },
 }
 
-/// What verified reads showed.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Checked {
-    pub reads: u64,
-    pub faults: u64,
-    pub examples: Vec<Fault>,
-}
-
 /// What an exchange needs to know about its connection.
 pub(super) struct Terms<'a> {
     pub workload: &'a Workload,
@@ -188,7 +178,7 @@ impl<'a> Exchange<'a> {
             piece_at: 0,
             parse: Parse::Header,
             writes: 0,
-            checked: Checked { examples: Vec::with_capacity(EXAMPLES_MAX), ..Checked::default() },
+            checked: Checked::new(),
         }
     }
 
@@ -221,7 +211,7 @@ impl<'a> Exchange<'a> {
                 Kind::Read => oldest = ledger.begin_read(operation.request),
                 Kind::Write => {
                     let (request, sequence) =
-                        begin_write(ledger, &mut self.generator, operation.request);
+                        ledger.begin_write_near(&mut self.generator, operation.request);
                     operation.request = request;
                     let at = slot as usize * self.block_bytes;
                     let payload = &mut self.payload[at..at + self.block_bytes];
@@ -535,13 +525,7 @@ impl<'a> Exchange<'a> {
                 Kind::Read if !entry.failed => {
                     let at = slot as usize * self.block_bytes;
                     let payload = &self.payload[at..at + self.block_bytes];
-                    self.checked.reads += 1;
-                    if let Err(fault) = ledger.check(request, entry.oldest, payload) {
-                        self.checked.faults += 1;
-                        if self.checked.examples.len() < EXAMPLES_MAX {
-                            self.checked.examples.push(fault);
-                        }
-                    }
+                    self.checked.note(ledger.check(request, entry.oldest, payload));
                 }
                 Kind::Read | Kind::Flush => {}
             }
@@ -549,27 +533,6 @@ impl<'a> Exchange<'a> {
         self.free.push(slot);
         recorder.answer(kind, entry.issued, now, !entry.failed);
         Ok(())
-    }
-}
-
-/// A block that can be written now, preferably `request`, and the sequence of the write.
-///
-/// The popular blocks of a skewed run are often busy; another draw keeps the distribution's
-/// shape better than the neighbour would. The ledger has more blocks than requests can be under
-/// way, so the walk in the end finds a free one.
-fn begin_write(ledger: &Ledger, generator: &mut Generator, mut request: u64) -> (u64, u32) {
-    const DRAWS: u32 = 16;
-    for _ in 0..DRAWS {
-        if let Some(sequence) = ledger.begin_write(request) {
-            return (request, sequence);
-        }
-        request = generator.position();
-    }
-    loop {
-        if let Some(sequence) = ledger.begin_write(request) {
-            return (request, sequence);
-        }
-        request = (request + 1) % ledger.len();
     }
 }
 

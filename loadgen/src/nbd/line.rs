@@ -3,11 +3,11 @@
 use std::io::{self, IoSlice, Write};
 
 use super::{
-    exchange::{Checked, Exchange, SLICES_MAX, Terms},
+    exchange::{Exchange, SLICES_MAX, Terms},
     socket::Socket,
     wire::{COMMAND_DISCONNECT, request},
 };
-use crate::{RunError, record::Recorder, run::Control};
+use crate::{RunError, record::Recorder, run::Control, verify::Checked};
 
 /// Bytes received per call. Large enough for a turn of 32 replies of 4 KiB, small enough to stay
 /// in a core's cache.

@@ -7,8 +7,6 @@ mod socket;
 mod wire;
 mod worker;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 pub use exchange::ProtocolError;
 pub use handshake::HandshakeError;
 
@@ -17,10 +15,10 @@ use crate::{
     report::{self, Report, Setup, Verification},
     run::{self, Limits, Observer},
     uri::NbdUri,
-    verify::{LEDGER_BLOCKS_MAX, Ledger},
+    verify::{Ledger, run_name},
     workload::{Generator, Workload, WorkloadError, slice_of},
 };
-use exchange::{Checked, Terms};
+use exchange::Terms;
 use handshake::Export;
 use line::Line;
 use socket::Socket;
@@ -81,10 +79,6 @@ pub fn run_nbd(
     let export = first.ok_or(WorkloadError::Connections { connections: count })?;
     check_export(&export, workload, count)?;
     let requests = workload.requests(export.size, count)?;
-    if workload.verify && requests > LEDGER_BLOCKS_MAX {
-        let max = LEDGER_BLOCKS_MAX;
-        return Err(WorkloadError::VerifyTooLarge { requests, max }.into());
-    }
     let server_pid = options.server_pid.or_else(|| sockets.first().and_then(Socket::server_pid));
     let ledger = workload.verify.then(|| Ledger::new(run_name(workload.seed), requests));
     let mut lines = sockets.into_iter().zip(0..).map(|(socket, index)| {
@@ -113,7 +107,7 @@ pub fn run_nbd(
         .collect();
     let outcome = run::drive(&mut workers, workload.block_size, limits, server_pid, observer)?;
     let checked = workers.into_iter().flat_map(Worker::into_lines).map(Line::close);
-    let verification = verification(checked);
+    let verification = Verification::sum(checked);
     let setup = Setup::new(uri.to_string(), workload, count, requests);
     Ok(report::build(
         setup,
@@ -130,13 +124,6 @@ fn thread_count(asked: u32, connections: u32) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let threads = if asked == 0 { cores / 2 } else { asked };
     threads.clamp(1, connections)
-}
-
-/// What a run is called in its stamps: unlike any other, so that an earlier run's data is seen
-/// as such even with the same seed.
-fn run_name(seed: u64) -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    crate::rng::mix64(seed ^ crate::rng::mix64(time.as_nanos() as u64))
 }
 
 fn check_export(export: &Export, workload: &Workload, connections: u32) -> Result<(), RunError> {
@@ -160,14 +147,4 @@ fn check_export(export: &Export, workload: &Workload, connections: u32) -> Resul
         }
     }
     Ok(())
-}
-
-fn verification(all: impl Iterator<Item = Checked>) -> Verification {
-    let mut sum = Verification { reads_checked: 0, faults: 0, examples: Vec::new() };
-    for checked in all {
-        sum.reads_checked += checked.reads;
-        sum.faults += checked.faults;
-        sum.examples.extend(checked.examples);
-    }
-    sum
 }

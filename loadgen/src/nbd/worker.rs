@@ -29,7 +29,18 @@ impl<'a> Worker<'a> {
 }
 
 impl Driver for Worker<'_> {
-    fn run(&mut self, control: &Control<'_>, recorder: &mut Recorder<'_>) -> Result<(), RunError> {
+    type Local = ();
+
+    fn prepare(&mut self) -> Result<(), RunError> {
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        (): (),
+        control: &Control<'_>,
+        recorder: &mut Recorder<'_>,
+    ) -> Result<(), RunError> {
         match &mut self.lines[..] {
             [line] => run_one(line, control, recorder),
             lines => run_many(lines, control, recorder),
