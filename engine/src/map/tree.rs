@@ -40,11 +40,11 @@ fn split(lba: Lba) -> (usize, usize, usize) {
 impl VolumeMap {
     /// The node numbered `node`; the vector grows to the highest node ever touched, so that a
     /// volume's size alone costs nothing.
-    fn node_mut(&mut self, node: usize) -> &mut Node {
-        if node >= self.nodes.len() {
-            self.nodes.resize_with(node + 1, || None);
+    fn node_mut(nodes: &mut Vec<Option<Node>>, node: usize) -> &mut Node {
+        if node >= nodes.len() {
+            nodes.resize_with(node + 1, || None);
         }
-        self.nodes[node].get_or_insert_with(|| Box::new([UNTOUCHED; NODE_LEAVES]))
+        nodes[node].get_or_insert_with(|| Box::new([UNTOUCHED; NODE_LEAVES]))
     }
 
     /// Data blocks mapped.
@@ -98,7 +98,7 @@ impl VolumeMap {
     /// meanwhile knows that there is something to discard.
     pub fn touch(&mut self, lba: Lba) {
         let (node, slot, _) = split(lba);
-        let node = self.node_mut(node);
+        let node = Self::node_mut(&mut self.nodes, node);
         if node[slot] == UNTOUCHED {
             node[slot] = ALL_HOLE;
         }
@@ -110,7 +110,7 @@ impl VolumeMap {
         if new == Mapping::Hole && self.get(slab, lba) == Mapping::Hole {
             return Mapping::Hole;
         }
-        let node = self.node_mut(node);
+        let node = Self::node_mut(&mut self.nodes, node);
         if node[slot] < DENSE {
             node[slot] = slab.take() + DENSE;
         }
