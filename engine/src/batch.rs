@@ -18,14 +18,36 @@ use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, Durability, Lb
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Effect {
     /// Blocks `crcs..crcs + blocks` of the batch now hold this part of a volume.
-    Write { volume: u32, lba: u64, pbn: u64, crcs: u32, blocks: u32 },
-    Zero { volume: u32, lba: u64, blocks: u64, keep: bool },
-    VolumeCreate { volume: u32 },
-    VolumeResize { volume: u32, size: u64 },
-    VolumeDelete { volume: u32 },
+    Write {
+        volume: u32,
+        lba: u64,
+        pbn: u64,
+        crcs: u32,
+        blocks: u32,
+    },
+    Zero {
+        volume: u32,
+        lba: u64,
+        blocks: u64,
+        keep: bool,
+    },
+    VolumeCreate {
+        volume: u32,
+    },
+    VolumeResize {
+        volume: u32,
+        size: u64,
+    },
+    VolumeDelete {
+        volume: u32,
+    },
     SegmentOpen,
-    SegmentSeal { segment: u32 },
-    SegmentFree { segment: u32 },
+    SegmentSeal {
+        segment: u32,
+    },
+    SegmentFree {
+        segment: u32,
+    },
 }
 
 impl Effect {
@@ -164,7 +186,8 @@ impl Engine {
         self.next_lsn += 1;
         let batch = &mut self.batches[i as usize];
         let at = HEADER_BYTES + batch.used;
-        let bytes = record.encode(&mut bufs.bytes_mut(batch.journal)[at..]).expect("room was asked for");
+        let bytes =
+            record.encode(&mut bufs.bytes_mut(batch.journal)[at..]).expect("room was asked for");
         batch.logged.push(Logged { effect, lsn, at: at as u16, bytes: bytes as u16 });
         batch.used += bytes;
         if effect.is_lasting() {
@@ -319,7 +342,10 @@ impl Engine {
             }
             if batch.lasting_bytes > 0
                 && !(self.meta.has_room(batch.lasting_bytes)
-                    && self.compaction.as_ref().is_none_or(|c| c.chain.has_room(batch.lasting_bytes)))
+                    && self
+                        .compaction
+                        .as_ref()
+                        .is_none_or(|c| c.chain.has_room(batch.lasting_bytes)))
             {
                 // Pages wait for a flush of the journal; nothing may overtake this batch.
                 self.flush.want();
@@ -383,7 +409,8 @@ impl Engine {
         let mut copy = [0; crate::format::record::RECORD_BYTES_MAX];
         let bytes = usize::from(logged.bytes);
         let at = usize::from(logged.at);
-        copy[..bytes].copy_from_slice(&bufs.bytes(self.batches[i as usize].journal)[at..at + bytes]);
+        copy[..bytes]
+            .copy_from_slice(&bufs.bytes(self.batches[i as usize].journal)[at..at + bytes]);
         let (record, _) = Record::decode(&copy[..bytes]).expect("the engine encoded it");
         self.meta.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
         if let Some(compaction) = &mut self.compaction {

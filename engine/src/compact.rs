@@ -80,7 +80,10 @@ impl Engine {
         }
         if let Some(mut compaction) = self.compaction.take() {
             while let Some((page, offset, buffer)) = compaction.chain.next_write(durable) {
-                self.emit(Token::CompactionPage(page as u32), DeviceCommand::Write { offset, buffer });
+                self.emit(
+                    Token::CompactionPage(page as u32),
+                    DeviceCommand::Write { offset, buffer },
+                );
             }
             if compaction.chain.wants_flush() {
                 self.flush.want();
@@ -103,7 +106,9 @@ impl Engine {
         match compaction.stage {
             Stage::Stating => {
                 for _ in 0..STATEMENTS_PER_TURN {
-                    if compaction.cursor == Cursor::End || !compaction.chain.has_room(RECORD_BYTES_MAX) {
+                    if compaction.cursor == Cursor::End
+                        || !compaction.chain.has_room(RECORD_BYTES_MAX)
+                    {
                         break;
                     }
                     self.state_next(bufs, &mut compaction);
@@ -176,7 +181,14 @@ impl Engine {
                     vseq: volume.next_vseq,
                     name: &volume.info.name,
                 };
-                compaction.chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+                compaction.chain.append(
+                    bufs,
+                    &self.geo,
+                    &mut self.segs,
+                    self.pool_tag,
+                    jseq,
+                    &record,
+                );
                 return;
             }
             Some(Statement::Block { volume, lsn, lba, pbn, vseq, crc }) => {
@@ -197,7 +209,8 @@ impl Engine {
                 (Cursor::Segments { segment: 0 }, None)
             }
             Cursor::Volumes { slot } => {
-                let stated = self.volumes.slot(slot).is_some_and(|v| v.state != VolumeState::Creating);
+                let stated =
+                    self.volumes.slot(slot).is_some_and(|v| v.state != VolumeState::Creating);
                 (Cursor::Volumes { slot: slot + 1 }, stated.then_some(Statement::Volume(slot)))
             }
             Cursor::Segments { segment } if segment == self.segs.len() => {
@@ -218,9 +231,10 @@ impl Engine {
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
             Cursor::OpenSegment { block } => match &self.open {
-                Some(open) if block < open.in_meta => {
-                    (Cursor::OpenSegment { block: block + 1 }, Some(self.block_statement(bufs, block)))
-                }
+                Some(open) if block < open.in_meta => (
+                    Cursor::OpenSegment { block: block + 1 },
+                    Some(self.block_statement(bufs, block)),
+                ),
                 _ => (Cursor::Holes { slot: 0, leaf: 0 }, None),
             },
             Cursor::Holes { slot, .. } if slot == self.volumes.slots() => (Cursor::End, None),
@@ -286,7 +300,11 @@ impl Engine {
         next_volume
     }
 
-    fn unless_forgotten(&self, next: Cursor, record: Record<'static>) -> (Cursor, Option<Statement>) {
+    fn unless_forgotten(
+        &self,
+        next: Cursor,
+        record: Record<'static>,
+    ) -> (Cursor, Option<Statement>) {
         let stated = !self.planted.has(Plant::CompactWithoutHoles);
         (next, stated.then_some(Statement::Plain(record)))
     }

@@ -123,7 +123,12 @@ impl Engine {
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
         let effect = Effect::VolumeResize { volume: volume.0, size };
-        self.log(bufs, batch, effect, |lsn| Record::VolumeResize { volume: volume.0, lsn, size, vseq });
+        self.log(bufs, batch, effect, |lsn| Record::VolumeResize {
+            volume: volume.0,
+            lsn,
+            size,
+            vseq,
+        });
         self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
         Ok(())
     }

@@ -31,9 +31,7 @@ use crate::stop::Stop;
 use crate::super_write::SuperWrite;
 use crate::token::Token;
 use crate::volume::{VolumeInfo, Volumes};
-use flagstone_block::{
-    Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag,
-};
+use flagstone_block::{Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag};
 use std::collections::VecDeque;
 
 /// The answer to one accepted request.
@@ -316,7 +314,10 @@ impl Engine {
 
     /// The volumes, in no particular order.
     pub fn volumes(&self) -> impl Iterator<Item = &VolumeInfo> {
-        self.volumes.iter().filter(|v| v.state == crate::volume::VolumeState::Active).map(|v| &v.info)
+        self.volumes
+            .iter()
+            .filter(|v| v.state == crate::volume::VolumeState::Active)
+            .map(|v| &v.info)
     }
 
     /// The volume named `name`.

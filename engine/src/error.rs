@@ -98,7 +98,9 @@ pub enum OpenError {
         flushed: u64,
     },
     /// A metadata page that was durable is damaged in both copies, or missing.
-    #[error("metadata page {page} (segment {segment}) is damaged in both copies; {needed} pages are needed")]
+    #[error(
+        "metadata page {page} (segment {segment}) is damaged in both copies; {needed} pages are needed"
+    )]
     MetadataDamaged {
         /// Number of the page in its chain.
         page: u64,

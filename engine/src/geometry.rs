@@ -82,7 +82,9 @@ impl Geometry {
         if segments < 8 {
             return Err(GeometryError::TooSmall { bytes: device_bytes });
         }
-        if segments * u64::from(segment_blocks) >= (1 << 40) - 2 || segments > u64::from(u32::MAX - 1) {
+        if segments * u64::from(segment_blocks) >= (1 << 40) - 2
+            || segments > u64::from(u32::MAX - 1)
+        {
             return Err(GeometryError::Inconsistent { device_bytes });
         }
         let shape = SegmentShape::new(segment_blocks);
@@ -106,9 +108,12 @@ impl Geometry {
         {
             return Err(inconsistent);
         }
-        let fit =
-            Self::fit(superblock.device_bytes, superblock.segment_blocks, superblock.journal_blocks)
-                .map_err(|_| inconsistent)?;
+        let fit = Self::fit(
+            superblock.device_bytes,
+            superblock.segment_blocks,
+            superblock.journal_blocks,
+        )
+        .map_err(|_| inconsistent)?;
         if fit.data_offset != superblock.data_offset
             || u64::from(fit.segments) != superblock.segments
             || superblock.meta_segment >= superblock.segments

@@ -4,6 +4,7 @@
 //! [`Engine`]. `docs/promises.md` says what is promised, `docs/formats` what lies on disk.
 
 mod batch;
+mod check;
 mod compact;
 mod control;
 mod engine;
@@ -29,6 +30,7 @@ mod volume;
 mod write;
 mod zero;
 
+pub use check::{BadBlock, CheckReport, Inconsistency, Inspection, SegmentInfo, check, inspect};
 pub use control::VolumeSpec;
 pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks};
 pub use error::{FormatError, IoFault, OpenError, SubmitError};

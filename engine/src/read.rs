@@ -66,7 +66,8 @@ impl Reads {
             None => return None,
         };
         let read = &mut *self.slots[i as usize];
-        (read.reader, read.buffer, read.lba, read.pending, read.bad) = (reader, buffer, lba, 0, None);
+        (read.reader, read.buffer, read.lba, read.pending, read.bad) =
+            (reader, buffer, lba, 0, None);
         Some(i)
     }
 }
@@ -123,7 +124,10 @@ impl Engine {
                 let read = &mut self.reads.slots[op as usize];
                 read.pbns[b as usize] = pbn;
                 read.crcs[b as usize] = crc;
-                if run_blocks > 0 && pbn == run_pbn + u64::from(run_blocks) && self.geo.is_data(run_pbn, run_blocks + 1) {
+                if run_blocks > 0
+                    && pbn == run_pbn + u64::from(run_blocks)
+                    && self.geo.is_data(run_pbn, run_blocks + 1)
+                {
                     run_blocks += 1;
                     continue;
                 }

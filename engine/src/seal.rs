@@ -76,11 +76,8 @@ impl Engine {
 
     /// Logs the free record of dead segments whose superseding records are durable.
     pub(crate) fn advance_segments(&mut self, bufs: &mut impl Buffers) {
-        let lsn_durable = if self.planted.has(Plant::ReuseTooSoon) {
-            u64::MAX
-        } else {
-            self.flush.lsn_durable
-        };
+        let lsn_durable =
+            if self.planted.has(Plant::ReuseTooSoon) { u64::MAX } else { self.flush.lsn_durable };
         while let Some(segment) = self.segs.next_dead(lsn_durable) {
             let Ok(batch) = self.batch_with_room(bufs, SEGMENT_FREE_BYTES, true) else { return };
             let generation = self.segs.row(segment).generation;

@@ -18,10 +18,6 @@ fn get_uint(b: &[u8], at: usize, bytes: usize) -> u64 {
     u64::from_le_bytes(wide)
 }
 
-pub(crate) fn get_u40(b: &[u8], at: usize) -> u64 {
-    get_uint(b, at, 5)
-}
-
 pub(crate) fn get_u48(b: &[u8], at: usize) -> u64 {
     get_uint(b, at, 6)
 }

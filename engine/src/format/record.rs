@@ -6,9 +6,7 @@
 //! SNAP_CREATE, SNAP_DELETE.
 
 use super::DecodeError;
-use super::bytes::{
-    get_u16, get_u32, get_u48, get_u64, put_u16, put_u32, put_u48, put_u64,
-};
+use super::bytes::{get_u16, get_u32, get_u48, get_u64, put_u16, put_u32, put_u48, put_u64};
 use crate::limits::NAME_BYTES;
 use crate::map::LEAF_BLOCKS;
 
@@ -233,7 +231,9 @@ impl<'a> Record<'a> {
         match self {
             Self::Write { crcs, .. } => write_bytes(crcs.len() / 4),
             Self::Zero { .. } => ZERO_BYTES,
-            Self::Volume { name, .. } => (layout::volume::at::NAME + name.len()).next_multiple_of(8),
+            Self::Volume { name, .. } => {
+                (layout::volume::at::NAME + name.len()).next_multiple_of(8)
+            }
             Self::VolumeResize { .. } | Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
             Self::VolumeDelete { .. } => 24,
             Self::SegmentSeal { .. } => 48,
@@ -302,7 +302,15 @@ impl<'a> Record<'a> {
                 put_u64(b, at::VSEQ, vseq);
             }
             Self::VolumeDelete { volume, lsn } => head(b, VOLUME_DELETE, 0, 0, volume, lsn),
-            Self::SegmentSeal { segment, lsn, class, entries, generation, first_lsn, footer_crc } => {
+            Self::SegmentSeal {
+                segment,
+                lsn,
+                class,
+                entries,
+                generation,
+                first_lsn,
+                footer_crc,
+            } => {
                 use layout::segment_seal::at;
                 head(b, SEGMENT_SEAL, 0, 0, 0, lsn);
                 put_u32(b, at::SEGMENT, segment);
@@ -439,7 +447,12 @@ impl<'a> Record<'a> {
                 use layout::segment_open::at;
                 let b = need(32)?;
                 let generation = get_u64(b, at::GENERATION);
-                Self::SegmentOpen { segment: get_u32(b, at::SEGMENT), lsn, class: b[at::CLASS], generation }
+                Self::SegmentOpen {
+                    segment: get_u32(b, at::SEGMENT),
+                    lsn,
+                    class: b[at::CLASS],
+                    generation,
+                }
             }
             _ => return Err(bad(0)),
         };
@@ -447,7 +460,9 @@ impl<'a> Record<'a> {
             Self::Write { vseq, .. } | Self::Zero { vseq, .. } => vseq,
             Self::Volume { vseq, .. } | Self::VolumeResize { vseq, .. } => vseq,
             Self::SegmentSeal { generation, first_lsn, .. } => generation.max(first_lsn),
-            Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => generation,
+            Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => {
+                generation
+            }
             Self::VolumeDelete { .. } | Self::Holes { .. } => 0,
         };
         if sequence >= super::SEQUENCE_MAX {

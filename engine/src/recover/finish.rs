@@ -1,7 +1,7 @@
 //! Opening: from what was loaded to an engine that serves.
 
-use super::load::{Loaded, TailSegment, load};
 use super::RecoveryReport;
+use super::load::{Loaded, TailSegment, load};
 use crate::batch::Batch;
 use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
@@ -191,10 +191,8 @@ impl super::load::TailBlock {
 /// resumed. Their entries lie where nothing else does, so doing it twice is harmless.
 fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenError> {
     let shape = loaded.geo.shape;
-    let resumable = loaded
-        .tails
-        .last()
-        .is_some_and(|tail| (tail.blocks.len() as u32) < shape.data_blocks);
+    let resumable =
+        loaded.tails.last().is_some_and(|tail| (tail.blocks.len() as u32) < shape.data_blocks);
     let resumed = if resumable { loaded.tails.pop() } else { None };
     let mut summary = vec![0; shape.summary_blocks() as usize * BLOCK_SIZE];
     let sealed = !loaded.tails.is_empty();

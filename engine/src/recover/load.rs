@@ -86,7 +86,8 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
     let (segments, tail_writes) = loop {
         let segments = SegmentStates::of(&records, &geo)?;
         let tail_writes = segments.tail_writes(&records, &geo)?;
-        let unproven = prove(io, &geo, &records, &tail_writes, journal.flushed, planted, &mut report)?;
+        let unproven =
+            prove(io, &geo, &records, &tail_writes, journal.flushed, planted, &mut report)?;
         let Some(first) = unproven else { break (segments, tail_writes) };
         report.cut_at = records[first].jseq;
         if planted.has(Plant::ReplaySkips) {
@@ -121,7 +122,8 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
         page: meta.page,
         prev_crc: meta.prev_crc,
     };
-    let replay = replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
+    let replay =
+        replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
     let journal_empty = journal.chain.is_empty() && journal.beyond == 0;
     report.clean = journal_empty && superblock.flags & FLAG_CLEAN != 0;
     Ok(Loaded {
@@ -177,7 +179,9 @@ impl SegmentStates {
         for record in ordered {
             match *record {
                 OwnedRecord::Seal(seal) => {
-                    if seal.segment >= geo.segments || u32::from(seal.entries) > geo.shape.data_blocks {
+                    if seal.segment >= geo.segments
+                        || u32::from(seal.entries) > geo.shape.data_blocks
+                    {
                         return Err(OpenError::Record { lsn: seal.lsn });
                     }
                     states.sealed.insert(seal.segment, seal);
@@ -238,7 +242,9 @@ fn prove(
         let mut rest = bytes.as_mut_slice();
         let first = at;
         while at < unproven.len() {
-            let OwnedRecord::Write { pbn, ref crcs, .. } = records[unproven[at]].record else { break };
+            let OwnedRecord::Write { pbn, ref crcs, .. } = records[unproven[at]].record else {
+                break;
+            };
             let len = crcs.len() * BLOCK_SIZE;
             if len > rest.len() {
                 break;
@@ -254,7 +260,11 @@ fn prove(
             let OwnedRecord::Write { ref crcs, .. } = records[i].record else { continue };
             report.verified_blocks += crcs.len() as u64;
             let right = result.is_ok()
-                && read.into.chunks_exact(BLOCK_SIZE).zip(crcs).all(|(b, crc)| crate::format::crc32(b) == *crc);
+                && read
+                    .into
+                    .chunks_exact(BLOCK_SIZE)
+                    .zip(crcs)
+                    .all(|(b, crc)| crate::format::crc32(b) == *crc);
             if !right {
                 return Ok(Some(i));
             }

@@ -76,7 +76,15 @@ impl From<&Record<'_>> for OwnedRecord {
                 Self::VolumeResize { volume, lsn, size, vseq }
             }
             Record::VolumeDelete { volume, lsn } => Self::VolumeDelete { volume, lsn },
-            Record::SegmentSeal { segment, lsn, class, entries, generation, first_lsn, footer_crc } => {
+            Record::SegmentSeal {
+                segment,
+                lsn,
+                class,
+                entries,
+                generation,
+                first_lsn,
+                footer_crc,
+            } => {
                 Self::Seal(Seal { segment, lsn, class, entries, generation, first_lsn, footer_crc })
             }
             Record::SegmentFree { segment, lsn, generation } => {

@@ -223,7 +223,9 @@ impl Replay {
                     if !keep && !matches!(state, LeafState::Dense(_)) {
                         // The statement itself must be made again at the next compaction.
                         volume.map.touch(Lba(at));
-                        at = (at / per_leaf + if state == LeafState::Untouched { 1 } else { leaves }) * per_leaf;
+                        at = (at / per_leaf
+                            + if state == LeafState::Untouched { 1 } else { leaves })
+                            * per_leaf;
                         continue;
                     }
                     let leaf_end = (at / per_leaf + 1) * per_leaf;

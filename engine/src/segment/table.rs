@@ -98,20 +98,9 @@ impl SegmentTable {
 
     /// Number of segments.
     #[must_use]
+    #[allow(clippy::len_without_is_empty)] // a pool always has segments
     pub fn len(&self) -> u32 {
         self.rows.len() as u32
-    }
-
-    /// Never true for a pool that was opened.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// State of `segment`.
-    #[must_use]
-    pub fn state(&self, segment: u32) -> SegmentState {
-        self.rows[segment as usize].state
     }
 
     /// Free segments.

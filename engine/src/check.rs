@@ -1,0 +1,286 @@
+//! Offline check and inspection of a pool, and the running engine's own consistency check.
+//!
+//! The offline faces load a pool exactly as opening does, write nothing, and read every block.
+
+use crate::engine::Engine;
+use crate::error::OpenError;
+use crate::format::superblock::Superblock;
+use crate::geometry::Geometry;
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use crate::plant::Planted;
+use crate::recover::{Loaded, RecoveryReport, load};
+use crate::segment::SegmentState;
+use crate::volume::{Volume, VolumeInfo};
+use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, ReadAt};
+
+/// Problems listed by name; further ones are only counted.
+const PROBLEMS_LISTED: usize = 1000;
+
+/// Something wrong that does not keep the pool from opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadBlock {
+    /// Name of the volume.
+    pub volume: String,
+    /// Block in the volume.
+    pub lba: u64,
+    /// Segment it lies in.
+    pub segment: u32,
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// The device's error, or `None` for a wrong checksum.
+    pub device: Option<DeviceError>,
+}
+
+/// What an offline check found.
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    /// What recovery would do, including damaged copies of metadata that is kept twice.
+    pub recovery: RecoveryReport,
+    /// Data blocks read and verified.
+    pub blocks: u64,
+    /// Damaged data blocks.
+    pub bad_blocks: u64,
+    /// The first of them.
+    pub listed: Vec<BadBlock>,
+}
+
+impl CheckReport {
+    /// Whether nothing at all is wrong.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.bad_blocks == 0
+            && self.recovery.superblocks_damaged == 0
+            && self.recovery.meta_copies_damaged == 0
+    }
+}
+
+/// A row of the segment table.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentInfo {
+    /// Segment number.
+    pub segment: u32,
+    /// State.
+    pub state: SegmentState,
+    /// Live blocks.
+    pub live: u32,
+    /// Blocks written in this generation.
+    pub entries: u32,
+    /// Generation, where known.
+    pub generation: u64,
+}
+
+/// The structure of a pool.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// The superblock that counts.
+    pub superblock: Superblock,
+    /// The layout.
+    pub geometry: Geometry,
+    /// What recovery would do.
+    pub recovery: RecoveryReport,
+    /// All segments.
+    pub segments: Vec<SegmentInfo>,
+    /// Segments of the metadata chain, in order.
+    pub meta_segments: Vec<u32>,
+    /// Volumes, and bytes that each maps and keeps as zeroes.
+    pub volumes: Vec<(VolumeInfo, u64, u64)>,
+    /// First journal sequence number that is free.
+    pub next_jseq: u64,
+    /// Highest LSN in use.
+    pub last_lsn: u64,
+}
+
+/// Verifies a stopped pool: all metadata, every data block. `progress` gets blocks done and
+/// blocks in all.
+///
+/// # Errors
+/// See [`OpenError`]: the pool could not be opened either.
+pub fn check(
+    io: &mut dyn BlockIo,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<CheckReport, OpenError> {
+    let loaded = load(io, Planted::default())?;
+    let mut report = CheckReport { recovery: loaded.report.clone(), ..CheckReport::default() };
+    let total = loaded.replay.segs.live();
+    let mut buffer = vec![0; LEAF_BLOCKS * BLOCK_SIZE];
+    progress(0, total);
+    for volume in loaded.replay.volumes.iter() {
+        let mut leaf = 0;
+        while leaf < volume.map.leaves() {
+            let (state, leaves) = volume.map.leaf(leaf);
+            if let LeafState::Dense(index) = state {
+                check_leaf(io, &loaded, volume, leaf, index, &mut buffer, &mut report);
+                progress(report.blocks, total);
+            }
+            leaf += leaves;
+        }
+    }
+    Ok(report)
+}
+
+fn check_leaf(
+    io: &mut dyn BlockIo,
+    loaded: &Loaded,
+    volume: &Volume,
+    leaf: u64,
+    index: u32,
+    buffer: &mut [u8],
+    report: &mut CheckReport,
+) {
+    let geo = &loaded.geo;
+    let entries = loaded.replay.slab.get(index);
+    let mut blocks: Vec<(u64, u32, u64)> = (0..LEAF_BLOCKS)
+        .filter_map(|i| match entries.get(i) {
+            Mapping::Block { pbn, crc } => Some((pbn, crc, leaf * LEAF_BLOCKS as u64 + i as u64)),
+            _ => None,
+        })
+        .collect();
+    blocks.sort_unstable();
+    let offset = |pbn: u64| {
+        let (segment, block) = geo.locate(pbn);
+        geo.segment_offset(segment, block)
+    };
+    let mut reads: Vec<ReadAt<'_>> = buffer
+        .chunks_exact_mut(BLOCK_SIZE)
+        .zip(&blocks)
+        .map(|(into, &(pbn, ..))| ReadAt { offset: offset(pbn), into })
+        .collect();
+    let mut results = Vec::new();
+    io.read_many(&mut reads, &mut results);
+    for ((&(pbn, crc, lba), read), result) in blocks.iter().zip(&reads).zip(results) {
+        report.blocks += 1;
+        let device = result.err();
+        if device.is_none() && crate::format::crc32(read.into) == crc {
+            continue;
+        }
+        report.bad_blocks += 1;
+        if report.listed.len() < PROBLEMS_LISTED {
+            let (segment, _) = geo.locate(pbn);
+            let volume = volume.info.name.clone();
+            report.listed.push(BadBlock { volume, lba, segment, offset: offset(pbn), device });
+        }
+    }
+}
+
+/// Describes a stopped pool without reading its data.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn inspect(io: &mut dyn BlockIo) -> Result<Inspection, OpenError> {
+    let loaded = load(io, Planted::default())?;
+    let segs = &loaded.replay.segs;
+    let mut segments: Vec<SegmentInfo> = (0..segs.len())
+        .map(|segment| {
+            let row = segs.row(segment);
+            SegmentInfo {
+                segment,
+                state: row.state,
+                live: row.live,
+                entries: u32::from(row.entries),
+                generation: row.generation,
+            }
+        })
+        .collect();
+    for tail in &loaded.tails {
+        segments[tail.segment as usize].entries = tail.blocks.len() as u32;
+    }
+    let block = BLOCK_SIZE as u64;
+    let volumes = loaded.replay.volumes.iter();
+    let volumes = volumes.map(|v| (v.info.clone(), v.map.mapped() * block, v.map.kept() * block));
+    Ok(Inspection {
+        superblock: loaded.superblock,
+        geometry: loaded.geo,
+        volumes: volumes.collect(),
+        segments,
+        meta_segments: loaded.chain.segments,
+        next_jseq: loaded.next_jseq,
+        last_lsn: loaded.last_lsn,
+        recovery: loaded.report,
+    })
+}
+
+/// An invariant that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inconsistency {
+    /// A segment's live count differs from the map's.
+    #[error("segment {segment}: live count {counted}, but the map names {mapped} of its blocks")]
+    Live {
+        /// Segment number.
+        segment: u32,
+        /// Count in the table.
+        counted: u32,
+        /// Count over the maps.
+        mapped: u32,
+    },
+    /// A map entry names a block of a segment that can't hold live data.
+    #[error("segment {segment} is {state:?} but holds live data")]
+    State {
+        /// Segment number.
+        segment: u32,
+        /// Its state.
+        state: SegmentState,
+    },
+    /// The free list and the states disagree.
+    #[error("{listed} segments are on the free list, {free} are free")]
+    Free {
+        /// Length of the list.
+        listed: u32,
+        /// Segments in state Free.
+        free: u32,
+    },
+    /// The kept zero blocks differ from the maps'.
+    #[error("{counted} kept zero blocks are counted, the maps have {mapped}")]
+    Kept {
+        /// The counter.
+        counted: u64,
+        /// Sum over the maps.
+        mapped: u64,
+    },
+}
+
+impl Engine {
+    /// Recounts everything that is kept as a counter. For tests and the simulator: it walks all
+    /// maps.
+    ///
+    /// # Errors
+    /// The first [`Inconsistency`].
+    pub fn check(&self) -> Result<(), Inconsistency> {
+        let mut mapped = vec![0u32; self.segs.len() as usize];
+        for map in self.volumes.iter().map(|v| &v.map).chain(&self.graves) {
+            let mut leaf = 0;
+            while leaf < map.leaves() {
+                let (state, leaves) = map.leaf(leaf);
+                if let LeafState::Dense(index) = state {
+                    for i in 0..LEAF_BLOCKS {
+                        if let Mapping::Block { pbn, .. } = self.slab.get(index).get(i) {
+                            mapped[self.geo.locate(pbn).0 as usize] += 1;
+                        }
+                    }
+                }
+                leaf += leaves;
+            }
+        }
+        for (segment, mapped) in (0u32..).zip(mapped) {
+            let row = self.segs.row(segment);
+            if row.live != mapped {
+                return Err(Inconsistency::Live { segment, counted: row.live, mapped });
+            }
+            let may_live = matches!(
+                row.state,
+                SegmentState::Open | SegmentState::Sealing | SegmentState::Sealed
+            );
+            if mapped > 0 && !may_live {
+                return Err(Inconsistency::State { segment, state: row.state });
+            }
+        }
+        let (listed, free) = (self.segs.free(), self.segs.census()[SegmentState::Free as usize]);
+        if listed != free {
+            return Err(Inconsistency::Free { listed, free });
+        }
+        let mapped = self.volumes.iter().map(|v| v.map.kept()).sum();
+        if mapped != self.kept {
+            return Err(Inconsistency::Kept { counted: self.kept, mapped });
+        }
+        Ok(())
+    }
+}
