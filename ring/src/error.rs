@@ -31,6 +31,15 @@ pub enum RingError {
         /// Its refused value.
         value: u64,
     },
+    /// The rings' own memory counts as locked, and the limit is too low even for that.
+    #[error(
+        "io_uring needs more locked memory than RLIMIT_MEMLOCK allows ({limit_bytes:?} bytes); \
+         raise it (`ulimit -l`, or LimitMEMLOCK= in a systemd unit)"
+    )]
+    LockedMemory {
+        /// The hard limit, `None` if there is none.
+        limit_bytes: Option<u64>,
+    },
     /// The buffer arena could not be mapped.
     #[error("cannot map {bytes} bytes of buffers: {errno}; lower the memory setting")]
     Memory {

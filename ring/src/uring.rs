@@ -75,17 +75,26 @@ pub(crate) struct Uring {
     no_iowait: bool,
 }
 
+/// One way to set up a ring: how completions are produced, and whether without an index array.
+pub(crate) type Attempt = (TaskRun, bool);
+
+/// All ways, best first.
+pub(crate) const ATTEMPTS: &[Attempt] = &[
+    (TaskRun::Deferred, true),
+    (TaskRun::Deferred, false),
+    (TaskRun::Cooperative, false),
+    (TaskRun::Interrupting, false),
+];
+
 impl Uring {
-    /// Makes a ring with the best flags that this kernel takes.
-    pub(crate) fn new(entries: u32, cq_entries: u32) -> Result<(Self, Setup), RingError> {
-        let attempts = [
-            (TaskRun::Deferred, true),
-            (TaskRun::Deferred, false),
-            (TaskRun::Cooperative, false),
-            (TaskRun::Interrupting, false),
-        ];
+    /// Makes a ring in the first way that this kernel takes.
+    pub(crate) fn new(
+        entries: u32,
+        cq_entries: u32,
+        attempts: &[Attempt],
+    ) -> Result<(Self, Setup), RingError> {
         let mut refused = Errno::INVAL;
-        for (task_run, no_sq_array) in attempts {
+        for &(task_run, no_sq_array) in attempts {
             let mut builder = IoUring::builder();
             builder.setup_clamp().setup_cqsize(cq_entries).dontfork();
             match task_run {

@@ -51,6 +51,9 @@ impl Arena {
         let mapping = MmapMut::map_anon(blocks.max(1) as usize * BLOCK_SIZE)?;
         // Advice only: a kernel without transparent huge pages refuses it and nothing is lost.
         let huge_pages = mapping.advise(Advice::HugePage).is_ok();
+        // A child process has no use for the buffers; without this each fork would copy what is
+        // pinned. Advice as well: where it is refused, forking is only slower.
+        let _ = mapping.advise(Advice::DontFork);
         let memory = MmapRaw::from(mapping);
         Ok(Self {
             base: memory.as_mut_ptr(),

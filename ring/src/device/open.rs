@@ -119,9 +119,18 @@ impl Device {
         }
         lock(path, file.as_fd(), mode)?;
         let end = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| os(path, "lseek", e))?;
-        let logical_block_bytes = logical_block_bytes(path, file.as_fd(), kind)?;
-        if buffered.is_none() && end >= BLOCK_SIZE as u64 {
-            buffered = probe_direct(path, file.as_fd())?;
+        let told = told_alignment(file.as_fd(), kind);
+        let logical_block_bytes = logical_block_bytes(path, told)?;
+        if buffered.is_none() {
+            // Some file systems take the flag, tell that they can't, and go through the page cache.
+            buffered = match told {
+                Some(0) => Some(Errno::OPNOTSUPP),
+                _ if end >= BLOCK_SIZE as u64 => probe_direct(path, file.as_fd())?,
+                _ => None,
+            };
+            if buffered.is_some() {
+                make_buffered(path, file.as_fd())?;
+            }
         }
         Ok(Self {
             file,
@@ -208,21 +217,20 @@ fn lock(path: &Path, file: BorrowedFd<'_>, mode: OpenMode) -> Result<(), DeviceO
     }
 }
 
-/// The unit of direct transfers. Files tell by `statx(2)` (`STATX_DIOALIGN`, Linux 6.1), block
-/// devices by `BLKSSZGET`; where neither is offered the smallest unit is assumed and the probe decides.
-fn logical_block_bytes(
-    path: &Path,
-    file: BorrowedFd<'_>,
-    kind: DeviceKind,
-) -> Result<u32, DeviceOpenError> {
-    let told = match kind {
+/// The unit of direct transfers in bytes, 0 if the file can't do them, `None` if nobody tells: files
+/// tell by `statx(2)` (`STATX_DIOALIGN`, Linux 6.1), block devices by `BLKSSZGET`.
+fn told_alignment(file: BorrowedFd<'_>, kind: DeviceKind) -> Option<u32> {
+    match kind {
         DeviceKind::Block => rustix::fs::ioctl_blksszget(file).ok(),
         DeviceKind::File => rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
             .ok()
             .filter(|statx| statx.stx_mask & StatxFlags::DIOALIGN.bits() != 0)
             .map(|statx| statx.stx_dio_offset_align.max(statx.stx_dio_mem_align)),
-    };
-    // 0 means that the file can't do direct I/O at all; the probe finds that out.
+    }
+}
+
+/// The logical block from what was told; the smallest one if nothing was, and the probe decides.
+fn logical_block_bytes(path: &Path, told: Option<u32>) -> Result<u32, DeviceOpenError> {
     let needed = told.unwrap_or(0).max(SECTOR_BYTES).next_power_of_two();
     if needed > BLOCK_SIZE as u32 {
         return Err(DeviceOpenError::AlignmentTooLarge { path: path.to_owned(), needed });
@@ -230,23 +238,22 @@ fn logical_block_bytes(
     Ok(needed)
 }
 
-/// Reads the first block directly. If that is refused, turns `O_DIRECT` off and says why.
+/// Turns `O_DIRECT` off, so that what is done and what is said agree.
+fn make_buffered(path: &Path, file: BorrowedFd<'_>) -> Result<(), DeviceOpenError> {
+    let flags = rustix::fs::fcntl_getfl(file).map_err(|e| os(path, "fcntl(F_GETFL)", e))?;
+    rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT).map_err(|e| os(path, "fcntl(F_SETFL)", e))
+}
+
+/// Reads the first block directly. Returns why that is refused, if it is.
 fn probe_direct(path: &Path, file: BorrowedFd<'_>) -> Result<Option<Errno>, DeviceOpenError> {
     let mut block = aligned_block(path)?;
     let buffer = block.alloc(1).expect("a fresh arena of one block has one");
     loop {
         match rustix::io::pread(file, block.bytes_mut(buffer), 0) {
-            Ok(_) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(refused @ (Errno::INVAL | Errno::OPNOTSUPP)) => {
-                let flags =
-                    rustix::fs::fcntl_getfl(file).map_err(|e| os(path, "fcntl(F_GETFL)", e))?;
-                rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT)
-                    .map_err(|e| os(path, "fcntl(F_SETFL)", e))?;
-                return Ok(Some(refused));
-            }
             // A device with a bad first block can still be opened: what it means is the pool's.
-            Err(Errno::IO) => return Ok(None),
+            Ok(_) | Err(Errno::IO) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(refused @ (Errno::INVAL | Errno::OPNOTSUPP)) => return Ok(Some(refused)),
             Err(errno) => return Err(os(path, "pread", errno)),
         }
     }
@@ -254,4 +261,23 @@ fn probe_direct(path: &Path, file: BorrowedFd<'_>) -> Result<Option<Errno>, Devi
 
 fn aligned_block(path: &Path) -> Result<Arena, DeviceOpenError> {
     Arena::new(1).map_err(|error| os(path, "mmap", errno_of(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_larger_than_a_block_is_refused_in_words() {
+        let path = Path::new("/dev/large");
+        for (told, expected) in
+            [(None, 512), (Some(0), 512), (Some(4), 512), (Some(512), 512), (Some(4096), 4096)]
+        {
+            assert_eq!(logical_block_bytes(path, told).expect("small enough"), expected);
+        }
+        for needed in [8192, 16_384, 131_072] {
+            let refused = logical_block_bytes(path, Some(needed)).expect_err("too large");
+            assert!(refused.to_string().contains(&needed.to_string()), "{refused}");
+        }
+    }
 }

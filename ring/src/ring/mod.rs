@@ -20,6 +20,8 @@ mod device_io;
 mod setup;
 mod sockets;
 mod teardown;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -121,6 +123,7 @@ pub struct Ring {
     mode: RingMode,
     counters: Counters,
     multishot_accept: bool,
+    send_flags: i32,
     /// Being dropped: operations that would be submitted again end instead.
     draining: bool,
     /// `SINGLE_ISSUER` and the registered ring descriptor bind a ring to its thread.

@@ -15,9 +15,12 @@ use crate::mode::{BufferMode, RingMode};
 use crate::ops::{Op, OpTable};
 use crate::spin::SpinEstimate;
 use crate::timers::Timers;
-use crate::uring::{Uring, errno_of};
+use crate::uring::{ATTEMPTS, Attempt, Uring, errno_of};
 use crate::wake::Waker;
 
+/// `MSG_NOSIGNAL`: a peer that is gone is an error, not `SIGPIPE`. `MSG_WAITALL`: the kernel itself
+/// continues short sends where it can (`io_uring_prep_send(3)`).
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 /// The largest submission queue (`IORING_MAX_ENTRIES` in the kernel).
 const ENTRIES_MAX: u32 = 32_768;
 /// The longest run of memory that one registered buffer may cover (`io_uring_register(2)`).
@@ -33,6 +36,11 @@ impl Ring {
     /// See [`RingError`]. Facilities with a substitute (registration, deferred task work, huge
     /// pages) never fail it; [`Ring::mode`] tells what came of them.
     pub fn new(config: RingConfig) -> Result<Self, RingError> {
+        Self::build(config, ATTEMPTS)
+    }
+
+    /// As [`Ring::new`], with only some of the ways to set up the io_uring.
+    pub(super) fn build(config: RingConfig, attempts: &[Attempt]) -> Result<Self, RingError> {
         for (what, value, max) in [
             ("entries", config.entries, ENTRIES_MAX),
             ("arena_blocks", config.arena_blocks, u32::MAX >> 1),
@@ -45,7 +53,8 @@ impl Ring {
         // Room for what is usually under way at once; more is kept by the kernel, not lost
         // (IORING_FEAT_NODROP).
         let cq_entries = (config.entries * 4).clamp(1024, 2 * ENTRIES_MAX);
-        let (uring, setup) = Uring::new(config.entries, cq_entries)?;
+        let (uring, setup) =
+            with_locked_memory(|| Uring::new(config.entries, cq_entries, attempts))?;
         let arena = Arena::new(config.arena_blocks).map_err(|error| RingError::Memory {
             bytes: u64::from(config.arena_blocks) << flagstone_block::BLOCK_BITS,
             errno: errno_of(&error),
@@ -86,12 +95,30 @@ impl Ring {
             mode,
             counters: Counters::default(),
             multishot_accept: true,
+            send_flags: SEND_FLAGS,
             draining: false,
             not_send: PhantomData,
         };
         ring.begin(Op::Wake);
         Ok(ring)
     }
+}
+
+/// Sets up a ring whose memory counts as locked (`io_uring_setup(2)`, `ENOMEM`): if the soft limit
+/// forbids it, once more with the hard one.
+fn with_locked_memory<T>(mut setup: impl FnMut() -> Result<T, RingError>) -> Result<T, RingError> {
+    let short = |result: &Result<T, RingError>| {
+        matches!(result, Err(RingError::Os { call: "io_uring_setup", errno: Errno::NOMEM }))
+    };
+    let mut result = setup();
+    if short(&result) && raise_memlock() {
+        result = setup();
+    }
+    if short(&result) {
+        let limit_bytes = getrlimit(Resource::Memlock).maximum;
+        return Err(RingError::LockedMemory { limit_bytes });
+    }
+    result
 }
 
 /// Registers the arena in pieces of at most 1 GiB. On `ENOMEM` the soft limit of locked memory is

@@ -23,9 +23,6 @@ use crate::ops::Op;
 
 pub use crate::frame::{SEND_PARTS_MAX, SendPart};
 
-/// `MSG_WAITALL`: the kernel itself continues short sends where it can (`io_uring_prep_send(3)`).
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-
 #[derive(Default)]
 pub(super) struct SocketSlot {
     generation: u32,
@@ -206,9 +203,9 @@ impl Ring {
         // One part needs no message header: cheaper for the kernel to take in.
         on_target!(slot.target(), fd => match frame.only_part() {
             Some((address, len)) => {
-                opcode::Send::new(fd, address, len as u32).flags(SEND_FLAGS).build()
+                opcode::Send::new(fd, address, len as u32).flags(self.send_flags).build()
             }
-            None => opcode::SendMsg::new(fd, frame.header()).flags(SEND_FLAGS as u32).build(),
+            None => opcode::SendMsg::new(fd, frame.header()).flags(self.send_flags as u32).build(),
         })
     }
 
