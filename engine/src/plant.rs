@@ -68,6 +68,13 @@ impl Plant {
 pub struct Planted(#[cfg(feature = "planted-bugs")] pub Option<Plant>);
 
 impl Planted {
+    /// No bug.
+    #[cfg(feature = "planted-bugs")]
+    pub const NONE: Self = Self(None);
+    /// No bug.
+    #[cfg(not(feature = "planted-bugs"))]
+    pub const NONE: Self = Self();
+
     /// Whether `plant` is in force.
     #[must_use]
     #[inline]

@@ -36,7 +36,7 @@ struct Read {
 /// Reads under way. Slots are allocated until the bound is reached, then reused.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
-    slots: Vec<Box<Read>>,
+    slots: Vec<Read>,
     spare: Vec<u32>,
 }
 
@@ -49,7 +49,7 @@ impl Reads {
         let i = match self.spare.pop() {
             Some(i) => i,
             None if self.slots.len() < READS => {
-                self.slots.push(Box::new(Read {
+                self.slots.push(Read {
                     reader,
                     buffer,
                     lba,
@@ -57,7 +57,7 @@ impl Reads {
                     bad: None,
                     pbns: [0; READ_BLOCKS as usize],
                     crcs: [0; READ_BLOCKS as usize],
-                }));
+                });
                 if self.spare.capacity() < self.slots.len() {
                     self.spare.reserve(self.slots.len());
                 }
@@ -65,7 +65,7 @@ impl Reads {
             }
             None => return None,
         };
-        let read = &mut *self.slots[i as usize];
+        let read = &mut self.slots[i as usize];
         (read.reader, read.buffer, read.lba, read.pending, read.bad) =
             (reader, buffer, lba, 0, None);
         Some(i)

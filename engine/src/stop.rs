@@ -49,7 +49,8 @@ impl Engine {
     }
 
     pub(crate) fn advance_stop(&mut self, bufs: &mut impl Buffers) {
-        match self.stop.stage {
+        let stage = self.stop.stage;
+        match stage {
             Stage::Draining => {
                 let durable = |jseq: u64| jseq < self.journal.durable;
                 let sealed = self
@@ -67,11 +68,9 @@ impl Engine {
                     self.flush.want();
                 }
             }
-            Stage::KeepingOpenSegment => {
-                if self.keep_open_segment(bufs) {
-                    self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
-                    self.stop.stage = Stage::WritingPages;
-                }
+            Stage::KeepingOpenSegment if self.keep_open_segment(bufs) => {
+                self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                self.stop.stage = Stage::WritingPages;
             }
             Stage::WritingPages => {
                 if self.meta.is_written() {

@@ -1,0 +1,196 @@
+//! A pool's life in the simplest world: write, read, discard, stop, kill, fill up.
+
+mod support;
+
+use flagstone_block::{BLOCK_SIZE, Durability, ZeroMode};
+use flagstone_engine::{PoolState, StatusKind, SubmitError};
+use support::{World, block};
+
+const MIB: u64 = 1 << 20;
+const B: u64 = BLOCK_SIZE as u64;
+
+#[test]
+fn what_was_written_is_read_back_after_stop_and_kill() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", 16 * MIB);
+    for lba in 0..100 {
+        world.write(volume, lba * 3 * B, &block(lba)).unwrap();
+    }
+    let world = World::open(world.stop());
+    assert!(world.report.clean);
+    let mut world = world.kill();
+    for lba in 0..100 {
+        assert_eq!(world.read(volume, lba * 3, 1).unwrap(), block(lba));
+        assert_eq!(world.read(volume, lba * 3 + 1, 1).unwrap(), vec![0; BLOCK_SIZE]);
+    }
+    world.write(volume, 0, &block(1000)).unwrap();
+    let mut world = world.kill();
+    assert!(!world.report.clean);
+    assert_eq!(world.read(volume, 0, 1).unwrap(), block(1000));
+    assert_eq!(world.read(volume, 3, 1).unwrap(), block(1));
+    world.engine.check().unwrap();
+}
+
+#[test]
+fn overwriting_for_ever_reuses_segments_and_wraps_the_journal() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", 8 * MIB);
+    let blocks = 8 * MIB / B;
+    let mut stamps = vec![0u64; blocks as usize];
+    // One block per batch: each takes a journal slot, so this wraps the ring several times.
+    for round in 1..=6u64 {
+        for lba in 0..blocks {
+            let stamp = round << 32 | lba;
+            world.write(volume, lba * B, &block(stamp)).unwrap();
+            stamps[lba as usize] = stamp;
+        }
+        if round == 3 {
+            world = world.kill();
+        }
+        if round == 4 {
+            world = World::open(world.stop());
+        }
+        world.engine.check().unwrap();
+    }
+    let mut world = world.kill();
+    for lba in 0..blocks {
+        assert_eq!(world.read(volume, lba, 1).unwrap(), block(stamps[lba as usize]), "block {lba}");
+    }
+}
+
+#[test]
+fn a_full_pool_says_so_reads_on_and_takes_back_what_is_discarded() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", 128 * MIB);
+    let data = vec![0x5a; MIB as usize];
+    let mut at = 0;
+    let error = loop {
+        match world.write(volume, at, &data) {
+            Ok(()) => at += MIB,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, SubmitError::NoSpace);
+    assert!(at > 35 * MIB, "only {at} bytes fit");
+    assert_eq!(world.read(volume, 0, 256).unwrap(), data);
+    world.flush();
+    world.zero(volume, 0, at, ZeroMode::Discard).unwrap();
+    world.flush();
+    for round in 0..3 {
+        for offset in 0..at / MIB - 4 {
+            world.write(volume, offset * MIB, &data).unwrap_or_else(|e| panic!("round {round} {offset}: {e}"));
+        }
+        world.zero(volume, 0, at, ZeroMode::Discard).unwrap();
+    }
+    let mut world = world.kill();
+    assert_eq!(world.read(volume, 0, 1).unwrap(), vec![0; BLOCK_SIZE]);
+    world.delete(volume);
+    let live = world.engine.usage().live;
+    assert_eq!(live, 0);
+}
+
+#[test]
+fn partial_blocks_are_merged() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", MIB);
+    let mut model = vec![0u8; MIB as usize];
+    let mut seed = 1u64;
+    for i in 0..300u64 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let offset = (seed >> 20) % (MIB - 20_000);
+        let len = (seed >> 45) % 20_000 + 1;
+        let range = offset as usize..(offset + len) as usize;
+        if i % 4 == 0 {
+            world.zero(volume, offset, len, ZeroMode::MayUnmap).unwrap();
+            model[range].fill(0);
+        } else {
+            let data = vec![i as u8; len as usize];
+            world.write(volume, offset, &data).unwrap();
+            model[range].copy_from_slice(&data);
+        }
+    }
+    assert_eq!(world.read(volume, 0, 256).unwrap(), model);
+    let mut world = world.kill();
+    assert_eq!(world.read(volume, 0, 256).unwrap(), model);
+}
+
+#[test]
+fn discards_survive_though_older_summaries_still_name_the_blocks() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", 8 * MIB);
+    world.write(volume, 0, &vec![1; 4 * MIB as usize]).unwrap();
+    world.flush();
+    // Every other block goes, so no segment is freed and every summary is replayed.
+    for lba in (0..1024).step_by(2) {
+        world.zero(volume, lba * B, B, ZeroMode::Discard).unwrap();
+    }
+    world.zero(volume, 2 * B + B, B, ZeroMode::KeepAllocated).unwrap();
+    // Each reopening compacts the metadata: the holes must be stated again each time.
+    for _ in 0..3 {
+        world.write(volume, 6 * MIB, &block(1)).unwrap();
+        world = world.kill();
+    }
+    world = World::open(world.stop());
+    for lba in 0..1024u64 {
+        let hole = lba % 2 == 0 || lba == 3;
+        assert_eq!(world.read(volume, lba, 1).unwrap()[0], u8::from(!hole), "block {lba}");
+    }
+    let mut extents = Vec::new();
+    world.engine.block_status(volume, 0, 5 * B, &mut extents, 100).unwrap();
+    let kinds: Vec<_> = extents.iter().map(|e| e.kind).collect();
+    use StatusKind::{Data, Hole, Zero};
+    assert_eq!(kinds, [Hole, Data, Hole, Zero, Hole]);
+}
+
+#[test]
+fn volumes_come_and_go() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let a = world.create("a", MIB);
+    let b = world.create("b", MIB);
+    world.write(a, 0, &block(1)).unwrap();
+    world.write(b, 0, &block(2)).unwrap();
+    world.delete(a);
+    let c = world.create("a", 2 * MIB);
+    assert_ne!(a, c);
+    let mut world = world.kill();
+    assert_eq!(world.engine.volume_by_name("a").map(|v| (v.id, v.size)), Some((c.0, 2 * MIB)));
+    assert_eq!(world.read(c, 0, 1).unwrap(), vec![0; BLOCK_SIZE]);
+    assert_eq!(world.read(b, 0, 1).unwrap(), block(2));
+    assert!(world.engine.volume(a).is_none());
+}
+
+#[test]
+fn a_failed_write_poisons_the_pool_and_reads_go_on() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", MIB);
+    world.write(volume, 0, &block(1)).unwrap();
+    world.disk.fail_from = Some(world.disk.writes);
+    assert_eq!(world.write(volume, 0, &block(2)), Err(SubmitError::Failed));
+    assert!(matches!(world.engine.state(), PoolState::Failed(_)));
+    assert_eq!(world.write(volume, 0, &block(3)), Err(SubmitError::Failed));
+    assert_eq!(world.read(volume, 0, 1).unwrap(), block(1));
+    world.stop();
+}
+
+#[test]
+fn a_bad_block_fails_its_own_range_only() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let volume = world.create("v", MIB);
+    for lba in 0..8 {
+        world.write_with(volume, lba * B, &block(lba), Durability::Fua).unwrap();
+    }
+    let victim = block(3);
+    let place = world.disk.blocks.iter().find(|(_, b)| b[..] == victim[..]).map(|(at, _)| *at).unwrap();
+    world.disk.blocks.get_mut(&place).unwrap()[99] ^= 4;
+    assert_eq!(world.read(volume, 0, 3).unwrap()[..BLOCK_SIZE], block(0));
+    assert_eq!(world.read(volume, 2, 3), Err(flagstone_engine::IoFault::BadBlock { lba: 3 }));
+    assert_eq!(world.read(volume, 4, 4).unwrap()[..BLOCK_SIZE], block(4));
+    let mut disk = world.stop();
+    let report = flagstone_engine::check(&mut disk, &mut |_, _| {}).unwrap();
+    assert_eq!((report.blocks, report.bad_blocks), (8, 1));
+    assert_eq!((report.listed[0].lba, report.listed[0].offset), (3, place * B));
+    // Overwriting heals.
+    let mut world = World::open(disk);
+    world.write(volume, 3 * B, &block(9)).unwrap();
+    assert_eq!(world.read(volume, 3, 1).unwrap(), block(9));
+}

@@ -1,0 +1,267 @@
+//! A device in memory and an arena of vectors, driven synchronously: the simplest world in which
+//! an engine runs. Faults and reordering are the simulator's business.
+#![allow(dead_code)] // each test binary uses its part
+
+use flagstone_block::{
+    BLOCK_SIZE, BlockIo, Buffer, Buffers, DeviceCommand, DeviceError, Durability, Lba, Tag,
+    VolumeId, ZeroMode,
+};
+use flagstone_engine::{
+    Completion, Engine, FormatOptions, OpenOptions, RecoveryReport, SubmitError, VolumeSpec,
+};
+use std::collections::HashMap;
+
+/// First-fit arena.
+pub struct Arena {
+    bytes: Vec<u8>,
+    used: Vec<bool>,
+}
+
+impl Arena {
+    pub fn new(blocks: usize) -> Self {
+        Self { bytes: vec![0xaa; blocks * BLOCK_SIZE], used: vec![false; blocks] }
+    }
+    pub fn in_use(&self) -> usize {
+        self.used.iter().filter(|used| **used).count()
+    }
+}
+
+impl Buffers for Arena {
+    fn alloc(&mut self, blocks: u32) -> Option<Buffer> {
+        let blocks = blocks as usize;
+        let at = (0..=self.used.len().checked_sub(blocks)?)
+            .find(|&at| self.used[at..at + blocks].iter().all(|used| !used))?;
+        self.used[at..at + blocks].fill(true);
+        Some(Buffer { slot: at as u32, blocks: blocks as u32 })
+    }
+    fn free(&mut self, buffer: Buffer) {
+        let range = buffer.slot as usize..(buffer.slot + buffer.blocks) as usize;
+        assert!(self.used[range.clone()].iter().all(|used| *used), "freed twice");
+        self.used[range].fill(false);
+    }
+    fn bytes(&self, buffer: Buffer) -> &[u8] {
+        &self.bytes[buffer.slot as usize * BLOCK_SIZE..][..buffer.len()]
+    }
+    fn bytes_mut(&mut self, buffer: Buffer) -> &mut [u8] {
+        &mut self.bytes[buffer.slot as usize * BLOCK_SIZE..][..buffer.len()]
+    }
+}
+
+/// A sparse device.
+#[derive(Clone)]
+pub struct Disk {
+    pub size: u64,
+    pub blocks: HashMap<u64, Box<[u8; BLOCK_SIZE]>>,
+    pub writes: u64,
+    /// Every write from this one on fails.
+    pub fail_from: Option<u64>,
+}
+
+impl Disk {
+    pub fn new(size: u64) -> Self {
+        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None }
+    }
+}
+
+impl BlockIo for Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
+        if offset + into.len() as u64 > self.size {
+            return Err(DeviceError::OutOfRange { offset });
+        }
+        for (i, block) in into.chunks_exact_mut(BLOCK_SIZE).enumerate() {
+            match self.blocks.get(&(offset / BLOCK_SIZE as u64 + i as u64)) {
+                Some(bytes) => block.copy_from_slice(&bytes[..]),
+                None => block.fill(0),
+            }
+        }
+        Ok(())
+    }
+    fn write_at(&mut self, offset: u64, from: &[u8]) -> Result<(), DeviceError> {
+        if offset + from.len() as u64 > self.size {
+            return Err(DeviceError::OutOfRange { offset });
+        }
+        self.writes += 1;
+        if self.fail_from.is_some_and(|first| self.writes > first) {
+            return Err(DeviceError::Os { errno: 5 });
+        }
+        for (i, block) in from.chunks_exact(BLOCK_SIZE).enumerate() {
+            let mut bytes = Box::new([0; BLOCK_SIZE]);
+            bytes.copy_from_slice(block);
+            self.blocks.insert(offset / BLOCK_SIZE as u64 + i as u64, bytes);
+        }
+        Ok(())
+    }
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+/// A pool being served.
+pub struct World {
+    pub disk: Disk,
+    pub arena: Arena,
+    pub engine: Engine,
+    pub report: RecoveryReport,
+    pub now_ns: u64,
+    next_tag: u64,
+}
+
+pub const OPEN: OpenOptions =
+    OpenOptions { session: 7, planted: flagstone_engine::plant::Planted::NONE };
+
+impl World {
+    pub fn format(size: u64, segment_bytes: u32) -> Self {
+        let mut disk = Disk::new(size);
+        let options = FormatOptions { pool_uuid: [7; 16], nonce: 1, segment_bytes };
+        Engine::format(&mut disk, &options).unwrap();
+        Self::open(disk)
+    }
+
+    pub fn open(mut disk: Disk) -> Self {
+        let mut arena = Arena::new(4096);
+        let (engine, report) = Engine::open(&mut disk, &mut arena, &OPEN).unwrap();
+        engine.check().unwrap();
+        Self { disk, arena, engine, report, now_ns: 0, next_tag: 1 }
+    }
+
+    /// As `kill -9`: what was completed is on the device.
+    pub fn kill(self) -> Self {
+        Self::open(self.disk)
+    }
+
+    pub fn stop(mut self) -> Disk {
+        self.engine.shutdown();
+        for _ in 0..10_000 {
+            self.turn();
+            if self.engine.is_stopped() {
+                assert_eq!(self.arena.in_use(), 0, "buffers leaked");
+                return self.disk;
+            }
+        }
+        panic!("the stop does not end");
+    }
+
+    /// One turn of a reactor whose device is instant.
+    pub fn turn(&mut self) {
+        self.engine.pump(&mut self.arena, self.now_ns);
+        while let Some(io) = self.engine.next_io() {
+            let result = match io.command {
+                DeviceCommand::Read { offset, buffer } => {
+                    self.disk.read_at(offset, self.arena.bytes_mut(buffer))
+                }
+                DeviceCommand::Write { offset, buffer } => {
+                    self.disk.write_at(offset, self.arena.bytes(buffer))
+                }
+                DeviceCommand::Flush => self.disk.flush(),
+            };
+            self.engine.device_done(&mut self.arena, io.token, result);
+        }
+        self.engine.pump(&mut self.arena, self.now_ns);
+    }
+
+    pub fn tag(&mut self) -> Tag {
+        self.next_tag += 1;
+        Tag(self.next_tag)
+    }
+
+    pub fn wait(&mut self, tag: Tag) -> Completion {
+        for _ in 0..1000 {
+            self.turn();
+            while let Some(completion) = self.engine.next_completion() {
+                if completion.tag == tag {
+                    return completion;
+                }
+            }
+        }
+        panic!("stuck: no completion");
+    }
+
+    fn submit<T>(
+        &mut self,
+        mut request: impl FnMut(&mut Engine, &mut Arena, Tag) -> Result<T, SubmitError>,
+    ) -> Result<(T, Completion), SubmitError> {
+        let tag = self.tag();
+        for _ in 0..10_000 {
+            match request(&mut self.engine, &mut self.arena, tag) {
+                Ok(value) => return Ok((value, self.wait(tag))),
+                Err(SubmitError::Busy) => self.turn(),
+                Err(error) => return Err(error),
+            }
+        }
+        panic!("busy for ever");
+    }
+
+    pub fn create(&mut self, name: &str, size: u64) -> VolumeId {
+        let spec = VolumeSpec { uuid: [1; 16], name, size };
+        let (id, completion) = self.submit(|e, a, t| e.create_volume(a, t, &spec)).unwrap();
+        completion.result.unwrap();
+        id
+    }
+
+    pub fn delete(&mut self, volume: VolumeId) {
+        self.submit(|e, a, t| e.delete_volume(a, t, volume)).unwrap().1.result.unwrap();
+    }
+
+    pub fn write(&mut self, volume: VolumeId, offset: u64, data: &[u8]) -> Result<(), SubmitError> {
+        self.write_with(volume, offset, data, Durability::Completed)
+    }
+
+    pub fn write_with(
+        &mut self,
+        volume: VolumeId,
+        offset: u64,
+        data: &[u8],
+        durability: Durability,
+    ) -> Result<(), SubmitError> {
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let (taken, completion) =
+                self.submit(|e, a, t| e.write(a, t, volume, at, &data[done..], durability))?;
+            match completion.result {
+                Ok(()) => {}
+                Err(flagstone_engine::IoFault::NoSpace) => return Err(SubmitError::NoSpace),
+                Err(_) => return Err(SubmitError::Failed),
+            }
+            done += taken;
+        }
+        Ok(())
+    }
+
+    pub fn zero(&mut self, volume: VolumeId, offset: u64, len: u64, mode: ZeroMode) -> Result<(), SubmitError> {
+        let mut done = 0;
+        while done < len {
+            let (taken, completion) = self.submit(|e, a, t| {
+                e.zero(a, t, volume, offset + done, len - done, mode, Durability::Completed)
+            })?;
+            completion.result.unwrap();
+            done += taken;
+        }
+        Ok(())
+    }
+
+    pub fn flush(&mut self) {
+        self.submit(|e, _, t| e.flush(t)).unwrap().1.result.unwrap();
+    }
+
+    pub fn read(&mut self, volume: VolumeId, lba: u64, blocks: u32) -> Result<Vec<u8>, flagstone_engine::IoFault> {
+        let buffer = self.arena.alloc(blocks).unwrap();
+        let (_, completion) =
+            self.submit(|e, a, t| e.read(a, t, volume, Lba(lba), buffer)).unwrap();
+        let bytes = self.arena.bytes(buffer).to_vec();
+        self.arena.free(buffer);
+        completion.result.map(|()| bytes)
+    }
+}
+
+/// A block whose content names it.
+pub fn block(stamp: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK_SIZE);
+    for i in 0..BLOCK_SIZE as u64 / 8 {
+        bytes.extend((stamp.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ i).to_le_bytes());
+    }
+    bytes
+}
