@@ -304,11 +304,14 @@ pub enum NodeExit {
 pub(super) type Post =
     Arc<dyn Fn(ControlRequest) -> Result<(), (ControlError, ControlRequest)> + Send + Sync>;
 
+/// The reactor thread, until somebody has waited for its end.
+pub(super) type Thread = Arc<Mutex<Option<JoinHandle<Result<(), NodeExit>>>>>;
+
 /// A running node. Dropping all handles does not stop it; [`NodeHandle::shutdown`] does.
 #[derive(Clone)]
 pub struct NodeHandle {
     pub(super) post: Post,
-    pub(super) thread: Arc<Mutex<Option<JoinHandle<Result<(), NodeExit>>>>>,
+    pub(super) thread: Thread,
     pub(super) stopped: watch::Receiver<bool>,
     pub(super) nbd_tcp: Option<SocketAddr>,
 }

@@ -1,16 +1,89 @@
 //! Every bound of the node, in one place.
+//!
+//! Memory is one arena of fixed size. Each pool's engine takes its own buffers from it at open, each
+//! connection slot its three buffers at start; what is left is shared for the data of READs. A
+//! connection may take from the shared part as much as it leaves free, so that n greedy ones end
+//! with 1/(n+1) of it each and a newcomer always finds something. Without any of it a connection
+//! goes on with its own reserve.
+
+use flagstone_block::BLOCK_SIZE;
 
 /// Pools that one node may serve.
-pub const MAX_POOLS: usize = 64;
+pub const MAX_POOLS: usize = 32;
+
+/// Connections that one node may be configured for.
+pub const MAX_CONNECTIONS: u32 = 16_384;
 
 /// Control requests that may wait for the reactor.
 pub const CONTROL_QUEUE: usize = 256;
 
-/// Bytes received ahead of a connection's parsing, in whole blocks.
-pub const RECEIVE_BYTES: usize = 128 << 10;
+/// Blocks that a connection receives into: how far it is read ahead.
+pub const RECEIVE_BLOCKS: u32 = 32;
 
-/// Data of READs that every connection may always hold, whatever the others do.
-pub const READ_BYTES_GUARANTEED: usize = 128 << 10;
+/// Blocks for the headers and handshake replies of one send.
+pub const HEADER_BLOCKS: u32 = 4;
 
-/// Longest piece of a READ that is fetched and sent as one.
-pub const PIECE_BYTES: usize = 256 << 10;
+/// Longest READ that is always fetched whole before any of it is sent, in bytes: the longest that
+/// the protocol calls unfragmented here.
+pub const WHOLE_READ_BYTES: u64 = flagstone_nbd::limits::MAX_UNFRAGMENTED_BYTES as u64;
+
+/// Blocks of READ data that each connection may hold whatever the others do: one whole read, which
+/// touches one block more than it fills when it is not aligned.
+pub const RESERVE_BLOCKS: u32 = (WHOLE_READ_BYTES as usize / BLOCK_SIZE) as u32 + 1;
+
+/// Blocks that one connection slot takes from the arena at start.
+pub const CONNECTION_BLOCKS: u32 = RECEIVE_BLOCKS + HEADER_BLOCKS + RESERVE_BLOCKS;
+
+/// Longest piece of a READ that is fetched and sent as one, in blocks.
+pub const PIECE_BLOCKS: u32 = 64;
+
+/// Shortest piece that a READ is split into when the arena is short, in blocks.
+pub const PIECE_BLOCKS_MIN: u32 = 8;
+
+/// From this length on the map is asked for holes before a READ's data is fetched, in bytes.
+pub const HOLE_READ_BYTES: u64 = 32 << 10;
+
+/// The least that must remain shared once every buffer is placed, in blocks.
+pub const SHARED_BLOCKS_MIN: u32 = 512;
+
+/// Shared blocks that READs leave for the engines, per pool.
+pub const ENGINE_MARGIN_BLOCKS: u32 = 64;
+
+/// Requests in flight that each connection may always have.
+pub const REQUESTS_GUARANTEED: usize = 16;
+
+/// Requests in flight that one connection may have at most.
+pub const REQUESTS_MAX: usize = 1024;
+
+/// Requests in flight beyond the guaranteed ones, for all connections together.
+pub const REQUESTS_SHARED: usize = 8192;
+
+/// Steps that a connection may take before others get their turn.
+pub const TURN_STEPS: u32 = 256;
+
+/// Bytes of a WRITE given to the engine at a time.
+pub const WRITE_BYTES: usize = 64 << 10;
+
+/// Parts of one send, kept below what the ring takes so that a header always has room.
+pub const SEND_PARTS: usize = flagstone_ring::SEND_PARTS_MAX;
+
+/// Extents in one BLOCK_STATUS reply.
+pub const STATUS_EXTENTS: usize = 1000;
+
+/// How long clients may take to receive their last replies when the node stops, in nanoseconds.
+pub const DRAIN_NS: u64 = 10_000_000_000;
+
+/// How soon work is tried again that waits for an engine which has nothing under way, in
+/// nanoseconds. It only bounds the harm of a wake-up that was missed.
+pub const RETRY_NS: u64 = 10_000_000;
+
+const _: () = {
+    let header_bytes = HEADER_BLOCKS as usize * BLOCK_SIZE;
+    assert!(header_bytes >= flagstone_nbd::limits::HANDSHAKE_REPLY_BYTES);
+    assert!(header_bytes >= flagstone_nbd::reply::block_status_bytes(STATUS_EXTENTS));
+    assert!(RECEIVE_BLOCKS as usize * BLOCK_SIZE > flagstone_nbd::limits::MAX_INPUT_BYTES);
+    assert!(RESERVE_BLOCKS >= PIECE_BLOCKS_MIN);
+    assert!(WHOLE_READ_BYTES.is_multiple_of(BLOCK_SIZE as u64));
+    assert!(WRITE_BYTES.is_multiple_of(BLOCK_SIZE) && WRITE_BYTES >= BLOCK_SIZE);
+    assert!(SEND_PARTS <= flagstone_ring::SEND_PARTS_MAX);
+};

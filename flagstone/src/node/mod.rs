@@ -1,9 +1,27 @@
 //! The node: one reactor thread that serves pools over NBD.
+//!
+//! [`start()`] makes the thread, [`NodeHandle`] speaks to it. What runs on the thread is
+//! described in [`reactor`]'s header; who may hold how much of what, in [`limits`].
 
+mod catalog;
+mod connection;
 pub mod control;
+mod errno;
+mod finish;
 pub mod limits;
+mod manage;
+mod pool;
+mod reactor;
+mod request;
+mod serve;
+mod slab;
+mod start;
+mod stop;
+mod submit;
+mod transmit;
 
 pub use control::{
     ControlError, ControlRequest, NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState,
     PoolStatus, VolumeStatus,
 };
+pub use start::{StartError, start};

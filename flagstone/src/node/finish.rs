@@ -1,0 +1,209 @@
+//! From the engines' answers to replies.
+
+use super::connection::{Phase, Reply};
+use super::errno::{Failure, errno};
+use super::reactor::Reactor;
+use super::request::Kind;
+use flagstone_block::{BLOCK_SIZE, Lba};
+use flagstone_engine::IoFault;
+use flagstone_nbd::{Errno, Style};
+
+impl Reactor {
+    /// A part of a WRITE, TRIM or WRITE_ZEROES, or a FLUSH, has ended.
+    pub(super) fn part_done(&mut self, request: u32, result: Result<(), IoFault>) {
+        let Some(entry) = self.requests.get_mut(request) else { return };
+        entry.outstanding -= 1;
+        if let Err(fault) = result {
+            entry.error.get_or_insert(errno(Failure::Io(fault)));
+        }
+        if entry.is_over() {
+            self.finish(request);
+        }
+    }
+
+    /// A piece of a READ has ended.
+    pub(super) fn piece_done(&mut self, piece: u32, result: Result<(), IoFault>) {
+        let Some(piece) = self.pieces.remove(piece) else { return };
+        let Some(entry) = self.requests.get_mut(piece.request) else { return };
+        entry.outstanding -= 1;
+        let (c, to, kind, over) = (entry.connection, entry.to, entry.kind, entry.is_over());
+        let connection = &self.connections[c as usize];
+        if connection.phase == Phase::Dead || entry.abandoned {
+            self.give_back(c, piece.data);
+            if over {
+                self.forget(piece.request);
+            }
+            return;
+        }
+        if let Err(fault) = result {
+            self.give_back(c, piece.data);
+            let offset = fault_offset(fault, piece.offset, piece.len);
+            return self.read_failed(piece.request, offset, errno(Failure::Io(fault)));
+        }
+        self.stats.read_bytes += u64::from(piece.len);
+        let (data, skip, len, offset) = (piece.data, piece.skip, piece.len, piece.offset);
+        let reply = match kind {
+            Kind::Run { begun: true } => Reply::More { data, skip, len },
+            _ => Reply::Data { to, data, skip, len, offset, done: over },
+        };
+        if kind == (Kind::Run { begun: false }) {
+            entry.kind = Kind::Run { begun: true };
+            self.reply(c, reply);
+            // From here to its end nothing else may be sent.
+            self.connections[c as usize].in_run = true;
+        } else {
+            self.run_reply(c, reply);
+        }
+        if over {
+            self.finish(piece.request);
+        } else if matches!(kind, Kind::Run { .. }) {
+            self.enqueue(c);
+        }
+    }
+
+    /// A READ, or a part of it, can't be answered with data.
+    pub(super) fn read_failed(&mut self, request: u32, offset: u64, errno: Errno) {
+        let Some(entry) = self.requests.get_mut(request) else { return };
+        entry.error.get_or_insert(errno);
+        let (c, to, over) = (entry.connection, entry.to, entry.is_over());
+        let style = self.connections[c as usize].session.style();
+        match entry.kind {
+            // "the server MUST immediately initiate a hard disconnect" (NBD proto, NBD_CMD_READ).
+            Kind::Run { begun: true } => {
+                self.connections[c as usize].current = None;
+                self.kill(c);
+                return self.forget(request);
+            }
+            Kind::Run { begun: false } => {
+                // Nothing of it was sent, and nothing will be.
+                self.connections[c as usize].current = None;
+                if let Some(entry) = self.requests.get_mut(request) {
+                    entry.submitted = true;
+                }
+                self.reply(c, Reply::Done { to, result: Err(errno) });
+                return self.finish(request);
+            }
+            _ if style == Style::Simple => self.reply(c, Reply::Done { to, result: Err(errno) }),
+            _ => self.reply(c, Reply::Bad { to, errno, offset, done: over }),
+        }
+        if over {
+            self.finish(request);
+        }
+    }
+
+    /// Every part of a request is answered: sends the reply that is still due, if any, and takes
+    /// the request off the table.
+    pub(super) fn finish(&mut self, request: u32) {
+        let Some(entry) = self.requests.get_mut(request) else { return };
+        let (c, to, kind, error) = (entry.connection, entry.to, entry.kind, entry.error);
+        match kind {
+            Kind::Read | Kind::Run { .. } => self.stats.reads += 1,
+            Kind::Write => {
+                self.stats.writes += 1;
+                self.stats.written_bytes += if error.is_none() { entry.bytes } else { 0 };
+            }
+            Kind::Zero => self.stats.zeroes += 1,
+            Kind::Flush => self.stats.flushes += 1,
+        }
+        self.stats.errors += u64::from(error.is_some());
+        let silent = entry.abandoned || self.connections[c as usize].phase == Phase::Dead;
+        match kind {
+            // Their last chunk is their reply.
+            Kind::Read => {}
+            Kind::Run { .. } => self.end_run(c),
+            _ if silent => {}
+            _ => {
+                let result = match error {
+                    None => Ok(()),
+                    Some(errno) => Err(errno),
+                };
+                self.reply(c, Reply::Done { to, result });
+            }
+        }
+        self.forget(request);
+    }
+
+    /// Takes a request off the table. Its connection may be over with it.
+    pub(super) fn forget(&mut self, request: u32) {
+        if let Some(entry) = self.requests.remove(request) {
+            let c = entry.connection;
+            self.connections[c as usize].requests -= 1;
+            match self.connections[c as usize].phase {
+                Phase::Dead => self.release_if_over(c),
+                // It may have been waiting for this to be allowed another, or to be closed.
+                _ => self.list(c),
+            }
+        }
+    }
+
+    fn end_run(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        connection.in_run = false;
+        connection.outbox.extend(connection.held.drain(..));
+        self.list(c);
+    }
+
+    /// Queues a reply, behind a run if there is one.
+    pub(super) fn reply(&mut self, c: u32, reply: Reply) {
+        let connection = &mut self.connections[c as usize];
+        debug_assert_ne!(connection.phase, Phase::Dead, "nobody would receive it");
+        if connection.in_run {
+            connection.held.push_back(reply);
+        } else {
+            connection.outbox.push_back(reply);
+        }
+        self.list(c);
+    }
+
+    /// Queues a part of the run's reply, or any reply when there is no run.
+    fn run_reply(&mut self, c: u32, reply: Reply) {
+        if let Reply::More { .. } = reply {
+            self.connections[c as usize].outbox.push_back(reply);
+            self.list(c);
+        } else {
+            self.reply(c, reply);
+        }
+    }
+
+    /// Drops what would have been sent, and gives back its memory.
+    pub(super) fn drop_replies(&mut self, c: u32) {
+        loop {
+            let connection = &mut self.connections[c as usize];
+            let next = connection.outbox.pop_front().or_else(|| connection.held.pop_front());
+            match next {
+                None => break,
+                Some(Reply::Data { data, .. } | Reply::More { data, .. }) => {
+                    self.give_back(c, data);
+                }
+                Some(_) => {}
+            }
+        }
+        self.connections[c as usize].in_run = false;
+    }
+}
+
+/// Where in a piece a fault lies: the damaged block if it is told and lies inside.
+fn fault_offset(fault: IoFault, offset: u64, len: u32) -> u64 {
+    match fault {
+        IoFault::BadBlock { lba } => {
+            let damaged = Lba(lba).offset().max(offset);
+            let last = offset + u64::from(len) - 1;
+            debug_assert!(damaged <= last / BLOCK_SIZE as u64 * BLOCK_SIZE as u64 + 4095);
+            damaged.min(last)
+        }
+        _ => offset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_told_where_it_lies_but_never_outside_the_piece() {
+        let bad = |lba| IoFault::BadBlock { lba };
+        assert_eq!(fault_offset(bad(2), 4096, 12288), 8192);
+        assert_eq!(fault_offset(bad(1), 5000, 100), 5000);
+        assert_eq!(fault_offset(IoFault::Device, 5000, 100), 5000);
+    }
+}

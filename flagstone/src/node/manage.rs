@@ -1,0 +1,360 @@
+//! Control requests: volumes made, deleted and grown, and questions answered.
+
+use super::catalog::Entry;
+use super::connection::Phase;
+use super::control::{
+    ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, VolumeStatus,
+};
+use super::reactor::Reactor;
+use super::request::Name;
+use crate::name::check_name;
+use flagstone_block::{BLOCK_SIZE, VolumeId};
+use flagstone_engine::{IoFault, SubmitError, VolumeSpec, limits::VOLUME_BYTES};
+use std::path::PathBuf;
+
+/// A change of the set of volumes that an engine could not take yet.
+pub(super) struct PendingChange {
+    pool: u32,
+    kind: Kind,
+    reply: Reply<VolumeStatus>,
+}
+
+enum Kind {
+    Create { name: String, size_bytes: u64, uuid: [u8; 16] },
+    Delete { handle: u64, volume: VolumeId },
+    Resize { handle: u64, volume: VolumeId, size_bytes: u64 },
+}
+
+/// A change that an engine has taken; answered when it is durable.
+pub(super) struct Change {
+    pool: u32,
+    made: Made,
+    reply: Reply<VolumeStatus>,
+}
+
+enum Made {
+    Created { entry: Entry },
+    Deleted { handle: u64 },
+    Resized { handle: u64, size_bytes: u64 },
+}
+
+impl Reactor {
+    /// Enters every volume of every pool. A name that two pools have is served from the first.
+    pub(super) fn fill_catalog(&mut self) {
+        for (p, pool) in self.pools.iter().enumerate() {
+            for info in pool.engine.volumes() {
+                let taken = self.catalog.insert(Entry {
+                    name: info.name.clone(),
+                    uuid: info.uuid,
+                    size: info.size,
+                    pool: p as u32,
+                    id: VolumeId(info.id),
+                    connections: 0,
+                    leaving: false,
+                });
+                if !taken {
+                    tracing::warn!(
+                        volume = info.name,
+                        pool = %pool.path.display(),
+                        "not served: another pool has a volume of this name"
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn read_mail(&mut self) {
+        while let Some(request) = self.mailbox.take() {
+            match request {
+                ControlRequest::Shutdown => self.begin_stop(),
+                ControlRequest::ListVolumes { reply } => {
+                    let all = self.catalog.iter().map(|entry| self.status_of(entry)).collect();
+                    answer(reply, Ok(all));
+                }
+                ControlRequest::GetVolume { name, reply } => {
+                    let found = self.catalog.named(&name).map(|entry| self.status_of(entry));
+                    answer(reply, found.ok_or(ControlError::NoSuchVolume { name }));
+                }
+                ControlRequest::PoolStatus { reply } => {
+                    answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
+                }
+                ControlRequest::Stats { reply } => answer(reply, Ok(self.stats())),
+                ControlRequest::CreateVolume { name, size_bytes, uuid, pool, reply } => {
+                    self.create(name, size_bytes, uuid, pool, reply);
+                }
+                ControlRequest::DeleteVolume { name, force, reply } => {
+                    self.delete(name, force, reply);
+                }
+                ControlRequest::ResizeVolume { name, size_bytes, reply } => {
+                    self.resize(name, size_bytes, reply);
+                }
+            }
+        }
+    }
+
+    fn create(
+        &mut self,
+        name: String,
+        size_bytes: u64,
+        uuid: [u8; 16],
+        pool: Option<PathBuf>,
+        reply: Reply<VolumeStatus>,
+    ) {
+        if !self.stop.is_running() {
+            return answer(reply, Err(ControlError::Stopping));
+        }
+        if check_name(&name).is_err() {
+            return answer(reply, Err(ControlError::BadName { name }));
+        }
+        if let Err(error) = check_size(size_bytes) {
+            return answer(reply, Err(error));
+        }
+        if let Some(existing) = self.catalog.named(&name) {
+            let same = existing.size == size_bytes && !existing.leaving;
+            let status = self.status_of(existing);
+            return answer(
+                reply,
+                if same { Ok(status) } else { Err(ControlError::NameTaken { name }) },
+            );
+        }
+        let pool = match self.pool_for(pool) {
+            Ok(pool) => pool,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let kind = Kind::Create { name, size_bytes, uuid };
+        self.submit_change(PendingChange { pool, kind, reply });
+    }
+
+    fn pool_for(&self, wanted: Option<PathBuf>) -> Result<u32, ControlError> {
+        if let Some(path) = wanted {
+            let found = self.pools.iter().position(|pool| pool.path == path);
+            return found.map(|p| p as u32).ok_or(ControlError::NoSuchPool { path });
+        }
+        let serving = (0..self.pools.len()).filter(|&p| self.is_serving(p));
+        serving
+            .max_by_key(|&p| self.pools[p].engine.usage().available)
+            .map(|p| p as u32)
+            .ok_or(ControlError::PoolFailed)
+    }
+
+    fn delete(&mut self, name: String, force: bool, reply: Reply<VolumeStatus>) {
+        let Some(entry) = self.catalog.named(&name).filter(|entry| !entry.leaving) else {
+            return answer(reply, Err(ControlError::NoSuchVolume { name }));
+        };
+        let (handle, pool, volume) = (entry.handle(), entry.pool, entry.id);
+        if entry.connections > 0 && !force {
+            return answer(reply, Err(ControlError::InUse { connections: entry.connections }));
+        }
+        for c in 0..self.connections.len() as u32 {
+            if self.connections[c as usize].opened.is_some_and(|opened| opened.handle == handle) {
+                self.kill(c);
+            }
+        }
+        if let Some(entry) = self.catalog.get_mut(handle) {
+            entry.leaving = true;
+        }
+        self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, reply });
+    }
+
+    fn resize(&mut self, name: String, size_bytes: u64, reply: Reply<VolumeStatus>) {
+        let Some(entry) = self.catalog.named(&name).filter(|entry| !entry.leaving) else {
+            return answer(reply, Err(ControlError::NoSuchVolume { name }));
+        };
+        if let Err(error) = check_size(size_bytes) {
+            return answer(reply, Err(error));
+        }
+        let (handle, pool, volume, current) = (entry.handle(), entry.pool, entry.id, entry.size);
+        if size_bytes < current {
+            let error = ControlError::Shrink { size_bytes, current_bytes: current };
+            return answer(reply, Err(error));
+        }
+        if size_bytes == current {
+            let status = self.status_of(entry);
+            return answer(reply, Ok(status));
+        }
+        let kind = Kind::Resize { handle, volume, size_bytes };
+        self.submit_change(PendingChange { pool, kind, reply });
+    }
+
+    /// Tries the changes again that an engine was too busy for, in order.
+    pub(super) fn retry_changes(&mut self) {
+        for _ in 0..self.pending_changes.len() {
+            if let Some(change) = self.pending_changes.pop_front() {
+                self.submit_change(change);
+            }
+        }
+    }
+
+    fn submit_change(&mut self, change: PendingChange) {
+        let PendingChange { pool: p, kind, reply } = change;
+        let pool = &mut self.pools[p as usize];
+        pool.touched = true;
+        // The name is only known once there is an entry, and the entry once the engine agrees.
+        let placeholder = Made::Deleted { handle: u64::MAX };
+        let name = self.changes.insert(Change { pool: p, made: placeholder, reply });
+        let tag = Name::Control(name).tag();
+        let bufs = self.ring.buffers();
+        let outcome = match &kind {
+            Kind::Create { name, size_bytes, uuid } => {
+                let spec = VolumeSpec { uuid: *uuid, name, size: *size_bytes };
+                pool.engine.create_volume(bufs, tag, &spec).map(|id| Made::Created {
+                    entry: Entry {
+                        name: name.clone(),
+                        uuid: *uuid,
+                        size: *size_bytes,
+                        pool: p,
+                        id,
+                        connections: 0,
+                        leaving: false,
+                    },
+                })
+            }
+            Kind::Delete { handle, volume } => pool
+                .engine
+                .delete_volume(bufs, tag, *volume)
+                .map(|()| Made::Deleted { handle: *handle }),
+            Kind::Resize { handle, volume, size_bytes } => pool
+                .engine
+                .resize_volume(bufs, tag, *volume, *size_bytes)
+                .map(|()| Made::Resized { handle: *handle, size_bytes: *size_bytes }),
+        };
+        match outcome {
+            Ok(made) => {
+                if let Some(change) = self.changes.get_mut(name) {
+                    change.made = made;
+                }
+            }
+            Err(error) => {
+                let Some(Change { reply, .. }) = self.changes.remove(name) else { return };
+                if error == SubmitError::Busy {
+                    return self.pending_changes.push_back(PendingChange { pool: p, kind, reply });
+                }
+                if let Kind::Delete { handle, .. } = kind
+                    && let Some(entry) = self.catalog.get_mut(handle)
+                {
+                    entry.leaving = false;
+                }
+                answer(reply, Err(refusal(error, &kind)));
+            }
+        }
+    }
+
+    /// An engine has made a change durable, or failed to.
+    pub(super) fn change_done(&mut self, change: u32, result: Result<(), IoFault>) {
+        let Some(Change { pool, made, reply }) = self.changes.remove(change) else { return };
+        if result.is_err() {
+            return answer(reply, Err(ControlError::PoolFailed));
+        }
+        match made {
+            Made::Created { entry } => {
+                let status = self.status_of(&entry);
+                tracing::info!(volume = entry.name, bytes = entry.size, "volume created");
+                self.catalog.insert(entry);
+                answer(reply, Ok(status));
+            }
+            Made::Deleted { handle } => {
+                let Some(entry) = self.catalog.remove(handle) else {
+                    return answer(reply, Err(ControlError::PoolFailed));
+                };
+                tracing::info!(volume = entry.name, "volume deleted");
+                answer(reply, Ok(self.status_of(&entry)));
+            }
+            Made::Resized { handle, size_bytes } => {
+                let Some(entry) = self.catalog.get_mut(handle) else {
+                    return answer(reply, Err(ControlError::PoolFailed));
+                };
+                entry.size = size_bytes;
+                let entry = entry.clone();
+                debug_assert_eq!(entry.pool, pool);
+                tracing::info!(volume = entry.name, bytes = size_bytes, "volume grown");
+                for connection in &mut self.connections {
+                    let is_open = connection.opened.is_some_and(|opened| opened.handle == handle);
+                    if is_open && connection.phase == Phase::Serving {
+                        connection.session.resized(size_bytes);
+                    }
+                }
+                answer(reply, Ok(self.status_of(&entry)));
+            }
+        }
+    }
+
+    fn status_of(&self, entry: &Entry) -> VolumeStatus {
+        let pool = &self.pools[entry.pool as usize];
+        let mapped_bytes = pool.engine.volume_usage(entry.id).map_or(0, |(mapped, _)| mapped);
+        VolumeStatus {
+            name: entry.name.clone(),
+            uuid: entry.uuid,
+            pool: pool.path.clone(),
+            size_bytes: entry.size,
+            mapped_bytes,
+            connections: entry.connections,
+            uris: self.endpoints.uris(&entry.name),
+        }
+    }
+
+    fn pool_status(&self, p: usize) -> PoolStatus {
+        let pool = &self.pools[p];
+        let usage = pool.engine.usage();
+        let served = || self.catalog.iter().filter(|entry| entry.pool == p as u32);
+        PoolStatus {
+            path: pool.path.clone(),
+            uuid: pool.engine.pool_uuid(),
+            state: match pool.engine.state() {
+                flagstone_engine::PoolState::Failed(error) => {
+                    PoolState::Failed { reason: error.to_string() }
+                }
+                _ => PoolState::Running,
+            },
+            device_bytes: pool.device.size(),
+            capacity_bytes: usage.capacity,
+            used_bytes: usage.live + usage.kept,
+            free_bytes: usage.available,
+            provisioned_bytes: served().map(|entry| entry.size).sum(),
+            volumes: served().count() as u32,
+            direct_io: pool.device.is_direct(),
+        }
+    }
+
+    fn stats(&self) -> NodeStats {
+        let (in_use, total) = self.buffer_bytes();
+        NodeStats {
+            uptime_ns: self.ring.now_ns() - self.started_ns,
+            requests_now: self.requests.len() as u32,
+            buffer_bytes_now: in_use,
+            buffer_bytes_total: total,
+            ring_enters: self.ring.counters().enters,
+            ..self.stats
+        }
+    }
+}
+
+fn check_size(size_bytes: u64) -> Result<(), ControlError> {
+    let fits = size_bytes > 0
+        && size_bytes.is_multiple_of(BLOCK_SIZE as u64)
+        && size_bytes <= VOLUME_BYTES;
+    if fits { Ok(()) } else { Err(ControlError::BadSize { size_bytes, max_bytes: VOLUME_BYTES }) }
+}
+
+fn refusal(error: SubmitError, kind: &Kind) -> ControlError {
+    let (name, size_bytes) = match kind {
+        Kind::Create { name, size_bytes, .. } => (name.clone(), *size_bytes),
+        Kind::Resize { size_bytes, .. } => (String::new(), *size_bytes),
+        Kind::Delete { .. } => (String::new(), 0),
+    };
+    match error {
+        SubmitError::NoSpace => ControlError::NoSpace,
+        SubmitError::VolumeExists => ControlError::NameTaken { name },
+        SubmitError::VolumeName => ControlError::BadName { name },
+        SubmitError::VolumeSize => ControlError::BadSize { size_bytes, max_bytes: VOLUME_BYTES },
+        SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
+        SubmitError::NoVolume => ControlError::NoSuchVolume { name },
+        SubmitError::Stopping => ControlError::Stopping,
+        SubmitError::Busy => ControlError::Overloaded,
+        _ => ControlError::PoolFailed,
+    }
+}
+
+/// The asker may have stopped waiting, which is its own affair.
+fn answer<T>(reply: Reply<T>, result: Result<T, ControlError>) {
+    let _ = reply.send(result);
+}

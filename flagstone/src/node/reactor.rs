@@ -1,0 +1,476 @@
+//! The loop: one turn takes the ring's events, moves connections and engines on, and sends.
+//!
+//! ```text
+//!   events --> connections parse --> engines --> device commands --\
+//!     ^                                 |                           ring, one io_uring_enter
+//!     |                                 v                          /
+//!     \--------------------- completions --> replies, batched ----/
+//! ```
+//!
+//! Everything of a node lives in [`Reactor`], on one thread; nothing here locks, blocks or, once
+//! queues have grown to what the load needs, allocates. The parts: [`super::serve`] parses and
+//! starts requests, [`super::submit`] hands them to the engines, [`super::finish`] takes what
+//! they answer, [`super::transmit`] sends, [`super::manage`] performs control requests,
+//! [`super::stop`] ends it.
+
+use super::catalog::Catalog;
+use super::connection::{Connection, Phase};
+use super::control::{ControlRequest, NodeExit, NodeStats};
+use super::limits::{
+    CONNECTION_BLOCKS, ENGINE_MARGIN_BLOCKS, HEADER_BLOCKS, RECEIVE_BLOCKS, REQUESTS_GUARANTEED,
+    REQUESTS_SHARED, RESERVE_BLOCKS, RETRY_NS, WRITE_BYTES,
+};
+use super::manage::{Change, PendingChange};
+use super::pool::Pool;
+use super::request::{Data, Name, Piece, Request};
+use super::slab::Slab;
+use super::stop::Stop;
+use crate::uri::NbdEndpoints;
+use flagstone_block::{Buffer, Buffers, DeviceCommand};
+use flagstone_engine::PoolState;
+use flagstone_nbd::Session;
+use flagstone_nbd::reply::StatusExtent;
+use flagstone_ring::{Event, ListenerId, Mailbox, Ring, SendPart, SocketId};
+use std::collections::VecDeque;
+
+/// Rounds between connections and engines in one turn; what is left then waits for the next turn.
+const ROUNDS: usize = 16;
+
+/// See the module's documentation.
+pub(super) struct Reactor {
+    pub(super) ring: Ring,
+    pub(super) pools: Vec<Pool>,
+    pub(super) catalog: Catalog,
+    pub(super) endpoints: NbdEndpoints,
+    pub(super) listeners: Vec<ListenerId>,
+    pub(super) mailbox: Mailbox<ControlRequest>,
+    pub(super) handshake_ns: u64,
+
+    pub(super) connections: Vec<Connection>,
+    pub(super) free_connections: Vec<u32>,
+    /// Which connection uses a socket slot of the ring.
+    pub(super) by_socket: Vec<Option<u32>>,
+
+    pub(super) requests: Slab<Request>,
+    pub(super) pieces: Slab<Piece>,
+    pub(super) changes: Slab<Change>,
+    /// Control requests that an engine was too busy to take.
+    pub(super) pending_changes: VecDeque<PendingChange>,
+
+    /// Connections that want a turn: blocked ones are tried again each time something happened.
+    pub(super) queue: VecDeque<u32>,
+    /// A connection used up its turn with work left, so there must be no sleep.
+    pub(super) hungry: bool,
+    /// Connections with something to send.
+    pub(super) listed: Vec<u32>,
+
+    /// Payload on its way from a receive buffer to an engine.
+    pub(super) payload: Vec<u8>,
+    /// Handshake replies before they go to a header buffer.
+    pub(super) handshake_out: Vec<u8>,
+    pub(super) extents: Vec<flagstone_engine::StatusExtent>,
+    pub(super) wire_extents: Vec<StatusExtent>,
+
+    pub(super) stop: Stop,
+    pub(super) stats: NodeStats,
+    pub(super) started_ns: u64,
+}
+
+/// What [`Reactor::new`] needs beyond the ring.
+pub(super) struct Parts {
+    pub(super) pools: Vec<Pool>,
+    pub(super) endpoints: NbdEndpoints,
+    pub(super) mailbox: Mailbox<ControlRequest>,
+    pub(super) handshake_ns: u64,
+    pub(super) max_connections: u32,
+}
+
+impl Reactor {
+    /// Places every connection's buffers; `None` if the arena is too small for them.
+    pub(super) fn new(mut ring: Ring, parts: Parts) -> Option<Self> {
+        let mut connections = Vec::with_capacity(parts.max_connections as usize);
+        for _ in 0..parts.max_connections {
+            let bufs = ring.buffers();
+            connections.push(Connection::new(
+                bufs.alloc(RECEIVE_BLOCKS)?,
+                bufs.alloc(HEADER_BLOCKS)?,
+                bufs.alloc(RESERVE_BLOCKS)?,
+            ));
+        }
+        let requests = REQUESTS_GUARANTEED * parts.max_connections as usize + REQUESTS_SHARED;
+        let started_ns = ring.now_ns();
+        let mut reactor = Self {
+            started_ns,
+            pools: parts.pools,
+            catalog: Catalog::default(),
+            endpoints: parts.endpoints,
+            listeners: Vec::new(),
+            mailbox: parts.mailbox,
+            handshake_ns: parts.handshake_ns,
+            connections,
+            free_connections: (0..parts.max_connections).rev().collect(),
+            by_socket: vec![None; parts.max_connections as usize],
+            requests: Slab::with_capacity(requests),
+            pieces: Slab::with_capacity(requests),
+            changes: Slab::with_capacity(16),
+            pending_changes: VecDeque::new(),
+            queue: VecDeque::with_capacity(parts.max_connections as usize),
+            hungry: false,
+            listed: Vec::with_capacity(parts.max_connections as usize),
+            payload: vec![0; WRITE_BYTES],
+            handshake_out: vec![0; HEADER_BLOCKS as usize * flagstone_block::BLOCK_SIZE],
+            extents: Vec::with_capacity(super::limits::STATUS_EXTENTS),
+            wire_extents: Vec::with_capacity(super::limits::STATUS_EXTENTS),
+            stop: Stop::Running,
+            stats: NodeStats::default(),
+            ring,
+        };
+        reactor.fill_catalog();
+        Some(reactor)
+    }
+
+    /// Blocks of the arena that [`Reactor::new`] takes for `connections` of them, as the arena's
+    /// allocator rounds them.
+    pub(super) const fn connection_blocks(connections: u32) -> u64 {
+        CONNECTION_BLOCKS as u64 * connections as u64
+    }
+
+    /// Serves until a stop has ended.
+    pub(super) fn run(&mut self) -> Result<(), NodeExit> {
+        loop {
+            let deadline_ns = self.deadline_ns();
+            self.ring
+                .submit_and_wait(deadline_ns)
+                .map_err(|error| NodeExit::Reactor { reason: error.to_string() })?;
+            while let Some(event) = self.ring.next_event() {
+                self.handle(event);
+            }
+            self.turn();
+            if let Some(outcome) = self.advance_stop() {
+                return outcome;
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        self.hungry = false;
+        let now_ns = self.ring.now_ns();
+        for _ in 0..ROUNDS {
+            self.retry_changes();
+            self.run_queue();
+            if !self.pump(now_ns) {
+                break;
+            }
+        }
+        self.transmit_listed();
+        // Who is first to try again changes from turn to turn, so that nobody is always last.
+        if self.queue.len() > 1 {
+            self.queue.rotate_left(1);
+        }
+    }
+
+    /// When the loop must go on without any event.
+    fn deadline_ns(&self) -> Option<u64> {
+        if self.hungry || self.pools.iter().any(|pool| pool.touched) {
+            return Some(0);
+        }
+        let engines = self.pools.iter().filter_map(|pool| pool.engine.next_timer_ns()).min();
+        let waiting = !self.queue.is_empty() || !self.pending_changes.is_empty();
+        let retry = waiting.then(|| self.ring.now_ns() + RETRY_NS);
+        [engines, retry, self.stop_deadline_ns()].into_iter().flatten().min()
+    }
+
+    /// Gives a turn to everyone who was waiting for one when it began.
+    fn run_queue(&mut self) {
+        for _ in 0..self.queue.len() {
+            let Some(c) = self.queue.pop_front() else { return };
+            self.connections[c as usize].queued = false;
+            self.run_connection(c);
+        }
+    }
+
+    /// Pumps the engines that have reason to be, submits what they emit and takes what they
+    /// answer. Returns whether another round could achieve something.
+    fn pump(&mut self, now_ns: u64) -> bool {
+        let mut answered = false;
+        for p in 0..self.pools.len() {
+            let pool = &mut self.pools[p];
+            let due = pool.engine.next_timer_ns().is_some_and(|at| at <= now_ns);
+            if !pool.touched && !due {
+                continue;
+            }
+            pool.touched = false;
+            pool.engine.pump(self.ring.buffers(), now_ns);
+            while let Some(io) = pool.engine.next_io() {
+                match io.command {
+                    DeviceCommand::Read { .. } => self.stats.device_reads += 1,
+                    DeviceCommand::Write { .. } => self.stats.device_writes += 1,
+                    DeviceCommand::Flush => self.stats.device_flushes += 1,
+                }
+                self.ring.submit_device(pool.id, io);
+            }
+            while let Some(completion) = self.pools[p].engine.next_completion() {
+                answered = true;
+                match Name::of(completion.tag) {
+                    Some(Name::Request(request)) => self.part_done(request, completion.result),
+                    Some(Name::Piece(piece)) => self.piece_done(piece, completion.result),
+                    Some(Name::Control(change)) => self.change_done(change, completion.result),
+                    None => debug_assert!(false, "a tag that was never given out"),
+                }
+            }
+        }
+        let waiting = !self.queue.is_empty() || !self.pending_changes.is_empty();
+        (answered && waiting) || self.pools.iter().any(|pool| pool.touched)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Device { device, token, result } => {
+                let Some(pool) = self.pools.iter_mut().find(|pool| pool.id == device) else {
+                    return;
+                };
+                if let Err(error) = result {
+                    tracing::error!(pool = %pool.path.display(), %error, "a device command failed");
+                }
+                pool.engine.device_done(self.ring.buffers(), token, result);
+                pool.touched = true;
+            }
+            Event::Accepted { socket, .. } => self.accepted(socket),
+            Event::ListenerFailed { errno, .. } => {
+                tracing::error!(errno, "a listening socket failed; it accepts nothing any more");
+            }
+            Event::Received { socket, result } => {
+                if let Some(c) = self.owner(socket) {
+                    self.received(c, result);
+                }
+            }
+            Event::Sent { socket, result } => {
+                if let Some(c) = self.owner(socket) {
+                    self.sent(c, result);
+                }
+            }
+            Event::Closed { socket } => {
+                if let Some(c) = self.by_socket[socket.slot()].take() {
+                    self.connections[c as usize].socket = None;
+                    self.release_if_over(c);
+                }
+            }
+            Event::Woken => self.read_mail(),
+            Event::Timer { user, .. } => self.handshake_timed_out(user),
+        }
+    }
+
+    fn owner(&self, socket: SocketId) -> Option<u32> {
+        self.by_socket[socket.slot()]
+            .filter(|&c| self.connections[c as usize].socket == Some(socket))
+    }
+
+    fn accepted(&mut self, socket: SocketId) {
+        self.stats.connections_accepted += 1;
+        let free = if self.stop.is_running() { self.free_connections.pop() } else { None };
+        let Some(c) = free else {
+            // Its slot may still be waiting for an engine to answer the client before it.
+            self.stats.connections_refused += 1;
+            self.ring.shutdown_socket(socket);
+            return;
+        };
+        self.by_socket[socket.slot()] = Some(c);
+        let connection = &mut self.connections[c as usize];
+        connection.begin(socket);
+        let name = u64::from(connection.generation) << 32 | u64::from(c);
+        let deadline_ns = self.ring.now_ns() + self.handshake_ns;
+        connection.deadline = Some(self.ring.set_timer(deadline_ns, name));
+        self.stats.connections_now += 1;
+        self.send_bytes(c, Session::greeting());
+        self.want_input(c);
+    }
+
+    fn handshake_timed_out(&mut self, name: u64) {
+        let (c, generation) = (name as u32, (name >> 32) as u32);
+        let connection = &mut self.connections[c as usize];
+        if connection.generation == generation && connection.phase == Phase::Handshake {
+            connection.deadline = None;
+            self.stats.connections_dropped += 1;
+            tracing::debug!(connection = c, "dropped: the handshake took too long");
+            self.kill(c);
+        }
+    }
+
+    fn received(&mut self, c: u32, result: Result<usize, i32>) {
+        let connection = &mut self.connections[c as usize];
+        connection.receiving = false;
+        match result {
+            Ok(0) | Err(_) => connection.ended = true,
+            Ok(bytes) => connection.end += bytes,
+        }
+        if connection.phase == Phase::Dead {
+            self.release_if_over(c);
+        } else {
+            self.run_connection(c);
+        }
+    }
+
+    fn sent(&mut self, c: u32, result: Result<(), i32>) {
+        self.connections[c as usize].sending = false;
+        while let Some(data) = self.connections[c as usize].in_send.pop() {
+            self.give_back(c, data);
+        }
+        let connection = &mut self.connections[c as usize];
+        match connection.phase {
+            Phase::Dead => self.release_if_over(c),
+            _ if result.is_err() => self.kill(c),
+            Phase::Handshake => self.run_connection(c),
+            _ => {
+                self.list(c);
+                // The data that was sent may be what it was waiting for.
+                self.enqueue(c);
+            }
+        }
+    }
+
+    /// Gives the connection a turn when the present ones are over.
+    pub(super) fn enqueue(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        if !connection.queued {
+            connection.queued = true;
+            self.queue.push_back(c);
+        }
+    }
+
+    /// Has the connection looked at when this turn sends.
+    pub(super) fn list(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        if !connection.listed {
+            connection.listed = true;
+            self.listed.push(c);
+        }
+    }
+
+    /// Receives more, behind what is there.
+    pub(super) fn want_input(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        let Some(socket) = connection.socket else { return };
+        if connection.receiving || connection.ended {
+            return;
+        }
+        if connection.start > 0 {
+            let all = connection.receive_buffer;
+            let kept = connection.start..connection.end;
+            self.ring.buffers().bytes_mut(all).copy_within(kept, 0);
+            connection.end -= connection.start;
+            connection.start = 0;
+        }
+        let room = connection.receive_buffer.len() - connection.end;
+        match self.ring.recv(socket, connection.receive_buffer, connection.end, room) {
+            Ok(()) => connection.receiving = true,
+            Err(_) => connection.ended = true,
+        }
+    }
+
+    /// Sends bytes that are no transmission reply. The header buffer must be free.
+    pub(super) fn send_bytes(&mut self, c: u32, bytes: &[u8]) {
+        let connection = &mut self.connections[c as usize];
+        let Some(socket) = connection.socket else { return };
+        debug_assert!(!connection.sending);
+        let buffer = connection.header_buffer;
+        self.ring.buffers().bytes_mut(buffer)[..bytes.len()].copy_from_slice(bytes);
+        let part = SendPart { buffer, from: 0, len: bytes.len() };
+        connection.sending = self.ring.send(socket, &[part]).is_ok();
+    }
+
+    /// Memory for data of a READ: `wanted` blocks, or fewer but not less than `least`, from the
+    /// shared part or the connection's reserve.
+    pub(super) fn take_data(&mut self, c: u32, wanted: u32, least: u32) -> Option<Data> {
+        let margin = ENGINE_MARGIN_BLOCKS * self.pools.len() as u32;
+        let connection = &mut self.connections[c as usize];
+        let arena = self.ring.buffers();
+        // As much as it leaves free to others: used + n <= free - n.
+        let free = arena.free_blocks().saturating_sub(margin);
+        let allowed = free.saturating_sub(connection.shared_blocks) / 2;
+        let mut blocks = wanted.min(allowed);
+        while blocks >= least {
+            if let Some(buffer) = arena.alloc(blocks) {
+                connection.shared_blocks += blocks;
+                return Some(Data { buffer, reserve: false });
+            }
+            if blocks == least {
+                break;
+            }
+            blocks = (blocks / 2).max(least);
+        }
+        if connection.reserve_taken || connection.reserve.blocks < least {
+            return None;
+        }
+        connection.reserve_taken = true;
+        let buffer = connection.reserve.part(0, wanted.min(connection.reserve.blocks));
+        Some(Data { buffer, reserve: true })
+    }
+
+    pub(super) fn give_back(&mut self, c: u32, data: Data) {
+        let connection = &mut self.connections[c as usize];
+        if data.reserve {
+            connection.reserve_taken = false;
+        } else {
+            connection.shared_blocks -= data.buffer.blocks;
+            self.ring.buffers().free(data.buffer);
+        }
+    }
+
+    /// Ends a connection at once. What the engines still have for it is finished, unanswered.
+    pub(super) fn kill(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        if matches!(connection.phase, Phase::Dead | Phase::Free) {
+            return;
+        }
+        connection.phase = Phase::Dead;
+        if let Some(timer) = connection.deadline.take() {
+            self.ring.cancel_timer(timer);
+        }
+        if let Some(socket) = connection.socket {
+            self.ring.shutdown_socket(socket);
+        }
+        if let Some(opened) = connection.opened.take()
+            && let Some(entry) = self.catalog.get_mut(opened.handle)
+        {
+            entry.connections -= 1;
+        }
+        self.stats.connections_now -= 1;
+        self.drop_replies(c);
+        self.abandon_current(c);
+        self.release_if_over(c);
+    }
+
+    /// Frees the slot once nothing refers to it any more.
+    pub(super) fn release_if_over(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        let over = connection.phase == Phase::Dead
+            && connection.socket.is_none()
+            && connection.requests == 0;
+        if over {
+            debug_assert!(!connection.sending && !connection.receiving);
+            debug_assert!(connection.shared_blocks == 0 && !connection.reserve_taken);
+            connection.phase = Phase::Free;
+            self.free_connections.push(c);
+        }
+    }
+
+    /// Whether the pool takes requests, for the control API.
+    pub(super) fn is_serving(&self, pool: usize) -> bool {
+        self.pools[pool].engine.state() == PoolState::Running
+    }
+
+    /// Bytes of the arena in use and in all.
+    pub(super) fn buffer_bytes(&self) -> (u64, u64) {
+        let arena = self.ring.buffers_ref();
+        let block = flagstone_block::BLOCK_SIZE as u64;
+        let total = u64::from(arena.capacity_blocks()) * block;
+        (total - u64::from(arena.free_blocks()) * block, total)
+    }
+
+    /// The buffers of every connection slot, to be given back when the node ends.
+    pub(super) fn fixed_buffers(&self) -> impl Iterator<Item = Buffer> + '_ {
+        self.connections.iter().flat_map(|connection| {
+            [connection.receive_buffer, connection.header_buffer, connection.reserve]
+        })
+    }
+}

@@ -1,0 +1,259 @@
+//! Starting a node: the thread, its ring, the pools and the listening sockets.
+
+use super::control::{ControlError, NodeConfig, NodeExit, NodeHandle, Post};
+use super::limits::{CONTROL_QUEUE, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
+use super::pool::Pool;
+use super::reactor::{Parts, Reactor};
+use crate::uri::NbdEndpoints;
+use flagstone_block::BLOCK_SIZE;
+use flagstone_engine::{Engine, OpenError, OpenOptions};
+use flagstone_ring::{
+    AddError, Device, DeviceOpenError, ListenError, MailError, OpenMode, Ring, RingConfig,
+    RingError, SpinPolicy, SyncDevice, listen_tcp, listen_unix,
+};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, mpsc};
+use tokio::sync::watch;
+
+/// Submission queue entries: a round seldom has more to submit.
+const RING_ENTRIES: u32 = 512;
+
+/// Why a node could not be started. Nothing is left running, locked or listening.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is out of its range.
+    #[error("{what} must be from {least} to {most}, not {value}")]
+    OutOfRange {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// The least it may be.
+        least: u64,
+        /// The most it may be.
+        most: u64,
+    },
+    /// Nowhere to serve.
+    #[error("neither a unix socket nor a TCP address to serve NBD on")]
+    NoListener,
+    /// The same pool twice.
+    #[error("{} is given twice", path.display())]
+    PoolTwice {
+        /// As configured.
+        path: PathBuf,
+    },
+    /// A pool's device can't be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceOpenError),
+    /// A pool can't be opened.
+    #[error("{}: {error}", path.display())]
+    Pool {
+        /// As configured.
+        path: PathBuf,
+        /// Why.
+        error: OpenError,
+    },
+    /// A socket can't be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The memory setting doesn't suffice.
+    #[error(
+        "{given_bytes} bytes of buffers are too few for {connections} connections and {pools} \
+         pools: at least {least_bytes} are needed; raise the memory setting or lower the number \
+         of connections"
+    )]
+    Memory {
+        /// The setting.
+        given_bytes: u64,
+        /// What it would take at least.
+        least_bytes: u64,
+        /// The setting.
+        connections: u32,
+        /// Pools to be served.
+        pools: usize,
+    },
+    /// io_uring can't be used.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A device or socket can't be given to the ring.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// The thread can't be made.
+    #[error("the reactor thread can't be started: {error}")]
+    Thread {
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// What the thread tells its starter once it serves.
+struct Ready {
+    post: Post,
+    nbd_tcp: Option<SocketAddr>,
+}
+
+/// Opens the pools, recovering them where needed, and serves them on a thread of their own.
+/// Returns when connections are accepted.
+///
+/// # Errors
+/// [`StartError`]. Nothing is left running.
+pub fn start(config: NodeConfig) -> Result<NodeHandle, StartError> {
+    check(&config)?;
+    let (ready, is_ready) = mpsc::sync_channel(1);
+    let (stopping, stopped) = watch::channel(false);
+    let thread = std::thread::Builder::new()
+        .name("flagstone-node".into())
+        .spawn(move || {
+            let outcome = serve(config, &ready);
+            // Nobody may be waiting, which is fine.
+            let _ = stopping.send(true);
+            outcome
+        })
+        .map_err(|error| StartError::Thread { error })?;
+    match is_ready.recv() {
+        Ok(Ok(ready)) => Ok(NodeHandle {
+            post: ready.post,
+            thread: Arc::new(Mutex::new(Some(thread))),
+            stopped,
+            nbd_tcp: ready.nbd_tcp,
+        }),
+        Ok(Err(error)) => {
+            // It has told why and is on its way out.
+            let _ = thread.join();
+            Err(error)
+        }
+        Err(mpsc::RecvError) => {
+            let panicked = thread.join().is_err();
+            let what = if panicked { "it panicked" } else { "it ended at once" };
+            Err(StartError::Thread { error: std::io::Error::other(what) })
+        }
+    }
+}
+
+fn check(config: &NodeConfig) -> Result<(), StartError> {
+    let in_range = |what, value: u64, least: u64, most: u64| {
+        if (least..=most).contains(&value) {
+            Ok(())
+        } else {
+            Err(StartError::OutOfRange { what, value, least, most })
+        }
+    };
+    in_range("the number of pools", config.pools.len() as u64, 1, MAX_POOLS as u64)?;
+    in_range(
+        "the number of connections",
+        u64::from(config.max_connections),
+        1,
+        u64::from(MAX_CONNECTIONS),
+    )?;
+    let block = BLOCK_SIZE as u64;
+    in_range("the memory in bytes", config.memory_bytes, 1 << 20, u64::from(u32::MAX) * block)?;
+    for (i, path) in config.pools.iter().enumerate() {
+        if config.pools[..i].contains(path) {
+            return Err(StartError::PoolTwice { path: path.clone() });
+        }
+    }
+    if config.nbd_unix.is_none() && config.nbd_tcp.is_none() {
+        return Err(StartError::NoListener);
+    }
+    Ok(())
+}
+
+/// The thread: sets everything up, says so, and serves until it is told to stop.
+fn serve(
+    config: NodeConfig,
+    ready: &mpsc::SyncSender<Result<Ready, StartError>>,
+) -> Result<(), NodeExit> {
+    let socket = config.nbd_unix.clone();
+    let (mut reactor, told) = match set_up(config) {
+        Ok(set_up) => set_up,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return Ok(());
+        }
+    };
+    if ready.send(Ok(told)).is_err() {
+        // The starter is gone, and with it whoever could use or stop the node.
+        reactor.begin_stop();
+    }
+    let outcome = reactor.run();
+    if let Some(path) = socket {
+        // Left behind it would only be stale; the next start replaces it.
+        let _ = std::fs::remove_file(path);
+    }
+    outcome
+}
+
+fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
+    let arena_blocks = (config.memory_bytes / BLOCK_SIZE as u64) as u32;
+    let mut ring = Ring::new(RingConfig {
+        entries: RING_ENTRIES,
+        arena_blocks,
+        spin: SpinPolicy::Auto,
+        max_sockets: config.max_connections,
+    })?;
+    tracing::info!(mode = %ring.mode(), "reactor ready");
+    let connection_blocks = Reactor::connection_blocks(config.max_connections);
+    let too_small = |needed_blocks: u64| StartError::Memory {
+        given_bytes: config.memory_bytes,
+        least_bytes: needed_blocks * BLOCK_SIZE as u64,
+        connections: config.max_connections,
+        pools: config.pools.len(),
+    };
+
+    let mut pools = Vec::with_capacity(config.pools.len());
+    for path in &config.pools {
+        let device = Device::open(path, OpenMode::Exclusive)?;
+        let mut io = SyncDevice::new(device);
+        let opened = Engine::open(&mut io, ring.buffers(), &OpenOptions::default());
+        let (engine, report) = opened.map_err(|error| match error {
+            OpenError::Memory { blocks } => {
+                too_small(u64::from(blocks) + connection_blocks + u64::from(SHARED_BLOCKS_MIN))
+            }
+            error => StartError::Pool { path: path.clone(), error },
+        })?;
+        let device = io.into_device();
+        let id = ring.add_device(&device)?;
+        tracing::info!(pool = %path.display(), direct = device.is_direct(), ?report, "pool opened");
+        pools.push(Pool { path: path.clone(), device, id, engine, touched: true });
+    }
+    let used = u64::from(arena_blocks - ring.buffers_ref().free_blocks());
+    let needed = used + connection_blocks + u64::from(SHARED_BLOCKS_MIN);
+    if needed > u64::from(arena_blocks) {
+        return Err(too_small(needed));
+    }
+
+    // Listening comes last: whoever connects is served.
+    let unix: Option<OwnedFd> = config.nbd_unix.as_deref().map(listen_unix).transpose()?;
+    let tcp: Option<OwnedFd> = config.nbd_tcp.map(listen_tcp).transpose()?;
+    let nbd_tcp = tcp.as_ref().and_then(local_address);
+    let (sender, mailbox) = ring.mailbox(CONTROL_QUEUE);
+    let endpoints = NbdEndpoints { socket: config.nbd_unix.clone(), listen: nbd_tcp };
+    let handshake_ns = u64::try_from(config.handshake_timeout.as_nanos()).unwrap_or(u64::MAX / 2);
+    let parts = Parts {
+        pools,
+        endpoints,
+        mailbox,
+        handshake_ns: handshake_ns.min(u64::MAX / 2),
+        max_connections: config.max_connections,
+    };
+    let mut reactor = Reactor::new(ring, parts).ok_or_else(|| too_small(needed * 2))?;
+    for fd in [unix, tcp].into_iter().flatten() {
+        let listener = reactor.ring.add_listener(fd)?;
+        reactor.listeners.push(listener);
+    }
+    let post: Post = Arc::new(move |request| {
+        sender.send(request).map_err(|error| match error {
+            MailError::Full(request) => (ControlError::Overloaded, request),
+            MailError::Closed(request) => (ControlError::Stopping, request),
+        })
+    });
+    Ok((reactor, Ready { post, nbd_tcp }))
+}
+
+fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {
+    let listener = std::net::TcpListener::from(fd.try_clone().ok()?);
+    listener.local_addr().ok()
+}

@@ -1,0 +1,271 @@
+//! From requests to engine calls, part by part, as memory and the engines allow.
+
+use super::connection::Reply;
+use super::errno::{Failure, errno};
+use super::limits::{HOLE_READ_BYTES, PIECE_BLOCKS, PIECE_BLOCKS_MIN};
+use super::reactor::Reactor;
+use super::request::{Current, Kind, Name, Piece};
+use flagstone_block::{BLOCK_SIZE, Buffer, Durability, Lba, ZeroMode};
+use flagstone_engine::{StatusKind, SubmitError};
+use flagstone_nbd::Errno;
+
+/// Calls of one request in a row, before others get their turn: a discard of a huge range.
+const ZERO_CALLS: usize = 16;
+
+/// Whether a connection can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// At once.
+    More,
+    /// When its next event comes, which will find it.
+    Waits,
+    /// Perhaps when anything has happened.
+    Blocked,
+}
+
+impl Reactor {
+    /// Submits more of what the connection is at.
+    pub(super) fn advance(&mut self, c: u32, current: Current) -> Progress {
+        match current {
+            Current::Read { request, next, end, whole } => {
+                self.advance_read(c, request, next, end, whole)
+            }
+            Current::Run { request, next, end } => self.advance_run(c, request, next, end),
+            Current::Zero { request, next, end, mode, durability } => {
+                self.advance_zero(c, request, next, end, mode, durability)
+            }
+            Current::Flush { request } => self.advance_flush(c, request),
+            Current::Write { .. } => Progress::More,
+        }
+    }
+
+    /// The connection is done submitting this request and turns to its next one.
+    pub(super) fn submitted(&mut self, c: u32, request: u32) {
+        self.connections[c as usize].current = None;
+        let Some(entry) = self.requests.get_mut(request) else { return };
+        entry.submitted = true;
+        let over = entry.is_over();
+        // The last chunk of a READ ends it; the others end here if everything is answered.
+        if over && !matches!(entry.kind, Kind::Read | Kind::Run { .. }) {
+            self.finish(request);
+        }
+    }
+
+    /// The engine refused a part of a request; what it has of it is awaited.
+    pub(super) fn fail(&mut self, request: u32, errno: Errno) {
+        if let Some(entry) = self.requests.get_mut(request) {
+            entry.error.get_or_insert(errno);
+        }
+    }
+
+    /// Forgets what the connection was submitting; no reply will be sent for it.
+    pub(super) fn abandon_current(&mut self, c: u32) {
+        let request = match self.connections[c as usize].current.take() {
+            None => return,
+            Some(
+                Current::Read { request, .. }
+                | Current::Run { request, .. }
+                | Current::Write { request, .. }
+                | Current::Zero { request, .. }
+                | Current::Flush { request },
+            ) => request,
+        };
+        if let Some(entry) = self.requests.get_mut(request) {
+            entry.submitted = true;
+            entry.abandoned = true;
+            if entry.outstanding == 0 {
+                self.forget(request);
+            }
+        }
+    }
+
+    fn advance_read(&mut self, c: u32, request: u32, next: u64, end: u64, whole: bool) -> Progress {
+        if !whole && end - next >= HOLE_READ_BYTES {
+            match self.next_extent(c, next, end) {
+                Ok((len, true)) => {
+                    let done = self.read_ends(c, request, next + len, end, whole);
+                    if let Some(entry) = self.requests.get_mut(request) {
+                        let (to, over) = (entry.to, done && entry.outstanding == 0);
+                        let hole = Reply::Hole { to, offset: next, len: len as u32, done: over };
+                        self.reply(c, hole);
+                        if over {
+                            self.finish(request);
+                        }
+                    }
+                    return Progress::More;
+                }
+                Ok((len, false)) => {
+                    return self.fetch(c, request, next, next + len, end, whole);
+                }
+                Err(error) => {
+                    self.refuse_read(c, request, next, error);
+                    return Progress::More;
+                }
+            }
+        }
+        self.fetch(c, request, next, end, end, whole)
+    }
+
+    /// Length of what lies at `next`, up to `end`, and whether it is zeroes without data.
+    fn next_extent(&mut self, c: u32, next: u64, end: u64) -> Result<(u64, bool), SubmitError> {
+        let Some(opened) = self.connections[c as usize].opened else {
+            return Err(SubmitError::NoVolume);
+        };
+        let engine = &self.pools[opened.pool as usize].engine;
+        engine.block_status(opened.volume, next, end - next, &mut self.extents, 1)?;
+        match self.extents.first() {
+            Some(extent) if extent.kind == StatusKind::Data => Ok((extent.len, false)),
+            Some(extent) => Ok((extent.len, true)),
+            None => Ok((end - next, false)),
+        }
+    }
+
+    /// Fetches one piece of `next..limit`, as long as memory allows, of a READ up to `end`.
+    fn fetch(
+        &mut self,
+        c: u32,
+        request: u32,
+        next: u64,
+        limit: u64,
+        end: u64,
+        whole: bool,
+    ) -> Progress {
+        let Some(opened) = self.connections[c as usize].opened else {
+            self.refuse_read(c, request, next, SubmitError::NoVolume);
+            return Progress::More;
+        };
+        let skip = next % BLOCK_SIZE as u64;
+        let blocks = (skip + (limit - next)).div_ceil(BLOCK_SIZE as u64);
+        let wanted = blocks.min(u64::from(PIECE_BLOCKS)) as u32;
+        let least = if whole { wanted } else { wanted.min(PIECE_BLOCKS_MIN) };
+        let Some(data) = self.take_data(c, wanted, least) else { return Progress::Blocked };
+        let len = (u64::from(data.buffer.blocks) * BLOCK_SIZE as u64 - skip).min(limit - next);
+        // A piece may have got more blocks than its bytes touch only if the reserve was cut.
+        let touched = (skip + len).div_ceil(BLOCK_SIZE as u64) as u32;
+        let into = Buffer { slot: data.buffer.slot, blocks: touched };
+        let piece = self.pieces.insert(Piece {
+            request,
+            data,
+            skip: skip as u32,
+            len: len as u32,
+            offset: next,
+        });
+        let pool = &mut self.pools[opened.pool as usize];
+        let tag = Name::Piece(piece).tag();
+        let lba = Lba::containing(next);
+        pool.touched = true;
+        match pool.engine.read(self.ring.buffers(), tag, opened.volume, lba, into) {
+            Ok(()) => {
+                if let Some(entry) = self.requests.get_mut(request) {
+                    entry.outstanding += 1;
+                }
+                self.read_ends(c, request, next + len, end, whole);
+                Progress::More
+            }
+            Err(error) => {
+                self.pieces.remove(piece);
+                self.give_back(c, data);
+                if error == SubmitError::Busy {
+                    return Progress::Blocked;
+                }
+                self.refuse_read(c, request, next, error);
+                Progress::More
+            }
+        }
+    }
+
+    /// Books that a READ is submitted up to `next`; returns whether that is all of it.
+    fn read_ends(&mut self, c: u32, request: u32, next: u64, end: u64, whole: bool) -> bool {
+        if next == end {
+            self.submitted(c, request);
+            return true;
+        }
+        let current = &mut self.connections[c as usize].current;
+        *current = match *current {
+            Some(Current::Run { .. }) => Some(Current::Run { request, next, end }),
+            _ => Some(Current::Read { request, next, end, whole }),
+        };
+        false
+    }
+
+    /// The engine refused a READ from `next` on; what was submitted before is answered.
+    fn refuse_read(&mut self, c: u32, request: u32, next: u64, error: SubmitError) {
+        self.submitted(c, request);
+        self.read_failed(request, next, errno(Failure::Submit(error)));
+    }
+
+    /// A run has one piece under way at a time, so that its pieces come in order.
+    fn advance_run(&mut self, c: u32, request: u32, next: u64, end: u64) -> Progress {
+        let under_way = self.requests.get_mut(request).is_some_and(|entry| entry.outstanding > 0);
+        if under_way {
+            // The piece's end brings the connection back.
+            return Progress::Waits;
+        }
+        self.fetch(c, request, next, end, end, false)
+    }
+
+    fn advance_zero(
+        &mut self,
+        c: u32,
+        request: u32,
+        mut next: u64,
+        end: u64,
+        mode: ZeroMode,
+        durability: Durability,
+    ) -> Progress {
+        let Some(opened) = self.connections[c as usize].opened else {
+            self.fail(request, errno(Failure::Submit(SubmitError::NoVolume)));
+            self.submitted(c, request);
+            return Progress::More;
+        };
+        let pool = &mut self.pools[opened.pool as usize];
+        pool.touched = true;
+        let tag = Name::Request(request).tag();
+        for _ in 0..ZERO_CALLS {
+            let (volume, len) = (opened.volume, end - next);
+            let bufs = self.ring.buffers();
+            match pool.engine.zero(bufs, tag, volume, next, len, mode, durability) {
+                Ok(bytes) => {
+                    next += bytes;
+                    if let Some(entry) = self.requests.get_mut(request) {
+                        entry.outstanding += 1;
+                    }
+                    if next == end {
+                        self.submitted(c, request);
+                        return Progress::More;
+                    }
+                }
+                Err(SubmitError::Busy) => break,
+                Err(error) => {
+                    self.fail(request, errno(Failure::Submit(error)));
+                    self.submitted(c, request);
+                    return Progress::More;
+                }
+            }
+        }
+        let current = Current::Zero { request, next, end, mode, durability };
+        self.connections[c as usize].current = Some(current);
+        Progress::Blocked
+    }
+
+    fn advance_flush(&mut self, c: u32, request: u32) -> Progress {
+        let Some(opened) = self.connections[c as usize].opened else {
+            self.fail(request, errno(Failure::Submit(SubmitError::NoVolume)));
+            self.submitted(c, request);
+            return Progress::More;
+        };
+        let pool = &mut self.pools[opened.pool as usize];
+        pool.touched = true;
+        match pool.engine.flush(Name::Request(request).tag()) {
+            Ok(()) => {
+                if let Some(entry) = self.requests.get_mut(request) {
+                    entry.outstanding += 1;
+                }
+            }
+            Err(SubmitError::Busy) => return Progress::Blocked,
+            Err(error) => self.fail(request, errno(Failure::Submit(error))),
+        }
+        self.submitted(c, request);
+        Progress::More
+    }
+}

@@ -1,0 +1,154 @@
+//! From replies to sends: headers into the connection's header buffer, data from where it lies.
+//!
+//! One send per connection is under way at a time; what is ready by its end goes into the next,
+//! so that batches grow with load and cost nothing without it.
+
+use super::connection::{Phase, Reply};
+use super::limits::{SEND_PARTS, STATUS_EXTENTS};
+use super::reactor::Reactor;
+use flagstone_block::{Buffer, Buffers};
+use flagstone_engine::StatusKind;
+use flagstone_nbd::proto::{STATE_HOLE, STATE_ZERO};
+use flagstone_nbd::reply::{self, MAX_HEADER_BYTES, StatusExtent, block_status_bytes};
+use flagstone_nbd::{Errno, Out, Style};
+use flagstone_ring::SendPart;
+
+/// The parts of a send as it is put together.
+struct Batch {
+    parts: [SendPart; SEND_PARTS],
+    count: usize,
+    headers: Buffer,
+    /// Bytes of the header buffer that are in parts already.
+    header_end: usize,
+}
+
+impl Batch {
+    fn new(headers: Buffer) -> Self {
+        let nothing = SendPart { buffer: headers, from: 0, len: 0 };
+        Self { parts: [nothing; SEND_PARTS], count: 0, headers, header_end: 0 }
+    }
+
+    /// Room for a header and the data behind it, and for the headers that end the batch.
+    fn has_room(&self) -> bool {
+        self.count + 3 <= SEND_PARTS
+    }
+
+    /// Closes the run of headers up to `end`.
+    fn headers_up_to(&mut self, end: usize) {
+        if end > self.header_end {
+            let part = SendPart {
+                buffer: self.headers,
+                from: self.header_end,
+                len: end - self.header_end,
+            };
+            self.header_end = end;
+            self.push(part);
+        }
+    }
+
+    fn push(&mut self, part: SendPart) {
+        self.parts[self.count] = part;
+        self.count += 1;
+    }
+}
+
+impl Reactor {
+    /// Sends for every connection that has something to send.
+    pub(super) fn transmit_listed(&mut self) {
+        while let Some(c) = self.listed.pop() {
+            self.connections[c as usize].listed = false;
+            self.transmit(c);
+        }
+    }
+
+    fn transmit(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        if connection.sending || !matches!(connection.phase, Phase::Serving | Phase::Draining) {
+            return;
+        }
+        let Some(socket) = connection.socket else { return };
+        if connection.outbox.is_empty() {
+            if connection.phase == Phase::Draining && connection.is_quiet() {
+                self.kill(c);
+            }
+            return;
+        }
+        let style = connection.session.style();
+        let mut batch = Batch::new(connection.header_buffer);
+        let mut out = Out::new(self.ring.buffers().bytes_mut(connection.header_buffer));
+        while let Some(&next) = connection.outbox.front() {
+            if !batch.has_room() || out.room() < MAX_HEADER_BYTES {
+                break;
+            }
+            match next {
+                Reply::Done { to, result: Ok(()) } => reply::success(style, to, &mut out),
+                Reply::Done { to, result: Err(errno) } => reply::error(style, to, errno, &mut out),
+                Reply::ReadDone { to } => reply::read_done(style, to, &mut out),
+                Reply::Hole { to, offset, len, done } => {
+                    reply::hole(style, to, offset, len, done, &mut out);
+                }
+                Reply::Bad { to, errno, offset, done } => {
+                    reply::error_at(style, to, errno, offset, done, &mut out);
+                }
+                Reply::Data { to, data, skip, len, offset, done } => {
+                    if style == Style::Simple {
+                        reply::success(style, to, &mut out);
+                    } else {
+                        reply::data(style, to, offset, len, done, &mut out);
+                    }
+                    batch.headers_up_to(out.len());
+                    let (from, len) = (skip as usize, len as usize);
+                    batch.push(SendPart { buffer: data.buffer, from, len });
+                    connection.in_send.push(data);
+                }
+                Reply::More { data, skip, len } => {
+                    batch.headers_up_to(out.len());
+                    let (from, len) = (skip as usize, len as usize);
+                    batch.push(SendPart { buffer: data.buffer, from, len });
+                    connection.in_send.push(data);
+                }
+                Reply::Status { to, offset, len, one } => {
+                    // Asked for here, where there is room for the answer.
+                    let wanted = if one { 1 } else { STATUS_EXTENTS };
+                    if !out.is_empty() && out.room() < block_status_bytes(wanted) {
+                        break;
+                    }
+                    let answer = match connection.opened {
+                        Some(opened) => {
+                            let engine = &self.pools[opened.pool as usize].engine;
+                            let extents = &mut self.extents;
+                            engine.block_status(opened.volume, offset, len, extents, wanted).is_ok()
+                        }
+                        None => false,
+                    };
+                    if answer && !self.extents.is_empty() {
+                        self.wire_extents.clear();
+                        self.wire_extents.extend(self.extents.iter().map(|extent| StatusExtent {
+                            len: extent.len,
+                            flags: match extent.kind {
+                                StatusKind::Data => 0,
+                                StatusKind::Zero => STATE_ZERO,
+                                StatusKind::Hole => STATE_HOLE | STATE_ZERO,
+                            },
+                        }));
+                        reply::block_status(style, to, &self.wire_extents, &mut out);
+                    } else {
+                        reply::error(style, to, Errno::Shutdown, &mut out);
+                    }
+                }
+            }
+            connection.outbox.pop_front();
+        }
+        batch.headers_up_to(out.len());
+        match self.ring.send(socket, &batch.parts[..batch.count]) {
+            Ok(()) => connection.sending = true,
+            // The socket is gone, which its own event will say; the data must not wait for it.
+            Err(_) => {
+                while let Some(data) = self.connections[c as usize].in_send.pop() {
+                    self.give_back(c, data);
+                }
+                self.kill(c);
+            }
+        }
+    }
+}
