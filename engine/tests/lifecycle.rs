@@ -78,7 +78,9 @@ fn a_full_pool_says_so_reads_on_and_takes_back_what_is_discarded() {
     world.flush();
     for round in 0..3 {
         for offset in 0..at / MIB - 4 {
-            world.write(volume, offset * MIB, &data).unwrap_or_else(|e| panic!("round {round} {offset}: {e}"));
+            world
+                .write(volume, offset * MIB, &data)
+                .unwrap_or_else(|e| panic!("round {round} {offset}: {e}"));
         }
         world.zero(volume, 0, at, ZeroMode::Discard).unwrap();
     }
@@ -180,7 +182,8 @@ fn a_bad_block_fails_its_own_range_only() {
         world.write_with(volume, lba * B, &block(lba), Durability::Fua).unwrap();
     }
     let victim = block(3);
-    let place = world.disk.blocks.iter().find(|(_, b)| b[..] == victim[..]).map(|(at, _)| *at).unwrap();
+    let place =
+        world.disk.blocks.iter().find(|(_, b)| b[..] == victim[..]).map(|(at, _)| *at).unwrap();
     world.disk.blocks.get_mut(&place).unwrap()[99] ^= 4;
     assert_eq!(world.read(volume, 0, 3).unwrap()[..BLOCK_SIZE], block(0));
     assert_eq!(world.read(volume, 2, 3), Err(flagstone_engine::IoFault::BadBlock { lba: 3 }));

@@ -231,7 +231,13 @@ impl World {
         Ok(())
     }
 
-    pub fn zero(&mut self, volume: VolumeId, offset: u64, len: u64, mode: ZeroMode) -> Result<(), SubmitError> {
+    pub fn zero(
+        &mut self,
+        volume: VolumeId,
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+    ) -> Result<(), SubmitError> {
         let mut done = 0;
         while done < len {
             let (taken, completion) = self.submit(|e, a, t| {
@@ -247,7 +253,12 @@ impl World {
         self.submit(|e, _, t| e.flush(t)).unwrap().1.result.unwrap();
     }
 
-    pub fn read(&mut self, volume: VolumeId, lba: u64, blocks: u32) -> Result<Vec<u8>, flagstone_engine::IoFault> {
+    pub fn read(
+        &mut self,
+        volume: VolumeId,
+        lba: u64,
+        blocks: u32,
+    ) -> Result<Vec<u8>, flagstone_engine::IoFault> {
         let buffer = self.arena.alloc(blocks).unwrap();
         let (_, completion) =
             self.submit(|e, a, t| e.read(a, t, volume, Lba(lba), buffer)).unwrap();
