@@ -18,7 +18,7 @@ pub enum RingError {
         errno: Errno,
     },
     /// The kernel's io_uring lacks something that has no substitute.
-    #[error("this kernel's io_uring lacks {feature}; Linux 5.19 or later is needed")]
+    #[error("this kernel's io_uring lacks {feature}; Linux 5.17 or later is needed")]
     KernelTooOld {
         /// The missing feature, as its manual page names it.
         feature: &'static str,

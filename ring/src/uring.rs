@@ -136,6 +136,7 @@ impl Uring {
             (params.is_feature_nodrop(), "IORING_FEAT_NODROP"),
             (params.is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
             (params.is_feature_fast_poll(), "IORING_FEAT_FAST_POLL"),
+            (params.is_feature_linked_file(), "IORING_FEAT_LINKED_FILE"),
         ] {
             if !present {
                 return Err(RingError::KernelTooOld { feature });
@@ -179,9 +180,16 @@ impl Uring {
         self.ring.completion().next()
     }
 
-    /// Whether a completion is visible, or would become so by [`Uring::enter`] without waiting.
-    pub(crate) fn has_news(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    /// Whether a completion is visible without a system call.
+    pub(crate) fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
+    /// Whether [`Uring::enter`] would produce completions without waiting. Always false where the
+    /// kernel produces them by itself.
+    pub(crate) fn has_task_work(&mut self) -> bool {
+        let queue = self.ring.submission();
+        queue.taskrun() || queue.cq_overflow()
     }
 
     /// Submits everything queued and produces completions; waits as told.

@@ -298,3 +298,22 @@ fn two_owners_of_the_same_bytes_are_caught_before_the_kernel_is() {
     }
     ring.buffers().free(buffer);
 }
+
+#[test]
+fn exchanged_arenas_are_noticed_before_the_kernel_uses_them() {
+    let directory = disk_directory();
+    let device = file(&directory.path().join("pool"), 1 << 20);
+    let mut left = ring(64);
+    let mut right = ring(64);
+    let id = left.add_device(&device).expect("room");
+    let buffer = left.buffers().alloc(8).expect("room");
+    left.submit_device(id, DeviceIo { token: IoToken(0), command: read(0, buffer) });
+    left.submit_and_wait(Some(0)).expect("the ring works");
+    std::mem::swap(left.buffers(), right.buffers());
+    for ring in [&mut left, &mut right] {
+        let mut unique = std::panic::AssertUnwindSafe(ring);
+        assert!(std::panic::catch_unwind(move || unique.submit_and_wait(Some(0))).is_err());
+    }
+    // Both arenas are leaked rather than unmapped under the other ring.
+    drop((left, right));
+}

@@ -8,7 +8,7 @@
 //! 3. A slot under any kernel operation is never given back: [`Arena::free`] panics.
 //!
 //! These checks are what makes the arena's safe face sound, so they run in every build and over
-//! every slot of the range. They read one byte per 4096 bytes that the caller is about to touch.
+//! every slot of the range. They read four bytes per 4096 that the caller is about to touch.
 //! Such a panic is a broken invariant of the caller, never a reaction to input.
 //!
 //! The mapping lives as long as the arena and never moves. No allocation after `new`.
@@ -26,10 +26,11 @@ use self::buddy::Buddy;
 /// The most blocks that one buffer can have.
 pub const MAX_BUFFER_BLOCKS: u32 = 1 << buddy::MAX_ORDER;
 
-/// Uses of a slot by the kernel: the number of operations that read it, or `WRITTEN`.
-type Use = u8;
+/// Uses of a slot by the kernel: the number of operations that read it, or `WRITTEN`. Wide enough for
+/// one block (of zeroes, say) that every part of every send of every socket refers to.
+type Use = u32;
 const IDLE: Use = 0;
-const WRITTEN: Use = u8::MAX;
+const WRITTEN: Use = Use::MAX;
 
 /// A fixed number of 4 KiB slots, handed out in contiguous runs.
 ///
@@ -87,6 +88,11 @@ impl Arena {
         self.base.wrapping_add(slot as usize * BLOCK_SIZE + from)
     }
 
+    /// Which mapping this is: two arenas never agree.
+    pub(crate) fn identity(&self) -> *mut u8 {
+        self.base
+    }
+
     /// The whole mapping, for registration.
     pub(crate) fn whole(&self) -> (*mut u8, usize) {
         (self.base, self.uses.len() * BLOCK_SIZE)
@@ -119,7 +125,7 @@ impl Arena {
     /// Marks slots as being read by the kernel, once more each.
     ///
     /// # Panics
-    /// If the kernel is writing one of them, or more than 254 operations read it.
+    /// If the kernel is writing one of them.
     pub(crate) fn begin_read(&mut self, slots: Range<u32>) {
         for slot in self.uses_of(slots) {
             assert!(
@@ -144,15 +150,20 @@ impl Arena {
 
     /// Where `buffer` lies in the mapping, checked.
     fn range(&self, buffer: Buffer) -> Range<usize> {
-        let end = buffer.slot as usize + buffer.blocks as usize;
-        assert!(end <= self.uses.len(), "the buffer is not from this arena");
-        buffer.slot as usize..end
+        let slots = slots_of(buffer);
+        assert!(slots.end as usize <= self.uses.len(), "the buffer is not from this arena");
+        slots.start as usize..slots.end as usize
     }
 }
 
 /// The slots of `buffer`.
+///
+/// # Panics
+/// If no arena could have given it.
 pub(crate) fn slots_of(buffer: Buffer) -> Range<u32> {
-    buffer.slot..buffer.slot + buffer.blocks
+    assert!(buffer.blocks <= MAX_BUFFER_BLOCKS, "no buffer has so many blocks");
+    let end = buffer.slot.checked_add(buffer.blocks).expect("the buffer is not from this arena");
+    buffer.slot..end
 }
 
 /// The slots that bytes `from..from + len` of `buffer` touch.
@@ -164,9 +175,8 @@ pub(crate) fn slots_of_bytes(buffer: Buffer, from: usize, len: usize) -> Range<u
         len > 0 && from <= buffer.len() && len <= buffer.len() - from,
         "bytes outside the buffer"
     );
-    let first = buffer.slot + (from / BLOCK_SIZE) as u32;
-    let end = buffer.slot + (from + len).div_ceil(BLOCK_SIZE) as u32;
-    first..end
+    let start = slots_of(buffer).start;
+    start + (from / BLOCK_SIZE) as u32..start + (from + len).div_ceil(BLOCK_SIZE) as u32
 }
 
 impl Buffers for Arena {
@@ -290,6 +300,11 @@ mod tests {
         assert_eq!(slots_of_bytes(buffer, 4095, 2), 10..12);
         assert_eq!(slots_of_bytes(buffer, 4096, 4096), 11..12);
         assert_eq!(slots_of_bytes(buffer, 0, 4 * 4096), 10..14);
+        for slot in [u32::MAX, u32::MAX - 3] {
+            assert!(panics(move || {
+                slots_of_bytes(Buffer { slot, blocks: 4 }, 4 * 4096 - 1, 1);
+            }));
+        }
         for (from, len) in [(1, 4 * 4096), (0, 0), (usize::MAX, 1)] {
             assert!(panics(move || {
                 slots_of_bytes(buffer, from, len);

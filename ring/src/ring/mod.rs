@@ -8,7 +8,9 @@
 //! 2. An operation's buffer slots are marked in the arena from its acceptance to its event.
 //! 3. Nothing that the kernel may touch is unmapped or freed while an operation is under way:
 //!    dropping the ring cancels and drains first, and leaks the memory if the kernel won't let go.
-//! 4. Submissions wait in `queue` until the next round and are never dropped; one
+//! 4. The arena is the one that the ring was made with: `Arena::identity` is compared before every
+//!    use, because a `&mut` can be exchanged for that of another ring.
+//! 5. Submissions wait in `queue` until the next round and are never dropped; one
 //!    `io_uring_enter` per round submits all of them and waits.
 //!
 //! It decides nothing about requests: what to submit and what an event means is the owner's.
@@ -108,6 +110,7 @@ pub struct Ring {
     // Dropped first: the kernel's side ends before the memory that it might use.
     uring: Uring,
     arena: Arena,
+    arena_identity: *mut u8,
     ops: OpTable,
     /// Operations to be submitted, in order.
     queue: VecDeque<u32>,
@@ -214,10 +217,8 @@ impl Ring {
         let result = self.fill().and_then(|()| {
             if self.events.is_empty() && self.queue.is_empty() {
                 self.wait(deadline_ns)
-            } else if self.uring.unsubmitted() > 0 || self.uring.has_news() {
-                self.enter(Wait::No)
             } else {
-                Ok(())
+                self.produce()
             }
         });
         if self.waker.stay_awake() {
@@ -239,7 +240,7 @@ impl Ring {
         };
         let budget_ns = self.spin.budget_ns();
         if budget_ns > 0 && self.poll_for_news(budget_ns, deadline_ns)? {
-            return if self.uring.has_news() { self.enter(Wait::No) } else { Ok(()) };
+            return self.produce();
         }
         let timeout_ns = deadline_ns.map(|deadline| deadline.saturating_sub(monotonic_ns()));
         if timeout_ns == Some(0) || !self.waker.fall_asleep() {
@@ -248,16 +249,25 @@ impl Ring {
         self.enter(Wait::ForOne { timeout_ns })
     }
 
+    /// Submits, and has the kernel produce completions that are ready; no system call if there is
+    /// neither.
+    fn produce(&mut self) -> Result<(), Errno> {
+        if self.uring.unsubmitted() == 0 && !self.uring.has_task_work() {
+            return Ok(());
+        }
+        self.enter(Wait::No)
+    }
+
     /// Submits, then looks for news without sleeping for up to `budget_ns`.
     fn poll_for_news(&mut self, budget_ns: u64, deadline_ns: Option<u64>) -> Result<bool, Errno> {
-        if self.uring.unsubmitted() > 0 {
-            self.enter(Wait::No)?;
-        }
+        self.produce()?;
         let start = monotonic_ns();
         let end = deadline_ns.unwrap_or(u64::MAX).min(start + budget_ns);
         self.counters.spins += 1;
         loop {
-            let found = self.uring.has_news() || self.waker.is_notified();
+            let found = self.uring.has_completions()
+                || self.uring.has_task_work()
+                || self.waker.is_notified();
             let now = monotonic_ns();
             if found || now >= end {
                 self.counters.spin_ns += now - start;
@@ -283,6 +293,7 @@ impl Ring {
 
     /// Moves queued operations into the submission queue, submitting when that is full.
     fn fill(&mut self) -> Result<(), Errno> {
+        self.check_arena();
         while let Some(&index) = self.queue.front() {
             let entry = self.submission(index);
             // SAFETY: the addresses in an entry made by `submission` are in the arena, in slots
@@ -322,8 +333,15 @@ impl Ring {
         entry.user_data(self.ops.user_data(index))
     }
 
+    /// # Panics
+    /// If the owner exchanged the arena for another ring's: marks and memory would not agree.
+    fn check_arena(&self) {
+        assert!(self.arena.identity() == self.arena_identity, "the ring's arena was exchanged");
+    }
+
     /// Accepts an operation; it is submitted in the next round.
     fn begin(&mut self, op: Op) -> u32 {
+        self.check_arena();
         let index = self.ops.take(op);
         self.queue.push_back(index);
         index
@@ -345,6 +363,7 @@ impl Ring {
 
     /// Takes all visible completions and turns them into events.
     fn reap(&mut self) {
+        self.check_arena();
         let mut count = 0;
         while let Some(completion) = self.uring.next_completion() {
             count += 1;

@@ -80,6 +80,7 @@ impl Ring {
         let operations = (config.entries as usize * 4).max(1024);
         let mut ring = Self {
             uring,
+            arena_identity: arena.identity(),
             arena,
             ops: OpTable::with_capacity(operations),
             queue: VecDeque::with_capacity(operations),

@@ -17,7 +17,10 @@ const DRAIN_STEP_NS: u64 = 100_000_000;
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if !self.drain() {
+        // With another ring's arena in place of its own, this ring can neither drain into it nor
+        // unmap it.
+        let own_arena = self.arena.identity() == self.arena_identity;
+        if !own_arena || !self.drain() {
             tracing::error!(
                 operations = self.ops.busy(),
                 "the kernel did not end all operations; their memory is kept until exit"
