@@ -63,7 +63,7 @@ impl MetaChain {
         bufs: &mut impl Buffers,
         epoch: u64,
         nonce: u64,
-        segments: Vec<u32>,
+        mut segments: Vec<u32>,
         next_segment: u32,
         place: (u32, u64, u32),
         pages_per_segment: u32,
@@ -79,6 +79,8 @@ impl MetaChain {
             }
         }
         let (index, page, prev_crc) = place;
+        // Compaction replaces the chain long before it has doubled this often.
+        segments.reserve(segments.len() + 16);
         Some(Self {
             epoch,
             nonce,
