@@ -1,1 +1,6 @@
 //! Micro-benchmarks and comparisons with other servers.
+//!
+//! `benches/*.rs` are criterion's (`cargo bench -p flagstone-benches`); [`compare`] is the
+//! side-by-side run of `cargo run --release -p flagstone-benches --bin compare`.
+
+pub mod compare;

@@ -1,0 +1,93 @@
+//! What must be there before anything is made: each missing thing is named with its remedy.
+
+use std::{fs, path::Path};
+
+use super::{CompareError, Plan, plan::Backing, tool};
+
+/// Memory that must remain for everything else.
+const SPARE_BYTES: u64 = 1 << 30;
+
+/// The programs' versions, for the record.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Environment {
+    /// `flagstone --version`.
+    pub flagstone: String,
+    /// `qemu-nbd --version`, its first line.
+    pub qemu: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The processor's model.
+    pub cpu: String,
+    /// Cores.
+    pub cores: usize,
+}
+
+/// Checks everything, or says what is missing and what to do.
+///
+/// # Errors
+/// [`CompareError::Missing`] with all that is missing.
+pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
+    let mut missing = Vec::new();
+    if !rustix::process::geteuid().is_root() {
+        missing.push("root: making zram and loop devices needs it; run it with sudo".to_owned());
+    }
+    for (program, package) in
+        [("losetup", "mount"), ("qemu-nbd", "qemu-utils"), ("qemu-img", "qemu-utils")]
+    {
+        if tool::output(program, ["--version"]).is_err() {
+            missing.push(format!("{program}: apt-get install {package}"));
+        }
+    }
+    let flagstone = tool::output(&plan.flagstone, ["--version"]).unwrap_or_else(|error| {
+        missing.push(format!(
+            "the flagstone binary ({error}): cargo build --release -p flagstone, and --flagstone \
+             PATH if it lies elsewhere"
+        ));
+        String::new()
+    });
+    if !Path::new("/dev/loop-control").exists() && tool::output("modprobe", ["loop"]).is_err() {
+        missing.push("loop devices: a kernel with CONFIG_BLK_DEV_LOOP".to_owned());
+    }
+    let zram = Path::new("/sys/class/zram-control/hot_add");
+    if plan.backing == Backing::Zram && !zram.exists() {
+        // The module is there if this succeeds; the class appears with it.
+        let loaded = tool::output("modprobe", ["zram"]).is_ok();
+        if !loaded || !zram.exists() {
+            missing.push("zram: a kernel with CONFIG_ZRAM, or --backing tmpfs".to_owned());
+        }
+    }
+    let needed = plan.pool_bytes + 3 * plan.peer_bytes() + SPARE_BYTES;
+    if let Some(available) = available_memory()
+        && available < needed
+    {
+        missing.push(format!(
+            "memory: {} MiB are needed and {} MiB available; use a smaller --span and --pool-size",
+            needed >> 20,
+            available >> 20
+        ));
+    }
+    if !missing.is_empty() {
+        return Err(CompareError::Missing { what: missing.join("\n  ") });
+    }
+    let qemu = tool::output("qemu-nbd", ["--version"])?;
+    Ok(Environment {
+        flagstone,
+        qemu: qemu.lines().next().unwrap_or_default().to_owned(),
+        kernel: tool::output("uname", ["-r"])?,
+        cpu: cpu_model().unwrap_or_default(),
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+    })
+}
+
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+fn cpu_model() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}

@@ -1,0 +1,171 @@
+//! RAM-backed block devices: zram or a tmpfs file, under a loop device with direct I/O.
+//!
+//! The loop device in between gives every server the same asynchronous, uncached path that a
+//! disk has; zram alone would run each request in the submitter's context. Everything made here
+//! is unmade on drop, in reverse; what can't be is named on standard error.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use super::{CompareError, plan::Backing, tool};
+
+/// How often something that the kernel still holds for a moment is tried again.
+const RETRIES: u32 = 50;
+const RETRY_PERIOD: Duration = Duration::from_millis(100);
+
+/// A RAM-backed block device.
+#[derive(Debug)]
+pub struct RamDisk {
+    // Dropped in this order: the loop device holds what is under it.
+    loop_device: LoopDevice,
+    _memory: Memory,
+}
+
+#[derive(Debug)]
+enum Memory {
+    #[expect(dead_code, reason = "held for its drop")]
+    Zram(Zram),
+    #[expect(dead_code, reason = "held for its drop")]
+    File(TmpfsFile),
+}
+
+impl RamDisk {
+    /// Makes a device of `bytes` bytes, a multiple of 4096, that reads as zeroes.
+    ///
+    /// # Errors
+    /// Whatever the kernel or losetup refuses; nothing is left behind.
+    pub fn new(backing: Backing, bytes: u64) -> Result<Self, CompareError> {
+        let (memory, path) = match backing {
+            Backing::Zram => {
+                let zram = Zram::new(bytes)?;
+                let path = zram.path();
+                (Memory::Zram(zram), path)
+            }
+            Backing::Tmpfs => {
+                let file = TmpfsFile::new(bytes)?;
+                let path = file.0.clone();
+                (Memory::File(file), path)
+            }
+        };
+        Ok(Self { loop_device: LoopDevice::new(&path)?, _memory: memory })
+    }
+
+    /// The block device to use.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.loop_device.0
+    }
+}
+
+#[derive(Debug)]
+struct Zram(u32);
+
+impl Zram {
+    fn new(bytes: u64) -> Result<Self, CompareError> {
+        let text = fs::read_to_string("/sys/class/zram-control/hot_add")
+            .map_err(|error| CompareError::io("/sys/class/zram-control/hot_add", error))?;
+        let number = text.trim().parse().map_err(|_| {
+            CompareError::io("/sys/class/zram-control/hot_add", io::ErrorKind::InvalidData.into())
+        })?;
+        let zram = Self(number);
+        // The cheapest compression, where there is a choice: the disk should cost least of all.
+        let algorithms = zram.attribute("comp_algorithm");
+        if fs::read_to_string(&algorithms).is_ok_and(|all| all.contains("lz4")) {
+            write(&algorithms, "lz4")?;
+        }
+        write(&zram.attribute("disksize"), &bytes.to_string())?;
+        Ok(zram)
+    }
+
+    fn attribute(&self, name: &str) -> PathBuf {
+        format!("/sys/block/zram{}/{name}", self.0).into()
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/dev/zram{}", self.0).into()
+    }
+}
+
+impl Drop for Zram {
+    fn drop(&mut self) {
+        let reset = self.attribute("reset");
+        let gone = retry(|| fs::write(&reset, "1")).and_then(|()| {
+            retry(|| fs::write("/sys/class/zram-control/hot_remove", self.0.to_string()))
+        });
+        if let Err(error) = gone {
+            eprintln!("can't remove /dev/zram{}: {error}", self.0);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct TmpfsFile(PathBuf);
+
+impl TmpfsFile {
+    fn new(bytes: u64) -> Result<Self, CompareError> {
+        let (file, path) = tempfile::Builder::new()
+            .prefix("flagstone-compare-")
+            .tempfile_in("/dev/shm")
+            .and_then(|file| file.keep().map_err(|error| error.error))
+            .map_err(|error| CompareError::io("/dev/shm", error))?;
+        let made = Self(path);
+        file.set_len(bytes).map_err(|error| CompareError::io(&made.0, error))?;
+        Ok(made)
+    }
+}
+
+impl Drop for TmpfsFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("can't remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn new(under: &Path) -> Result<Self, CompareError> {
+        // Direct I/O needs the loop device's sectors to be those of what is under it.
+        let options = ["--show", "--find", "--direct-io=on", "--sector-size=4096"];
+        let arguments = options.iter().map(Path::new).chain([under]);
+        let device = Self(tool::output("losetup", arguments)?.into());
+        let name = device.0.file_name().unwrap_or_default().to_owned();
+        let direct = Path::new("/sys/block").join(name).join("loop/dio");
+        let on = fs::read_to_string(&direct).map_err(|error| CompareError::io(&direct, error))?;
+        if on.trim() != "1" {
+            return Err(CompareError::NotDirect { device: device.0.clone() });
+        }
+        Ok(device)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detach = || tool::output("losetup", [Path::new("--detach"), &self.0]);
+        if let Err(error) = retry(detach) {
+            eprintln!("can't detach {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), CompareError> {
+    fs::write(path, text).map_err(|error| CompareError::io(path, error))
+}
+
+/// The kernel lets go of a device a little after its last user has closed it.
+fn retry<T, E>(mut action: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let mut tries = 0;
+    loop {
+        match action() {
+            Err(_) if tries < RETRIES => tries += 1,
+            result => return result,
+        }
+        thread::sleep(RETRY_PERIOD);
+    }
+}

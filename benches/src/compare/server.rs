@@ -1,0 +1,220 @@
+//! The servers: started on a RAM disk, stopped on drop.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::{net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use flagstone_loadgen::{NbdAddress, NbdUri};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
+
+use super::{CompareError, Plan, ram_disk::RamDisk, tool};
+
+/// How long a server may take to accept connections, and to end.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often its state is looked at meanwhile.
+const LOOK_PERIOD: Duration = Duration::from_millis(20);
+/// The export's and the volume's name.
+const NAME: &str = "compare";
+
+/// Which server, and over which format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Flagstone, a pool on the device.
+    Flagstone,
+    /// `qemu-nbd -f raw`.
+    QemuRaw,
+    /// `qemu-nbd -f qcow2`, tables made as clusters are written.
+    QemuQcow2,
+    /// `qemu-nbd -f qcow2`, tables made in advance.
+    QemuQcow2Metadata,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Flagstone, Self::QemuRaw, Self::QemuQcow2, Self::QemuQcow2Metadata];
+
+    /// A short name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flagstone => "flagstone",
+            Self::QemuRaw => "raw",
+            Self::QemuQcow2 => "qcow2",
+            Self::QemuQcow2Metadata => "qcow2 prealloc",
+        }
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Which.
+    pub kind: Kind,
+    /// Its export.
+    pub uri: NbdUri,
+    // Dropped in this order: the process has the device open.
+    process: Process,
+    _disk: RamDisk,
+}
+
+impl Server {
+    /// Makes the device and the image or pool, and starts the server; returns when it accepts
+    /// connections. Sockets and logs go to `directory`.
+    ///
+    /// # Errors
+    /// Whatever goes wrong; nothing is left behind.
+    pub fn start(kind: Kind, plan: &Plan, directory: &Path) -> Result<Self, CompareError> {
+        let bytes = if kind == Kind::Flagstone { plan.pool_bytes } else { plan.peer_bytes() };
+        let disk = RamDisk::new(plan.backing, bytes)?;
+        let socket = directory.join(format!("{}.sock", kind.name().replace(' ', "-")));
+        let log = socket.with_extension("log");
+        let process = match kind {
+            Kind::Flagstone => flagstone(plan, disk.path(), &socket, &log)?,
+            _ => qemu(kind, plan, disk.path(), &socket, &log)?,
+        };
+        let uri = NbdUri { address: NbdAddress::Unix(socket), name: NAME.into() };
+        Ok(Self { kind, uri, process, _disk: disk })
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+}
+
+fn flagstone(
+    plan: &Plan,
+    device: &Path,
+    socket: &Path,
+    log: &Path,
+) -> Result<Process, CompareError> {
+    let api = socket.with_extension("api");
+    let binary = &plan.flagstone;
+    tool::output(binary, ["pool".as_ref(), "create".as_ref(), device.as_os_str()])?;
+    let mut command = Command::new(binary);
+    command.arg("serve").arg("--pool").arg(device);
+    command.arg("--nbd-socket").arg(socket).arg("--api-socket").arg(&api);
+    command.stdout(Stdio::piped());
+    let mut process = Process::spawn(command, log)?;
+    process.wait_for_line("ready")?;
+    let size = plan.span_bytes.to_string();
+    let create = ["volume", "create", NAME, "--size", &size, "--api-socket"].map(OsString::from);
+    tool::output(binary, create.into_iter().chain([api.into_os_string()]))?;
+    Ok(process)
+}
+
+fn qemu(
+    kind: Kind,
+    plan: &Plan,
+    device: &Path,
+    socket: &Path,
+    log: &Path,
+) -> Result<Process, CompareError> {
+    let format = if kind == Kind::QemuRaw { "raw" } else { "qcow2" };
+    if kind != Kind::QemuRaw {
+        let mut arguments: Vec<OsString> = ["create", "-q", "-f", "qcow2"].map(Into::into).into();
+        if kind == Kind::QemuQcow2Metadata {
+            arguments.extend(["-o", "preallocation=metadata"].map(Into::into));
+        }
+        arguments.push(device.into());
+        arguments.push(plan.span_bytes.to_string().into());
+        tool::output("qemu-img", arguments)?;
+    }
+    let most = plan.connections.iter().max().copied().unwrap_or(1) + 1;
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--format", format, "--cache=none", "--aio=io_uring", "--persistent"]);
+    command.arg(format!("--shared={most}")).args(["--export-name", NAME]);
+    command.arg("--socket").arg(socket).arg(device);
+    command.stdout(Stdio::null());
+    let mut process = Process::spawn(command, log)?;
+    process.wait_for_socket(socket)?;
+    Ok(process)
+}
+
+/// A child that is asked to end on drop, and made to if it doesn't.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn spawn(mut command: Command, log: &Path) -> Result<Self, CompareError> {
+        let shown = format!("{command:?}");
+        let stderr = fs::File::create(log).map_err(|error| CompareError::io(log, error))?;
+        // In a group of its own: an interrupt from the terminal is for the comparison, which
+        // then ends its servers itself.
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| CompareError::Tool { command: shown, why: error.to_string() })?;
+        Ok(Self { child, log: log.to_owned() })
+    }
+
+    fn wait_for_line(&mut self, beginning: &'static str) -> Result<(), CompareError> {
+        let Some(stdout) = self.child.stdout.take() else { return Err(self.failed("no output")) };
+        let (found, wait) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line.starts_with(beginning) {
+                    // Nobody listens any more when the time is over.
+                    let _ = found.send(());
+                }
+            }
+        });
+        wait.recv_timeout(START_TIMEOUT).map_err(|_| self.failed("it didn't get ready"))
+    }
+
+    fn wait_for_socket(&mut self, socket: &Path) -> Result<(), CompareError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while UnixStream::connect(socket).is_err() {
+            if Instant::now() > deadline || self.ended() {
+                return Err(self.failed("it doesn't accept connections"));
+            }
+            thread::sleep(LOOK_PERIOD);
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn failed(&self, what: &str) -> CompareError {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(5).collect();
+        let tail = tail.into_iter().rev().collect::<Vec<_>>().join("; ");
+        CompareError::Server { what: what.into(), log: tail }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended already.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while !self.ended() && Instant::now() < deadline {
+            thread::sleep(LOOK_PERIOD);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
