@@ -31,3 +31,21 @@ impl From<Exit> for ExitCode {
         Self::from(exit as u8)
     }
 }
+
+impl Exit {
+    /// The name that stands for the status in JSON.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Usage => "usage",
+            Self::InUse => "in_use",
+            Self::Damaged => "damaged",
+            Self::HoldsData => "holds_data",
+            Self::Unreachable => "unreachable",
+            Self::NotFound => "not_found",
+            Self::Refused => "refused",
+        }
+    }
+}

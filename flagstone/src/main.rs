@@ -1,3 +1,5 @@
 //! The `flagstone` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    flagstone::cli::main()
+}

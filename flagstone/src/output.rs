@@ -11,7 +11,16 @@ use serde::Serialize;
 pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    text_bytes(&line)
+    bytes(&line)
+}
+
+/// The name of a value that JSON shows as a string, such as a variant.
+#[must_use]
+pub fn json_name<T: Serialize>(value: &T) -> Option<String> {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => Some(name),
+        _ => None,
+    }
 }
 
 /// Prints `text` followed by a new line.
@@ -19,12 +28,16 @@ pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
 /// # Errors
 /// Standard output is closed or full.
 pub fn line(text: &str) -> io::Result<()> {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(b'\n');
-    text_bytes(&bytes)
+    let mut line = text.as_bytes().to_vec();
+    line.push(b'\n');
+    bytes(&line)
 }
 
-fn text_bytes(bytes: &[u8]) -> io::Result<()> {
+/// Prints `bytes` as they are.
+///
+/// # Errors
+/// Standard output is closed or full.
+pub fn bytes(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()

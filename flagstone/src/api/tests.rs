@@ -1,1 +1,361 @@
+//! The API over a real socket, in front of a made-up daemon: what every request is answered.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+use super::backend::{Backend, Created, Reply, Snapshot};
+use super::client::{Client, ClientError};
+use super::errors::{ApiError, ErrorCode};
+use super::routes::{self, Context};
+use super::server::{ApiSocket, BindError};
+use super::types::{CreateVolume, Pool, PoolState, Volume};
+use crate::exit::Exit;
+use crate::node::NodeStats;
+
+/// Volumes in a map; the one called `busy` has a client.
+#[derive(Default)]
+struct Fake {
+    volumes: Mutex<BTreeMap<String, Volume>>,
+    failed: bool,
+}
+
+fn volume(name: &str, size_bytes: u64) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        uuid: "00000000-0000-4000-8000-000000000000".to_owned(),
+        pool: "/p".to_owned(),
+        size_bytes,
+        mapped_bytes: 0,
+        connections: u32::from(name == "busy"),
+        uris: vec![format!("nbd+unix:///{name}?socket=/s")],
+    }
+}
+
+fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
+    Box::pin(async move { result })
+}
+
+impl Backend for Fake {
+    fn snapshot(&self) -> Reply<Snapshot> {
+        let volumes: Vec<_> = self.volumes.lock().unwrap().values().cloned().collect();
+        let pool = Pool {
+            uuid: "u".to_owned(),
+            path: "/p".to_owned(),
+            state: if self.failed { PoolState::Failed } else { PoolState::Running },
+            reason: None,
+            device_bytes: 4,
+            capacity_bytes: 3,
+            used_bytes: 1,
+            free_bytes: 2,
+            provisioned_bytes: 9,
+            volumes: volumes.len() as u32,
+            direct_io: true,
+        };
+        let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
+        answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))
+    }
+
+    fn volume(&self, name: String) -> Reply<Volume> {
+        let found = self.volumes.lock().unwrap().get(&name).cloned();
+        answer(found.ok_or_else(|| ApiError::volume_not_found(&name)))
+    }
+
+    fn create_volume(&self, request: CreateVolume) -> Reply<Created> {
+        let mut volumes = self.volumes.lock().unwrap();
+        if let Some(existing) = volumes.get(&request.name) {
+            return answer(Ok(Created::Existing(existing.clone())));
+        }
+        let made = volume(&request.name, request.size_bytes);
+        volumes.insert(request.name, made.clone());
+        answer(Ok(Created::New(made)))
+    }
+
+    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+        let mut volumes = self.volumes.lock().unwrap();
+        let Some(volume) = volumes.get_mut(&name) else {
+            return answer(Err(ApiError::volume_not_found(&name)));
+        };
+        if size_bytes < volume.size_bytes {
+            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
+        }
+        volume.size_bytes = size_bytes;
+        answer(Ok(volume.clone()))
+    }
+
+    fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
+        let mut volumes = self.volumes.lock().unwrap();
+        match volumes.get(&name) {
+            None => answer(Err(ApiError::volume_not_found(&name))),
+            Some(volume) if volume.connections > 0 && !force => {
+                answer(Err(ApiError::new(ErrorCode::VolumeInUse, "a client has it open")))
+            }
+            Some(_) => {
+                volumes.remove(&name);
+                answer(Ok(()))
+            }
+        }
+    }
+
+    fn server_uris(&self) -> Vec<String> {
+        vec!["nbd+unix:///?socket=/s".to_owned()]
+    }
+}
+
+struct Daemon {
+    dir: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Daemon {
+    fn start(fake: Fake) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = ApiSocket::bind(&dir.path().join("api.sock")).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let router = routes::router(Context::new(Arc::new(fake)));
+        let task = tokio::spawn(socket.serve(router, async move {
+            let _ = stopped.await;
+        }));
+        Self { dir, stop: Some(stop), task }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.socket())
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    async fn raw(&self, request: Request<Full<Bytes>>) -> (StatusCode, hyper::HeaderMap, String) {
+        let stream = UnixStream::connect(self.socket()).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let answer = sender.send_request(request).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        connection.abort();
+        (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
+    }
+}
+
+fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    let builder = Request::builder().method(method).uri(path).header("host", "x");
+    builder.header("content-type", "application/json").body(Full::new(body.into())).unwrap()
+}
+
+#[tokio::test]
+async fn every_request_has_its_answer() {
+    let daemon = Daemon::start(Fake::default());
+    let demo = json!({"name": "demo", "size_bytes": 8192}).to_string();
+    let other = json!({"name": "demo", "size_bytes": 4096}).to_string();
+    let odd = json!({"name": "odd", "size_bytes": 5000}).to_string();
+    let bad_name = json!({"name": "a/b", "size_bytes": 4096}).to_string();
+    let extra = json!({"name": "x", "size_bytes": 4096, "colour": "red"}).to_string();
+    let negative = json!({"name": "x", "size_bytes": -1}).to_string();
+    let huge = json!({"name": "x".repeat(routes::BODY_BYTES_MAX), "size_bytes": 1}).to_string();
+    let busy = json!({"name": "busy", "size_bytes": 4096}).to_string();
+    let cases: &[(&str, &str, &str, u16, &str)] = &[
+        ("POST", "/v1/volumes", &demo, 201, ""),
+        ("POST", "/v1/volumes", &demo, 200, ""),
+        ("POST", "/v1/volumes", &other, 409, "volume_exists"),
+        ("POST", "/v1/volumes", &odd, 400, "invalid_size"),
+        ("POST", "/v1/volumes", &bad_name, 400, "invalid_name"),
+        ("POST", "/v1/volumes", &extra, 422, "invalid_body"),
+        ("POST", "/v1/volumes", &negative, 422, "invalid_body"),
+        ("POST", "/v1/volumes", "{}", 422, "invalid_body"),
+        ("POST", "/v1/volumes", "[", 400, "malformed_json"),
+        ("POST", "/v1/volumes", "", 400, "malformed_json"),
+        ("POST", "/v1/volumes", &huge, 413, "body_too_large"),
+        ("GET", "/v1/volumes", "", 200, ""),
+        ("GET", "/v1/volumes/demo", "", 200, ""),
+        ("GET", "/v1/volumes/none", "", 404, "volume_not_found"),
+        ("GET", "/v1/volumes/a%40b", "", 400, "invalid_name"),
+        ("GET", "/v1/volumes/%ff", "", 400, "invalid_name"),
+        ("GET", "/v1/volumes/a/b", "", 404, "not_found"),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":16384}", 200, ""),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":16384}", 200, ""),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":4096}", 409, "shrink_refused"),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":0}", 400, "invalid_size"),
+        ("PATCH", "/v1/volumes/none", "{\"size_bytes\":4096}", 404, "volume_not_found"),
+        ("PUT", "/v1/volumes/demo", "{}", 405, "method_not_allowed"),
+        ("DELETE", "/v1/volumes", "", 405, "method_not_allowed"),
+        ("POST", "/v1/volumes", &busy, 201, ""),
+        ("DELETE", "/v1/volumes/busy", "", 409, "volume_in_use"),
+        ("DELETE", "/v1/volumes/busy?force=yes", "", 400, "invalid_query"),
+        ("DELETE", "/v1/volumes/busy?fierce=true", "", 400, "invalid_query"),
+        ("DELETE", "/v1/volumes/busy?force=true", "", 204, ""),
+        ("DELETE", "/v1/volumes/busy", "", 404, "volume_not_found"),
+        ("GET", "/v1/pools", "", 200, ""),
+        ("GET", "/v1/status", "", 200, ""),
+        ("GET", "/v1/openapi.json", "", 200, ""),
+        ("GET", "/healthz", "", 200, ""),
+        ("GET", "/metrics", "", 200, ""),
+        ("POST", "/metrics", "", 405, "method_not_allowed"),
+        ("GET", "/", "", 404, "not_found"),
+        ("GET", "/v2/volumes", "", 404, "not_found"),
+    ];
+    for &(method, path, body, status, code) in cases {
+        let (answered, headers, text) = daemon.raw(request(method, path, body.to_owned())).await;
+        assert_eq!(answered.as_u16(), status, "{method} {path} {body}: {text}");
+        if code.is_empty() {
+            continue;
+        }
+        assert_eq!(headers["content-type"], "application/json", "{method} {path}");
+        let text: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(text["error"]["code"], code, "{method} {path} {body}");
+        assert!(text["error"]["message"].as_str().unwrap().len() > 10, "{text}");
+        assert_eq!(status == 405, headers.contains_key("allow"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_must_be_declared_as_json() {
+    let daemon = Daemon::start(Fake::default());
+    let request = Request::builder().method("POST").uri("/v1/volumes").header("host", "x");
+    let (status, _, text) = daemon.raw(request.body(Full::new("{}".into())).unwrap()).await;
+    assert_eq!(status.as_u16(), 415);
+    assert!(text.contains("unsupported_media_type"), "{text}");
+}
+
+#[tokio::test]
+async fn the_client_understands_the_server() {
+    let daemon = Daemon::start(Fake::default());
+    let client = daemon.client();
+    let request = CreateVolume { name: "a".to_owned(), size_bytes: 4096, pool: None };
+    assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), true));
+    assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), false));
+    assert_eq!(client.volume("a").await.unwrap(), volume("a", 4096));
+    assert_eq!(client.resize_volume("a", 8192).await.unwrap().size_bytes, 8192);
+    assert_eq!(client.volumes().await.unwrap(), [volume("a", 8192)]);
+    assert_eq!(client.pools().await.unwrap().len(), 1);
+    let status = client.status().await.unwrap();
+    assert_eq!((status.volumes, status.connections, status.pid), (1, 1, std::process::id()));
+    client.delete_volume("a", false).await.unwrap();
+    let error = client.delete_volume("a", false).await.unwrap_err();
+    assert_eq!(error.exit(), Exit::NotFound);
+    assert!(matches!(error, ClientError::Refused(e) if e.code == ErrorCode::VolumeNotFound));
+}
+
+#[tokio::test]
+async fn the_client_says_why_nobody_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let error = Client::new(&path).volumes().await.unwrap_err();
+    assert_eq!(error.exit(), Exit::Unreachable);
+    assert!(error.to_string().contains("there is no such socket"), "{error}");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let error = Client::new(&path).volumes().await.unwrap_err();
+    assert!(error.to_string().contains("nobody listens"), "{error}");
+}
+
+#[tokio::test]
+async fn metrics_are_openmetrics() {
+    let daemon = Daemon::start(Fake::default());
+    let create = json!({"name": "demo", "size_bytes": 8192}).to_string();
+    daemon.raw(request("POST", "/v1/volumes", create)).await;
+    let (_, headers, text) = daemon.raw(request("GET", "/metrics", "")).await;
+    assert!(headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    for line in [
+        "# TYPE flagstone_nbd_reads counter",
+        "flagstone_nbd_reads_total 7",
+        "flagstone_nbd_connections 1",
+        "flagstone_pool_free_bytes{pool=\"/p\",uuid=\"u\"} 2",
+        "flagstone_volume_size_bytes{pool=\"/p\",volume=\"demo\"} 8192",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+    }
+    assert!(text.contains("flagstone_build_info{version="), "{text}");
+}
+
+#[tokio::test]
+async fn health_follows_the_pools() {
+    let daemon = Daemon::start(Fake { failed: true, ..Fake::default() });
+    let (status, _, text) = daemon.raw(request("GET", "/healthz", "")).await;
+    assert_eq!((status.as_u16(), text.as_str()), (503, "{\"status\":\"failed\"}"));
+}
+
+#[test]
+fn the_document_describes_every_path_and_error() {
+    let document = serde_json::to_value(routes::document()).unwrap();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3."), "{document}");
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "/healthz",
+        "/metrics",
+        "/v1/openapi.json",
+        "/v1/pools",
+        "/v1/status",
+        "/v1/volumes",
+        "/v1/volumes/{name}",
+    ];
+    assert_eq!(paths, expected);
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    for name in ["CreateVolume", "ResizeVolume", "Volume", "VolumeList", "PoolList", "ErrorBody"] {
+        assert!(schemas.contains_key(name), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_socket_is_private_and_replaced_only_when_stale() {
+    let daemon = Daemon::start(Fake::default());
+    let path = daemon.socket();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(matches!(ApiSocket::bind(&path), Err(BindError::Live { .. })));
+
+    let stale = daemon.dir.path().join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    let socket = ApiSocket::bind(&stale).unwrap();
+    drop(socket);
+    assert!(!stale.exists(), "removed when closed");
+
+    let file = daemon.dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(matches!(ApiSocket::bind(&file), Err(BindError::NotASocket { .. })));
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    let long = daemon.dir.path().join("x".repeat(108));
+    assert!(matches!(ApiSocket::bind(&long), Err(BindError::TooLong { .. })));
+}
+
+#[tokio::test]
+async fn garbage_and_vanished_clients_disturb_nobody() {
+    let daemon = Daemon::start(Fake::default());
+    for garbage in [&b"\0\0\0\0\r\n\r\n"[..], b"GET / HTTP/9.9\r\n\r\n", &[b'x'; 64 << 10]] {
+        let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+        // The server may have closed already.
+        let _ = stream.write_all(garbage).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+    }
+    let mut half = UnixStream::connect(daemon.socket()).await.unwrap();
+    half.write_all(b"POST /v1/volumes HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+        .await
+        .unwrap();
+    drop(half);
+    assert_eq!(daemon.client().volumes().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn stopping_closes_idle_connections_and_removes_the_socket() {
+    let mut daemon = Daemon::start(Fake::default());
+    let mut idle = UnixStream::connect(daemon.socket()).await.unwrap();
+    assert_eq!(daemon.client().volumes().await.unwrap(), []);
+    daemon.stop.take().unwrap().send(()).unwrap();
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    (&mut daemon.task).await.unwrap();
+    assert!(!daemon.socket().exists());
+}

@@ -1,17 +1,17 @@
 //! What is on a device or file, and who uses it: asked before a pool is made on it.
 //!
-//! [`Target::open`] takes hold of the target (exclusively, for a block device; by its lock, for a
-//! file), so that what [`Target::examine`] reports stays true until the target is dropped.
+//! [`kind`] says what a path is and refuses what the kernel knows to be in use; [`examine`] says
+//! what it holds. Both only read. Whoever acts on the answers opens the device exclusively first.
 
 mod signatures;
 mod usage;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, OFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 pub use signatures::Found;
@@ -92,99 +92,57 @@ impl Report {
     }
 }
 
-/// An existing file or block device, held so that nobody else takes it meanwhile.
-#[derive(Debug)]
-pub struct Target {
-    path: PathBuf,
-    file: File,
-    kind: Kind,
-    size_bytes: u64,
+/// What is at `path`: file or block device, if nobody uses it as far as the kernel tells.
+///
+/// Other processes of this program are kept away by the lock of the opened device, not by this.
+///
+/// # Errors
+/// [`ProbeError`]; `Io` with `NotFound` if there is nothing at `path`.
+pub fn kind(path: &Path) -> Result<Kind, ProbeError> {
+    let io_error = |source| ProbeError::Io { path: path.to_owned(), source };
+    // Looked at before anything is opened: opening a FIFO or a tape has effects.
+    let meta = std::fs::metadata(path).map_err(io_error)?;
+    let file_type = meta.file_type();
+    let kind = if file_type.is_file() {
+        Kind::File
+    } else if file_type.is_block_device() {
+        Kind::BlockDevice
+    } else {
+        let what = match file_type {
+            t if t.is_dir() => "a directory",
+            t if t.is_char_device() => "a character device",
+            t if t.is_fifo() => "a FIFO",
+            t if t.is_socket() => "a socket",
+            _ => "of an unknown kind",
+        };
+        return Err(ProbeError::Unsuitable { path: path.to_owned(), what });
+    };
+    let uses = uses(path, kind, meta.rdev()).map_err(io_error)?;
+    if uses.is_empty() { Ok(kind) } else { Err(ProbeError::InUse { path: path.to_owned(), uses }) }
 }
 
-impl Target {
-    /// Opens `path` and takes hold of it; nothing is changed.
-    ///
-    /// # Errors
-    /// [`ProbeError`]; `Io` with `NotFound` if there is nothing at `path`.
-    pub fn open(path: &Path) -> Result<Self, ProbeError> {
-        let io_error = |source| ProbeError::Io { path: path.to_owned(), source };
-        // Looked at before it is opened: opening a FIFO or a tape has effects.
-        let meta = std::fs::metadata(path).map_err(io_error)?;
-        let file_type = meta.file_type();
-        let kind = if file_type.is_file() {
-            Kind::File
-        } else if file_type.is_block_device() {
-            Kind::BlockDevice
-        } else {
-            let what = match file_type {
-                t if t.is_dir() => "a directory",
-                t if t.is_char_device() => "a character device",
-                t if t.is_fifo() => "a FIFO",
-                t if t.is_socket() => "a socket",
-                _ => "of an unknown kind",
-            };
-            return Err(ProbeError::Unsuitable { path: path.to_owned(), what });
-        };
-        let uses = uses(path, kind, meta.rdev()).map_err(io_error)?;
-        let in_use = |uses| ProbeError::InUse { path: path.to_owned(), uses };
-        if !uses.is_empty() {
-            return Err(in_use(uses));
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        if kind == Kind::BlockDevice {
-            // Without O_CREAT, O_EXCL claims a block device: open(2).
-            options.custom_flags(OFlags::EXCL.bits().cast_signed());
-        }
-        let file = options.open(path).map_err(|source| match Errno::from_io_error(&source) {
-            Some(Errno::BUSY) => in_use(vec![Use::Claimed]),
-            _ => io_error(source),
-        })?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(in_use(vec![Use::Claimed])),
-            Err(errno) => return Err(io_error(errno.into())),
-        }
-        let size_bytes =
-            rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| io_error(e.into()))?;
-        Ok(Self { path: path.to_owned(), file, kind, size_bytes })
-    }
-
-    /// File or block device.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Size in bytes when it was opened.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
-    /// The open file; writable.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Looks for anything that somebody might miss. Reads a file's data through to the first
-    /// byte that is not zero; `progress` is told how many bytes are behind it.
-    ///
-    /// # Errors
-    /// The target can't be read.
-    pub fn examine(&self, mut progress: impl FnMut(u64)) -> Result<Report, ProbeError> {
-        let io_error = |source| ProbeError::Io { path: self.path.clone(), source };
-        let found = signatures::scan(&self.file, self.size_bytes).map_err(io_error)?;
-        // A used disk is full of somebody's old bytes, which is what a missing signature means;
-        // a file has only bytes that somebody put there.
-        let data_at = if found.is_empty() && self.kind == Kind::File {
-            first_nonzero(&self.file, self.size_bytes, &mut progress).map_err(io_error)?
-        } else {
-            None
-        };
-        Ok(Report { found, data_at })
-    }
+/// Looks for anything on `path` that somebody might miss. Reads a file's data through to the
+/// first byte that is not zero; `progress` is told how many bytes are behind it.
+///
+/// # Errors
+/// The target can't be read.
+pub fn examine(
+    path: &Path,
+    kind: Kind,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Report, ProbeError> {
+    let io_error = |source| ProbeError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io_error)?;
+    let size = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| io_error(e.into()))?;
+    let found = signatures::scan(&file, size).map_err(io_error)?;
+    // A used disk is full of somebody's old bytes, and a missing signature is how people say that
+    // they are done with them; a file has only bytes that somebody put there.
+    let data_at = if found.is_empty() && kind == Kind::File {
+        first_nonzero(&file, size, progress).map_err(io_error)?
+    } else {
+        None
+    };
+    Ok(Report { found, data_at })
 }
 
 fn uses(path: &Path, kind: Kind, rdev: u64) -> io::Result<Vec<Use>> {

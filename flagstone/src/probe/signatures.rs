@@ -65,9 +65,21 @@ const UDF: &str = "a UDF file system";
 const UFS: &str = "a UFS file system";
 const DRBD: &str = "a DRBD device";
 const VMFS: &str = "a VMFS volume";
+const FLAGSTONE: &str = "a Flagstone pool";
+/// Of every superblock copy: docs/formats/superblock.md.
+const FLAGSTONE_MAGIC: &[u8] = b"LSBS\x01\x00";
 
 /// Every magic number, the most telling first: a report names the first few.
 const TABLE: &[Signature] = &[
+    start(FLAGSTONE, 0, FLAGSTONE_MAGIC),
+    start(FLAGSTONE, 64 * KIB, FLAGSTONE_MAGIC),
+    start(FLAGSTONE, MIB, FLAGSTONE_MAGIC),
+    start(FLAGSTONE, MIB + 64 * KIB, FLAGSTONE_MAGIC),
+    Signature {
+        what: FLAGSTONE,
+        at: At::EndAligned { back: MIB, align: 4 * KIB },
+        magic: FLAGSTONE_MAGIC,
+    },
     start(LUKS, 0, b"LUKS\xba\xbe"),
     start(LUKS, 16 * KIB, b"SKUL\xba\xbe"),
     start(LUKS, 32 * KIB, b"SKUL\xba\xbe"),

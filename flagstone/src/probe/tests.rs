@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use super::*;
 
 fn examine(path: &Path) -> Report {
-    Target::open(path).unwrap().examine(|_| {}).unwrap()
+    super::examine(path, kind(path).unwrap(), &mut |_| {}).unwrap()
 }
 
 fn sparse(dir: &Path, name: &str, size: u64) -> PathBuf {
@@ -86,27 +86,15 @@ fn a_sparse_or_zeroed_file_is_blank() {
 #[test]
 fn refuses_what_cannot_hold_a_pool() {
     let dir = tempfile::tempdir().unwrap();
-    let unsuitable = |path: &Path| match Target::open(path) {
+    let unsuitable = |path: &Path| match kind(path) {
         Err(ProbeError::Unsuitable { what, .. }) => what,
         other => panic!("{other:?}"),
     };
     assert_eq!(unsuitable(dir.path()), "a directory");
     assert_eq!(unsuitable(Path::new("/dev/null")), "a character device");
-    let missing = Target::open(&dir.path().join("missing"));
+    let missing = kind(&dir.path().join("missing"));
     assert!(matches!(missing, Err(ProbeError::Io { source, .. })
         if source.kind() == io::ErrorKind::NotFound));
-}
-
-#[test]
-fn refuses_what_another_process_holds() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = sparse(dir.path(), "a", 1 << 20);
-    let held = Target::open(&path).unwrap();
-    let refused = Target::open(&path).unwrap_err();
-    assert!(matches!(&refused, ProbeError::InUse { uses, .. } if *uses == [Use::Claimed]));
-    assert!(refused.to_string().contains("stop that process first"));
-    drop(held);
-    Target::open(&path).unwrap();
 }
 
 #[test]

@@ -34,8 +34,6 @@ pub enum Use {
         /// How.
         by: Box<Use>,
     },
-    /// Somebody holds it open exclusively, or holds its lock.
-    Claimed,
 }
 
 impl std::fmt::Display for Use {
@@ -46,7 +44,6 @@ impl std::fmt::Display for Use {
             Self::Holder { device } => write!(f, "the device {device} is built on it"),
             Self::Loop { device } => write!(f, "the loop device {device} presents it"),
             Self::Partition { name, by } => write!(f, "its partition {name} is in use: {by}"),
-            Self::Claimed => write!(f, "another process holds it (a running daemon, perhaps)"),
         }
     }
 }
@@ -63,7 +60,6 @@ impl Use {
             }
             Self::Loop { device } => format!("detach it first: losetup -d /dev/{device}"),
             Self::Partition { by, .. } => by.remedy(),
-            Self::Claimed => "stop that process first".to_owned(),
         }
     }
 }

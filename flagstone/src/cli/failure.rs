@@ -1,0 +1,65 @@
+//! How a command says that it failed: a sentence and an exit status.
+
+use std::io;
+
+use crate::api::client::ClientError;
+use crate::bench::BenchError;
+use crate::exit::Exit;
+use crate::output;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    code: String,
+    message: String,
+}
+
+impl Failure {
+    /// A failure with this status and sentence.
+    #[must_use]
+    pub fn new(exit: Exit, message: impl ToString) -> Self {
+        Self { exit, code: exit.code().to_owned(), message: message.to_string() }
+    }
+
+    /// The exit status.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// Prints the failure to standard error.
+    pub fn report(&self, json: bool) {
+        if json {
+            let error = serde_json::json!({"code": self.code, "message": self.message});
+            eprintln!("{}", serde_json::json!({ "error": error }));
+        } else {
+            eprintln!("error: {}", self.message);
+        }
+    }
+}
+
+/// For standard output only: every other error has its own sentence.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(Exit::Failure, format!("standard output: {error}"))
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = error.exit();
+        let code = match &error {
+            ClientError::Refused(refusal) => output::json_name(&refusal.code),
+            _ => None,
+        };
+        let code = code.unwrap_or_else(|| exit.code().to_owned());
+        Self { exit, code, message: error.to_string() }
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        Self::new(error.exit(), error)
+    }
+}

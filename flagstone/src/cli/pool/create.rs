@@ -1,0 +1,99 @@
+//! `flagstone pool create`: formats a file or block device.
+
+use std::path::PathBuf;
+
+use crate::cli::Failure;
+use crate::output;
+use crate::pool::create::{self, CreateOptions};
+use crate::size::{Human, parse_block_size};
+
+/// Format a file or block device as a pool
+///
+/// A file that does not exist is made, sparse unless --preallocate is given. The target is
+/// refused if it holds anything: a file system, a partition table, a RAID, LVM, LUKS or ZFS
+/// member, swap, another pool, or (a file) data of any kind. --force formats over such things;
+/// nothing formats over what is mounted, used for swap, part of another device, or open in
+/// another process.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  flagstone pool create pool.flagstone --size 10G
+  flagstone pool create /srv/pool.flagstone --size 500G --preallocate
+  flagstone pool create /dev/sdb")]
+pub struct Args {
+    /// The file or block device
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+
+    /// Size of the file, at least 64M; not for block devices
+    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    size: Option<u64>,
+
+    /// Size of a segment: a power of two from 1M to 64M
+    ///
+    /// Space is reused in whole segments. The default suits SSDs and files; large segments suit
+    /// large slow disks.
+    #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = parse_segment_size)]
+    segment_size: u32,
+
+    /// Allocate and zero the whole file now
+    ///
+    /// Slow to make and takes its full size at once; afterwards no write waits for the file
+    /// system, and the file system can't run full under the pool.
+    #[arg(long)]
+    preallocate: bool,
+
+    /// Format even if the target holds data, which is lost
+    #[arg(long)]
+    force: bool,
+}
+
+fn parse_segment_size(text: &str) -> Result<u32, String> {
+    let bytes = parse_block_size(text).map_err(|error| error.to_string())?;
+    match u32::try_from(bytes) {
+        Ok(bytes) if bytes.is_power_of_two() && (1 << 20..=64 << 20).contains(&bytes) => Ok(bytes),
+        _ => Err("a segment has a power of two from 1M to 64M".to_owned()),
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args, json: bool) -> Result<(), Failure> {
+    let options = CreateOptions {
+        path: args.path,
+        size_bytes: args.size,
+        segment_bytes: args.segment_size,
+        preallocate: args.preallocate,
+        force: args.force,
+        quiet: json,
+    };
+    let pool = create::create(&options).map_err(|error| Failure::new(error.exit(), error))?;
+    if json {
+        return Ok(output::json(&pool)?);
+    }
+    let mut text = format!(
+        "created pool {}, {}, {} segments of {}\nuuid {}",
+        pool.path.display(),
+        Human(pool.size_bytes),
+        pool.segments,
+        Human(u64::from(pool.segment_bytes)),
+        pool.uuid,
+    );
+    if let Some(what) = &pool.overwritten {
+        text.push_str(&format!("\noverwritten: {what}"));
+    }
+    Ok(output::line(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::create::SEGMENT_BYTES_DEFAULT;
+
+    #[test]
+    fn segment_sizes() {
+        assert_eq!(parse_segment_size("4M"), Ok(SEGMENT_BYTES_DEFAULT));
+        assert_eq!(parse_segment_size("64M"), Ok(64 << 20));
+        for text in ["512K", "3M", "128M", "8G", "x"] {
+            parse_segment_size(text).unwrap_err();
+        }
+    }
+}

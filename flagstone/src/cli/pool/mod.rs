@@ -1,0 +1,27 @@
+//! `flagstone pool`: pools that no daemon has open.
+
+mod check;
+mod create;
+mod inspect;
+
+use clap::Subcommand;
+
+use super::Failure;
+use crate::exit::Exit;
+
+/// Make, check and describe pools that no daemon has open
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Create(create::Args),
+    Check(check::Args),
+    Inspect(inspect::Args),
+}
+
+/// Runs the command.
+pub fn run(command: Command, json: bool) -> Result<Exit, Failure> {
+    match command {
+        Command::Create(args) => create::run(args, json).map(|()| Exit::Success),
+        Command::Check(args) => check::run(&args, json),
+        Command::Inspect(args) => inspect::run(&args, json).map(|()| Exit::Success),
+    }
+}

@@ -1,0 +1,155 @@
+//! `flagstone serve`: the daemon.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::api_args::API_SOCKET_DEFAULT;
+use super::log_args::LogArgs;
+use super::{Failure, ready};
+use crate::config::{FileConfig, parse_address};
+use crate::daemon::{self, Settings};
+use crate::exit::Exit;
+use crate::logging::LEVEL_DEFAULT;
+use crate::node::NodeConfig;
+use crate::output;
+use crate::size::parse_size;
+
+/// Where the NBD socket is unless told otherwise.
+const NBD_SOCKET_DEFAULT: &str = "/run/flagstone/nbd.sock";
+
+/// Serve the volumes of one or more pools over NBD
+///
+/// Opens the pools (recovering them if the last run did not end cleanly), serves every volume as
+/// an NBD export of its own name, and answers the control API. One line starting with "ready" is
+/// printed to standard output when connections are accepted; logs go to standard error. SIGTERM
+/// or SIGINT stops cleanly; a second one ends the process at once, and the next start recovers.
+///
+/// A pool is locked while it is served: a second daemon is refused. A socket that nobody listens
+/// on is replaced; a live one is not.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "The ready line:
+  ready nbd=URI [nbd-tcp=URI] api=PATH pools=N volumes=N
+  Fields are separated by one blank; values hold none (percent-encoded). With --json it is one
+  JSON document instead. Under a service manager (NOTIFY_SOCKET), READY=1 is sent as well.
+
+Configuration file (TOML; what a flag also says, the flag decides):
+  pool = [\"/dev/sdb\"]                     # or one path
+  nbd-socket = \"/run/flagstone/nbd.sock\"
+  nbd-listen = \"127.0.0.1:10809\"
+  api-socket = \"/run/flagstone/api.sock\"
+  memory = \"512M\"
+  max-connections = 256
+  log-level = \"info\"
+  log-format = \"json\"
+
+Examples:
+  flagstone serve --pool /dev/sdb
+  flagstone serve --pool pool.flagstone --nbd-socket ./nbd.sock --api-socket ./api.sock
+  flagstone serve --config /etc/flagstone.toml --log-format json")]
+pub struct Args {
+    /// Pool to serve: a file or block device; may be given several times
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pool: Vec<PathBuf>,
+
+    /// Unix socket for NBD [default: /run/flagstone/nbd.sock]
+    #[arg(long, value_name = "PATH")]
+    nbd_socket: Option<PathBuf>,
+
+    /// Serve NBD over TCP too, at this address (port 10809 unless given)
+    ///
+    /// NBD has no passwords: whoever reaches the address can read and write every volume.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    nbd_listen: Option<SocketAddr>,
+
+    /// Unix socket of the control API, mode 0600 [default: /run/flagstone/api.sock]
+    #[arg(long, env = "FLAGSTONE_API", value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+
+    /// Read settings from a TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Memory for buffers, fixed at start [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+
+    /// NBD connections at a time; more are turned away [default: 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// Runs the command until a signal stops it.
+pub fn run(args: Args, json: bool) -> Result<(), Failure> {
+    let file = match &args.config {
+        Some(path) => FileConfig::read(path).map_err(|error| Failure::new(Exit::Usage, error))?,
+        None => FileConfig::default(),
+    };
+    let log = LogArgs {
+        log_level: args.log.log_level.clone().or_else(|| file.log_level.clone()),
+        log_format: args.log.log_format.or(file.log_format),
+    };
+    log.init(LEVEL_DEFAULT)?;
+    let settings = settings(args, file)?;
+    let announce = |ready: &daemon::Ready<'_>| {
+        if json { ready::json(ready) } else { output::line(&ready::line(ready)) }
+    };
+    daemon::run(settings, announce).map_err(|error| Failure::new(error.exit(), error))
+}
+
+/// The flags, then the file, then the defaults.
+fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
+    let pools = if args.pool.is_empty() { file.pools } else { args.pool };
+    if pools.is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "no pool to serve; give --pool PATH (flagstone pool create makes one)",
+        ));
+    }
+    let nbd_socket = args.nbd_socket.or(file.nbd_socket);
+    let api_socket = args.api_socket.or(file.api_socket);
+    let nbd_socket = nbd_socket.map_or_else(|| default_socket(NBD_SOCKET_DEFAULT), absolute)?;
+    let api_socket = api_socket.map_or_else(|| default_socket(API_SOCKET_DEFAULT), absolute)?;
+    let defaults = NodeConfig::default();
+    let node = NodeConfig {
+        pools,
+        nbd_unix: Some(nbd_socket),
+        nbd_tcp: args.nbd_listen.or(file.nbd_listen),
+        memory_bytes: args.memory.or(file.memory).unwrap_or(defaults.memory_bytes),
+        max_connections: args
+            .max_connections
+            .or(file.max_connections)
+            .unwrap_or(defaults.max_connections),
+        handshake_timeout: defaults.handshake_timeout,
+    };
+    Ok(Settings { node, api_socket, first_volume: None })
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path)
+        .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))
+}
+
+/// A default socket, with its directory made: nobody else makes /run/flagstone.
+fn default_socket(path: &str) -> Result<PathBuf, Failure> {
+    let path = Path::new(path);
+    let made = path.parent().map_or(Ok(()), |directory| match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err((directory, error)),
+        _ => Ok(()),
+    });
+    match made {
+        Ok(()) => Ok(path.to_owned()),
+        Err((directory, error)) => Err(Failure::new(
+            Exit::Failure,
+            format!(
+                "{}: {error}; make it, run as root, or choose sockets with --nbd-socket and \
+                 --api-socket",
+                directory.display()
+            ),
+        )),
+    }
+}

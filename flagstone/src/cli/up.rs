@@ -1,0 +1,137 @@
+//! `flagstone up`: everything at once, in one directory, with nothing to decide.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::api_args::{UP_API_SOCKET, UP_DIR_DEFAULT};
+use super::log_args::LogArgs;
+use super::{Failure, ready};
+use crate::api::types::{CreateVolume, Volume};
+use crate::config::parse_address;
+use crate::daemon::{self, Ready, Settings};
+use crate::exit::Exit;
+use crate::node::NodeConfig;
+use crate::output;
+use crate::pool::create::{self, CreateOptions, SEGMENT_BYTES_DEFAULT};
+use crate::size::{Human, parse_block_size, parse_size};
+
+/// The pool's file in the directory.
+const POOL_FILE: &str = "pool.flagstone";
+
+/// The NBD socket in the directory.
+const NBD_SOCKET: &str = "nbd.sock";
+
+/// The demo volume's name.
+const VOLUME: &str = "demo";
+
+/// The demo volume's size, if the pool is large enough for it.
+const VOLUME_BYTES: u64 = 4 << 30;
+
+/// Serve a demo volume from a directory, made if it is absent
+///
+/// Makes ./flagstone-data with a sparse pool file and a thin volume called "demo", serves it over
+/// NBD on a unix socket in that directory, and prints how to use it. The next run finds everything
+/// as it was. Ctrl-C stops; the data stays. To begin anew, remove the directory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  flagstone up
+  flagstone up --dir /srv/flagstone --size 100G --nbd-listen 127.0.0.1
+  flagstone up --json | head -1 | jq -r '.volumes[0].uris[0]'
+
+While it runs, from the same directory:
+  flagstone volume create data --size 20G")]
+pub struct Args {
+    /// Directory for the pool and the sockets
+    #[arg(long, value_name = "PATH", default_value = UP_DIR_DEFAULT)]
+    dir: PathBuf,
+
+    /// Size of the pool if it is made now; the file is sparse
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_block_size)]
+    size: u64,
+
+    /// Serve NBD over TCP too, at this address (port 10809 unless given)
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    nbd_listen: Option<SocketAddr>,
+
+    /// Memory for buffers [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// Runs the command until a signal stops it.
+pub fn run(args: Args, json: bool) -> Result<(), Failure> {
+    args.log.init("warn")?;
+    let failed =
+        |path: &Path, error| Failure::new(Exit::Failure, format!("{}: {error}", path.display()));
+    let dir = std::path::absolute(&args.dir).map_err(|error| failed(&args.dir, error))?;
+    fs::create_dir_all(&dir).map_err(|error| failed(&dir, error))?;
+    let pool = dir.join(POOL_FILE);
+    // An empty file is what a run that was interrupted at the wrong moment leaves behind.
+    if fs::metadata(&pool).map_or(true, |meta| meta.len() == 0) {
+        let options = CreateOptions {
+            path: pool.clone(),
+            size_bytes: Some(args.size),
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            preallocate: false,
+            force: false,
+            quiet: json,
+        };
+        create::create(&options).map_err(|error| Failure::new(error.exit(), error))?;
+    }
+    let defaults = NodeConfig::default();
+    let settings = Settings {
+        node: NodeConfig {
+            pools: vec![pool],
+            nbd_unix: Some(dir.join(NBD_SOCKET)),
+            nbd_tcp: args.nbd_listen,
+            memory_bytes: args.memory.unwrap_or(defaults.memory_bytes),
+            ..defaults
+        },
+        api_socket: dir.join(UP_API_SOCKET),
+        first_volume: Some(CreateVolume {
+            name: VOLUME.to_owned(),
+            size_bytes: VOLUME_BYTES.min(args.size / 2).next_multiple_of(1 << 20),
+            pool: None,
+        }),
+    };
+    let announce = |ready: &Ready<'_>| {
+        if json { ready::json(ready) } else { output::line(&guide(ready)) }
+    };
+    daemon::run(settings, announce).map_err(|error| Failure::new(error.exit(), error))
+}
+
+/// The ready line and what a newcomer wants to paste.
+fn guide(ready: &Ready<'_>) -> String {
+    let mut text = ready::line(ready);
+    text.push_str("\n\nVolumes:\n");
+    for volume in &ready.snapshot.volumes {
+        text.push_str(&format!("  {} ({})\n", volume.name, Human(volume.size_bytes)));
+        for uri in &volume.uris {
+            text.push_str(&format!("    {uri}\n"));
+        }
+    }
+    if let Some(volume) = ready.snapshot.volumes.first() {
+        text.push_str(&try_it(volume, ready));
+    }
+    text.push_str("\nStop with Ctrl-C. The data stays, and the next run finds it.");
+    text
+}
+
+fn try_it(volume: &Volume, ready: &Ready<'_>) -> String {
+    let uri = volume.uris.first().map_or("", String::as_str);
+    let (name, api) = (&volume.name, ready.api_socket.display());
+    let socket = ready.endpoints.socket.as_deref().unwrap_or(Path::new("")).display();
+    format!(
+        "\nTry it:\n\
+        \x20 nbdinfo '{uri}'\n\
+        \x20 qemu-img convert -n -O raw disk.qcow2 '{uri}'\n\
+        \x20 fio --name=try --ioengine=nbd --uri='{uri}' --rw=randrw --bs=4k --iodepth=32 --size=256M\n\
+        \x20 sudo nbd-client -unix '{socket}' -N {name} /dev/nbd0\n\
+        \x20     && sudo mkfs.ext4 /dev/nbd0 && sudo mount /dev/nbd0 /mnt\n\
+        \x20 flagstone volume create data --size 20G --api '{api}'\n"
+    )
+}

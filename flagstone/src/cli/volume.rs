@@ -1,0 +1,204 @@
+//! `flagstone volume`: volumes of a running daemon, through its control API.
+
+use clap::Subcommand;
+
+use super::Failure;
+use super::api_args::ApiArgs;
+use crate::api::types::{CreateVolume, Volume, VolumeList};
+use crate::name::parse_name;
+use crate::output::{self, Table};
+use crate::size::{Human, parse_block_size};
+
+/// Create, list, show, grow and delete volumes of a running daemon
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Create(CreateArgs),
+    List(ListArgs),
+    Show(ShowArgs),
+    Resize(ResizeArgs),
+    Delete(DeleteArgs),
+}
+
+/// Create a thin volume and print where it is served
+///
+/// The volume takes space as it is written, not now; the sum of the volumes' sizes may exceed the
+/// pool. It is served at once, and durable when the command returns. Creating it again with the
+/// same size is a success that changes nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  flagstone volume create data --size 100G
+  qemu-img convert -n -O raw disk.qcow2 \"$(flagstone volume create vm1 --size 40G --json | jq -r '.uris[0]')\"")]
+pub struct CreateArgs {
+    /// Name: 1 to 128 letters, digits, '.', '_' and '-', starting with a letter or digit
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    name: String,
+
+    /// Size that clients see, a multiple of 4096 bytes: 10G, 512MiB, ...
+    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    size: u64,
+
+    /// Path or UUID of the pool [default: the one with the most free space]
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
+
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// List the volumes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  flagstone volume list --json | jq -r '.volumes[].name'")]
+pub struct ListArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Show a volume and where it is served
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  nbdinfo \"$(flagstone volume show data --json | jq -r '.uris[0]')\"")]
+pub struct ShowArgs {
+    /// Name of the volume
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    name: String,
+
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Grow a volume
+///
+/// Volumes only grow. A client sees the new size when it connects again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  flagstone volume resize data --size 200G")]
+pub struct ResizeArgs {
+    /// Name of the volume
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    name: String,
+
+    /// New size, a multiple of 4096 bytes and not less than the present one
+    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    size: u64,
+
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Delete a volume and its data
+///
+/// Refused while clients are connected, unless --force is given: then they are disconnected.
+/// There is no way back.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  flagstone volume delete scratch")]
+pub struct DeleteArgs {
+    /// Name of the volume
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    name: String,
+
+    /// Delete it even while clients are connected
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Runs the command.
+pub fn run(command: Command, json: bool) -> Result<(), Failure> {
+    match command {
+        Command::Create(args) => create(args, json),
+        Command::List(args) => list(&args, json),
+        Command::Show(args) => show(args, json),
+        Command::Resize(args) => resize(args, json),
+        Command::Delete(args) => delete(args, json),
+    }
+}
+
+fn create(args: CreateArgs, json: bool) -> Result<(), Failure> {
+    let request = CreateVolume { name: args.name, size_bytes: args.size, pool: args.pool };
+    let (volume, new) =
+        args.api.call(|client| async move { client.create_volume(&request).await })?;
+    if json {
+        return Ok(output::json(&volume)?);
+    }
+    let did = if new { "created" } else { "exists already:" };
+    let size = Human(volume.size_bytes);
+    output::line(&format!("{did} volume {}, {size}\n{}", volume.name, uris(&volume)))?;
+    Ok(())
+}
+
+fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
+    let volumes = args.api.call(|client| async move { client.volumes().await })?;
+    if json {
+        return Ok(output::json(&VolumeList { volumes })?);
+    }
+    let mut table = Table::new(&["NAME", "SIZE>", "MAPPED>", "CLIENTS>", "URI"]);
+    for volume in volumes {
+        // One row per URI, so that each can be pasted; the figures stand in the first.
+        let mut cells = vec![
+            volume.name,
+            Human(volume.size_bytes).to_string(),
+            Human(volume.mapped_bytes).to_string(),
+            volume.connections.to_string(),
+        ];
+        for uri in volume.uris {
+            cells.push(uri);
+            table.row(std::mem::replace(&mut cells, vec![String::new(); 4]));
+        }
+    }
+    Ok(output::line(&table.render())?)
+}
+
+fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
+    let volume = args.api.call(|client| async move { client.volume(&args.name).await })?;
+    print_volume(&volume, json)
+}
+
+fn resize(args: ResizeArgs, json: bool) -> Result<(), Failure> {
+    let volume =
+        args.api.call(|client| async move { client.resize_volume(&args.name, args.size).await })?;
+    print_volume(&volume, json)
+}
+
+fn delete(args: DeleteArgs, json: bool) -> Result<(), Failure> {
+    let name = args.name.clone();
+    args.api.call(|client| async move { client.delete_volume(&name, args.force).await })?;
+    if json {
+        output::json(&serde_json::json!({ "deleted": args.name }))?;
+    } else {
+        output::line(&format!("deleted volume {}", args.name))?;
+    }
+    Ok(())
+}
+
+fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
+    if json {
+        return Ok(output::json(volume)?);
+    }
+    let text = format!(
+        "name         {}\n\
+         size         {} ({} bytes)\n\
+         mapped       {}\n\
+         clients      {}\n\
+         pool         {}\n\
+         uuid         {}\n\
+         {}",
+        volume.name,
+        Human(volume.size_bytes),
+        volume.size_bytes,
+        Human(volume.mapped_bytes),
+        volume.connections,
+        volume.pool,
+        volume.uuid,
+        uris(volume),
+    );
+    Ok(output::line(&text)?)
+}
+
+fn uris(volume: &Volume) -> String {
+    let lines = volume.uris.iter().map(|uri| format!("uri          {uri}"));
+    lines.collect::<Vec<_>>().join("\n")
+}

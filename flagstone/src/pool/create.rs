@@ -1,0 +1,319 @@
+//! Formatting a file or block device as a pool, without harming anything that is there.
+//!
+//! The order is: is the request possible at all, is the target free, does it hold anything, and
+//! only then write. `force` overrides the third question, never the second.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError};
+use flagstone_engine::{Engine, FormatError, FormatOptions, Geometry, GeometryError};
+use flagstone_ring::{Allocation, CreateFileError, Device, DeviceOpenError, OpenMode, SyncDevice};
+
+use crate::exit::Exit;
+use crate::probe::{self, Found, Kind, ProbeError};
+use crate::progress::Progress;
+
+/// Segment size unless told otherwise, in bytes.
+pub const SEGMENT_BYTES_DEFAULT: u32 = 4 << 20;
+
+/// Bytes written between two reports of progress.
+const STEP_BYTES: u64 = 4 << 20;
+
+/// What pool to make.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Size of the file in bytes; needed if it does not exist or is empty, refused for a device.
+    pub size_bytes: Option<u64>,
+    /// Segment size in bytes, a power of two from 1 MiB to 64 MiB.
+    pub segment_bytes: u32,
+    /// Allocate and zero the whole file now.
+    pub preallocate: bool,
+    /// Format even if the target holds something.
+    pub force: bool,
+    /// Show no progress.
+    pub quiet: bool,
+}
+
+/// A pool that was made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CreatedPool {
+    /// As given.
+    pub path: PathBuf,
+    /// Its identity.
+    pub uuid: String,
+    /// Size of the file or device.
+    pub size_bytes: u64,
+    /// Bytes of data that its segments can hold, some of which metadata takes.
+    pub capacity_bytes: u64,
+    /// Segment size.
+    pub segment_bytes: u32,
+    /// Number of segments.
+    pub segments: u32,
+    /// What was there and was overwritten by force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overwritten: Option<String>,
+}
+
+/// Why no pool was made. Unless it says otherwise nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// It can't be examined, or is in use.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// It holds something.
+    #[error(
+        "{} holds {what}. If nobody needs it any more, --force formats over it; otherwise choose \
+         another path",
+        path.display()
+    )]
+    HoldsData {
+        /// The target.
+        path: PathBuf,
+        /// What it holds.
+        what: String,
+    },
+    /// A file to be made, and no size.
+    #[error(
+        "{} {state}; give the pool's size with --size, for example --size 10G",
+        path.display()
+    )]
+    SizeMissing {
+        /// The target.
+        path: PathBuf,
+        /// "does not exist" or "is empty".
+        state: &'static str,
+    },
+    /// A flag that is for files only.
+    #[error("{} is a block device: {flag} is for files (a device is used as it is)", path.display())]
+    FileOnly {
+        /// The target.
+        path: PathBuf,
+        /// The flag.
+        flag: &'static str,
+    },
+    /// No pool has this shape.
+    #[error("{}: {source}", path.display())]
+    Shape {
+        /// The target.
+        path: PathBuf,
+        /// What does not fit.
+        source: GeometryError,
+    },
+    /// The file can't be made.
+    #[error(transparent)]
+    File(#[from] CreateFileError),
+    /// The target can't be opened.
+    #[error(transparent)]
+    Open(#[from] DeviceOpenError),
+    /// The file can't be resized or read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The target.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Formatting failed for another reason; part of the target may have been written.
+    #[error("{}: {source}", path.display())]
+    Format {
+        /// The target.
+        path: PathBuf,
+        /// The reason.
+        source: FormatError,
+    },
+    /// The device failed; part of it may have been written.
+    #[error("{}: writing failed: {source}; the target may be partly overwritten", path.display())]
+    Device {
+        /// The target.
+        path: PathBuf,
+        /// Its error.
+        source: DeviceError,
+    },
+}
+
+impl CreateError {
+    /// The exit status that goes with it.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Probe(ProbeError::InUse { .. })
+            | Self::Open(DeviceOpenError::InUse { .. })
+            | Self::File(CreateFileError::Open(DeviceOpenError::InUse { .. })) => Exit::InUse,
+            Self::HoldsData { .. } => Exit::HoldsData,
+            Self::Probe(ProbeError::Unsuitable { .. })
+            | Self::SizeMissing { .. }
+            | Self::FileOnly { .. }
+            | Self::Shape { .. } => Exit::Usage,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+/// Makes a pool.
+///
+/// # Errors
+/// [`CreateError`].
+pub fn create(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
+    let path = &options.path;
+    if let Some(size_bytes) = options.size_bytes {
+        shape(options, size_bytes)?;
+    }
+    match probe::kind(path) {
+        Ok(Kind::File) => in_file(options),
+        Ok(Kind::BlockDevice) => on_device(options),
+        Err(ProbeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            in_new_file(options)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn in_new_file(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
+    let path = &options.path;
+    let Some(size_bytes) = options.size_bytes else {
+        return Err(CreateError::SizeMissing { path: path.clone(), state: "does not exist" });
+    };
+    let allocation =
+        if options.preallocate { Allocation::Preallocated } else { Allocation::Sparse };
+    let device = {
+        let progress = Progress::bytes("allocating", size_bytes, options.quiet);
+        Device::create_file(path, size_bytes, allocation, &mut |done, _| progress.set(done))?
+    };
+    let formatted = format(options, device, None);
+    if formatted.is_err() {
+        // It did not exist before; the reason is told in any case.
+        let _ = std::fs::remove_file(path);
+    }
+    formatted
+}
+
+fn in_file(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
+    let path = &options.path;
+    let io_error = |source| CreateError::Io { path: path.clone(), source };
+    // Held from the first look to the last write, so that no other process formats or serves it.
+    let mut device = Device::open(path, OpenMode::Exclusive)?;
+    let present = std::fs::metadata(path).map_err(io_error)?.len();
+    if present == 0 && options.size_bytes.is_none() {
+        return Err(CreateError::SizeMissing { path: path.clone(), state: "is empty" });
+    }
+    let size_bytes = options.size_bytes.unwrap_or(present);
+    shape(options, size_bytes)?;
+    let overwritten = examine(options, Kind::File, present)?;
+    if size_bytes != present {
+        let file = File::options().write(true).open(path).map_err(io_error)?;
+        file.set_len(size_bytes).map_err(io_error)?;
+        // A device's size is fixed while it is open.
+        drop(device);
+        device = Device::open(path, OpenMode::Exclusive)?;
+    }
+    if options.preallocate {
+        device = zero(options, device)?;
+    }
+    format(options, device, overwritten)
+}
+
+fn on_device(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
+    let path = &options.path;
+    let file_only = |flag| Err(CreateError::FileOnly { path: path.clone(), flag });
+    if options.size_bytes.is_some() {
+        return file_only("--size");
+    }
+    if options.preallocate {
+        return file_only("--preallocate");
+    }
+    let device = Device::open(path, OpenMode::Exclusive)?;
+    shape(options, device.size())?;
+    let overwritten = examine(options, Kind::BlockDevice, device.size())?;
+    format(options, device, overwritten)
+}
+
+/// Whether a pool of this size and segment size is possible.
+fn shape(options: &CreateOptions, size_bytes: u64) -> Result<(), CreateError> {
+    Geometry::choose(size_bytes, options.segment_bytes)
+        .map(drop)
+        .map_err(|source| CreateError::Shape { path: options.path.clone(), source })
+}
+
+/// What is on the target and may be overwritten; refused if it may not.
+fn examine(
+    options: &CreateOptions,
+    kind: Kind,
+    size_bytes: u64,
+) -> Result<Option<(String, Vec<Found>)>, CreateError> {
+    let path = &options.path;
+    let progress = Progress::bytes("looking for data", size_bytes, options.quiet);
+    let report = probe::examine(path, kind, &mut |done| progress.set(done))?;
+    if report.is_blank() {
+        return Ok(None);
+    }
+    let what = report.describe();
+    if options.force {
+        return Ok(Some((what, report.found)));
+    }
+    Err(CreateError::HoldsData { path: path.clone(), what })
+}
+
+/// Writes zeroes all over `device`, which allocates every block of a file.
+fn zero(options: &CreateOptions, device: Device) -> Result<Device, CreateError> {
+    let size = device.size();
+    let progress = Progress::bytes("allocating", size, options.quiet);
+    let zeroes = vec![0; STEP_BYTES as usize];
+    let mut device = SyncDevice::new(device);
+    let mut at = 0;
+    while at < size {
+        let step = STEP_BYTES.min(size - at);
+        device
+            .write_at(at, &zeroes[..step as usize])
+            .map_err(|e| device_error(&options.path, e))?;
+        at += step;
+        progress.set(at);
+    }
+    Ok(device.into_device())
+}
+
+fn format(
+    options: &CreateOptions,
+    device: Device,
+    overwritten: Option<(String, Vec<Found>)>,
+) -> Result<CreatedPool, CreateError> {
+    let path = &options.path;
+    let size_bytes = device.size();
+    let mut device = SyncDevice::new(device);
+    // What is formatted over must not be found again, by udev for one: the pool's own structures
+    // don't cover every place where a signature may lie.
+    for found in overwritten.iter().flat_map(|(_, found)| found) {
+        let block = found.offset / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+        if block + BLOCK_SIZE as u64 <= size_bytes {
+            device.write_at(block, &[0; BLOCK_SIZE]).map_err(|e| device_error(path, e))?;
+        }
+    }
+    let uuid = uuid::Uuid::new_v4();
+    let format = FormatOptions {
+        pool_uuid: *uuid.as_bytes(),
+        nonce: uuid::Uuid::new_v4().as_u64_pair().0,
+        segment_bytes: options.segment_bytes,
+    };
+    let geometry = Engine::format(&mut device, &format).map_err(|error| match error {
+        FormatError::Geometry(source) => CreateError::Shape { path: path.clone(), source },
+        FormatError::Device(source) => device_error(path, source),
+        other => CreateError::Format { path: path.clone(), source: other },
+    })?;
+    let segment_data_bytes = u64::from(geometry.shape.data_blocks) * BLOCK_SIZE as u64;
+    Ok(CreatedPool {
+        path: path.clone(),
+        uuid: uuid.hyphenated().to_string(),
+        size_bytes,
+        capacity_bytes: u64::from(geometry.segments) * segment_data_bytes,
+        segment_bytes: options.segment_bytes,
+        segments: geometry.segments,
+        overwritten: overwritten.map(|(what, _)| what),
+    })
+}
+
+fn device_error(path: &Path, source: DeviceError) -> CreateError {
+    CreateError::Device { path: path.to_owned(), source }
+}

@@ -1,0 +1,4 @@
+//! Pools that nobody serves: making, checking and describing them.
+
+pub mod create;
+pub mod offline;

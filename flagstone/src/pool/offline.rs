@@ -1,0 +1,78 @@
+//! Reading a stopped pool: the device is opened read-only, with a lock that keeps daemons out.
+
+use std::path::{Path, PathBuf};
+
+use flagstone_engine::{CheckReport, Inspection, OpenError};
+use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
+
+use crate::exit::Exit;
+
+/// Why a stopped pool can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// The file or device can't be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceOpenError),
+    /// There is no pool, or it is so damaged that it can't be opened.
+    #[error("{}: {source}", path.display())]
+    Pool {
+        /// The file or device.
+        path: PathBuf,
+        /// What is wrong.
+        source: OpenError,
+    },
+}
+
+impl OfflineError {
+    /// The exit status that goes with it.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Device(error) => device_exit(error),
+            Self::Pool { source, .. } => pool_exit(source),
+        }
+    }
+}
+
+/// The exit status of a device that can't be opened.
+#[must_use]
+pub fn device_exit(error: &DeviceOpenError) -> Exit {
+    match error {
+        DeviceOpenError::InUse { .. } => Exit::InUse,
+        DeviceOpenError::WrongType { .. } => Exit::Usage,
+        _ => Exit::Failure,
+    }
+}
+
+/// The exit status of a pool that can't be opened.
+#[must_use]
+pub fn pool_exit(error: &OpenError) -> Exit {
+    match error {
+        OpenError::Device(_) | OpenError::Memory { .. } => Exit::Failure,
+        _ => Exit::Damaged,
+    }
+}
+
+/// Verifies the pool at `path`. `progress` gets blocks done and blocks in all.
+///
+/// # Errors
+/// [`OfflineError`]: not even an opening would succeed.
+pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, OfflineError> {
+    let mut device = open(path)?;
+    flagstone_engine::check(&mut device, progress)
+        .map_err(|source| OfflineError::Pool { path: path.to_owned(), source })
+}
+
+/// Describes the pool at `path`.
+///
+/// # Errors
+/// [`OfflineError`].
+pub fn inspect(path: &Path) -> Result<Inspection, OfflineError> {
+    let mut device = open(path)?;
+    flagstone_engine::inspect(&mut device)
+        .map_err(|source| OfflineError::Pool { path: path.to_owned(), source })
+}
+
+fn open(path: &Path) -> Result<SyncDevice, OfflineError> {
+    Ok(SyncDevice::new(Device::open(path, OpenMode::ReadOnly)?))
+}
