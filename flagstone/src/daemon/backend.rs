@@ -156,7 +156,7 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::BadSize { .. } => (ErrorCode::InvalidSize, ""),
         ControlError::Shrink { .. } => (ErrorCode::ShrinkRefused, ""),
         ControlError::InUse { .. } => {
-            (ErrorCode::VolumeInUse, "; disconnect them, or delete with force")
+            (ErrorCode::VolumeInUse, "; disconnect them first, or delete it with --force")
         }
         ControlError::NoSpace => (ErrorCode::PoolFull, "; delete volumes or discard data"),
         ControlError::TooManyVolumes => (ErrorCode::TooManyVolumes, "; delete some"),
