@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::error::{IoFault, SubmitError};
 use crate::format::journal::{HEADER_BYTES, JournalHeader, RECORD_BYTES};
 use crate::format::record::Record;
-use crate::limits::{BATCH_BLOCKS, BATCH_RECORDS, BATCHES_EAGER};
+use crate::limits::{BATCH_BLOCKS, BATCH_BLOCKS_EAGER, BATCH_RECORDS, BATCHES_EAGER};
 use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::token::Token;
@@ -276,8 +276,14 @@ impl Engine {
         self.flush.dirty(self.now_ns, u64::from(blocks) * BLOCK_SIZE as u64);
         if self.open.as_ref().is_some_and(|open| open.next == self.geo.shape.data_blocks) {
             self.seal_open(bufs);
-        } else if self.batches[i as usize].blocks == BATCH_BLOCKS {
-            self.close_batch(bufs);
+        } else {
+            // A burst becomes several batches while the device has room for them: they are
+            // written in parallel, and the first is answered while the last is on its way.
+            let full =
+                if self.flight.len() < BATCHES_EAGER { BATCH_BLOCKS_EAGER } else { BATCH_BLOCKS };
+            if self.batches[i as usize].blocks >= full {
+                self.close_batch(bufs);
+            }
         }
     }
 

@@ -50,6 +50,15 @@ pub(crate) struct Compaction {
     stage: Stage,
 }
 
+impl Compaction {
+    /// Whether the next turn can state more, without waiting for the device.
+    pub(crate) fn is_stating(&self) -> bool {
+        self.stage == Stage::Stating
+            && self.cursor != Cursor::End
+            && self.chain.has_room(RECORD_BYTES_MAX)
+    }
+}
+
 impl Engine {
     /// Begins a compaction, if the arena and the segments allow it now.
     pub(crate) fn begin_compaction(&mut self, bufs: &mut impl Buffers) -> bool {
@@ -103,6 +112,7 @@ impl Engine {
 
     pub(crate) fn advance_compaction(&mut self, bufs: &mut impl Buffers) {
         let Some(mut compaction) = self.compaction.take() else { return };
+        let before = (compaction.stage, compaction.cursor);
         match compaction.stage {
             Stage::Stating => {
                 for _ in 0..STATEMENTS_PER_TURN {
@@ -149,6 +159,7 @@ impl Engine {
             }
             _ => {}
         }
+        self.again |= before != (compaction.stage, compaction.cursor);
         self.compaction = Some(compaction);
     }
 
@@ -160,6 +171,7 @@ impl Engine {
             self.segs.release(segment);
         }
         self.meta_baseline = self.meta.segments.len();
+        self.again = true;
         self.counters.compactions += 1;
     }
 

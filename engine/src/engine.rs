@@ -34,6 +34,9 @@ use crate::volume::{VolumeInfo, Volumes};
 use flagstone_block::{Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag};
 use std::collections::VecDeque;
 
+/// Steps of the background state machines in one call of `pump`; what is left then is due at once.
+const STEPS_PER_PUMP: usize = 8;
+
 /// The answer to one accepted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
@@ -147,6 +150,8 @@ pub struct Engine {
     pub(crate) flush: FlushState,
     pub(crate) reads: Reads,
     pub(crate) rmws: Rmws,
+    /// A state machine moved on without any I/O that would bring the next call of `pump`.
+    pub(crate) again: bool,
     pub(crate) failed: Option<DeviceError>,
     pub(crate) stop: Stop,
     pub(crate) counters: Counters,
@@ -238,16 +243,22 @@ impl Engine {
         if self.failed.is_some() {
             self.drain_failed(bufs);
         } else {
-            self.advance_rmws(bufs);
+            for _ in 0..STEPS_PER_PUMP {
+                self.again = false;
+                self.advance_rmws(bufs);
+                self.advance_seals(bufs);
+                self.advance_segments(bufs);
+                self.advance_meta(bufs);
+                self.advance_superblock(bufs);
+                self.advance_compaction(bufs);
+                self.relieve_journal(bufs);
+                self.advance_stop(bufs);
+                if !self.again {
+                    break;
+                }
+            }
             self.advance_reclaim();
-            self.advance_seals(bufs);
-            self.advance_segments(bufs);
-            self.advance_meta(bufs);
-            self.advance_compaction(bufs);
-            self.relieve_journal(bufs);
-            self.advance_stop(bufs);
             self.close_batch_if_due(bufs);
-            self.advance_superblock(bufs);
             self.start_flush_if_due();
         }
         self.finish_stop(bufs);
@@ -260,7 +271,7 @@ impl Engine {
         if self.failed.is_some() {
             return None;
         }
-        if !self.graves.is_empty() {
+        if self.again || !self.graves.is_empty() {
             return Some(self.now_ns);
         }
         self.flush.deadline_ns()

@@ -5,6 +5,8 @@
 
 /// Blocks of data in one batch: past 128 KiB a device gains nothing from a longer write.
 pub const BATCH_BLOCKS: u32 = 32;
+/// A batch of this size leaves at once while fewer than [`BATCHES_EAGER`] are in flight.
+pub const BATCH_BLOCKS_EAGER: u32 = 8;
 /// Batches being filled or written. More in flight only lengthens the queue in the device.
 pub const BATCHES: usize = 16;
 /// While fewer batches than this are in flight a batch leaves at once, full or not; beyond it,

@@ -88,6 +88,7 @@ impl Engine {
             Stage::Superblock if self.super_write.take_done() => self.stop.stage = Stage::Finished,
             _ => {}
         }
+        self.again |= stage != self.stop.stage;
     }
 
     /// Gives the buffers back once nothing uses them; a failed pool stops without ceremony.

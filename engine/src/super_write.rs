@@ -103,6 +103,7 @@ impl Engine {
             }
             Stage::TailFlush(number) if self.flush.is_past(number) => {
                 self.super_write.stage = Stage::Done;
+                self.again = true;
             }
             Stage::CopiesFlush(_) | Stage::TailFlush(_) => {
                 self.flush.want();

@@ -142,6 +142,7 @@ impl Engine {
             flush: FlushState::new(loaded.last_lsn),
             reads: Reads::default(),
             rmws,
+            again: false,
             failed: None,
             stop: Stop::new(),
             counters: Default::default(),
