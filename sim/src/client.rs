@@ -1,0 +1,212 @@
+//! A client of the engine that draws its requests by the seed's weights.
+
+use crate::world::{Check, Submitted, World, WritePart, payload};
+use flagstone_block::{BLOCK_SIZE, Buffers, Durability, ZeroMode};
+use flagstone_engine::SubmitError;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// Volumes that a run holds at once, at most.
+const VOLUMES_MAX: usize = 12;
+
+/// A request that the engine takes in parts.
+#[derive(Debug)]
+enum Job {
+    Write { volume: u32, start: u64, bytes: Vec<u8>, done: u64, stamp: u64, durability: Durability },
+    Zero { volume: u32, offset: u64, len: u64, mode: ZeroMode, durability: Durability },
+    Read { volume: u32, first: u64, blocks: u32 },
+    Flush,
+    Create { name: String, size: u64 },
+    Delete { volume: u32 },
+    Resize { volume: u32, size: u64 },
+}
+
+/// What came of offering a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Something was accepted, or refused for good.
+    Progress,
+    /// The engine is busy.
+    Busy,
+}
+
+/// The client. It has one request at a time that is not yet taken in full.
+#[derive(Debug, Default)]
+pub struct Client {
+    job: Option<Job>,
+    names: u64,
+}
+
+impl Client {
+    /// Forgets the request at hand, as a client of a process that died does.
+    pub fn forget(&mut self) {
+        self.job = None;
+    }
+
+    /// Offers the request at hand, or the next one.
+    pub fn offer(&mut self, world: &mut World) -> Check<Offer> {
+        let job = match self.job.take() {
+            Some(job) => job,
+            None => match self.draw(world)? {
+                Some(job) => job,
+                None => return Ok(Offer::Progress),
+            },
+        };
+        let (left, offer) = offer(world, job)?;
+        self.job = left;
+        Ok(offer)
+    }
+
+    fn draw(&mut self, world: &mut World) -> Check<Option<Job>> {
+        let volumes: Vec<u32> =
+            world.oracle.live_volumes().filter(|&v| world.oracle.usable_size(v) > 0).collect();
+        let all = world.oracle.live_volumes().count();
+        if volumes.is_empty() {
+            return Ok(if all == 0 { Some(self.create(world)) } else { None });
+        }
+        let volume = world.rng.pick(&volumes);
+        let size = world.oracle.usable_size(volume);
+        let durability = if world.rng.percent(world.config.fua) {
+            Durability::Fua
+        } else {
+            Durability::Completed
+        };
+        let zero = |world: &mut World, mode| {
+            let aligned = world.rng.percent(70);
+            let (offset, len) = range(world, size, aligned);
+            Some(Job::Zero { volume, offset, len, mode, durability })
+        };
+        let weights = world.config.mix.weights();
+        Ok(match world.rng.weighted(&weights) {
+            which @ (0 | 1) => {
+                let (start, len) = range(world, size, which == 0);
+                let blocks = (start + len).div_ceil(BLOCK) - start / BLOCK;
+                let stamp = world.stamps(blocks);
+                let bytes = payload(volume, start, len, stamp);
+                Some(Job::Write { volume, start, bytes, done: 0, stamp, durability })
+            }
+            2 => {
+                let (offset, len) = range(world, size, true);
+                Some(Job::Read {
+                    volume,
+                    first: offset / BLOCK,
+                    blocks: (len / BLOCK).min(256) as u32,
+                })
+            }
+            3 => Some(Job::Flush),
+            4 => zero(world, ZeroMode::Discard),
+            5 => zero(world, ZeroMode::MayUnmap),
+            6 => zero(world, ZeroMode::KeepAllocated),
+            7 => {
+                let (offset, len) = range(world, size, false);
+                let extents_max = world.rng.pick(&[1, 3, 1000]);
+                world.status(volume, offset, len, extents_max)?;
+                None
+            }
+            8 if all < VOLUMES_MAX => Some(self.create(world)),
+            9 if all > 1 => Some(Job::Delete { volume }),
+            10 => {
+                let more = world.rng.skewed(1 << 14) * BLOCK;
+                Some(Job::Resize { volume, size: size + more })
+            }
+            _ => None,
+        })
+    }
+
+    fn create(&mut self, world: &mut World) -> Job {
+        self.names += 1;
+        // Some names are used again after their volume is gone.
+        let name = if world.rng.one_in(3) {
+            format!("again{}", world.rng.below(3))
+        } else {
+            format!("volume{}", self.names)
+        };
+        Job::Create { name, size: (1 + world.rng.skewed(4096)) * BLOCK }
+    }
+}
+
+/// A range of a volume: mostly in its hot part, as long as the seed likes.
+fn range(world: &mut World, size: u64, whole: bool) -> (u64, u64) {
+    let blocks = size / BLOCK;
+    let hot = world.config.hot_blocks;
+    let hot = if hot == 0 || world.rng.one_in(10) { blocks } else { hot.min(blocks) };
+    let first = world.rng.below(hot);
+    let count = (1 + world.rng.below(world.config.blocks_max)).min(blocks - first);
+    if whole {
+        return (first * BLOCK, count * BLOCK);
+    }
+    let edge = |world: &mut World| match world.rng.below(4) {
+        0 => world.rng.below(8) * 512,
+        1 => 0,
+        _ => world.rng.below(BLOCK),
+    };
+    let from = first * BLOCK + edge(world);
+    let to = ((first + count) * BLOCK - edge(world)).min(size);
+    if to > from { (from, to - from) } else { (to.min(from), from - to + 1) }
+}
+
+/// Offers `job`; returns what is left of it.
+fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
+    let mut job = job;
+    let submitted = match &mut job {
+        Job::Write { volume, start, bytes, done, stamp, durability } => {
+            let part = WritePart {
+                volume: *volume,
+                offset: *start + *done,
+                data: &bytes[*done as usize..],
+                stamp: *stamp,
+                start: *start,
+                durability: *durability,
+            };
+            match world.write(0, part)? {
+                Submitted::Taken(taken) => {
+                    *done += taken;
+                    if *done < bytes.len() as u64 {
+                        return Ok((Some(job), Offer::Progress));
+                    }
+                    Submitted::Taken(())
+                }
+                Submitted::Busy => Submitted::Busy,
+                Submitted::Refused(error) => Submitted::Refused(error),
+            }
+        }
+        Job::Zero { volume, offset, len, mode, durability } => {
+            match world.zero(0, *volume, *offset, *len, *mode, *durability)? {
+                Submitted::Taken(taken) => {
+                    (*offset, *len) = (*offset + taken, *len - taken);
+                    if *len > 0 {
+                        return Ok((Some(job), Offer::Progress));
+                    }
+                    Submitted::Taken(())
+                }
+                Submitted::Busy => Submitted::Busy,
+                Submitted::Refused(error) => Submitted::Refused(error),
+            }
+        }
+        Job::Read { volume, first, blocks } => {
+            let Some(buffer) = world.arena.alloc(*blocks) else {
+                // The client's own limit: it waits for its reads.
+                return Ok((Some(job), Offer::Busy));
+            };
+            let submitted = world.read(0, *volume, *first, buffer)?;
+            if submitted != Submitted::Taken(()) {
+                world.arena.free(buffer);
+            }
+            submitted
+        }
+        Job::Flush => world.flush(0)?,
+        Job::Create { name, size } => match world.create(name, *size)? {
+            Submitted::Taken(_) => Submitted::Taken(()),
+            Submitted::Busy => Submitted::Busy,
+            Submitted::Refused(error) => Submitted::Refused(error),
+        },
+        Job::Delete { volume } => world.delete(*volume)?,
+        Job::Resize { volume, size } => world.resize(*volume, *size)?,
+    };
+    Ok(match submitted {
+        Submitted::Taken(()) => (None, Offer::Progress),
+        Submitted::Busy => (Some(job), Offer::Busy),
+        Submitted::Refused(SubmitError::Busy) => (Some(job), Offer::Busy),
+        Submitted::Refused(_) => (None, Offer::Progress),
+    })
+}

@@ -1,0 +1,326 @@
+//! What a seed does: every seed enables its own subset of requests and faults.
+//!
+//! Swarm testing (Groce et al., ISSTA 2012): runs that leave things out go deeper into what they
+//! keep than runs that do a little of everything.
+
+use crate::disk::FaultRates;
+use crate::rng::Rng;
+
+const MIB: u64 = 1 << 20;
+
+/// What a seed is mainly about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Theme {
+    /// A little of everything, short.
+    Mixed,
+    /// Few blocks, many of them unaligned, at high depth.
+    Hot,
+    /// Volumes come, grow and go.
+    Volumes,
+    /// Tiny batches until the journal ring wraps.
+    Ring,
+    /// Segments are filled, die and are used again.
+    Churn,
+    /// The pool is filled to the brim.
+    Full,
+    /// So many discards that the metadata chain is compacted while serving.
+    Metadata,
+    /// The disk damages what it holds.
+    Damage,
+    /// Commands fail.
+    Errors,
+}
+
+/// Weights of requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    /// Whole-block writes.
+    pub write: u32,
+    /// Writes of any bytes.
+    pub partial: u32,
+    /// Reads.
+    pub read: u32,
+    /// Flushes.
+    pub flush: u32,
+    /// Discards.
+    pub discard: u32,
+    /// Write-zeroes that may unmap.
+    pub zero: u32,
+    /// Write-zeroes that keep the space.
+    pub keep: u32,
+    /// Block status.
+    pub status: u32,
+    /// New volumes.
+    pub create: u32,
+    /// Deletions.
+    pub delete: u32,
+    /// Growth.
+    pub resize: u32,
+}
+
+impl Mix {
+    /// As an array, in the order of the fields.
+    #[must_use]
+    pub fn weights(&self) -> [u32; 11] {
+        [
+            self.write,
+            self.partial,
+            self.read,
+            self.flush,
+            self.discard,
+            self.zero,
+            self.keep,
+            self.status,
+            self.create,
+            self.delete,
+            self.resize,
+        ]
+    }
+}
+
+/// In which order commands in flight end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Any.
+    Any,
+    /// As submitted.
+    Oldest,
+    /// The newest first.
+    Newest,
+    /// Flushes only when nothing else is left.
+    FlushesLast,
+    /// Flushes before all else.
+    FlushesFirst,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The process is killed.
+    pub kill: u32,
+    /// The power goes.
+    pub power: u32,
+    /// A clean stop.
+    pub stop: u32,
+    /// A clean stop that is cut short.
+    pub stop_cut: u32,
+}
+
+/// Everything that is drawn once per seed.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What it is about.
+    pub theme: Theme,
+    /// Bytes of the device.
+    pub pool_bytes: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: u32,
+    /// Volumes at the start, in bytes.
+    pub volumes: Vec<u64>,
+    /// Over the network protocol.
+    pub nbd: bool,
+    /// Times the pool is opened.
+    pub lives: u32,
+    /// Events of one life, at most.
+    pub events: u64,
+    /// Requests under way, at most.
+    pub depth: usize,
+    /// Requests.
+    pub mix: Mix,
+    /// FUA requests, of a hundred.
+    pub fua: u32,
+    /// Longest write or zeroing, in blocks.
+    pub blocks_max: u64,
+    /// Blocks that most requests go to; 0 for all alike.
+    pub hot_blocks: u64,
+    /// Order of completions.
+    pub order: Order,
+    /// Of a hundred turns, in how many a request is sent although a command could complete.
+    pub eager: u32,
+    /// Pumps, of a hundred turns; at least one in eight turns pumps.
+    pub pump: u32,
+    /// Nanoseconds per turn, at most.
+    pub tick_ns: u64,
+    /// How lives end.
+    pub ends: Ends,
+    /// Crashes during one recovery, at most.
+    pub recrashes: u64,
+    /// Of a hundred recoveries, how many are tried at every crash point.
+    pub exhaustive: u32,
+    /// Of a hundred crashes, after how many something is damaged.
+    pub rot: u32,
+    /// Of a million turns, in how many something is damaged while serving.
+    pub rot_running: u32,
+    /// Faults of commands.
+    pub rates: FaultRates,
+    /// Blocks that the arena has beyond what the engine needs.
+    pub arena_blocks: u32,
+}
+
+impl Config {
+    /// Draws what a seed does.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let themes = [
+            (Theme::Mixed, 40),
+            (Theme::Hot, 22),
+            (Theme::Volumes, 12),
+            (Theme::Ring, 3),
+            (Theme::Churn, 5),
+            (Theme::Full, 2),
+            (Theme::Metadata, 1),
+            (Theme::Damage, 9),
+            (Theme::Errors, 8),
+        ];
+        let weights = themes.map(|(_, weight)| weight);
+        let theme = themes[rng.weighted(&weights)].0;
+        let mut config = Self::common(rng, theme);
+        config.specialise(rng);
+        config
+    }
+
+    fn common(rng: &mut Rng, theme: Theme) -> Self {
+        let mut some = |weight: u32| if rng.one_in(3) { 0 } else { weight };
+        let mix = Mix {
+            write: 30,
+            partial: some(12),
+            read: some(12),
+            flush: some(4),
+            discard: some(6),
+            zero: some(4),
+            keep: some(2),
+            status: some(2),
+            create: some(1),
+            delete: some(1),
+            resize: some(1),
+        };
+        let volumes = rng.between(1, 3);
+        let volumes = (0..volumes).map(|_| (1 + rng.skewed(2048)) * 4096).collect();
+        Self {
+            theme,
+            pool_bytes: 64 * MIB
+                + rng.skewed(32) * MIB
+                + if rng.one_in(4) { 4096 * rng.below(255) } else { 0 },
+            segment_bytes: (MIB as u32) << rng.weighted(&[6, 1, 1]),
+            volumes,
+            nbd: rng.one_in(6),
+            lives: rng.between(1, 4) as u32,
+            events: 20 + rng.skewed(1200),
+            depth: rng.between(1, rng.clone().pick(&[1, 2, 4, 16, 64])) as usize,
+            mix,
+            fua: rng.pick(&[0, 0, 5, 30]),
+            blocks_max: rng.pick(&[1, 2, 8, 40, 100]),
+            hot_blocks: rng.pick(&[0, 0, 4, 16, 64]),
+            order: rng.pick(&[
+                Order::Any,
+                Order::Any,
+                Order::Any,
+                Order::Oldest,
+                Order::Newest,
+                Order::FlushesLast,
+                Order::FlushesFirst,
+            ]),
+            eager: rng.pick(&[10, 50, 50, 90]),
+            pump: rng.pick(&[30, 100, 100]),
+            tick_ns: rng.pick(&[1_000, 100_000, 100_000, 50_000_000]),
+            ends: Ends { kill: 4, power: 8, stop: 3, stop_cut: 1 },
+            recrashes: rng.pick(&[0, 0, 1, 2, 3]),
+            exhaustive: if rng.one_in(30) { 40 } else { 0 },
+            rot: 0,
+            rot_running: 0,
+            rates: FaultRates::default(),
+            arena_blocks: 2048,
+        }
+    }
+
+    fn specialise(&mut self, rng: &mut Rng) {
+        match self.theme {
+            Theme::Mixed => {}
+            Theme::Hot => {
+                self.volumes = vec![rng.between(1, 8) * 4096];
+                self.mix.partial = rng.pick(&[10, 30, 60]);
+                self.mix.read = 20;
+                self.depth = rng.between(2, 40) as usize;
+                (self.mix.create, self.mix.delete) = (0, 0);
+                self.blocks_max = 4;
+            }
+            Theme::Volumes => {
+                (self.mix.create, self.mix.delete, self.mix.resize) = (6, 5, 3);
+                self.volumes = vec![4096 * 16, 4096 * (1 + rng.skewed(1 << 18))];
+            }
+            Theme::Ring => {
+                self.events = rng.between(4_000, 14_000);
+                self.depth = rng.pick(&[1, 1, 2, 3]);
+                self.blocks_max = 1;
+                self.lives = rng.between(1, 2) as u32;
+                self.mix.flush = rng.pick(&[0, 0, 1]);
+                self.fua = 0;
+                self.nbd = false;
+                self.tick_ns = 1_000;
+                (self.mix.create, self.mix.delete) = (0, 0);
+            }
+            Theme::Churn => {
+                self.segment_bytes = MIB as u32;
+                self.volumes = vec![rng.pick(&[300, 600, 4000, 9000]) * 4096];
+                self.blocks_max = 100;
+                self.events = rng.between(1_000, 4_000);
+                self.depth = rng.pick(&[4, 16, 40]);
+                self.eager = 50;
+                self.mix.partial = rng.pick(&[0, 0, 4]);
+                self.mix.flush = rng.pick(&[0, 1, 3]);
+                self.mix.discard = rng.pick(&[0, 4, 12]);
+                (self.mix.create, self.mix.delete) = (rng.pick(&[0, 1]), rng.pick(&[0, 1]));
+                self.fua = 0;
+                self.hot_blocks = 0;
+                self.nbd = false;
+            }
+            Theme::Full => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = 64 * MIB;
+                self.volumes = vec![rng.pick(&[12_000, 14_000, 20_000]) * 4096];
+                self.blocks_max = 100;
+                self.events = rng.between(1_000, 5_000);
+                self.depth = rng.pick(&[8, 32]);
+                self.eager = 60;
+                self.mix.discard = rng.pick(&[1, 4, 8]);
+                self.mix.keep = rng.pick(&[0, 1, 4]);
+                self.lives = rng.between(2, 3) as u32;
+                self.hot_blocks = 0;
+                self.nbd = false;
+            }
+            Theme::Metadata => {
+                self.segment_bytes = MIB as u32;
+                self.volumes = vec![rng.pick(&[64, 2000]) * 4096];
+                self.mix.discard = 300;
+                self.mix.zero = 100;
+                self.mix.flush = 1;
+                self.mix.partial = 2;
+                self.mix.status = 0;
+                self.blocks_max = 4;
+                self.fua = 0;
+                self.depth = 400;
+                self.eager = 90;
+                self.pump = 30;
+                self.events = 40_000;
+                self.lives = 2;
+                self.tick_ns = 1_000;
+                self.nbd = false;
+                self.order = Order::Any;
+            }
+            Theme::Damage => {
+                self.rot = 70;
+                self.rot_running = rng.pick(&[0, 10_000, 50_000]);
+                self.rates.read_error = rng.pick(&[0, 0, 10_000]);
+                self.rates.read_flip = rng.pick(&[0, 0, 30_000]);
+                self.rates.misdirect = rng.pick(&[0, 0, 5_000]);
+                self.mix.read = 20;
+            }
+            Theme::Errors => {
+                let rate = rng.pick(&[300, 3_000, 20_000]);
+                let mut maybe = || if rng.one_in(2) { rate } else { 0 };
+                self.rates.write_error = maybe();
+                self.rates.flush_error = maybe();
+                self.rates.read_error = maybe();
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What blocks hold: content that tells where it belongs and which write it came from.
+//!
+//! Every 64-bit word of a stamped block depends on the stamp, the volume, the block's number and
+//! the word's place, so that no mixture of two blocks equals a third. The first word of each
+//! sector is the stamp itself, so that a mixture can be told in words.
+
+use crate::rng::mix;
+use flagstone_block::BLOCK_SIZE;
+use std::rc::Rc;
+
+/// Bytes of the unit that a disk writes atomically.
+pub const SECTOR: usize = 512;
+/// Sectors in a block.
+pub const SECTORS: usize = BLOCK_SIZE / SECTOR;
+
+/// One block's bytes, shared between disk images.
+pub type Block = Rc<[u8; BLOCK_SIZE]>;
+
+const WORDS_PER_SECTOR: usize = SECTOR / 8;
+const STEP: u64 = 0xd6e8_feb8_6659_fd93;
+
+/// What a block of a volume holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Zeroes.
+    Zero,
+    /// The pattern of this stamp.
+    Stamp(u64),
+    /// Part of one pattern over something else.
+    Bytes(Block),
+}
+
+/// A block's place in the pool's name space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Volume number.
+    pub volume: u32,
+    /// Block number in it.
+    pub lba: u64,
+}
+
+fn base(stamp: u64, place: Place) -> u64 {
+    mix(stamp ^ mix(u64::from(place.volume) << 40 ^ place.lba))
+}
+
+/// Word `i` of a stamped block.
+fn word(stamp: u64, base: u64, i: usize) -> u64 {
+    if i % WORDS_PER_SECTOR == 0 { stamp } else { base.wrapping_add((i as u64).wrapping_mul(STEP)) }
+}
+
+/// Writes the pattern of `stamp` for the block at `place`.
+pub fn fill(stamp: u64, place: Place, block: &mut [u8]) {
+    let base = base(stamp, place);
+    for (i, bytes) in block.chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&word(stamp, base, i).to_le_bytes());
+    }
+}
+
+impl Content {
+    /// Whether `block` holds exactly this.
+    #[must_use]
+    pub fn matches(&self, place: Place, block: &[u8]) -> bool {
+        match self {
+            Self::Zero => is_zero(block),
+            Self::Bytes(bytes) => bytes[..] == *block,
+            Self::Stamp(stamp) => {
+                let base = base(*stamp, place);
+                block[..8] == stamp.to_le_bytes()
+                    && block
+                        .chunks_exact(8)
+                        .enumerate()
+                        .all(|(i, bytes)| bytes == word(*stamp, base, i).to_le_bytes())
+            }
+        }
+    }
+
+    /// Writes the bytes out.
+    pub fn write_to(&self, place: Place, block: &mut [u8]) {
+        match self {
+            Self::Zero => block.fill(0),
+            Self::Bytes(bytes) => block.copy_from_slice(&bytes[..]),
+            Self::Stamp(stamp) => fill(*stamp, place, block),
+        }
+    }
+
+    /// This with bytes `from..to` replaced by those of `new`.
+    #[must_use]
+    pub fn overlaid(&self, place: Place, from: usize, to: usize, new: &Content) -> Self {
+        let mut block = [0; BLOCK_SIZE];
+        self.write_to(place, &mut block);
+        let mut over = [0; BLOCK_SIZE];
+        new.write_to(place, &mut over);
+        block[from..to].copy_from_slice(&over[from..to]);
+        Self::Bytes(Rc::new(block))
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Zero => "zeroes".into(),
+            Self::Stamp(stamp) => format!("stamp {stamp}"),
+            Self::Bytes(bytes) => describe_bytes(&bytes[..]),
+        }
+    }
+}
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(block: &[u8]) -> bool {
+    block.chunks_exact(8).all(|word| word == [0; 8])
+}
+
+/// What the sectors of a block seem to hold, in words.
+#[must_use]
+pub fn describe_bytes(block: &[u8]) -> String {
+    let mut parts: Vec<(String, usize)> = Vec::new();
+    for sector in block.chunks_exact(SECTOR) {
+        let first = u64::from_le_bytes(sector[..8].try_into().unwrap_or([0; 8]));
+        let name = if is_zero(sector) {
+            "zeroes".to_owned()
+        } else if first < 1 << 40 {
+            format!("stamp {first}")
+        } else {
+            format!("{first:#018x}..")
+        };
+        match parts.last_mut() {
+            Some((last, count)) if *last == name => *count += 1,
+            _ => parts.push((name, 1)),
+        }
+    }
+    let parts: Vec<String> =
+        parts.into_iter().map(|(name, sectors)| format!("{sectors} sectors of {name}")).collect();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_matches_its_own_stamp_and_place_only() {
+        let place = Place { volume: 3, lba: 9 };
+        let mut block = [0; BLOCK_SIZE];
+        fill(77, place, &mut block);
+        assert!(Content::Stamp(77).matches(place, &block));
+        assert!(!Content::Stamp(78).matches(place, &block));
+        assert!(!Content::Stamp(77).matches(Place { lba: 10, ..place }, &block));
+        assert!(!Content::Stamp(77).matches(Place { volume: 4, ..place }, &block));
+        let mut other = [0; BLOCK_SIZE];
+        fill(78, place, &mut other);
+        for sector in 1..SECTORS {
+            let mut mixed = block;
+            mixed[sector * SECTOR..].copy_from_slice(&other[sector * SECTOR..]);
+            assert!(!Content::Stamp(77).matches(place, &mixed));
+            assert!(!Content::Stamp(78).matches(place, &mixed));
+        }
+        assert!(!Content::Zero.matches(place, &block));
+        let over = Content::Stamp(77).overlaid(place, 100, 200, &Content::Stamp(78));
+        block[100..200].copy_from_slice(&other[100..200]);
+        assert!(over.matches(place, &block));
+    }
+}

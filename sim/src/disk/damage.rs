@@ -1,0 +1,167 @@
+//! Damage at rest, placed by what a block is for.
+
+use super::{Disk, share};
+use crate::content::{Block, SECTOR, SECTORS};
+use flagstone_block::{BLOCK_BITS, BLOCK_SIZE};
+use flagstone_engine::Geometry;
+use flagstone_engine::format::superblock::{SLOTS, SUPERBLOCK_END};
+
+/// Where the parts of a pool lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    geometry: Geometry,
+}
+
+/// What a block is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// A superblock copy.
+    Superblock,
+    /// The journal ring.
+    Journal,
+    /// One copy of a metadata page.
+    MetaCopy,
+    /// Entry table or footer of a data segment.
+    Summary,
+    /// A data block.
+    Data,
+}
+
+impl Layout {
+    /// The layout of a pool.
+    #[must_use]
+    pub fn new(geometry: Geometry) -> Self {
+        Self { geometry }
+    }
+
+    /// Superblocks, journal, segments: 0, 1, 2.
+    pub(super) fn area_index(&self, block: u32) -> usize {
+        let offset = u64::from(block) << BLOCK_BITS;
+        let journal_end = SUPERBLOCK_END + (u64::from(self.geometry.journal_blocks) << BLOCK_BITS);
+        match offset {
+            _ if offset < SUPERBLOCK_END || offset >= self.geometry.superblock_tail() => 0,
+            _ if offset < journal_end => 1,
+            _ => 2,
+        }
+    }
+
+    fn area(&self, block: u32, bytes: &[u8]) -> Area {
+        match self.area_index(block) {
+            0 => Area::Superblock,
+            1 => Area::Journal,
+            _ => {
+                let from =
+                    (u64::from(block) << BLOCK_BITS).saturating_sub(self.geometry.data_offset);
+                let in_segment = (from >> BLOCK_BITS) % u64::from(self.geometry.shape.blocks);
+                if bytes[..4] == *b"LSBM" {
+                    Area::MetaCopy
+                } else if in_segment >= u64::from(self.geometry.shape.data_blocks) {
+                    Area::Summary
+                } else {
+                    Area::Data
+                }
+            }
+        }
+    }
+
+    /// The places of all superblock copies.
+    fn superblocks(&self) -> impl Iterator<Item = u32> {
+        let places = SLOTS.into_iter().flatten().chain([self.geometry.superblock_tail()]);
+        places.map(|offset| (offset >> BLOCK_BITS) as u32)
+    }
+}
+
+impl Disk {
+    /// Whether anything is damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty() || !self.unreadable.is_empty()
+    }
+
+    /// Whether everything damaged is there a second time.
+    #[must_use]
+    pub fn only_copies_damaged(&self, layout: &Layout) -> bool {
+        self.damaged.keys().chain(&self.unreadable).all(|&block| {
+            let bytes = self.current[block as usize].as_ref();
+            let area = layout.area(block, bytes.map_or(&[0; 4], |bytes| &bytes[..]));
+            matches!(area, Area::Superblock | Area::MetaCopy)
+        })
+    }
+
+    /// Undoes all damage.
+    pub fn repair(&mut self) {
+        self.damaged.clear();
+        self.unreadable.clear();
+    }
+
+    /// Damages one block of `area` that holds something; returns its number. Of superblocks and
+    /// metadata pages one copy at most is damaged, since no format survives the loss of all.
+    pub fn rot(&mut self, area: Area, layout: &Layout) -> Option<u32> {
+        let block = self.find(area, layout)?;
+        let before = self.shown(block);
+        let mut bytes = *before;
+        match self.rng.below(5) {
+            0 | 1 => {
+                let bit = self.rng.below(BLOCK_SIZE as u64 * 8) as usize;
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            2 => {
+                let sector = self.rng.below(SECTORS as u64) as usize;
+                bytes[sector * SECTOR..(sector + 1) * SECTOR].fill(0);
+            }
+            3 => {
+                self.unreadable.insert(block);
+                return Some(block);
+            }
+            _ => {
+                // Something that was meant for another place.
+                let other = self.find(Area::Data, layout).unwrap_or(block);
+                bytes = *self.shown(other);
+            }
+        }
+        if bytes[..] != before[..] {
+            self.damaged.insert(block, share(&bytes));
+        }
+        Some(block)
+    }
+
+    fn find(&mut self, area: Area, layout: &Layout) -> Option<u32> {
+        let fits = |disk: &Self, block: u32| {
+            let Some(bytes) = &disk.current[block as usize] else { return false };
+            if layout.area(block, &bytes[..]) != area || bytes[..8] == [0; 8] {
+                return false;
+            }
+            let damaged = |b: u32| disk.damaged.contains_key(&b) || disk.unreadable.contains(&b);
+            match area {
+                Area::Superblock => !layout.superblocks().any(damaged),
+                // Copies lie side by side.
+                Area::MetaCopy => !damaged(block ^ 1) && !damaged(block + 1) && !damaged(block - 1),
+                _ => true,
+            }
+        };
+        if area == Area::Superblock {
+            let places: Vec<u32> = layout.superblocks().collect();
+            let block = self.rng.pick(&places);
+            return fits(self, block).then_some(block);
+        }
+        let blocks = self.current.len() as u64;
+        let start = self.rng.below(blocks);
+        (0..blocks).map(|i| ((start + i) % blocks) as u32).find(|&block| fits(self, block))
+    }
+
+    /// The write that should have gone to `first` went elsewhere as well as nowhere.
+    pub(super) fn misdirect(&mut self, first: u32, blocks: &[Block]) {
+        self.counters.misdirected += 1;
+        let room = self.current.len() as u64 - blocks.len() as u64;
+        let near = self.rng.between(1, 64);
+        let to = if self.rng.one_in(2) { u64::from(first) + near } else { self.rng.below(room) };
+        let to = to.min(room) as u32;
+        for (block, bytes) in (to..).zip(blocks) {
+            // Its own place keeps what was there; and free space is no place to notice.
+            let own = (first..first + blocks.len() as u32).contains(&block);
+            if !own && self.current[block as usize].is_some() {
+                self.damaged.insert(block, bytes.clone());
+            }
+        }
+    }
+}

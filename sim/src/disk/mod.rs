@@ -1,0 +1,449 @@
+//! The simulated disk, and its fault model.
+//!
+//! - A write that completed is *pending* until a flush that was issued after its completion
+//!   completes; then it is durable. Reads see pending writes.
+//! - **Process kill**: everything that completed stays, pending or not. Of a write in flight, any
+//!   subset of its 512-byte sectors may be there.
+//! - **Power cut**: of every pending write and every write in flight, any subset of its sectors
+//!   may be there, in any order: a later write of a place may survive while an earlier one does
+//!   not, and the other way round. Nothing durable is touched.
+//! - Commands in flight complete in any order.
+//! - A failed write leaves any subset of its sectors; a failed flush drops any subset of the
+//!   pending writes.
+//! - A read may fail, or return a flipped bit once and be right the next time.
+//! - **Damage at rest**: a flipped bit, a zeroed sector, a block that was written elsewhere
+//!   (misdirected: its own place keeps the old content), or a sector that can't be read until it
+//!   is written again. Damage lies *over* the true content, so that it can be repaired, and so
+//!   that the disk knows of every read that it touched.
+//!
+//! Not modelled: a flush that lies, and a disk that grows or shrinks.
+
+mod crash;
+mod damage;
+mod sync;
+
+pub use crash::{CrashKind, CrashStyle};
+pub use damage::{Area, Layout};
+
+use crate::arena::Arena;
+use crate::content::{Block, SECTOR};
+use crate::rng::Rng;
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Faults that strike commands, in commands per million.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaultRates {
+    /// Reads that fail.
+    pub read_error: u32,
+    /// Reads with one bit flipped on the way.
+    pub read_flip: u32,
+    /// Writes that fail.
+    pub write_error: u32,
+    /// Flushes that fail.
+    pub flush_error: u32,
+    /// Writes that land elsewhere.
+    pub misdirect: u32,
+}
+
+/// A block with writes that no flush covers.
+#[derive(Clone, Debug)]
+struct Pending {
+    durable: Option<Block>,
+    /// Sequence number of the command and what it wrote, oldest first.
+    writes: Vec<(u64, Block)>,
+}
+
+#[derive(Clone, Debug)]
+enum Command {
+    Read {
+        offset: u64,
+        buffer: Buffer,
+    },
+    Write {
+        first: u32,
+        blocks: Vec<Block>,
+        buffer: Buffer,
+    },
+    /// Covers writes with a sequence number below this one.
+    Flush {
+        covers: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct InFlight {
+    token: IoToken,
+    command: Command,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// As submitted.
+    pub token: IoToken,
+    /// For the engine.
+    pub result: Result<(), DeviceError>,
+    /// For a read: its buffer, and which of its blocks a fault touched.
+    pub read: Option<(Buffer, Vec<u32>)>,
+    /// In words.
+    pub name: &'static str,
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// What the disk did so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskCounters {
+    /// Write commands completed, by command or blocking call.
+    pub writes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Reads that a fault touched.
+    pub tainted_reads: u64,
+    /// Writes or flushes that failed.
+    pub failures: u64,
+    /// Writes that landed elsewhere.
+    pub misdirected: u64,
+}
+
+/// The disk. Cloning it is cheap: the copies share their blocks.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    current: Vec<Option<Block>>,
+    pending: BTreeMap<u32, Pending>,
+    /// What reads see instead of the true content.
+    damaged: BTreeMap<u32, Block>,
+    /// Blocks with a sector that can't be read until it is written.
+    unreadable: BTreeSet<u32>,
+    in_flight: Vec<InFlight>,
+    seq: u64,
+    rates: FaultRates,
+    rng: Rng,
+    /// Blocking writes and flushes until the process dies.
+    calls_left: Option<u64>,
+    dead: bool,
+    counters: DiskCounters,
+}
+
+const EIO: DeviceError = DeviceError::Os { errno: 5 };
+
+impl Disk {
+    /// An empty disk of `bytes` bytes, a multiple of 4096.
+    #[must_use]
+    pub fn new(bytes: u64, rng: Rng) -> Self {
+        Self {
+            current: vec![None; (bytes / BLOCK_SIZE as u64) as usize],
+            pending: BTreeMap::new(),
+            damaged: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            in_flight: Vec::new(),
+            seq: 0,
+            rates: FaultRates::default(),
+            rng,
+            calls_left: None,
+            dead: false,
+            counters: DiskCounters::default(),
+        }
+    }
+
+    /// Sets which faults strike from now on.
+    pub fn set_rates(&mut self, rates: FaultRates) {
+        self.rates = rates;
+    }
+
+    /// Goes on with another sequence of chances.
+    pub fn reseed(&mut self, rng: Rng) {
+        self.rng = rng;
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn counters(&self) -> DiskCounters {
+        self.counters
+    }
+
+    /// Commands in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Blocks with writes that a power cut may lose.
+    #[must_use]
+    pub fn pending_blocks(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether command `i` in flight is a flush, a write or a read: 2, 1, 0.
+    #[must_use]
+    pub fn rank(&self, i: usize) -> u8 {
+        match self.in_flight[i].command {
+            Command::Read { .. } => 0,
+            Command::Write { .. } => 1,
+            Command::Flush { .. } => 2,
+        }
+    }
+
+    /// Takes a command.
+    ///
+    /// # Errors
+    /// In words, a command that no correct engine sends.
+    pub fn submit(&mut self, io: DeviceIo, arena: &Arena) -> Result<(), String> {
+        let command = match io.command {
+            DeviceCommand::Flush => Command::Flush { covers: self.seq },
+            DeviceCommand::Read { offset, buffer } => {
+                self.check_range("read", offset, buffer)?;
+                Command::Read { offset, buffer }
+            }
+            DeviceCommand::Write { offset, buffer } => {
+                self.check_range("write", offset, buffer)?;
+                let blocks = arena.bytes(buffer).chunks_exact(BLOCK_SIZE).map(share).collect();
+                Command::Write { first: (offset / BLOCK_SIZE as u64) as u32, blocks, buffer }
+            }
+        };
+        if let Some(other) = self.in_flight.iter().find(|f| conflicts(&f.command, &command)) {
+            return Err(format!("{command} overlaps {} in flight", other.command));
+        }
+        self.in_flight.push(InFlight { token: io.token, command });
+        Ok(())
+    }
+
+    fn check_range(&self, what: &str, offset: u64, buffer: Buffer) -> Result<(), String> {
+        let end = offset + buffer.len() as u64;
+        if offset % BLOCK_SIZE as u64 != 0 || end > self.current.len() as u64 * BLOCK_SIZE as u64 {
+            return Err(format!("a {what} of bytes {offset}..{end}, outside the device"));
+        }
+        Ok(())
+    }
+
+    /// Ends command `i` in flight.
+    ///
+    /// # Errors
+    /// In words, if the engine changed the bytes of a write under way.
+    pub fn complete(&mut self, i: usize, arena: &mut Arena) -> Result<Ended, String> {
+        let InFlight { token, command } = self.in_flight.remove(i);
+        match command {
+            Command::Read { offset, buffer } => {
+                let (result, touched) = self.read_blocks(offset, arena.bytes_mut(buffer));
+                let (len, read) = (buffer.len() as u64, Some((buffer, touched)));
+                Ok(Ended { token, result, read, name: "read", offset, len })
+            }
+            Command::Write { first, blocks, buffer } => {
+                let now = arena.bytes(buffer).chunks_exact(BLOCK_SIZE);
+                if !now.zip(&blocks).all(|(now, then)| now == &then[..]) {
+                    return Err(format!(
+                        "the bytes of a write of {} blocks at block {first} changed in flight",
+                        blocks.len()
+                    ));
+                }
+                let (offset, len) = (u64::from(first) * BLOCK_SIZE as u64, buffer.len() as u64);
+                let result = self.write_blocks(first, &blocks);
+                Ok(Ended { token, result, read: None, name: "write", offset, len })
+            }
+            Command::Flush { covers } => {
+                let result = self.flush_blocks(covers);
+                Ok(Ended { token, result, read: None, name: "flush", offset: 0, len: 0 })
+            }
+        }
+    }
+
+    fn strikes(&mut self, per_million: u32) -> bool {
+        per_million > 0 && self.rng.below(1_000_000) < u64::from(per_million)
+    }
+
+    /// Returns also which blocks, counted from `offset`, a fault touched.
+    fn read_blocks(&mut self, offset: u64, into: &mut [u8]) -> (Result<(), DeviceError>, Vec<u32>) {
+        let first = (offset / BLOCK_SIZE as u64) as u32;
+        let count = (into.len() / BLOCK_SIZE) as u32;
+        let mut touched = Vec::new();
+        if self.strikes(self.rates.read_error) {
+            self.counters.tainted_reads += 1;
+            let short = DeviceError::Short { done: 0, wanted: into.len() as u32 };
+            let error = if self.rng.one_in(4) { short } else { EIO };
+            return (Err(error), (0..count).collect());
+        }
+        for (block, into) in (first..).zip(into.chunks_exact_mut(BLOCK_SIZE)) {
+            match &self.current[block as usize] {
+                Some(bytes) => into.copy_from_slice(&bytes[..]),
+                None => into.fill(0),
+            }
+        }
+        if !self.damaged.is_empty() || !self.unreadable.is_empty() {
+            let range = first..first + count;
+            for (&block, bytes) in self.damaged.range(range.clone()) {
+                let b = block - first;
+                touched.push(b);
+                into[b as usize * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(&bytes[..]);
+            }
+            if self.unreadable.range(range.clone()).next().is_some() {
+                self.counters.tainted_reads += 1;
+                return (Err(EIO), (0..count).collect());
+            }
+        }
+        if self.strikes(self.rates.read_flip) {
+            let bit = self.rng.below(into.len() as u64 * 8) as usize;
+            into[bit / 8] ^= 1 << (bit % 8);
+            touched.push((bit / 8 / BLOCK_SIZE) as u32);
+        }
+        self.counters.tainted_reads += u64::from(!touched.is_empty());
+        (Ok(()), touched)
+    }
+
+    fn write_blocks(&mut self, first: u32, blocks: &[Block]) -> Result<(), DeviceError> {
+        self.counters.writes += 1;
+        if self.strikes(self.rates.write_error) {
+            self.counters.failures += 1;
+            self.write_part(first, blocks);
+            return Err(EIO);
+        }
+        let seq = self.next_seq();
+        let misdirected = self.strikes(self.rates.misdirect);
+        for (block, bytes) in (first..).zip(blocks) {
+            let before = misdirected.then(|| self.shown(block));
+            self.store(block, seq, bytes.clone());
+            if let Some(before) = before {
+                self.damaged.insert(block, before);
+            }
+        }
+        if misdirected {
+            self.misdirect(first, blocks);
+        }
+        Ok(())
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq - 1
+    }
+
+    /// Writes any subset of the sectors.
+    fn write_part(&mut self, first: u32, blocks: &[Block]) {
+        let seq = self.next_seq();
+        let style = self.rng.below(4);
+        for (block, bytes) in (first..).zip(blocks) {
+            let mask = match style {
+                0 => 0,
+                1 => 0xff,
+                2 => ((1u32 << self.rng.below(9)) - 1) as u8,
+                _ => self.rng.next() as u8,
+            };
+            if mask != 0 {
+                let torn = merged(self.current[block as usize].as_ref(), bytes, mask);
+                self.store(block, seq, torn);
+            }
+        }
+    }
+
+    fn store(&mut self, block: u32, seq: u64, bytes: Block) {
+        let current = &mut self.current[block as usize];
+        let pending = self
+            .pending
+            .entry(block)
+            .or_insert_with(|| Pending { durable: current.clone(), writes: Vec::new() });
+        pending.writes.push((seq, bytes.clone()));
+        *current = Some(bytes);
+        if !self.damaged.is_empty() {
+            self.damaged.remove(&block);
+        }
+        if !self.unreadable.is_empty() {
+            self.unreadable.remove(&block);
+        }
+    }
+
+    fn flush_blocks(&mut self, covers: u64) -> Result<(), DeviceError> {
+        self.counters.flushes += 1;
+        if self.strikes(self.rates.flush_error) {
+            self.counters.failures += 1;
+            self.drop_some_pending();
+            return Err(EIO);
+        }
+        self.pending.retain(|_, pending| {
+            let covered = pending.writes.iter().take_while(|(seq, _)| *seq < covers).count();
+            if covered > 0 {
+                pending.durable = Some(pending.writes[covered - 1].1.clone());
+                pending.writes.drain(..covered);
+            }
+            !pending.writes.is_empty()
+        });
+        Ok(())
+    }
+
+    fn drop_some_pending(&mut self) {
+        let percent = self.rng.pick(&[0, 20, 100]);
+        let blocks: Vec<u32> = self.pending.keys().copied().collect();
+        for block in blocks {
+            if !self.rng.percent(percent) {
+                continue;
+            }
+            if let Some(pending) = self.pending.remove(&block) {
+                self.current[block as usize] = pending.durable;
+            }
+        }
+    }
+
+    /// What a read of `block` returns.
+    fn shown(&self, block: u32) -> Block {
+        let true_content = || self.current[block as usize].clone();
+        self.damaged.get(&block).cloned().or_else(true_content).unwrap_or_else(zeroes)
+    }
+}
+
+fn zeroes() -> Block {
+    Rc::new([0; BLOCK_SIZE])
+}
+
+fn share(bytes: &[u8]) -> Block {
+    let mut block = zeroes();
+    if let Some(own) = Rc::get_mut(&mut block) {
+        own.copy_from_slice(bytes);
+    }
+    block
+}
+
+/// `old` with the sectors in `mask` replaced by those of `new`.
+fn merged(old: Option<&Block>, new: &Block, mask: u8) -> Block {
+    if mask == 0xff {
+        return new.clone();
+    }
+    let mut bytes = old.map_or([0; BLOCK_SIZE], |old| **old);
+    for sector in (0..8).filter(|s| mask >> s & 1 != 0) {
+        let range = sector * SECTOR..(sector + 1) * SECTOR;
+        bytes[range.clone()].copy_from_slice(&new[range]);
+    }
+    Rc::new(bytes)
+}
+
+fn span(command: &Command) -> Option<(u64, u64, bool)> {
+    let block = BLOCK_SIZE as u64;
+    match command {
+        Command::Read { offset, buffer } => {
+            Some((offset / block, offset / block + u64::from(buffer.blocks), false))
+        }
+        Command::Write { first, blocks, .. } => {
+            Some((u64::from(*first), u64::from(*first) + blocks.len() as u64, true))
+        }
+        Command::Flush { .. } => None,
+    }
+}
+
+/// Two commands in flight whose outcome together is undefined.
+fn conflicts(one: &Command, other: &Command) -> bool {
+    match (span(one), span(other)) {
+        (Some((a, b, writes)), Some((c, d, also))) => (writes || also) && a < d && c < b,
+        _ => false,
+    }
+}
+
+impl std::fmt::Display for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match span(self) {
+            Some((first, end, true)) => write!(f, "a write of blocks {first}..{end}"),
+            Some((first, end, false)) => write!(f, "a read of blocks {first}..{end}"),
+            None => write!(f, "a flush"),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Judging what a recovery found, and going on from there.
+
+use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, base, never_written};
+use crate::content::{Place, describe_bytes, is_zero};
+use flagstone_engine::StatusKind;
+use std::collections::BTreeMap;
+
+/// Which requests must have survived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bounds {
+    /// All that were answered: the process was killed, or stopped cleanly.
+    Answered,
+    /// All whose durability was promised: the power went, or the device failed.
+    Durable,
+    /// None, but those that survived still in prefix order: something was damaged that is there
+    /// only once.
+    Damaged,
+}
+
+/// A volume that the engine has after recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundVolume {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub uuid: [u8; 16],
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// What a recovery found, told block by block.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The volumes.
+    pub volumes: Vec<FoundVolume>,
+    /// Identifies the content of everything that was looked at.
+    pub digest: u64,
+}
+
+impl Found {
+    /// Adds to the digest.
+    pub fn mix(&mut self, value: u64) {
+        self.digest = crate::rng::mix(self.digest ^ value).wrapping_add(value);
+    }
+}
+
+impl Oracle {
+    /// After recovery, the block at `place` is of `kind` and holds `bytes`.
+    ///
+    /// # Errors
+    /// In words, if no version of it is like that.
+    pub fn found(
+        &mut self,
+        found: &mut Found,
+        place: Place,
+        kind: StatusKind,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        let history = self
+            .volumes
+            .get_mut(&place.volume)
+            .and_then(|volume| volume.blocks.get_mut(&place.lba));
+        let Some(history) = history else {
+            if kind != StatusKind::Hole || !is_zero(bytes) {
+                return Err(format!("{} ({kind:?})", never_written(place, bytes)));
+            }
+            return Ok(());
+        };
+        let fits = |v: &Version| v.kind == kind && v.content.matches(place, bytes);
+        let first = history.versions.iter().position(fits);
+        let last = history.versions.iter().rposition(fits);
+        let (Some(first), Some(last)) = (first, last) else {
+            return Err(format!(
+                "after recovery block {} of volume {} is {kind:?} and holds {}; its versions are {}",
+                place.lba,
+                place.volume,
+                describe_bytes(bytes),
+                self.describe(place, 0)
+            ));
+        };
+        history.found = Some((first as u32, last as u32));
+        found.mix(u64::from(place.volume) << 32 ^ place.lba);
+        found.mix((first as u64) << 2 | kind as u64);
+        Ok(())
+    }
+
+    fn required(&self, op: OpId, bounds: Bounds) -> bool {
+        let Op { answered, durable, .. } = *self.op(op);
+        let durable = durable || answered < self.durable_before;
+        match bounds {
+            _ if op == BASE => true,
+            Bounds::Answered => answered != NEVER,
+            Bounds::Durable => answered != NEVER && durable,
+            Bounds::Damaged => false,
+        }
+    }
+
+    /// Checks promises 1 to 4, 6 and 7 against what was found, and takes it as what there is
+    /// from now on. Every block of every volume found must have been told to [`Oracle::found`].
+    ///
+    /// # Errors
+    /// In words, what was promised and is not so.
+    pub fn judge(&mut self, found: &Found, bounds: Bounds) -> Result<(), String> {
+        let there: BTreeMap<u32, &FoundVolume> = found.volumes.iter().map(|v| (v.id, v)).collect();
+        if there.len() != found.volumes.len() {
+            return Err("two volumes have the same number".into());
+        }
+        self.judge_new_volumes(&there)?;
+        let survived = self.newest_survivor(&there, bounds)?;
+        self.judge_prefix(&there, survived)?;
+        self.adopt(&there);
+        Ok(())
+    }
+
+    fn judge_new_volumes(&self, there: &BTreeMap<u32, &FoundVolume>) -> Result<(), String> {
+        for (id, found) in there {
+            let Some(volume) = self.volumes.get(id) else {
+                return Err(format!("volume {id} ({:?}) is there, but should not be", found.name));
+            };
+            if volume.name != found.name || volume.uuid != found.uuid {
+                return Err(format!("volume {id} is now called {:?}", found.name));
+            }
+            if !volume.sizes.iter().any(|&(size, _)| size == found.size) {
+                return Err(format!("volume {id} has {} bytes, which it never had", found.size));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what must be there, and returns when the newest request that certainly survived
+    /// was accepted.
+    fn newest_survivor(
+        &self,
+        there: &BTreeMap<u32, &FoundVolume>,
+        bounds: Bounds,
+    ) -> Result<u64, String> {
+        let mut newest = 0;
+        for (id, volume) in &self.volumes {
+            let created = self.required(volume.created, bounds);
+            let deleted = volume.deleted.is_some_and(|op| self.required(op, bounds));
+            let Some(found) = there.get(id) else {
+                if created && volume.deleted.is_none() {
+                    return Err(format!("volume {id} ({:?}) is lost", volume.name));
+                }
+                if let (true, Some(op)) = (created, volume.deleted) {
+                    newest = newest.max(self.op(op).accepted);
+                }
+                continue;
+            };
+            if deleted {
+                return Err(format!("volume {id} ({:?}) came back from deletion", volume.name));
+            }
+            newest = newest.max(self.op(volume.created).accepted);
+            // A size may be given more than once only by requests that change nothing.
+            let matching = |&&(size, _): &&(u64, OpId)| size == found.size;
+            if let Some(&(_, op)) = volume.sizes.iter().find(matching) {
+                newest = newest.max(self.op(op).accepted);
+            }
+            for &(size, op) in &volume.sizes {
+                if size > found.size && self.required(op, bounds) {
+                    return Err(format!(
+                        "volume {id} has {} bytes, but its growth to {size} was promised",
+                        found.size
+                    ));
+                }
+            }
+            for (&lba, history) in &volume.blocks {
+                let place = Place { volume: *id, lba };
+                let (first, last) = self.found_versions(place, history)?;
+                let is_required = |v: &Version| self.required(v.op, bounds);
+                let oldest = history.versions.iter().rposition(is_required).unwrap_or(0) as u32;
+                if last < oldest {
+                    return Err(format!(
+                        "block {lba} of volume {id} lost a version whose survival was promised \
+                         ({bounds:?}, durable before {}): it holds version {first} of {}",
+                        self.durable_before,
+                        self.describe(place, oldest)
+                    ));
+                }
+                // Equal versions can't be told apart; the older one promises less.
+                let certain = first.max(oldest);
+                newest = newest.max(self.op(history.versions[certain as usize].op).accepted);
+            }
+        }
+        Ok(newest)
+    }
+
+    fn found_versions(&self, place: Place, history: &History) -> Result<(u32, u32), String> {
+        history.found.ok_or_else(|| {
+            format!("block {} of volume {} was not looked at", place.lba, place.volume)
+        })
+    }
+
+    fn judge_prefix(
+        &self,
+        there: &BTreeMap<u32, &FoundVolume>,
+        survived: u64,
+    ) -> Result<(), String> {
+        let before = |op: OpId| self.op(op).answered < survived;
+        for (id, volume) in &self.volumes {
+            let Some(found) = there.get(id) else {
+                if before(volume.created) && volume.deleted.is_none() {
+                    return Err(format!("volume {id} is lost, but something newer survived"));
+                }
+                continue;
+            };
+            if volume.deleted.is_some_and(before) {
+                return Err(format!("volume {id} is back, but something newer survived"));
+            }
+            if volume.sizes.iter().any(|&(size, op)| size > found.size && before(op)) {
+                return Err(format!("volume {id} shrank, but something newer survived"));
+            }
+            for (&lba, history) in &volume.blocks {
+                let place = Place { volume: *id, lba };
+                let (first, last) = self.found_versions(place, history)?;
+                let oldest = history.versions.iter().rposition(|v| before(v.op)).unwrap_or(0);
+                if (last as usize) < oldest {
+                    return Err(format!(
+                        "prefix order is broken: a request accepted at {survived} survived, but \
+                         block {lba} of volume {id} holds version {first} of {}",
+                        self.describe(place, oldest as u32)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, there: &BTreeMap<u32, &FoundVolume>) {
+        self.volumes.retain(|id, _| there.contains_key(id));
+        for (id, volume) in &mut self.volumes {
+            volume.created = BASE;
+            volume.deleted = None;
+            volume.sizes = vec![(there[id].size, BASE)];
+            volume.blocks.retain(|_, history| {
+                let found = history.found.take().map_or(0, |(first, _)| first);
+                let mut version = history.versions.swap_remove(found as usize);
+                version.op = BASE;
+                let kept = version.kind != StatusKind::Hole;
+                history.versions.clear();
+                history.versions.push(version);
+                history.seen = 0;
+                kept
+            });
+        }
+        self.ops.clear();
+        self.ops.push(base());
+        self.durable_before = 0;
+    }
+}

@@ -1,0 +1,444 @@
+//! The naive model that says what the engine may answer.
+//!
+//! For every block of every volume it keeps all versions that requests since the last recovery
+//! gave it, in the order in which the requests were accepted, which is the order in which they
+//! take effect. Each version remembers its request, and each request when it was accepted and
+//! when it was answered. From that follow the promises that [`Oracle::judge`] checks after a
+//! crash and [`Oracle::end_read`] while serving:
+//!
+//! 1. *Kill*: everything answered is there.
+//! 2. *Power cut*: everything answered before a flush (or a FUA request) was accepted that was
+//!    answered itself is there, and so is every FUA request and volume change that was answered.
+//! 3. *Prefix order*: if a request survived, so did all that were answered before it was
+//!    accepted.
+//! 4. *Atomicity*: a block is exactly one of its versions.
+//! 5. *Reads*: a read returns, for each block, a version that was current at some moment between
+//!    submission and completion; and never an older one than an earlier read returned.
+//! 6. *Zeroes*: a discarded or zeroed block is such a version like any other.
+//! 7. *Volumes*: a change that was answered is there; a deleted volume does not come back.
+//!
+//! The model is deliberately ignorant of the log, the journal and the map.
+
+mod judge;
+
+pub use judge::{Bounds, Found, FoundVolume};
+
+use crate::content::{Content, Place, describe_bytes, is_zero};
+use flagstone_block::BLOCK_SIZE;
+use flagstone_engine::{StatusExtent, StatusKind};
+use std::collections::BTreeMap;
+
+/// A request since the last recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpId(u32);
+
+/// What was there when the pool was opened.
+const BASE: OpId = OpId(0);
+const NEVER: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    accepted: u64,
+    answered: u64,
+    /// Its answer promised durability.
+    durable: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Version {
+    op: OpId,
+    content: Content,
+    kind: StatusKind,
+}
+
+#[derive(Clone, Debug)]
+struct History {
+    versions: Vec<Version>,
+    /// A read returned this version; none before it is current any more.
+    seen: u32,
+    /// What was found after a crash: first and last version that it may be.
+    found: Option<(u32, u32)>,
+}
+
+/// A volume as the model knows it.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub uuid: [u8; 16],
+    created: OpId,
+    deleted: Option<OpId>,
+    sizes: Vec<(u64, OpId)>,
+    blocks: BTreeMap<u64, History>,
+}
+
+/// The model of one pool.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    clock: u64,
+    ops: Vec<Op>,
+    /// Requests answered before this moment are durable.
+    durable_before: u64,
+    volumes: BTreeMap<u32, Volume>,
+}
+
+impl Default for Oracle {
+    fn default() -> Self {
+        Self { clock: 1, ops: vec![base()], durable_before: 0, volumes: BTreeMap::new() }
+    }
+}
+
+fn base() -> Op {
+    Op { accepted: 0, answered: 0, durable: true }
+}
+
+impl Oracle {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn accept(&mut self) -> OpId {
+        let accepted = self.tick();
+        self.ops.push(Op { accepted, answered: NEVER, durable: false });
+        OpId(self.ops.len() as u32 - 1)
+    }
+
+    fn op(&self, id: OpId) -> &Op {
+        &self.ops[id.0 as usize]
+    }
+
+    /// A volume by its number, also one that is being created or deleted.
+    #[must_use]
+    pub fn volume(&self, id: u32) -> Option<&Volume> {
+        self.volumes.get(&id)
+    }
+
+    /// Numbers of all volumes that were not deleted, in order.
+    pub fn live_volumes(&self) -> impl Iterator<Item = u32> {
+        self.volumes.iter().filter(|(_, v)| v.deleted.is_none()).map(|(&id, _)| id)
+    }
+
+    /// Bytes `offset..offset + len` of a volume were accepted for writing, where block `lba` of
+    /// the request carries `stamp + (lba - first_lba)`.
+    pub fn write(
+        &mut self,
+        volume: u32,
+        offset: u64,
+        len: u64,
+        stamp: u64,
+        first_lba: u64,
+    ) -> OpId {
+        let op = self.accept();
+        let block = BLOCK_SIZE as u64;
+        let end = offset + len;
+        for lba in offset / block..end.div_ceil(block) {
+            let new = Content::Stamp(stamp + (lba - first_lba));
+            self.change(op, volume, lba, offset, end, &new, StatusKind::Data);
+        }
+        op
+    }
+
+    /// Bytes `offset..offset + len` were accepted for zeroing. A discard changes whole blocks
+    /// only.
+    pub fn zero(
+        &mut self,
+        volume: u32,
+        offset: u64,
+        len: u64,
+        kind: StatusKind,
+        whole_only: bool,
+    ) -> OpId {
+        let op = self.accept();
+        let block = BLOCK_SIZE as u64;
+        let end = offset + len;
+        let (first_whole, end_whole) = (offset.div_ceil(block), end / block);
+        if first_whole < end_whole {
+            if kind == StatusKind::Hole {
+                // What was never written to is a hole already.
+                let Some(volume) = self.volumes.get_mut(&volume) else { return op };
+                for (_, history) in volume.blocks.range_mut(first_whole..end_whole) {
+                    history.versions.push(Version { op, content: Content::Zero, kind });
+                }
+            } else {
+                for lba in first_whole..end_whole {
+                    self.change(op, volume, lba, offset, end, &Content::Zero, kind);
+                }
+            }
+        }
+        if !whole_only {
+            for lba in offset / block..end.div_ceil(block) {
+                if !(first_whole..end_whole).contains(&lba) {
+                    self.change(op, volume, lba, offset, end, &Content::Zero, StatusKind::Data);
+                }
+            }
+        }
+        op
+    }
+
+    /// Adds a version of one block: `new` within bytes `offset..end` of the volume.
+    #[allow(clippy::too_many_arguments)] // one version
+    fn change(
+        &mut self,
+        op: OpId,
+        volume: u32,
+        lba: u64,
+        offset: u64,
+        end: u64,
+        new: &Content,
+        kind: StatusKind,
+    ) {
+        let Some(model) = self.volumes.get_mut(&volume) else { return };
+        let history = model.blocks.entry(lba).or_insert_with(History::untouched);
+        let start = lba * BLOCK_SIZE as u64;
+        let from = offset.saturating_sub(start) as usize;
+        let to = (end - start).min(BLOCK_SIZE as u64) as usize;
+        let content = if from == 0 && to == BLOCK_SIZE {
+            new.clone()
+        } else {
+            let before = &history.versions.last().expect("never empty").content;
+            before.overlaid(Place { volume, lba }, from, to, new)
+        };
+        history.versions.push(Version { op, content, kind });
+    }
+
+    /// A change of part of one block did not happen. Nothing can have been accepted for that
+    /// block since.
+    ///
+    /// # Errors
+    /// In words, if something was.
+    pub fn undo(&mut self, op: OpId, place: Place) -> Result<(), String> {
+        let history =
+            self.volumes.get_mut(&place.volume).and_then(|v| v.blocks.get_mut(&place.lba));
+        let Some(history) = history else { return Ok(()) };
+        match history.versions.last() {
+            Some(last) if last.op == op => {
+                history.versions.pop();
+                Ok(())
+            }
+            _ => Err(format!(
+                "block {} of volume {} was given away while its guard was held",
+                place.lba, place.volume
+            )),
+        }
+    }
+
+    /// A request that changes blocks was answered.
+    pub fn answered(&mut self, op: OpId, durable: bool) {
+        let now = self.tick();
+        let op = &mut self.ops[op.0 as usize];
+        op.answered = now;
+        op.durable |= durable;
+        if durable {
+            self.durable_before = self.durable_before.max(op.accepted);
+        }
+    }
+
+    /// A flush was accepted.
+    pub fn flush(&mut self) -> OpId {
+        self.accept()
+    }
+
+    /// A volume's creation was accepted.
+    pub fn create(
+        &mut self,
+        id: u32,
+        name: &str,
+        uuid: [u8; 16],
+        size: u64,
+    ) -> Result<OpId, String> {
+        if self.volumes.contains_key(&id) {
+            return Err(format!("volume number {id} was given out twice"));
+        }
+        let op = self.accept();
+        let volume = Volume {
+            name: name.to_owned(),
+            uuid,
+            created: op,
+            deleted: None,
+            sizes: vec![(size, op)],
+            blocks: BTreeMap::new(),
+        };
+        self.volumes.insert(id, volume);
+        Ok(op)
+    }
+
+    /// A volume's deletion was accepted.
+    pub fn delete(&mut self, id: u32) -> OpId {
+        let op = self.accept();
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.deleted = Some(op);
+        }
+        op
+    }
+
+    /// A volume's growth was accepted.
+    pub fn resize(&mut self, id: u32, size: u64) -> OpId {
+        let op = self.accept();
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.sizes.push((size, op));
+        }
+        op
+    }
+
+    /// Size that every request sent from now on may count on, 0 until the volume serves.
+    #[must_use]
+    pub fn usable_size(&self, id: u32) -> u64 {
+        let Some(volume) = self.volumes.get(&id) else { return 0 };
+        let answered = |&&(_, op): &&(u64, OpId)| self.op(op).answered != NEVER;
+        volume.sizes.iter().rev().find(answered).map_or(0, |&(size, _)| size)
+    }
+
+    /// A read begins: for each block, the oldest version that it may return.
+    #[must_use]
+    pub fn begin_read(&self, volume: u32, first: u64, blocks: u64) -> Vec<u32> {
+        let mut oldest = vec![0; blocks as usize];
+        let Some(volume) = self.volumes.get(&volume) else { return oldest };
+        for (&lba, history) in volume.blocks.range(first..first + blocks) {
+            oldest[(lba - first) as usize] = self.oldest(history);
+        }
+        oldest
+    }
+
+    fn oldest(&self, history: &History) -> u32 {
+        let answered = |version: &Version| self.op(version.op).answered != NEVER;
+        let last = history.versions.iter().rposition(answered).unwrap_or(0);
+        history.seen.max(last as u32)
+    }
+
+    /// A read that began with `oldest` returned `bytes` for the block at `place`.
+    ///
+    /// # Errors
+    /// In words, if it may not.
+    pub fn end_read(&mut self, place: Place, oldest: u32, bytes: &[u8]) -> Result<(), String> {
+        let history = self
+            .volumes
+            .get_mut(&place.volume)
+            .and_then(|volume| volume.blocks.get_mut(&place.lba));
+        let Some(history) = history else {
+            return if is_zero(bytes) { Ok(()) } else { Err(never_written(place, bytes)) };
+        };
+        let candidates = history.versions.iter().enumerate().skip(oldest as usize);
+        for (i, version) in candidates {
+            if version.content.matches(place, bytes) {
+                history.seen = history.seen.max(i as u32);
+                return Ok(());
+            }
+        }
+        Err(format!(
+            "a read of block {} of volume {} returned {}; it may return {}",
+            place.lba,
+            place.volume,
+            describe_bytes(bytes),
+            self.describe(place, oldest)
+        ))
+    }
+
+    /// `extents` were told for a range of a volume at this moment.
+    ///
+    /// # Errors
+    /// In words, if they can't be.
+    pub fn status(&self, volume: u32, offset: u64, extents: &[StatusExtent]) -> Result<(), String> {
+        let Some(model) = self.volumes.get(&volume) else { return Ok(()) };
+        let mut at = offset;
+        for extent in extents {
+            let end = at + extent.len;
+            let blocks = at / BLOCK_SIZE as u64..end.div_ceil(BLOCK_SIZE as u64);
+            let mut touched = 0;
+            for (&lba, history) in model.blocks.range(blocks.clone()) {
+                touched += 1;
+                let oldest = self.oldest(history) as usize;
+                if !history.versions[oldest..].iter().any(|v| v.kind == extent.kind) {
+                    return Err(format!(
+                        "block {lba} of volume {volume} is said to be {:?}; it is {}",
+                        extent.kind,
+                        self.describe(Place { volume, lba }, oldest as u32)
+                    ));
+                }
+            }
+            if extent.kind != StatusKind::Hole && touched < blocks.end - blocks.start {
+                return Err(format!(
+                    "blocks {blocks:?} of volume {volume} are said to be {:?}, but some were never \
+                     written to",
+                    extent.kind
+                ));
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Blocks of data and blocks of kept zeroes that a volume has when nothing is under way.
+    #[must_use]
+    pub fn usage(&self, volume: u32) -> (u64, u64) {
+        let Some(model) = self.volumes.get(&volume) else { return (0, 0) };
+        let (mut data, mut kept) = (0, 0);
+        for history in model.blocks.values() {
+            match history.versions.last().map(|v| v.kind) {
+                Some(StatusKind::Data) => data += 1,
+                Some(StatusKind::Zero) => kept += 1,
+                _ => {}
+            }
+        }
+        (data, kept)
+    }
+
+    /// Blocks that were ever written to, as runs of at most `blocks_max`; small gaps are in.
+    #[must_use]
+    pub fn runs(&self, volume: u32, blocks_max: u64) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let Some(model) = self.volumes.get(&volume) else { return runs };
+        for &lba in model.blocks.keys() {
+            match runs.last_mut() {
+                Some((first, blocks))
+                    if lba - *first < blocks_max && lba - *first - *blocks < 4 =>
+                {
+                    *blocks = lba - *first + 1;
+                }
+                _ => runs.push((lba, 1)),
+            }
+        }
+        runs
+    }
+
+    fn describe(&self, place: Place, oldest: u32) -> String {
+        let history = self.volumes.get(&place.volume).and_then(|v| v.blocks.get(&place.lba));
+        let Some(history) = history else { return "nothing but zeroes".into() };
+        let mut words = Vec::new();
+        for (i, version) in history.versions.iter().enumerate() {
+            let op = self.op(version.op);
+            let answer = match (op.answered, op.durable) {
+                _ if version.op == BASE => "from before".to_owned(),
+                (NEVER, _) => "not answered".to_owned(),
+                (at, true) => format!("durable, answered at {at}"),
+                (at, false) => format!("answered at {at}"),
+            };
+            let mark = if (i as u32) < oldest { "(too old) " } else { "" };
+            words.push(format!(
+                "{mark}{:?} {} [accepted at {}, {answer}]",
+                version.kind,
+                version.content.describe(),
+                op.accepted
+            ));
+        }
+        let skipped = words.len().saturating_sub(8);
+        format!("{}{}", if skipped > 0 { ".. " } else { "" }, words[skipped..].join(" / "))
+    }
+}
+
+impl History {
+    fn untouched() -> Self {
+        let version = Version { op: BASE, content: Content::Zero, kind: StatusKind::Hole };
+        Self { versions: vec![version], seen: 0, found: None }
+    }
+}
+
+fn never_written(place: Place, bytes: &[u8]) -> String {
+    format!(
+        "block {} of volume {} was never written to, but holds {}",
+        place.lba,
+        place.volume,
+        describe_bytes(bytes)
+    )
+}

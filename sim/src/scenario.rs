@@ -1,0 +1,251 @@
+//! A seed from beginning to end: several lives of one pool, then a reckoning.
+
+use crate::client::{Client, Offer};
+use crate::config::Ends;
+use crate::disk::{CrashKind, FaultRates};
+use crate::log::{Detail, Failure};
+use crate::world::{Check, Stats, Submitted, World};
+use flagstone_engine::plant::Plant;
+use flagstone_engine::{Counters, PoolState};
+
+/// How a seed ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What is wrong, if anything.
+    pub failure: Option<Failure>,
+    /// Equal for equal runs.
+    pub hash: u64,
+    /// Steps taken.
+    pub events: u64,
+    /// What was done.
+    pub stats: Stats,
+}
+
+/// Runs a seed. A panic of the engine is the caller's to catch.
+#[must_use]
+pub fn run_seed(seed: u64, plant: Option<Plant>, detail: Detail) -> Outcome {
+    let mut world = World::new(seed, detail, plant);
+    let failure = live(&mut world).err();
+    world.bury();
+    Outcome { failure, hash: world.log.hash(), events: world.log.events(), stats: world.stats }
+}
+
+/// When a life ends, besides after all its events: soon after something rare has happened.
+#[derive(Clone, Copy, Debug)]
+enum Trigger {
+    None,
+    Flushes(u64),
+    Seals(u64),
+    Freed(u64),
+    Compactions(u64),
+}
+
+impl Trigger {
+    fn fires(self, counters: &Counters) -> bool {
+        match self {
+            Self::None => false,
+            Self::Flushes(n) => counters.flushes >= n,
+            Self::Seals(n) => counters.seals >= n,
+            Self::Freed(n) => counters.segments_freed >= n,
+            Self::Compactions(n) => counters.compactions >= n,
+        }
+    }
+}
+
+fn live(world: &mut World) -> Check {
+    world.format()?;
+    let mut client = Client::default();
+    world.open()?;
+    first_volumes(world)?;
+    for life in 0..world.config.lives {
+        if life > 0 {
+            world.open()?;
+        }
+        world.disk.set_rates(world.config.rates);
+        serve(world, &mut client)?;
+        client.forget();
+        end_life(world)?;
+        world.disk.set_rates(FaultRates::default());
+        if world.rng.percent(world.config.rot) {
+            for _ in 0..world.rng.between(1, 3) {
+                world.rot();
+            }
+        }
+    }
+    reckon(world)
+}
+
+fn first_volumes(world: &mut World) -> Check {
+    for (i, size) in world.config.volumes.clone().into_iter().enumerate() {
+        if let Submitted::Refused(error) = world.create(&format!("first{i}"), size)? {
+            return Err(world.fail(format!("the first volume was refused: {error}")));
+        }
+        world.settle()?;
+    }
+    Ok(())
+}
+
+/// One life: requests, completions, time.
+fn serve(world: &mut World, client: &mut Client) -> Check {
+    let events = 1 + world.rng.below(world.config.events);
+    let trigger = match world.rng.below(8) {
+        0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
+        2 => Trigger::Seals(world.rng.between(1, 4)),
+        3 => Trigger::Freed(world.rng.between(1, 4)),
+        4 => Trigger::Compactions(1),
+        _ => Trigger::None,
+    };
+    let mut left = events;
+    let mut triggered = false;
+    let mut blocked = 0;
+    let mut unpumped = 0;
+    while left > 0 {
+        left -= 1;
+        if !triggered && trigger.fires(&world.engine().counters()) {
+            triggered = true;
+            left = left.min(world.rng.skewed(30));
+        }
+        let in_flight = world.disk.in_flight() > 0;
+        let may_send = world.outstanding() < world.config.depth && (blocked == 0 || !in_flight);
+        let mut moved = false;
+        if may_send && (!in_flight || world.rng.percent(world.config.eager)) {
+            if blocked > 8 {
+                return Err(world.fail("stuck: the engine is busy although nothing is under way"));
+            }
+            match client.offer(world)? {
+                Offer::Busy => blocked += 1,
+                Offer::Progress => (blocked, moved) = (0, true),
+            }
+        } else if in_flight {
+            moved = world.end_one()?;
+            blocked = 0;
+        }
+        if world.config.rot_running > 0
+            && world.rng.below(1_000_000) < u64::from(world.config.rot_running)
+        {
+            world.rot_data();
+        }
+        let tick = world.config.tick_ns;
+        world.now_ns += 1 + world.rng.below(tick);
+        unpumped += 1;
+        if !moved || unpumped >= 8 || world.rng.percent(world.config.pump) {
+            unpumped = 0;
+            let news = world.pump()?;
+            if news {
+                blocked = 0;
+            }
+            if !moved && !news {
+                idle(world)?;
+            }
+        } else {
+            world.drain()?;
+        }
+        if world.device_failed() && world.rng.one_in(20) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Nothing moves: either time has to pass, or somebody is forgotten.
+fn idle(world: &mut World) -> Check {
+    if world.disk.in_flight() > 0 {
+        return Ok(());
+    }
+    if world.outstanding() >= world.config.depth {
+        return Err(world.fail("stuck: every request waits, and nothing is under way"));
+    }
+    if let Some(at) = world.engine().next_timer_ns() {
+        if world.rng.one_in(3) {
+            world.now_ns = world.now_ns.max(at);
+        }
+    }
+    Ok(())
+}
+
+fn end_life(world: &mut World) -> Check {
+    let Ends { kill, power, stop, stop_cut } = world.config.ends;
+    let end = world.rng.weighted(&[kill, power, stop, stop_cut]);
+    match end {
+        0 => world.crash(CrashKind::Kill),
+        1 => world.crash(CrashKind::Power),
+        2 => stop_cleanly(world)?,
+        _ => {
+            world.log.step(&[50], || "clean stop, cut short".into());
+            world.engine().shutdown();
+            for _ in 0..world.rng.skewed(60) {
+                world.pump()?;
+                world.end_one()?;
+            }
+            let kind = world.rng.pick(&[CrashKind::Kill, CrashKind::Power]);
+            world.crash(kind);
+        }
+    }
+    Ok(())
+}
+
+/// A clean stop: everything is answered, every buffer given back, nothing in flight.
+fn stop_cleanly(world: &mut World) -> Check {
+    world.log.step(&[51], || "clean stop".into());
+    world.engine().shutdown();
+    for _ in 0..200_000 {
+        let news = world.pump()?;
+        if world.engine().is_stopped() {
+            break;
+        }
+        if !world.end_one()? && !news && !world.pump()? && world.disk.in_flight() == 0 {
+            break;
+        }
+    }
+    if !world.engine().is_stopped() {
+        let state = world.engine().state();
+        return Err(world.fail(format!("stuck: the clean stop does not end ({state:?})")));
+    }
+    world.drain()?;
+    if world.outstanding() > 0 {
+        let count = world.outstanding();
+        return Err(world.fail(format!("stopped with {count} requests unanswered")));
+    }
+    if world.arena.taken() > 0 {
+        let blocks = world.arena.taken();
+        return Err(
+            world.fail(format!("stopped, but {blocks} blocks of memory are not given back"))
+        );
+    }
+    if world.device_failed() {
+        // Not clean: what was never flushed may be gone.
+        world.crash(CrashKind::Kill);
+        return Ok(());
+    }
+    world.stopped();
+    Ok(())
+}
+
+/// The last life: everything is looked at, nothing leaks, a clean pool opens as clean.
+fn reckon(world: &mut World) -> Check {
+    world.open()?;
+    world.quiesce()?;
+    world.check_state()?;
+    world.check_accounts()?;
+    stop_cleanly(world)?;
+    let report = world.open()?;
+    if !report.clean {
+        return Err(world.fail(format!("stopped cleanly, but opened with {report:?}")));
+    }
+    let volumes: Vec<u32> = world.oracle.live_volumes().collect();
+    for volume in volumes {
+        while world.delete(volume)? == Submitted::Busy {
+            if !world.pump()? && !world.end_one()? {
+                return Err(world.fail("stuck: a volume can't be deleted"));
+            }
+        }
+    }
+    world.quiesce()?;
+    world.check_empty()?;
+    stop_cleanly(world)?;
+    world.open()?;
+    if world.engine().state() != PoolState::Running {
+        return Err(world.fail("the pool does not run"));
+    }
+    world.check_empty()
+}

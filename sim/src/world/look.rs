@@ -1,0 +1,165 @@
+//! Looking at everything: what a recovery found, and whether the accounts are right.
+
+use super::{Check, World};
+use crate::content::Place;
+use crate::oracle::{Found, FoundVolume};
+use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
+use flagstone_engine::{IoFault, StatusKind};
+
+/// Blocks read at once.
+const RUN: u64 = 256;
+
+impl World {
+    /// Reads every block that was ever written, of every volume, straight from the freshly
+    /// opened engine. With damage on the disk, damaged blocks may be missing, and nothing else.
+    pub(super) fn look(&mut self) -> Check<Found> {
+        let mut found = Found::default();
+        for volume in self.engine().volumes() {
+            found.volumes.push(FoundVolume {
+                id: volume.id,
+                name: volume.name.clone(),
+                uuid: volume.uuid,
+                size: volume.size,
+            });
+        }
+        found.volumes.sort_by_key(|volume| volume.id);
+        for volume in found.volumes.clone() {
+            found.mix(u64::from(volume.id));
+            found.mix(volume.size);
+            let end = volume.size / BLOCK_SIZE as u64;
+            for (first, blocks) in self.oracle.runs(volume.id, RUN) {
+                let blocks = blocks.min(end.saturating_sub(first));
+                if blocks > 0 {
+                    self.look_at(&mut found, volume.id, first, blocks)?;
+                }
+            }
+            // What was never written to must read as a hole, wherever it is.
+            let lba = self.rng.below(end);
+            let blocks = (end - lba).min(8);
+            self.look_at(&mut Found::default(), volume.id, lba, blocks)?;
+        }
+        Ok(found)
+    }
+
+    fn look_at(&mut self, found: &mut Found, volume: u32, first: u64, blocks: u64) -> Check {
+        let Some(buffer) = self.arena.alloc(blocks as u32) else {
+            return Err(self.fail("the arena is too small"));
+        };
+        let kinds = self.kinds(volume, first, blocks)?;
+        let tag = Tag(u64::MAX);
+        let touched_before = self.disk.counters().tainted_reads;
+        let engine = self.engine.as_mut().expect("the process lives");
+        if let Err(error) = engine.read(&mut self.arena, tag, VolumeId(volume), Lba(first), buffer)
+        {
+            return Err(self.fail(format!("a read after recovery was refused: {error}")));
+        }
+        let result = self.read_now(tag)?;
+        match result {
+            Ok(()) => {
+                for ((b, bytes), kind) in
+                    (0..).zip(self.arena.bytes(buffer).chunks_exact(BLOCK_SIZE)).zip(kinds)
+                {
+                    let place = Place { volume, lba: first + b };
+                    if let Err(what) = self.oracle.found(found, place, kind, bytes) {
+                        return Err(self.log.fail(what));
+                    }
+                }
+            }
+            Err(IoFault::BadBlock { .. })
+                if self.disk.counters().tainted_reads > touched_before => {}
+            Err(fault) => {
+                return Err(self.fail(format!(
+                    "after recovery, blocks {first}..{} of volume {volume} can't be read: {fault}",
+                    first + blocks
+                )));
+            }
+        }
+        self.arena.free(buffer);
+        Ok(())
+    }
+
+    /// Runs the disk for one read alone.
+    fn read_now(&mut self, tag: Tag) -> Check<Result<(), IoFault>> {
+        for _ in 0..10_000 {
+            while let Some(io) = self.engine().next_io() {
+                if let Err(what) = self.disk.submit(io, &self.arena) {
+                    return Err(self.fail(what));
+                }
+            }
+            if let Some(completion) = self.engine().next_completion() {
+                if completion.tag != tag {
+                    return Err(self.fail("an answer that nobody waits for"));
+                }
+                return Ok(completion.result);
+            }
+            if self.disk.in_flight() == 0 {
+                return Err(self.fail("stuck: a read is never answered"));
+            }
+            let ended = match self.disk.complete(0, &mut self.arena) {
+                Ok(ended) => ended,
+                Err(what) => return Err(self.fail(what)),
+            };
+            let engine = self.engine.as_mut().expect("the process lives");
+            engine.device_done(&mut self.arena, ended.token, ended.result);
+        }
+        Err(self.fail("no end of reads"))
+    }
+
+    fn kinds(&mut self, volume: u32, first: u64, blocks: u64) -> Check<Vec<StatusKind>> {
+        let mut kinds = Vec::with_capacity(blocks as usize);
+        let mut out = Vec::new();
+        let block = BLOCK_SIZE as u64;
+        while (kinds.len() as u64) < blocks {
+            let at = first + kinds.len() as u64;
+            let len = (blocks - kinds.len() as u64) * block;
+            let engine = self.engine.as_ref().expect("the process lives");
+            let asked = engine.block_status(VolumeId(volume), at * block, len, &mut out, 64);
+            if let Err(error) = asked {
+                return Err(self.fail(format!("block status refused: {error}")));
+            }
+            for extent in &out {
+                kinds.extend(std::iter::repeat_n(extent.kind, (extent.len / block) as usize));
+            }
+        }
+        Ok(kinds)
+    }
+
+    /// With nothing under way, the engine's accounts agree with the model and each other.
+    pub fn check_accounts(&mut self) -> Check {
+        let block = BLOCK_SIZE as u64;
+        let volumes: Vec<u32> = self.oracle.live_volumes().collect();
+        let (mut live, mut kept) = (0, 0);
+        for volume in volumes {
+            let (data, zeroes) = self.oracle.usage(volume);
+            let told = self.engine().volume_usage(VolumeId(volume));
+            if told != Some((data * block, zeroes * block)) {
+                return Err(self.fail(format!(
+                    "volume {volume} has {data} blocks of data and {zeroes} of kept zeroes, but is \
+                     said to use {told:?} bytes"
+                )));
+            }
+            live += data;
+            kept += zeroes;
+        }
+        let usage = self.engine().usage();
+        if (usage.live, usage.kept) != (live * block, kept * block) {
+            return Err(self.fail(format!(
+                "{live} blocks of data and {kept} of kept zeroes are there, but the pool says {usage:?}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// With every volume deleted and nothing under way, all space is back but what metadata and
+    /// the open segment take.
+    pub fn check_empty(&mut self) -> Check {
+        let usage = self.engine().usage();
+        if usage.live != 0 || usage.kept != 0 {
+            return Err(self.fail(format!("nothing is left, but the pool says {usage:?}")));
+        }
+        if usage.segments_free + usage.segments_meta + 1 < usage.segments {
+            return Err(self.fail(format!("segments are lost: {usage:?}")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! One machine: engine, disk, memory, clock, and the model that watches them.
+//!
+//! Every request goes through [`World`], which tells the model what was accepted and what was
+//! answered, and every device command passes through it on its way to the disk and back.
+
+mod device;
+mod look;
+mod open;
+mod requests;
+
+use crate::arena::Arena;
+use crate::config::Config;
+use crate::content::Place;
+use crate::disk::{Disk, Layout};
+use crate::log::{Detail, Failure, Log};
+use crate::oracle::{Bounds, OpId, Oracle};
+use crate::rng::Rng;
+use flagstone_block::{Buffer, Tag};
+use flagstone_engine::plant::{Plant, Planted};
+use flagstone_engine::{Engine, IoFault, SubmitError};
+
+pub use requests::{WritePart, payload};
+
+/// A run's result: `Err` is a bug of the engine, or of the simulator.
+pub type Check<T = ()> = Result<T, Failure>;
+
+/// What became of an attempt to submit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted<T> {
+    /// Accepted.
+    Taken(T),
+    /// Try again later.
+    Busy,
+    /// Refused for good.
+    Refused(SubmitError),
+}
+
+/// Who hears of an answer; 0 for nobody.
+pub type Owner = u64;
+
+#[derive(Debug)]
+enum Request {
+    Change {
+        op: OpId,
+        /// The one block of a read-modify-write.
+        part: Option<Place>,
+        durable: bool,
+        /// Reads of the engine's own that a fault had touched when this was accepted.
+        touched_before: u64,
+    },
+    Flush(OpId),
+    Volume(OpId),
+    Read {
+        place: Place,
+        buffer: Buffer,
+        oldest: Vec<u32>,
+        touched: Vec<bool>,
+    },
+}
+
+#[derive(Debug)]
+struct Slot {
+    serial: u32,
+    owner: Owner,
+    request: Request,
+}
+
+/// What a run did, for the statistics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Requests accepted.
+    pub requests: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Recoveries, also those that were cut short.
+    pub recoveries: u64,
+    /// Segments freed, sealed, and compactions, over all lives.
+    pub segments_freed: u64,
+    /// See `segments_freed`.
+    pub seals: u64,
+    /// See `segments_freed`.
+    pub compactions: u64,
+    /// Requests refused because the pool was full.
+    pub full: u64,
+    /// Damaged blocks reported as such.
+    pub bad_blocks: u64,
+    /// Journal blocks written, over all lives.
+    pub batches: u64,
+}
+
+impl Stats {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.crashes += other.crashes;
+        self.recoveries += other.recoveries;
+        self.segments_freed += other.segments_freed;
+        self.seals += other.seals;
+        self.compactions += other.compactions;
+        self.full += other.full;
+        self.bad_blocks += other.bad_blocks;
+        self.batches += other.batches;
+    }
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct World {
+    /// What happened.
+    pub log: Log,
+    /// Chance.
+    pub rng: Rng,
+    /// What the seed does.
+    pub config: Config,
+    /// The disk.
+    pub disk: Disk,
+    /// The memory.
+    pub arena: Arena,
+    /// The model.
+    pub oracle: Oracle,
+    /// The engine, while the process lives.
+    pub engine: Option<Engine>,
+    /// The clock.
+    pub now_ns: u64,
+    /// What happened, in numbers.
+    pub stats: Stats,
+    /// Answers for the owners of requests.
+    pub answers: Vec<(Owner, Result<(), IoFault>)>,
+    layout: Option<Layout>,
+    plant: Option<Plant>,
+    slots: Vec<Option<Slot>>,
+    vacant: Vec<u32>,
+    serial: u32,
+    next_stamp: u64,
+    /// What must have survived when the pool is opened next.
+    bounds: Bounds,
+    /// A write or flush failed in this life.
+    device_failed: bool,
+    /// Reads into buffers of the engine's own that a fault touched.
+    own_reads_touched: u64,
+    /// Whether any read under way was touched.
+    any_touched: bool,
+}
+
+impl World {
+    /// A machine with an unformatted disk.
+    #[must_use]
+    pub fn new(seed: u64, detail: Detail, plant: Option<Plant>) -> Self {
+        let mut rng = Rng::new(seed);
+        let config = Config::draw(&mut rng);
+        let disk = Disk::new(config.pool_bytes, Rng::new(rng.next()));
+        let mut log = Log::new(detail);
+        log.step(&[seed], || format!("{config:?}"));
+        Self {
+            log,
+            rng,
+            disk,
+            arena: Arena::new(1400 + config.arena_blocks),
+            config,
+            oracle: Oracle::default(),
+            engine: None,
+            now_ns: 1,
+            stats: Stats::default(),
+            answers: Vec::new(),
+            layout: None,
+            plant,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            serial: 0,
+            next_stamp: 1,
+            bounds: Bounds::Answered,
+            device_failed: false,
+            own_reads_touched: 0,
+            any_touched: false,
+        }
+    }
+
+    /// Ends the run as failed.
+    pub fn fail(&mut self, what: impl Into<String>) -> Failure {
+        self.log.fail(what)
+    }
+
+    /// The living engine.
+    pub(crate) fn engine(&mut self) -> &mut Engine {
+        self.engine.as_mut().expect("the process lives")
+    }
+
+    /// Requests accepted and not yet answered.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.slots.len() - self.vacant.len()
+    }
+
+    /// Whether a write or flush failed in this life.
+    #[must_use]
+    pub fn device_failed(&self) -> bool {
+        self.device_failed
+    }
+
+    /// Stamps for `blocks` blocks; none is ever given twice.
+    pub fn stamps(&mut self, blocks: u64) -> u64 {
+        self.next_stamp += blocks;
+        self.next_stamp - blocks
+    }
+
+    /// The tag that the next request will have.
+    fn peek_tag(&mut self) -> Tag {
+        if self.vacant.is_empty() {
+            self.vacant.push(self.slots.len() as u32);
+            self.slots.push(None);
+        }
+        let slot = *self.vacant.last().expect("just pushed");
+        Tag(u64::from(self.serial.wrapping_add(1)) << 32 | u64::from(slot))
+    }
+
+    fn enter(&mut self, owner: Owner, request: Request) {
+        let slot = self.vacant.pop().expect("peek_tag made one");
+        self.serial = self.serial.wrapping_add(1);
+        self.slots[slot as usize] = Some(Slot { serial: self.serial, owner, request });
+        self.stats.requests += 1;
+    }
+
+    fn leave(&mut self, tag: Tag) -> Option<Slot> {
+        let i = tag.0 as u32 as usize;
+        let slot = self.slots.get_mut(i)?;
+        if slot.as_ref()?.serial != (tag.0 >> 32) as u32 {
+            return None;
+        }
+        self.vacant.push(i as u32);
+        slot.take()
+    }
+
+    /// The process is gone: nobody waits for anything.
+    fn forget_requests(&mut self) {
+        self.slots.clear();
+        self.vacant.clear();
+        self.answers.clear();
+        self.any_touched = false;
+    }
+}
+
+/// The switch for `plant`; without the feature `planted-bugs` there is none.
+///
+/// # Panics
+/// If a plant is asked for without the feature.
+#[must_use]
+pub fn planted(plant: Option<Plant>) -> Planted {
+    #[cfg(feature = "planted-bugs")]
+    {
+        Planted(plant)
+    }
+    #[cfg(not(feature = "planted-bugs"))]
+    {
+        assert!(plant.is_none(), "built without the feature planted-bugs");
+        Planted::default()
+    }
+}

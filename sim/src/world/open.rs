@@ -1,0 +1,275 @@
+//! Formatting, crashing, and opening again: with crashes during recovery, and twice.
+
+use super::{Check, World, planted};
+use crate::disk::{Area, CrashKind, CrashStyle, Disk, Layout};
+use crate::oracle::{Bounds, Found};
+use crate::rng::Rng;
+use flagstone_engine::{Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport};
+
+impl World {
+    /// Makes a pool; sometimes only at the second attempt.
+    pub fn format(&mut self) -> Check {
+        let mut options = FormatOptions {
+            pool_uuid: [0; 16],
+            nonce: self.rng.next(),
+            segment_bytes: self.config.segment_bytes,
+        };
+        if self.rng.one_in(8) {
+            self.disk.die_after(self.rng.below(14));
+        }
+        loop {
+            options.pool_uuid[..8].copy_from_slice(&self.rng.next().to_le_bytes());
+            let geometry = match Engine::format(&mut self.disk, &options) {
+                Ok(geometry) => geometry,
+                Err(_) if self.disk.take_death() => continue,
+                Err(error) => return Err(self.fail(format!("format failed: {error}"))),
+            };
+            if !self.disk.take_death() {
+                self.layout = Some(Layout::new(geometry));
+                let bytes = self.config.pool_bytes;
+                self.log.step(&[30, bytes], || {
+                    format!("format {bytes} bytes: {} segments", geometry.segments)
+                });
+                self.bounds = Bounds::Answered;
+                return Ok(());
+            }
+        }
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout.expect("the pool was formatted")
+    }
+
+    /// The process or the machine stops.
+    pub fn crash(&mut self, kind: CrashKind) {
+        let style = CrashStyle::draw(&mut self.rng);
+        let (in_flight, pending) = (self.disk.in_flight(), self.disk.pending_blocks());
+        self.log.step(&[31, kind as u64], || {
+            format!(
+                "CRASH {kind:?} with {in_flight} commands in flight and {pending} blocks not \
+                 flushed; {style:?}"
+            )
+        });
+        self.disk.crash(kind, style, &self.layout());
+        self.bury();
+        self.stats.crashes += 1;
+        self.bounds = match kind {
+            _ if self.bounds == Bounds::Damaged => Bounds::Damaged,
+            CrashKind::Kill if !self.device_failed && self.bounds == Bounds::Answered => {
+                Bounds::Answered
+            }
+            _ => Bounds::Durable,
+        };
+        self.device_failed = false;
+    }
+
+    /// The process ended after a clean stop.
+    pub fn stopped(&mut self) {
+        self.bury();
+        self.bounds = Bounds::Answered;
+    }
+
+    /// The process is gone, with everything it had in memory.
+    pub(crate) fn bury(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            let counters = engine.counters();
+            self.stats.segments_freed += counters.segments_freed;
+            self.stats.seals += counters.seals;
+            self.stats.compactions += counters.compactions;
+            self.stats.batches += counters.batches;
+        }
+        self.forget_requests();
+        self.arena.reset();
+    }
+
+    /// Damages something at rest, as the seed likes.
+    pub fn rot(&mut self) {
+        let mut any = |areas: &[Area]| self.rng.pick(areas);
+        let area = any(&[
+            Area::Superblock,
+            Area::MetaCopy,
+            Area::MetaCopy,
+            Area::Data,
+            Area::Data,
+            Area::Data,
+            Area::Summary,
+            Area::Journal,
+        ]);
+        let layout = self.layout();
+        let block = self.disk.rot(area, &layout);
+        self.log.step(&[32, block.map_or(0, u64::from)], || format!("damage {area:?}: {block:?}"));
+    }
+
+    /// Damages a data block.
+    pub fn rot_data(&mut self) {
+        let layout = self.layout();
+        let block = self.disk.rot(Area::Data, &layout);
+        self.log.step(&[33, block.map_or(0, u64::from)], || format!("damage data: {block:?}"));
+    }
+
+    fn attempt(&mut self) -> Result<(Engine, RecoveryReport), OpenError> {
+        self.arena.reset();
+        self.stats.recoveries += 1;
+        let options = OpenOptions { session: self.rng.next(), planted: planted(self.plant) };
+        Engine::open(&mut self.disk, &mut self.arena, &options)
+    }
+
+    /// Opens the pool and holds what it finds against the model. On the way the process may die
+    /// again, and what is found may be compared with what another attempt finds.
+    pub fn open(&mut self) -> Check<RecoveryReport> {
+        let settled = self.disk.pending_blocks() == 0 && !self.disk.is_damaged();
+        let exhaustive = settled && self.rng.percent(self.config.exhaustive);
+        let twice = settled && (exhaustive || self.rng.one_in(8));
+        let reference = if twice { Some(self.look_aside(None)?) } else { None };
+        if exhaustive {
+            self.crash_everywhere(reference.as_ref())?;
+        }
+        let recrashes = self.rng.between(0, self.config.recrashes);
+        let report = self.open_through(recrashes)?;
+        let mut found = self.look()?;
+        if self.disk.is_damaged() {
+            let words = "damage is repaired";
+            self.log.step(&[34], || words.into());
+            self.disk.repair();
+            found = self.look()?;
+        }
+        if let Some(reference) = reference {
+            self.compare(&reference, &found)?;
+        }
+        let bounds = self.bounds;
+        self.log.step(&[35, found.digest], || {
+            format!("opened; {} volumes, judged by {bounds:?}; {report:?}", found.volumes.len())
+        });
+        if let Err(what) = self.oracle.judge(&found, bounds) {
+            return Err(self.fail(what));
+        }
+        self.bounds = Bounds::Answered;
+        self.check_accounts()?;
+        Ok(report)
+    }
+
+    fn open_through(&mut self, mut recrashes: u64) -> Check<RecoveryReport> {
+        loop {
+            if recrashes > 0 {
+                let calls = self.rng.skewed(40);
+                self.disk.die_after(calls);
+            }
+            let before = self.disk.counters();
+            let opened = self.attempt();
+            let died = self.disk.take_death();
+            let touched = self.disk.counters().tainted_reads > before.tainted_reads;
+            let wrote = self.disk.counters().writes > before.writes;
+            match opened {
+                Ok((engine, report)) if !died => {
+                    if touched && self.bounds != Bounds::Damaged {
+                        self.note_damage(&report);
+                    }
+                    self.engine = Some(engine);
+                    return Ok(report);
+                }
+                Ok(_) => return Err(self.fail("opening succeeded although the device was gone")),
+                Err(error) if died => {
+                    let kind = self.rng.pick(&[CrashKind::Kill, CrashKind::Power]);
+                    self.log.step(&[36], || format!("died while opening ({error})"));
+                    self.crash(kind);
+                    recrashes -= 1;
+                }
+                Err(error) if self.disk.counters().failures > before.failures => {
+                    self.log.step(&[37], || format!("opening failed with the device ({error})"));
+                    self.disk.set_rates(Default::default());
+                    self.bounds = match self.bounds {
+                        Bounds::Answered => Bounds::Durable,
+                        other => other,
+                    };
+                }
+                Err(error) if touched => {
+                    self.log.step(&[38], || format!("not opened: {error}; damage is repaired"));
+                    self.disk.repair();
+                    self.disk.set_rates(Default::default());
+                    if wrote {
+                        self.bounds = Bounds::Damaged;
+                    }
+                }
+                Err(error) => return Err(self.fail(format!("opening failed: {error}"))),
+            }
+        }
+    }
+
+    /// Superblocks and metadata pages are there more than once; the rest may be missed.
+    fn note_damage(&mut self, report: &RecoveryReport) {
+        let copies = report.superblocks_damaged as u64 + report.meta_copies_damaged;
+        if self.disk.only_copies_damaged(&self.layout()) && copies > 0 {
+            return;
+        }
+        self.bounds = Bounds::Damaged;
+    }
+
+    /// What would be found on this disk, without changing it. `die_after` blocking calls the
+    /// process dies once and then tries again; `None` if it does not get there.
+    fn look_aside(&mut self, die_after: Option<u64>) -> Check<Found> {
+        let seed = self.rng.next();
+        let mut copy = self.disk.clone();
+        copy.reseed(Rng::new(seed));
+        let disk = std::mem::replace(&mut self.disk, copy);
+        let found = self.look_on_copy(die_after);
+        self.disk = disk;
+        self.engine = None;
+        self.arena.reset();
+        found
+    }
+
+    fn look_on_copy(&mut self, die_after: Option<u64>) -> Check<Found> {
+        if let Some(calls) = die_after {
+            self.disk.die_after(calls);
+            let first = self.attempt();
+            if self.disk.take_death() {
+                let kind = self.rng.pick(&[CrashKind::Kill, CrashKind::Power]);
+                let style = CrashStyle::draw(&mut self.rng);
+                let layout = self.layout();
+                self.disk.crash(kind, style, &layout);
+            } else if let Err(error) = first {
+                return Err(self.fail(format!("opening failed: {error}")));
+            }
+        }
+        match self.attempt() {
+            Ok((engine, _)) => {
+                self.engine = Some(engine);
+                self.look()
+            }
+            Err(error) => Err(self.fail(format!("opening a second time failed: {error}"))),
+        }
+    }
+
+    /// Dies at every blocking write and flush of a recovery in turn: each time the next recovery
+    /// must find the same.
+    fn crash_everywhere(&mut self, reference: Option<&Found>) -> Check {
+        let mut copy = self.disk.clone();
+        let before = copy.counters();
+        copy.reseed(Rng::new(0));
+        let disk: Disk = std::mem::replace(&mut self.disk, copy);
+        let opened = self.attempt();
+        let after = self.disk.counters();
+        self.disk = disk;
+        self.arena.reset();
+        if let Err(error) = opened {
+            return Err(self.fail(format!("opening failed: {error}")));
+        }
+        let calls = after.writes - before.writes + after.flushes - before.flushes;
+        self.log.step(&[39, calls], || format!("recovery dies at each of its {calls} calls"));
+        for call in 0..=calls {
+            self.log.step(&[40, call], || format!("  dies at call {call}"));
+            let found = self.look_aside(Some(call))?;
+            if let Some(reference) = reference {
+                self.compare(reference, &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, one: &Found, other: &Found) -> Check {
+        if one.volumes != other.volumes || one.digest != other.digest {
+            return Err(self.fail("two recoveries of the same disk found different things"));
+        }
+        Ok(())
+    }
+}

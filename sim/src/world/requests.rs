@@ -1,0 +1,375 @@
+//! Submitting requests, and what their answers may be.
+
+use super::{Check, Owner, Request, Submitted, World};
+use crate::content::{Place, fill};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
+use flagstone_engine::{Completion, IoFault, StatusKind, SubmitError, VolumeSpec};
+
+/// Part of a client's write that is offered to the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct WritePart<'a> {
+    /// Volume number.
+    pub volume: u32,
+    /// Byte offset of `data` in the volume.
+    pub offset: u64,
+    /// The bytes.
+    pub data: &'a [u8],
+    /// Stamp of the block that holds byte `start`.
+    pub stamp: u64,
+    /// First byte of the whole write.
+    pub start: u64,
+    /// When it counts as done.
+    pub durability: Durability,
+}
+
+/// The bytes of a write of `len` bytes at `start` whose first block carries `stamp`.
+#[must_use]
+pub fn payload(volume: u32, start: u64, len: u64, stamp: u64) -> Vec<u8> {
+    let block = BLOCK_SIZE as u64;
+    let first = start / block;
+    let blocks = (start + len).div_ceil(block) - first;
+    let mut bytes = vec![0; (blocks * block) as usize];
+    for (b, bytes) in (0..).zip(bytes.chunks_exact_mut(BLOCK_SIZE)) {
+        fill(stamp + b, Place { volume, lba: first + b }, bytes);
+    }
+    let skip = (start - first * block) as usize;
+    bytes.drain(..skip);
+    bytes.truncate(len as usize);
+    bytes
+}
+
+impl World {
+    /// Offers part of a write; returns the bytes taken.
+    pub fn write(&mut self, owner: Owner, part: WritePart<'_>) -> Check<Submitted<u64>> {
+        let tag = self.peek_tag();
+        let WritePart { volume, offset, data, stamp, start, durability } = part;
+        let engine = self.engine.as_mut().expect("the process lives");
+        let arena = &mut self.arena;
+        let taken = match engine.write(arena, tag, VolumeId(volume), offset, data, durability) {
+            Ok(taken) => taken as u64,
+            Err(error) => return self.refused("write", data.len() as u64, error),
+        };
+        let block = BLOCK_SIZE as u64;
+        let in_one = offset / block == (offset + data.len() as u64 - 1) / block
+            || offset % block != 0
+            || (data.len() as u64) < block;
+        let rest_of_block = (block - offset % block).min(data.len() as u64);
+        let whole = offset % block == 0 && data.len() as u64 >= block;
+        if taken == 0
+            || taken > data.len() as u64
+            || (!whole && taken != rest_of_block)
+            || (whole && taken % block != 0)
+        {
+            return Err(self.fail(format!("took {taken} of {} bytes at {offset}", data.len())));
+        }
+        let part = (in_one && !whole).then_some(Place { volume, lba: offset / block });
+        let op = self.oracle.write(volume, offset, taken, stamp, start / block);
+        let durable = durability == Durability::Fua;
+        let touched_before = self.own_reads_touched;
+        self.enter(owner, Request::Change { op, part, durable, touched_before });
+        self.log.step(&[1, u64::from(volume), offset, taken, stamp], || {
+            format!(
+                "write volume {volume} bytes {offset}..{} (block {}..), stamp {}{}",
+                offset + taken,
+                offset / block,
+                stamp + offset / block - start / block,
+                if durable { ", FUA" } else { "" }
+            )
+        });
+        Ok(Submitted::Taken(taken))
+    }
+
+    /// Offers part of a discard or write-zeroes; returns the bytes taken.
+    pub fn zero(
+        &mut self,
+        owner: Owner,
+        volume: u32,
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+        durability: Durability,
+    ) -> Check<Submitted<u64>> {
+        let tag = self.peek_tag();
+        let engine = self.engine.as_mut().expect("the process lives");
+        let answer =
+            engine.zero(&mut self.arena, tag, VolumeId(volume), offset, len, mode, durability);
+        let taken = match answer {
+            Ok(taken) => taken,
+            Err(error) => return self.refused("zeroing", len, error),
+        };
+        let block = BLOCK_SIZE as u64;
+        let whole = offset % block == 0 && len >= block;
+        if taken == 0 || taken > len || (whole && taken % block != 0) {
+            return Err(self.fail(format!("zeroed {taken} of {len} bytes at {offset}")));
+        }
+        let kind =
+            if mode == ZeroMode::KeepAllocated { StatusKind::Zero } else { StatusKind::Hole };
+        let discard = mode == ZeroMode::Discard;
+        let op = self.oracle.zero(volume, offset, taken, kind, discard);
+        let durable = durability == Durability::Fua;
+        let part = (!whole && !discard).then_some(Place { volume, lba: offset / block });
+        let touched_before = self.own_reads_touched;
+        self.enter(owner, Request::Change { op, part, durable, touched_before });
+        self.log.step(&[2, u64::from(volume), offset, taken, mode as u64], || {
+            format!(
+                "{mode:?} volume {volume} bytes {offset}..{} (block {}..){}",
+                offset + taken,
+                offset / block,
+                if durable { ", FUA" } else { "" }
+            )
+        });
+        Ok(Submitted::Taken(taken))
+    }
+
+    /// Submits a read of whole blocks into a buffer of the caller's, who frees it after the
+    /// answer if `owner` is not 0.
+    pub fn read(
+        &mut self,
+        owner: Owner,
+        volume: u32,
+        first: u64,
+        buffer: Buffer,
+    ) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        let blocks = u64::from(buffer.blocks);
+        let oldest = self.oracle.begin_read(volume, first, blocks);
+        let engine = self.engine.as_mut().expect("the process lives");
+        match engine.read(&mut self.arena, tag, VolumeId(volume), Lba(first), buffer) {
+            Ok(()) => {}
+            Err(error) => return self.refused("read", blocks * BLOCK_SIZE as u64, error),
+        }
+        let place = Place { volume, lba: first };
+        let touched = vec![false; buffer.blocks as usize];
+        self.enter(owner, Request::Read { place, buffer, oldest, touched });
+        self.log.step(&[3, u64::from(volume), first, blocks], || {
+            format!("read volume {volume} blocks {first}..{}", first + blocks)
+        });
+        Ok(Submitted::Taken(()))
+    }
+
+    /// Submits a flush.
+    pub fn flush(&mut self, owner: Owner) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        match self.engine().flush(tag) {
+            Ok(()) => {}
+            Err(error) => return self.refused("flush", 0, error),
+        }
+        let op = self.oracle.flush();
+        self.enter(owner, Request::Flush(op));
+        self.log.step(&[4], || "flush".into());
+        Ok(Submitted::Taken(()))
+    }
+
+    /// Submits the creation of a volume.
+    pub fn create(&mut self, name: &str, size: u64) -> Check<Submitted<u32>> {
+        let tag = self.peek_tag();
+        let mut uuid = [0; 16];
+        uuid[..8].copy_from_slice(&self.rng.next().to_le_bytes());
+        let spec = VolumeSpec { uuid, name, size };
+        let engine = self.engine.as_mut().expect("the process lives");
+        let id = match engine.create_volume(&mut self.arena, tag, &spec) {
+            Ok(id) => id.0,
+            Err(error) => return self.refused("create", 0, error),
+        };
+        let op = match self.oracle.create(id, name, uuid, size) {
+            Ok(op) => op,
+            Err(what) => return Err(self.fail(what)),
+        };
+        self.enter(0, Request::Volume(op));
+        self.log.step(&[5, u64::from(id), size], || {
+            format!("create volume {id} {name:?} of {size} bytes")
+        });
+        Ok(Submitted::Taken(id))
+    }
+
+    /// Submits the deletion of a volume.
+    pub fn delete(&mut self, volume: u32) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        let engine = self.engine.as_mut().expect("the process lives");
+        match engine.delete_volume(&mut self.arena, tag, VolumeId(volume)) {
+            Ok(()) => {}
+            Err(error) => return self.refused("delete", 0, error),
+        }
+        let op = self.oracle.delete(volume);
+        self.enter(0, Request::Volume(op));
+        self.log.step(&[6, u64::from(volume)], || format!("delete volume {volume}"));
+        Ok(Submitted::Taken(()))
+    }
+
+    /// Submits the growth of a volume.
+    pub fn resize(&mut self, volume: u32, size: u64) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        let engine = self.engine.as_mut().expect("the process lives");
+        match engine.resize_volume(&mut self.arena, tag, VolumeId(volume), size) {
+            Ok(()) => {}
+            Err(error) => return self.refused("resize", 0, error),
+        }
+        let op = self.oracle.resize(volume, size);
+        self.enter(0, Request::Volume(op));
+        self.log.step(&[7, u64::from(volume), size], || {
+            format!("grow volume {volume} to {size} bytes")
+        });
+        Ok(Submitted::Taken(()))
+    }
+
+    /// Asks for the block status of a range and checks it.
+    pub fn status(&mut self, volume: u32, offset: u64, len: u64, extents_max: usize) -> Check {
+        let mut out = Vec::new();
+        let engine = self.engine.as_ref().expect("the process lives");
+        match engine.block_status(VolumeId(volume), offset, len, &mut out, extents_max) {
+            Ok(()) => {}
+            Err(error) => return Err(self.fail(format!("block status refused: {error}"))),
+        }
+        let told: u64 = out.iter().map(|extent| extent.len).sum();
+        let merged = out.windows(2).all(|pair| pair[0].kind != pair[1].kind);
+        if out.is_empty() || out.len() > extents_max || told > len || told == 0 || !merged {
+            return Err(self.fail(format!("status of {offset}+{len}: malformed extents {out:?}")));
+        }
+        self.log.step(&[8, u64::from(volume), offset, told], || {
+            format!(
+                "status volume {volume} bytes {offset}..{}: {} extents",
+                offset + told,
+                out.len()
+            )
+        });
+        self.oracle.status(volume, offset, &out).map_err(|what| self.fail(what))
+    }
+
+    /// Judges a refusal.
+    fn refused<T>(&mut self, what: &str, bytes: u64, error: SubmitError) -> Check<Submitted<T>> {
+        self.log.step(&[9], || format!("{what} of {bytes} bytes refused: {error}"));
+        match error {
+            SubmitError::Busy => return Ok(Submitted::Busy),
+            SubmitError::Failed if self.device_failed => {}
+            SubmitError::NoSpace => {
+                self.stats.full += 1;
+                let available = self.engine().usage().available;
+                // One batch is the most that a single call takes.
+                if available >= bytes.max(32 * BLOCK_SIZE as u64) {
+                    return Err(self.fail(format!(
+                        "{what} of {bytes} bytes refused as full with {available} bytes available"
+                    )));
+                }
+            }
+            SubmitError::NoVolume | SubmitError::Stopping | SubmitError::VolumeExists => {}
+            _ => return Err(self.fail(format!("{what} refused: {error}"))),
+        }
+        Ok(Submitted::Refused(error))
+    }
+
+    /// Judges an answer.
+    pub(super) fn completed(&mut self, completion: Completion) -> Check {
+        let Completion { tag, result } = completion;
+        let Some(slot) = self.leave(tag) else {
+            return Err(self.fail(format!("an answer to tag {:#x}, which nobody waits for", tag.0)));
+        };
+        self.log.step(&[10, tag.0, u64::from(result.is_ok())], || {
+            format!("answer {}: {result:?}", describe(&slot.request))
+        });
+        if result == Err(IoFault::Device) && !self.device_failed {
+            return Err(self.fail("a request failed with the device, which did not fail"));
+        }
+        let durable_answer = match slot.request {
+            Request::Read { place, buffer, oldest, touched } => {
+                self.read_completed(place, buffer, &oldest, &touched, result)?;
+                if slot.owner == 0 {
+                    self.arena.free(buffer);
+                }
+                None
+            }
+            Request::Change { op, part, durable, touched_before } => match result {
+                Ok(()) => Some((op, durable)),
+                Err(fault) => {
+                    self.change_failed(op, part, touched_before, fault)?;
+                    None
+                }
+            },
+            Request::Flush(op) | Request::Volume(op) => match result {
+                Ok(()) => Some((op, true)),
+                Err(IoFault::Device) => None,
+                Err(fault) => return Err(self.fail(format!("a flush failed: {fault}"))),
+            },
+        };
+        if let Some((op, durable)) = durable_answer {
+            self.oracle.answered(op, durable);
+        }
+        if slot.owner != 0 {
+            self.answers.push((slot.owner, result));
+        }
+        Ok(())
+    }
+
+    fn read_completed(
+        &mut self,
+        place: Place,
+        buffer: Buffer,
+        oldest: &[u32],
+        touched: &[bool],
+        result: Result<(), IoFault>,
+    ) -> Check {
+        match result {
+            Ok(()) => {
+                let bytes = self.arena.bytes(buffer);
+                for ((b, bytes), &oldest) in (0..).zip(bytes.chunks_exact(BLOCK_SIZE)).zip(oldest) {
+                    let place = Place { lba: place.lba + b, ..place };
+                    if let Err(what) = self.oracle.end_read(place, oldest, bytes) {
+                        return Err(self.log.fail(what));
+                    }
+                }
+                Ok(())
+            }
+            Err(IoFault::BadBlock { lba }) => {
+                self.stats.bad_blocks += 1;
+                let known = lba.checked_sub(place.lba).and_then(|b| touched.get(b as usize));
+                if known == Some(&true) {
+                    return Ok(());
+                }
+                Err(self.fail(format!(
+                    "block {lba} of volume {} is reported as damaged, but is not",
+                    place.volume
+                )))
+            }
+            Err(fault) => Err(self.fail(format!("a read failed: {fault}"))),
+        }
+    }
+
+    fn change_failed(
+        &mut self,
+        op: crate::oracle::OpId,
+        part: Option<Place>,
+        touched_before: u64,
+        fault: IoFault,
+    ) -> Check {
+        match (fault, part) {
+            // Nobody knows whether it happened.
+            (IoFault::Device, _) => Ok(()),
+            (IoFault::BadBlock { lba }, Some(place)) => {
+                self.stats.bad_blocks += 1;
+                if lba != place.lba || self.own_reads_touched == touched_before {
+                    return Err(self.fail(format!(
+                        "a read-modify-write found block {lba} damaged, but it is not"
+                    )));
+                }
+                self.oracle.undo(op, place).map_err(|what| self.fail(what))
+            }
+            (IoFault::NoSpace | IoFault::Gone, Some(place)) => {
+                self.oracle.undo(op, place).map_err(|what| self.fail(what))
+            }
+            _ => Err(self.fail(format!("a request failed: {fault}"))),
+        }
+    }
+}
+
+fn describe(request: &Request) -> String {
+    match request {
+        Request::Change { op, .. } => format!("to change {op:?}"),
+        Request::Flush(op) => format!("to flush {op:?}"),
+        Request::Volume(op) => format!("to volume change {op:?}"),
+        Request::Read { place, buffer, .. } => format!(
+            "to read of volume {} blocks {}..{}",
+            place.volume,
+            place.lba,
+            place.lba + u64::from(buffer.blocks)
+        ),
+    }
+}
