@@ -58,11 +58,14 @@ impl fmt::Display for Text<'_> {
         }
         let cpu = &report.cpu;
         write!(f, "CPU per I/O: client {:.2} us", cpu.client_us_per_io)?;
-        match (cpu.server_us_per_io, cpu.server_cores, cpu.server_pid) {
-            (Some(us), Some(cores), Some(pid)) => {
-                writeln!(f, ", server {us:.2} us (process {pid}, {cores:.2} cores busy)")?;
-            }
-            _ => writeln!(f)?,
+        if let (Some(us), Some(cores), Some(pid)) =
+            (cpu.server_us_per_io, cpu.server_cores, cpu.server_pid)
+        {
+            write!(f, ", server {us:.2} us (process {pid}, {cores:.2} cores busy)")?;
+        }
+        match cpu.machine_us_per_io {
+            Some(us) => writeln!(f, ", whole machine {us:.2} us")?,
+            None => writeln!(f)?,
         }
         if let Some(verification) = &report.verification {
             let (reads, faults) = (verification.reads_checked, verification.faults);

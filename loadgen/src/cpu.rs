@@ -7,7 +7,8 @@
 //! thread ended, and never short of what ended threads used by more than two ticks.
 //!
 //! Work that the kernel does in its own threads (a loop device's worker, block completions in an
-//! interrupt) belongs to nobody and is not counted for anybody.
+//! interrupt) belongs to nobody and is not counted for anybody; [`machine_cpu`] has it, with all
+//! that other processes do.
 
 use std::{collections::BTreeMap, fs, io, time::Duration};
 
@@ -91,6 +92,28 @@ impl ProcessCpu {
     }
 }
 
+/// Busy ticks of all cores: everything in the first line of `/proc/stat` but idle and iowait
+/// (proc_stat(5)). The last two columns, of guests, are part of the first two already.
+fn parse_machine(text: &str) -> Option<u64> {
+    let fields = text.lines().next()?.strip_prefix("cpu ")?;
+    let mut busy = 0u64;
+    for (index, field) in fields.split_ascii_whitespace().take(8).enumerate() {
+        let ticks: u64 = field.parse().ok()?;
+        if index != 3 && index != 4 {
+            busy = busy.saturating_add(ticks);
+        }
+    }
+    Some(busy)
+}
+
+/// CPU time of the whole machine since it started, kernel threads and interrupts included.
+#[must_use]
+pub(crate) fn machine_cpu() -> Option<Duration> {
+    let ticks = parse_machine(&fs::read_to_string("/proc/stat").ok()?)?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_nanos(ticks.saturating_mul(1_000_000_000 / per_second)))
+}
+
 /// CPU time of this process, all threads.
 #[must_use]
 pub(crate) fn own_cpu() -> Duration {
@@ -121,6 +144,15 @@ mod tests {
         assert_eq!(parse_schedstat("506266 42854 2\n"), Some(506_266));
         assert_eq!(parse_schedstat(""), None);
         assert_eq!(parse_schedstat("x 1 2"), None);
+    }
+
+    #[test]
+    fn machine_time_leaves_idleness_out() {
+        let text = "cpu  100 20 30 9999 8888 4 5 6 50 7\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(parse_machine(text), Some(165));
+        assert_eq!(parse_machine("cpu  1 x"), None);
+        assert_eq!(parse_machine("intr 1"), None);
+        assert!(machine_cpu().is_some_and(|time| time > Duration::ZERO));
     }
 
     fn sample(ticks: u64, threads: &[(u32, u64)]) -> ProcessCpu {

@@ -86,6 +86,9 @@ pub struct Cpu {
     pub server_cores: Option<f64>,
     /// The server, per answered request, in microseconds.
     pub server_us_per_io: Option<f64>,
+    /// The whole machine, per answered request, in microseconds: client, server, the kernel's own
+    /// threads, and whatever else runs. Says something on an otherwise idle machine only.
+    pub machine_us_per_io: Option<f64>,
 }
 
 /// What verification found.
@@ -202,6 +205,7 @@ pub(crate) struct CpuUsed {
     pub client: Duration,
     pub server_pid: Option<u32>,
     pub server: Option<Duration>,
+    pub machine: Option<Duration>,
 }
 
 /// Puts a report together.
@@ -234,6 +238,7 @@ pub(crate) fn build(
             server_pid: used.server_pid,
             server_cores: used.server.map(|time| time.as_secs_f64() / seconds),
             server_us_per_io: used.server.map(per_io),
+            machine_us_per_io: used.machine.map(per_io),
         },
         verification,
     }
@@ -288,6 +293,7 @@ mod tests {
             client: Duration::from_millis(2),
             server_pid: Some(7),
             server: Some(Duration::from_millis(10)),
+            machine: None,
         };
         let report = build(setup(), &sample, 0, Duration::from_secs(2), used, None);
         assert_eq!(report.total.operations, 1000);

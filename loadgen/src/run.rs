@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     RunError,
-    cpu::{ProcessCpu, own_cpu},
+    cpu::{ProcessCpu, machine_cpu, own_cpu},
     record::{Cell, Clock, Measured, Recorder, Sample, Window},
     report::{CpuUsed, Interval},
 };
@@ -245,6 +245,7 @@ struct Watched {
 struct CpuMark {
     client: Duration,
     server: Option<ProcessCpu>,
+    machine: Option<Duration>,
 }
 
 impl Watch<'_> {
@@ -304,12 +305,16 @@ impl Watch<'_> {
         }
         // Runs that end by count end when the last driver is done.
         let last = last.unwrap_or_else(|| self.mark());
-        let first = first.unwrap_or(CpuMark { client: last.client, server: None });
+        let first = first.unwrap_or(CpuMark { client: last.client, server: None, machine: None });
         watched.used = CpuUsed {
             client: last.client.saturating_sub(first.client),
             server_pid: self.server_pid,
             server: match (&first.server, &last.server) {
                 (Some(first), Some(last)) => last.since(first),
+                _ => None,
+            },
+            machine: match (first.machine, last.machine) {
+                (Some(first), Some(last)) => Some(last.saturating_sub(first)),
                 _ => None,
             },
         };
@@ -320,6 +325,7 @@ impl Watch<'_> {
         CpuMark {
             client: own_cpu(),
             server: self.server_pid.and_then(|pid| ProcessCpu::sample(pid).ok()),
+            machine: machine_cpu(),
         }
     }
 

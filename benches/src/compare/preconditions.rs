@@ -6,6 +6,8 @@ use super::{CompareError, Plan, plan::Backing, tool};
 
 /// Memory that must remain for everything else.
 const SPARE_BYTES: u64 = 1 << 30;
+/// A load average above this disturbs the measurements.
+const IDLE_LOAD_MAX: f64 = 0.5;
 
 /// The programs' versions, for the record.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -20,6 +22,8 @@ pub struct Environment {
     pub cpu: String,
     /// Cores.
     pub cores: usize,
+    /// The load average of the minute before: what else was going on.
+    pub load_before: f64,
 }
 
 /// Checks everything, or says what is missing and what to do.
@@ -69,6 +73,10 @@ pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
     if !missing.is_empty() {
         return Err(CompareError::Missing { what: missing.join("\n  ") });
     }
+    let load_before = load_average().unwrap_or_default();
+    if load_before > IDLE_LOAD_MAX {
+        eprintln!("warning: the machine isn't idle (load {load_before:.1}): expect noise");
+    }
     let qemu = tool::output("qemu-nbd", ["--version"])?;
     Ok(Environment {
         flagstone,
@@ -76,6 +84,7 @@ pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
         kernel: tool::output("uname", ["-r"])?,
         cpu: cpu_model().unwrap_or_default(),
         cores: std::thread::available_parallelism().map_or(0, usize::from),
+        load_before,
     })
 }
 
@@ -84,6 +93,11 @@ fn available_memory() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
+}
+
+fn load_average() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn cpu_model() -> Option<String> {

@@ -111,8 +111,8 @@ fn flagstone(
     let mut process = Process::spawn(command, log)?;
     process.wait_for_line("ready")?;
     let size = plan.span_bytes.to_string();
-    let create = ["volume", "create", NAME, "--size", &size, "--api-socket"].map(OsString::from);
-    tool::output(binary, create.into_iter().chain([api.into_os_string()]))?;
+    let create = ["volume", "create", NAME, "--size", &size];
+    tool::output_with(binary, create, [("FLAGSTONE_API", &api)])?;
     Ok(process)
 }
 

@@ -13,13 +13,14 @@ impl fmt::Display for Markdown<'_> {
         let Comparison { environment, plan, rows, .. } = self.0;
         writeln!(
             f,
-            "{} beside {}; {}, {} cores, kernel {}; {:?} under loop devices with direct I/O; {} B \
+            "{} beside {}; {}, {} cores, kernel {}, load before {:.1}; {:?} under loop devices with direct I/O; {} B \
              random over {} MiB; medians of {} rounds of {:.1} s.\n",
             environment.flagstone,
             environment.qemu,
             environment.cpu,
             environment.cores,
             environment.kernel,
+            environment.load_before,
             plan.backing,
             plan.block_size,
             plan.span_bytes >> 20,

@@ -12,8 +12,17 @@ pub(super) fn output<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = S>,
 ) -> Result<String, CompareError> {
+    output_with(program, arguments, [] as [(&str, &str); 0])
+}
+
+/// The same with additions to the environment.
+pub(super) fn output_with<S: AsRef<OsStr>, V: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    arguments: impl IntoIterator<Item = S>,
+    environment: impl IntoIterator<Item = (&'static str, V)>,
+) -> Result<String, CompareError> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).envs(environment).stdin(Stdio::null());
     let shown = format!("{command:?}");
     let output = command
         .output()
