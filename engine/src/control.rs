@@ -21,7 +21,7 @@ pub struct VolumeSpec<'a> {
 }
 
 fn check_size(size: u64) -> Result<(), SubmitError> {
-    if size == 0 || size % BLOCK_SIZE as u64 != 0 || size > VOLUME_BYTES {
+    if size == 0 || !size.is_multiple_of(BLOCK_SIZE as u64) || size > VOLUME_BYTES {
         return Err(SubmitError::VolumeSize);
     }
     Ok(())

@@ -99,7 +99,7 @@ impl Geometry {
         let inconsistent = GeometryError::Inconsistent { device_bytes };
         let segment_bytes = u64::from(superblock.segment_blocks) << BLOCK_BITS;
         if superblock.device_bytes > device_bytes
-            || superblock.device_bytes % BLOCK_SIZE as u64 != 0
+            || !superblock.device_bytes.is_multiple_of(BLOCK_SIZE as u64)
             || !superblock.segment_blocks.is_power_of_two()
             || segment_bytes < u64::from(SEGMENT_BYTES_MIN)
             || segment_bytes > u64::from(SEGMENT_BYTES_MAX)

@@ -60,7 +60,13 @@ impl Driver {
     }
 
     /// A mix of every request of the data path, at depth 8.
-    fn load(&mut self, volume: VolumeId, rounds: u64, data: &[u8], buffer: flagstone_block::Buffer) {
+    fn load(
+        &mut self,
+        volume: VolumeId,
+        rounds: u64,
+        data: &[u8],
+        buffer: flagstone_block::Buffer,
+    ) {
         let size = 4u64 << 20;
         for round in 0..rounds {
             for i in 0..8u64 {
@@ -69,16 +75,44 @@ impl Driver {
                 let result = match i {
                     0..=3 => self
                         .engine
-                        .write(&mut self.arena, tag, volume, offset, &data[..BLOCK_SIZE], Durability::Completed)
+                        .write(
+                            &mut self.arena,
+                            tag,
+                            volume,
+                            offset,
+                            &data[..BLOCK_SIZE],
+                            Durability::Completed,
+                        )
                         .map(|_| ()),
                     4 => self
                         .engine
-                        .write(&mut self.arena, tag, volume, offset + 512, &data[..1024], Durability::Fua)
+                        .write(
+                            &mut self.arena,
+                            tag,
+                            volume,
+                            offset + 512,
+                            &data[..1024],
+                            Durability::Fua,
+                        )
                         .map(|_| ()),
-                    5 => self.engine.read(&mut self.arena, tag, volume, Lba::containing(offset), buffer),
+                    5 => self.engine.read(
+                        &mut self.arena,
+                        tag,
+                        volume,
+                        Lba::containing(offset),
+                        buffer,
+                    ),
                     6 => self
                         .engine
-                        .zero(&mut self.arena, tag, volume, offset, 8192, ZeroMode::Discard, Durability::Completed)
+                        .zero(
+                            &mut self.arena,
+                            tag,
+                            volume,
+                            offset,
+                            8192,
+                            ZeroMode::Discard,
+                            Durability::Completed,
+                        )
                         .map(|_| ()),
                     _ => self.engine.flush(tag),
                 };

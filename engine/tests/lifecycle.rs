@@ -197,3 +197,19 @@ fn a_bad_block_fails_its_own_range_only() {
     world.write(volume, 3 * B, &block(9)).unwrap();
     assert_eq!(world.read(volume, 3, 1).unwrap(), block(9));
 }
+
+#[test]
+fn damaged_superblock_copies_are_written_anew() {
+    let world = World::format(64 * MIB, 1 << 20);
+    let mut disk = world.stop();
+    // All but one copy of each slot go, and the one at the end.
+    for place in [0, MIB, 63 * MIB] {
+        disk.blocks.get_mut(&(place / B)).unwrap()[700] ^= 1;
+    }
+    let report = flagstone_engine::check(&mut disk, &mut |_, _| {}).unwrap();
+    assert!(report.is_sound());
+    assert_eq!(report.recovery.superblocks_damaged, 3);
+    let mut disk = World::open(disk).stop();
+    let report = flagstone_engine::check(&mut disk, &mut |_, _| {}).unwrap();
+    assert_eq!(report.recovery.superblocks_damaged, 0);
+}

@@ -437,7 +437,7 @@ impl<'a> Record<'a> {
                 let with_kept = flags & HOLES_KEPT != 0;
                 let b = need(bitmap_bytes(with_kept))?;
                 let lba = get_u48(b, at::LBA);
-                if lba % LEAF_BLOCKS as u64 != 0 {
+                if !lba.is_multiple_of(LEAF_BLOCKS as u64) {
                     return Err(bad(at::LBA));
                 }
                 let kept = if with_kept { get_bits(b, at::KEPT) } else { LeafBits::default() };

@@ -8,6 +8,7 @@ use crate::error::OpenError;
 use crate::flush::FlushState;
 use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::format::superblock::SLOTS;
 use crate::journal::Journal;
 use crate::limits::{BATCH_BLOCKS, BATCHES, SUMMARIES};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
@@ -44,6 +45,7 @@ impl Engine {
         options: &OpenOptions,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let mut loaded = load(io, options.planted)?;
+        repair_superblocks(io, &loaded)?;
         seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
         let needs_compaction = !loaded.journal_empty;
@@ -186,6 +188,23 @@ impl super::load::TailBlock {
             lsn_delta: 0,
         }
     }
+}
+
+/// Writes the copies of the superblock that counts anew, if any copy is damaged. Those of the
+/// other slot are older and are replaced by the next update. Doing it twice is harmless.
+fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenError> {
+    if loaded.report.superblocks_damaged == 0 {
+        return Ok(());
+    }
+    let superblock = &loaded.superblock;
+    let slot = SLOTS[superblock.generation as usize % 2];
+    let mut block = [0; BLOCK_SIZE];
+    for position in slot.into_iter().chain([loaded.geo.superblock_tail()]) {
+        superblock.encode(position, &mut block);
+        io.write_at(position, &block)?;
+    }
+    io.flush()?;
+    Ok(())
 }
 
 /// Writes the summaries of unsealed segments that are full, or not the newest; the newest is

@@ -36,7 +36,7 @@ pub struct RecoveryReport {
     pub meta_pages: u64,
     /// Metadata pages of which one copy was damaged.
     pub meta_copies_damaged: u64,
-    /// Superblock places (of five) that hold no valid copy.
+    /// Superblock places (of five) that held no valid copy; opening writes those that count anew.
     pub superblocks_damaged: u32,
     /// Segments that were not sealed.
     pub open_segments: u32,

@@ -181,7 +181,7 @@ pub(super) fn meta_chain(
     let pages_per_read = (READ_BYTES / BLOCK_SIZE) as u32 / PAGE_BLOCKS;
     loop {
         let segment = *scan.segments.last().expect("never empty");
-        if scan.index % pages_per_read == 0 {
+        if scan.index.is_multiple_of(pages_per_read) {
             let pages = pages_per_read.min(geo.pages() - scan.index);
             let part = &mut bytes[..(pages * PAGE_BLOCKS) as usize * BLOCK_SIZE];
             let offset = geo.segment_offset(segment, scan.index * PAGE_BLOCKS);

@@ -95,11 +95,7 @@ pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
 }
 
 fn text(path: &Path, report: &CheckReport) -> String {
-    let verdict = match (report.is_sound(), report.bad_blocks) {
-        (true, _) => "sound",
-        (false, 0) => "a copy is damaged; no data is affected",
-        (false, _) => "DAMAGED",
-    };
+    let verdict = if report.is_sound() { "sound" } else { "DAMAGED" };
     let recovery = Recovery::new(&report.recovery);
     let mut text = format!(
         "pool {}: {verdict}\n{}\nverified {} blocks of data ({}), {} bad",

@@ -82,13 +82,13 @@ impl Recovery {
         }
         if self.superblocks_damaged > 0 {
             text.push_str(&format!(
-                "\n{} of 5 superblock copies are damaged",
+                "\n{} of 5 superblock copies are damaged; the next opening writes them anew",
                 self.superblocks_damaged
             ));
         }
         if self.meta_copies_damaged > 0 {
             text.push_str(&format!(
-                "\n{} metadata pages have one damaged copy",
+                "\n{} metadata pages have one damaged copy; the other is used",
                 self.meta_copies_damaged
             ));
         }
