@@ -50,15 +50,6 @@ pub(crate) struct Compaction {
     stage: Stage,
 }
 
-impl Compaction {
-    /// Whether the next turn can state more, without waiting for the device.
-    pub(crate) fn is_stating(&self) -> bool {
-        self.stage == Stage::Stating
-            && self.cursor != Cursor::End
-            && self.chain.has_room(RECORD_BYTES_MAX)
-    }
-}
-
 impl Engine {
     /// Begins a compaction, if the arena and the segments allow it now.
     pub(crate) fn begin_compaction(&mut self, bufs: &mut impl Buffers) -> bool {
