@@ -68,6 +68,7 @@ impl Engine {
             info: VolumeInfo { id, uuid: spec.uuid, name: spec.name.to_owned(), size: spec.size },
             state: VolumeState::Creating,
             map: VolumeMap::default(),
+            logged_size: spec.size,
             next_vseq: 1,
         });
         Ok(VolumeId(id))
@@ -96,7 +97,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Grows a volume to `size` bytes; the same size is answered at once.
+    /// Grows a volume to `size` bytes.
     ///
     /// # Errors
     /// `Busy`, `NoVolume`, `VolumeSize`, `Failed`, `Stopping`: nothing happened.
@@ -109,19 +110,20 @@ impl Engine {
     ) -> Result<(), SubmitError> {
         self.ready()?;
         check_size(size)?;
-        let now = self.active(volume)?.info.size;
-        if size < now {
+        let logged = self.active(volume)?.logged_size;
+        if size < logged {
             return Err(SubmitError::VolumeSize);
         }
-        if size == now {
-            self.complete(tag, Ok(()));
+        self.check_flush_room(Durability::Fua)?;
+        if size == logged {
+            self.answer_without_record(tag, Durability::Fua);
             return Ok(());
         }
-        self.check_flush_room(Durability::Fua)?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         let vol = self.volumes.get_mut(volume.0).ok_or(SubmitError::NoVolume)?;
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
+        vol.logged_size = size;
         let effect = Effect::VolumeResize { volume: volume.0, size };
         self.log(bufs, batch, effect, |lsn| Record::VolumeResize {
             volume: volume.0,

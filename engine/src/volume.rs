@@ -33,6 +33,9 @@ pub(crate) struct Volume {
     pub(crate) info: VolumeInfo,
     pub(crate) state: VolumeState,
     pub(crate) map: VolumeMap,
+    /// Size that the last growth gives, also while it is being written: a later one must not
+    /// shrink the volume again.
+    pub(crate) logged_size: u64,
     pub(crate) next_vseq: u64,
 }
 

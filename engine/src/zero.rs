@@ -102,7 +102,7 @@ impl Engine {
 
     /// Answers a request that changes nothing; with FUA it still means that what was
     /// acknowledged before is durable.
-    fn answer_without_record(&mut self, tag: Tag, durability: Durability) {
+    pub(crate) fn answer_without_record(&mut self, tag: Tag, durability: Durability) {
         if durability == Durability::Fua && self.journal.next > self.journal.durable {
             self.flush.wait(tag, self.journal.next);
         } else {

@@ -341,7 +341,8 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
     let mut volumes = Volumes::default();
     for (info, next_vseq) in table.into_values() {
         let (state, map) = (VolumeState::Active, VolumeMap::default());
-        volumes.insert(Volume { info, state, map, next_vseq });
+        let logged_size = info.size;
+        volumes.insert(Volume { info, state, map, logged_size, next_vseq });
     }
     Ok(volumes)
 }
