@@ -25,3 +25,6 @@ pub use control::{
     PoolStatus, VolumeStatus,
 };
 pub use start::{StartError, start};
+
+#[cfg(test)]
+mod tests;
