@@ -44,18 +44,18 @@ impl Engine {
         }
         let lba = offset / block;
         let keep = mode == ZeroMode::KeepAllocated;
-        let wanted = (len / block).min(ZERO_BLOCKS);
+        let unguarded = self.rmws.unguarded(volume.0, lba, len / block);
+        if unguarded == 0 {
+            return Err(SubmitError::Busy);
+        }
         if !keep {
-            let untouched = self.untouched(volume.0, lba, len / block);
+            let untouched = self.untouched(volume.0, lba, unguarded);
             if untouched > 0 {
                 self.answer_without_record(tag, durability);
                 return Ok(untouched * block);
             }
         }
-        let blocks = self.rmws.unguarded(volume.0, lba, wanted);
-        if blocks == 0 {
-            return Err(SubmitError::Busy);
-        }
+        let blocks = unguarded.min(ZERO_BLOCKS);
         if keep && self.available_blocks() < self.kept + blocks {
             return Err(SubmitError::NoSpace);
         }

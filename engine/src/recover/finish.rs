@@ -44,6 +44,9 @@ impl Engine {
         bufs: &mut impl Buffers,
         options: &OpenOptions,
     ) -> Result<(Self, RecoveryReport), OpenError> {
+        // After a kill the device may still hold back what is about to be read. Nothing may be
+        // built on it, or given to a client, that a power cut can take away again.
+        io.flush()?;
         let mut loaded = load(io, options.planted)?;
         repair_superblocks(io, &loaded)?;
         seal_old_tails(io, &mut loaded)?;
