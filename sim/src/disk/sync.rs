@@ -53,6 +53,7 @@ impl BlockIo for Disk {
         let first = (offset / BLOCK_SIZE as u64) as u32;
         let blocks: Vec<Block> = from.chunks_exact(BLOCK_SIZE).map(share).collect();
         if self.dies() {
+            self.counters.writes += 1;
             self.write_part(first, &blocks);
             return Err(EIO);
         }

@@ -290,6 +290,12 @@ impl Oracle {
         volume.sizes.iter().rev().find(answered).map_or(0, |&(size, _)| size)
     }
 
+    /// Whether a volume was ever to have more than `size` bytes.
+    #[must_use]
+    pub fn was_grown_beyond(&self, id: u32, size: u64) -> bool {
+        self.volumes.get(&id).is_some_and(|v| v.sizes.iter().any(|&(other, _)| other > size))
+    }
+
     /// A read begins: for each block, the oldest version that it may return.
     #[must_use]
     pub fn begin_read(&self, volume: u32, first: u64, blocks: u64) -> Vec<u32> {

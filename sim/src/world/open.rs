@@ -155,15 +155,18 @@ impl World {
                 self.disk.die_after(calls);
             }
             let before = self.disk.counters();
+            let only_copies = self.disk.only_copies_damaged(&self.layout());
             let opened = self.attempt();
             let died = self.disk.take_death();
             let touched = self.disk.counters().tainted_reads > before.tainted_reads;
             let wrote = self.disk.counters().writes > before.writes;
+            // Superblocks and metadata pages are there more than once. Anything else may end the
+            // log early, and what an attempt has written rests on what it found.
+            if touched && !only_copies && (wrote || opened.is_ok()) {
+                self.bounds = Bounds::Damaged;
+            }
             match opened {
                 Ok((engine, report)) if !died => {
-                    if touched && self.bounds != Bounds::Damaged {
-                        self.note_damage(&report);
-                    }
                     self.engine = Some(engine);
                     return Ok(report);
                 }
@@ -186,22 +189,10 @@ impl World {
                     self.log.step(&[38], || format!("not opened: {error}; damage is repaired"));
                     self.disk.repair();
                     self.disk.set_rates(Default::default());
-                    if wrote {
-                        self.bounds = Bounds::Damaged;
-                    }
                 }
                 Err(error) => return Err(self.fail(format!("opening failed: {error}"))),
             }
         }
-    }
-
-    /// Superblocks and metadata pages are there more than once; the rest may be missed.
-    fn note_damage(&mut self, report: &RecoveryReport) {
-        let copies = report.superblocks_damaged as u64 + report.meta_copies_damaged;
-        if self.disk.only_copies_damaged(&self.layout()) && copies > 0 {
-            return;
-        }
-        self.bounds = Bounds::Damaged;
     }
 
     /// What would be found on this disk, without changing it. `die_after` blocking calls the

@@ -202,6 +202,10 @@ impl World {
         let engine = self.engine.as_mut().expect("the process lives");
         match engine.resize_volume(&mut self.arena, tag, VolumeId(volume), size) {
             Ok(()) => {}
+            // An earlier growth may already be in force although it was not answered yet.
+            Err(SubmitError::VolumeSize) if self.oracle.was_grown_beyond(volume, size) => {
+                return Ok(Submitted::Refused(SubmitError::VolumeSize));
+            }
             Err(error) => return self.refused("resize", 0, error),
         }
         let op = self.oracle.resize(volume, size);
