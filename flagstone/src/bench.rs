@@ -14,8 +14,17 @@ use flagstone_ring::DeviceOpenError;
 
 use crate::{exit::Exit, output, size::parse_size};
 
-/// Measures throughput, latency and CPU time per request.
+/// Measure throughput, latency and CPU time per request
+///
+/// Keeps a fixed number of requests in flight (closed loop) and prints IOPS, MiB/s, latency
+/// percentiles, and the CPU time that client and server spend per request. With --verify it also
+/// checks that every read returns what was written.
 #[derive(Args, Debug)]
+#[command(after_long_help = "Examples:
+  flagstone bench nbd 'nbd+unix:///demo?socket=./flagstone-data/nbd.sock'
+  flagstone bench nbd nbd://host:10809/demo --rw randwrite --depth 64 --connections 4
+  flagstone bench nbd URI --mix 70 --distribution zipf:0.99 --verify --interval 1s
+  flagstone bench raw /dev/nvme0n1 --depth 128")]
 pub struct BenchArgs {
     #[command(subcommand)]
     target: Target,
