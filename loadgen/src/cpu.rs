@@ -3,8 +3,9 @@
 //! `/proc/PID/stat` has the time of all threads that the process has or ever had, kernel workers
 //! of its io_uring rings included (they are threads of the process), but in clock ticks of
 //! mostly 10 ms. `/proc/PID/task/TID/schedstat` has nanoseconds, but only for threads that still
-//! live. The time spent between two samples is therefore the larger of both: precise when no
-//! thread ended, and never short of what ended threads used by more than two ticks.
+//! live. The time spent between two samples is therefore the nanoseconds, unless the ticks show
+//! more than their rounding explains: then threads have ended meanwhile, also such as began after
+//! the first sample, and the ticks are at most four short.
 //!
 //! Work that the kernel does in its own threads (a loop device's worker, block completions in an
 //! interrupt) belongs to nobody and is not counted for anybody; [`machine_cpu`] has it, with all
@@ -85,10 +86,9 @@ impl ProcessCpu {
                 nanos.saturating_sub(earlier.threads.get(id).copied().unwrap_or_default())
             })
             .sum();
-        let all_live = earlier.threads.keys().all(|id| self.threads.contains_key(id));
-        // With every thread still there the nanoseconds are complete, and ticks only add noise.
-        let complete = all_live && !earlier.threads.is_empty();
-        Some(Duration::from_nanos(if complete { by_threads } else { by_threads.max(by_ticks) }))
+        // User and system ticks are each cut off at both ends, so this much of them is noise.
+        let by_ticks = by_ticks.saturating_sub(2 * self.tick_nanos);
+        Some(Duration::from_nanos(by_threads.max(by_ticks)))
     }
 }
 
@@ -175,7 +175,10 @@ mod tests {
     fn ended_threads_count_in_ticks() {
         let before = sample(10, &[(1, 100_000_000), (2, 50)]);
         let after = sample(30, &[(1, 120_000_000)]);
-        assert_eq!(after.since(&before), Some(Duration::from_millis(200)));
+        assert_eq!(after.since(&before), Some(Duration::from_millis(180)));
+        // Threads that began and ended in between.
+        let after = sample(30, &[(1, 120_000_000), (2, 50)]);
+        assert_eq!(after.since(&before), Some(Duration::from_millis(180)));
     }
 
     #[test]
