@@ -97,10 +97,10 @@ impl Header {
 
     /// Bytes of payload that follow the header, whatever becomes of the request.
     pub(crate) fn payload(&self, style: Style) -> u64 {
-        let has_payload = match style {
-            Style::Extended => self.flags & CMD_FLAG_PAYLOAD_LEN != 0,
-            Style::Simple | Style::Structured => self.kind == CMD_WRITE,
-        };
+        // A WRITE without the flag is against the rules of extended headers, but QEMU's client (10.0)
+        // sends it so, with its payload behind it, and QEMU's server takes it so.
+        let has_payload = self.kind == CMD_WRITE
+            || (style == Style::Extended && self.flags & CMD_FLAG_PAYLOAD_LEN != 0);
         if has_payload { self.len } else { 0 }
     }
 
@@ -139,12 +139,7 @@ impl Header {
                 return if valid { Ok(Verdict::Perform(request)) } else { Err(Errno::Inval) };
             }
             CMD_READ => Command::Read { whole: self.flags & CMD_FLAG_DF != 0 },
-            CMD_WRITE => {
-                if terms.style == Style::Extended && self.flags & CMD_FLAG_PAYLOAD_LEN == 0 {
-                    return Err(Errno::Inval);
-                }
-                Command::Write { durability }
-            }
+            CMD_WRITE => Command::Write { durability },
             CMD_TRIM => Command::Zero { mode: ZeroMode::Discard, durability },
             CMD_WRITE_ZEROES => {
                 let mode = if self.flags & CMD_FLAG_NO_HOLE != 0 {

@@ -293,16 +293,22 @@ fn oversize_writes_are_skipped_or_close() {
         (Style::Extended, u64::from(MAX_PAYLOAD_BYTES) + 1),
         (Style::Extended, u64::MAX),
     ] {
-        let flags = if style == Style::Extended { CMD_FLAG_PAYLOAD_LEN } else { 0 };
+        let flags = if len % 2 == 0 { CMD_FLAG_FUA } else { 0 };
         assert_eq!(one(style, flags, CMD_WRITE, 0, len), Step::Close(CloseReason::PayloadTooLong));
     }
 }
 
 #[test]
 fn payload_flags_rule_extended_payloads() {
-    // Without the flag a WRITE has no payload, and is wrong.
-    assert_eq!(one(Style::Extended, 0, CMD_WRITE, 0, 4096), refused(0, Errno::Inval));
-    // With it, other commands have one, which is dropped.
+    // A WRITE has a payload even without the flag, for the sake of clients that forget it.
+    let mut input = Vec::new();
+    encode::request(&mut input, Style::Extended, CMD_FLAG_FUA, CMD_WRITE, 42, 0, 10);
+    input.extend_from_slice(&[1; 10]);
+    encode::request(&mut input, Style::Extended, 0, CMD_FLUSH, 42, 0, 0);
+    let seen = steps(&mut open(Style::Extended, false), &input);
+    assert_eq!(seen[0], request(Command::Write { durability: Durability::Fua }, 0, 10));
+    assert_eq!(seen[2..], [request(Command::Flush, 0, 0)]);
+    // With the flag, other commands have one, which is dropped.
     let mut session = open(Style::Extended, false);
     let mut input = Vec::new();
     let flags = CMD_FLAG_PAYLOAD_LEN;
