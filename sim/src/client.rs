@@ -28,6 +28,8 @@ pub enum Offer {
     Progress,
     /// The engine is busy.
     Busy,
+    /// There is nothing to offer.
+    Idle,
 }
 
 /// The client. It has one request at a time that is not yet taken in full.
@@ -126,7 +128,7 @@ impl Client {
 }
 
 /// A range of a volume: mostly in its hot part, as long as the seed likes.
-fn range(world: &mut World, size: u64, whole: bool) -> (u64, u64) {
+pub(crate) fn range(world: &mut World, size: u64, whole: bool) -> (u64, u64) {
     let blocks = size / BLOCK;
     let hot = world.config.hot_blocks;
     let hot = if hot == 0 || world.rng.one_in(10) { blocks } else { hot.min(blocks) };
@@ -166,8 +168,7 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
                     }
                     Submitted::Taken(())
                 }
-                Submitted::Busy => Submitted::Busy,
-                Submitted::Refused(error) => Submitted::Refused(error),
+                other => other.map(|_| ()),
             }
         }
         Job::Zero { volume, offset, len, mode, durability } => {
@@ -179,8 +180,7 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
                     }
                     Submitted::Taken(())
                 }
-                Submitted::Busy => Submitted::Busy,
-                Submitted::Refused(error) => Submitted::Refused(error),
+                other => other.map(|_| ()),
             }
         }
         Job::Read { volume, first, blocks } => {
@@ -195,11 +195,7 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
             submitted
         }
         Job::Flush => world.flush(0)?,
-        Job::Create { name, size } => match world.create(name, *size)? {
-            Submitted::Taken(_) => Submitted::Taken(()),
-            Submitted::Busy => Submitted::Busy,
-            Submitted::Refused(error) => Submitted::Refused(error),
-        },
+        Job::Create { name, size } => world.create(name, *size)?.map(|_| ()),
         Job::Delete { volume } => world.delete(*volume)?,
         Job::Resize { volume, size } => world.resize(*volume, *size)?,
     };

@@ -175,6 +175,10 @@ impl Config {
         let theme = themes[rng.weighted(&weights)].0;
         let mut config = Self::common(rng, theme);
         config.specialise(rng);
+        if config.nbd {
+            // Volumes come and go by another way than NBD.
+            (config.mix.create, config.mix.delete, config.mix.resize) = (0, 0, 0);
+        }
         config
     }
 

@@ -74,6 +74,17 @@ impl Content {
         }
     }
 
+    /// Whether this has `bytes` from byte `from` on.
+    #[must_use]
+    pub fn matches_part(&self, place: Place, from: usize, bytes: &[u8]) -> bool {
+        if bytes.len() == BLOCK_SIZE {
+            return self.matches(place, bytes);
+        }
+        let mut block = [0; BLOCK_SIZE];
+        self.write_to(place, &mut block);
+        block[from..from + bytes.len()] == *bytes
+    }
+
     /// Writes the bytes out.
     pub fn write_to(&self, place: Place, block: &mut [u8]) {
         match self {
@@ -108,15 +119,16 @@ impl Content {
 /// Whether all bytes are zero.
 #[must_use]
 pub fn is_zero(block: &[u8]) -> bool {
-    block.chunks_exact(8).all(|word| word == [0; 8])
+    let (words, rest) = block.as_chunks::<8>();
+    words.iter().all(|word| *word == [0; 8]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// What the sectors of a block seem to hold, in words.
 #[must_use]
 pub fn describe_bytes(block: &[u8]) -> String {
     let mut parts: Vec<(String, usize)> = Vec::new();
-    for sector in block.chunks_exact(SECTOR) {
-        let first = u64::from_le_bytes(sector[..8].try_into().unwrap_or([0; 8]));
+    for sector in block.chunks(SECTOR) {
+        let first = sector.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
         let name = if is_zero(sector) {
             "zeroes".to_owned()
         } else if first < 1 << 40 {

@@ -14,6 +14,7 @@ pub mod config;
 pub mod content;
 pub mod disk;
 pub mod log;
+pub mod nbd;
 pub mod oracle;
 pub mod rng;
 pub mod scenario;

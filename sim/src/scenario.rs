@@ -4,6 +4,7 @@ use crate::client::{Client, Offer};
 use crate::config::Ends;
 use crate::disk::{CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
+use crate::nbd::Front;
 use crate::world::{Check, Stats, Submitted, World};
 use flagstone_engine::plant::Plant;
 use flagstone_engine::{Counters, PoolState};
@@ -52,9 +53,46 @@ impl Trigger {
     }
 }
 
+/// Who sends the requests.
+#[derive(Debug)]
+enum Clients {
+    Direct(Client),
+    Nbd(Front),
+}
+
+impl Clients {
+    fn offer(&mut self, world: &mut World) -> Check<Offer> {
+        match self {
+            Self::Direct(client) => client.offer(world),
+            Self::Nbd(front) => front.offer(world),
+        }
+    }
+
+    fn forget(&mut self) {
+        match self {
+            Self::Direct(client) => client.forget(),
+            Self::Nbd(front) => front.forget(),
+        }
+    }
+
+    /// Gives back what is held in memory.
+    fn finish(&mut self, world: &mut World) -> Check {
+        world.settle()?;
+        match self {
+            Self::Direct(client) => client.forget(),
+            Self::Nbd(front) => front.finish(world)?,
+        }
+        Ok(())
+    }
+}
+
 fn live(world: &mut World) -> Check {
     world.format()?;
-    let mut client = Client::default();
+    let mut clients = if world.config.nbd {
+        Clients::Nbd(Front::default())
+    } else {
+        Clients::Direct(Client::default())
+    };
     world.open()?;
     first_volumes(world)?;
     for life in 0..world.config.lives {
@@ -62,9 +100,9 @@ fn live(world: &mut World) -> Check {
             world.open()?;
         }
         world.disk.set_rates(world.config.rates);
-        serve(world, &mut client)?;
-        client.forget();
-        end_life(world)?;
+        serve(world, &mut clients)?;
+        end_life(world, &mut clients)?;
+        clients.forget();
         world.disk.set_rates(FaultRates::default());
         if world.rng.percent(world.config.rot) {
             for _ in 0..world.rng.between(1, 3) {
@@ -86,7 +124,7 @@ fn first_volumes(world: &mut World) -> Check {
 }
 
 /// One life: requests, completions, time.
-fn serve(world: &mut World, client: &mut Client) -> Check {
+fn serve(world: &mut World, clients: &mut Clients) -> Check {
     let events = 1 + world.rng.below(world.config.events);
     let trigger = match world.rng.below(8) {
         0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
@@ -112,8 +150,9 @@ fn serve(world: &mut World, client: &mut Client) -> Check {
             if blocked > 8 {
                 return Err(world.fail("stuck: the engine is busy although nothing is under way"));
             }
-            match client.offer(world)? {
+            match clients.offer(world)? {
                 Offer::Busy => blocked += 1,
+                Offer::Idle => {}
                 Offer::Progress => (blocked, moved) = (0, true),
             }
         } else if in_flight {
@@ -163,13 +202,19 @@ fn idle(world: &mut World) -> Check {
     Ok(())
 }
 
-fn end_life(world: &mut World) -> Check {
+fn end_life(world: &mut World, clients: &mut Clients) -> Check {
     let Ends { kill, power, stop, stop_cut } = world.config.ends;
     let end = world.rng.weighted(&[kill, power, stop, stop_cut]);
     match end {
         0 => world.crash(CrashKind::Kill),
         1 => world.crash(CrashKind::Power),
-        2 => stop_cleanly(world)?,
+        2 => {
+            // Half of the time requests are under way; over NBD their memory is the clients'.
+            if world.config.nbd || world.rng.one_in(2) {
+                clients.finish(world)?;
+            }
+            stop_cleanly(world)?;
+        }
         _ => {
             world.log.step(&[50], || "clean stop, cut short".into());
             world.engine().shutdown();

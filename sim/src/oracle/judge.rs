@@ -2,6 +2,7 @@
 
 use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, base, never_written};
 use crate::content::{Place, describe_bytes, is_zero};
+use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::StatusKind;
 use std::collections::BTreeMap;
 
@@ -168,7 +169,7 @@ impl Oracle {
             }
             for (&lba, history) in &volume.blocks {
                 let place = Place { volume: *id, lba };
-                let (first, last) = self.found_versions(place, history)?;
+                let (first, last) = self.found_versions(place, history, found.size)?;
                 let is_required = |v: &Version| self.required(v.op, bounds);
                 let oldest = history.versions.iter().rposition(is_required).unwrap_or(0) as u32;
                 if last < oldest {
@@ -187,7 +188,17 @@ impl Oracle {
         Ok(newest)
     }
 
-    fn found_versions(&self, place: Place, history: &History) -> Result<(u32, u32), String> {
+    /// First and last version that the block at `place` may be.
+    fn found_versions(
+        &self,
+        place: Place,
+        history: &History,
+        size: u64,
+    ) -> Result<(u32, u32), String> {
+        if place.lba * BLOCK_SIZE as u64 >= size {
+            // Lost with the growth of its volume.
+            return Ok((0, 0));
+        }
         history.found.ok_or_else(|| {
             format!("block {} of volume {} was not looked at", place.lba, place.volume)
         })
@@ -214,7 +225,7 @@ impl Oracle {
             }
             for (&lba, history) in &volume.blocks {
                 let place = Place { volume: *id, lba };
-                let (first, last) = self.found_versions(place, history)?;
+                let (first, last) = self.found_versions(place, history, found.size)?;
                 let oldest = history.versions.iter().rposition(|v| before(v.op)).unwrap_or(0);
                 if (last as usize) < oldest {
                     return Err(format!(
@@ -234,7 +245,11 @@ impl Oracle {
             volume.created = BASE;
             volume.deleted = None;
             volume.sizes = vec![(there[id].size, BASE)];
-            volume.blocks.retain(|_, history| {
+            let end = there[id].size / BLOCK_SIZE as u64;
+            volume.blocks.retain(|&lba, history| {
+                if lba >= end {
+                    return false;
+                }
                 let found = history.found.take().map_or(0, |(first, _)| first);
                 let mut version = history.versions.swap_remove(found as usize);
                 version.op = BASE;

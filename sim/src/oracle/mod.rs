@@ -313,11 +313,17 @@ impl Oracle {
         history.seen.max(last as u32)
     }
 
-    /// A read that began with `oldest` returned `bytes` for the block at `place`.
+    /// A read that began with `oldest` returned `bytes` from byte `from` of the block at `place`.
     ///
     /// # Errors
     /// In words, if it may not.
-    pub fn end_read(&mut self, place: Place, oldest: u32, bytes: &[u8]) -> Result<(), String> {
+    pub fn end_read(
+        &mut self,
+        place: Place,
+        oldest: u32,
+        from: usize,
+        bytes: &[u8],
+    ) -> Result<(), String> {
         let history = self
             .volumes
             .get_mut(&place.volume)
@@ -327,8 +333,11 @@ impl Oracle {
         };
         let candidates = history.versions.iter().enumerate().skip(oldest as usize);
         for (i, version) in candidates {
-            if version.content.matches(place, bytes) {
-                history.seen = history.seen.max(i as u32);
+            if version.content.matches_part(place, from, bytes) {
+                // A part may look like more versions than the one that was read.
+                if bytes.len() == BLOCK_SIZE {
+                    history.seen = history.seen.max(i as u32);
+                }
                 return Ok(());
             }
         }

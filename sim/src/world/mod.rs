@@ -35,6 +35,17 @@ pub enum Submitted<T> {
     Refused(SubmitError),
 }
 
+impl<T> Submitted<T> {
+    /// Changes what was taken.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Submitted<U> {
+        match self {
+            Self::Taken(taken) => Submitted::Taken(change(taken)),
+            Self::Busy => Submitted::Busy,
+            Self::Refused(error) => Submitted::Refused(error),
+        }
+    }
+}
+
 /// Who hears of an answer; 0 for nobody.
 pub type Owner = u64;
 

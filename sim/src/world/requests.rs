@@ -3,7 +3,7 @@
 use super::{Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
-use flagstone_engine::{Completion, IoFault, StatusKind, SubmitError, VolumeSpec};
+use flagstone_engine::{Completion, IoFault, StatusExtent, StatusKind, SubmitError, VolumeSpec};
 
 /// Part of a client's write that is offered to the engine.
 #[derive(Clone, Copy, Debug)]
@@ -217,7 +217,13 @@ impl World {
     }
 
     /// Asks for the block status of a range and checks it.
-    pub fn status(&mut self, volume: u32, offset: u64, len: u64, extents_max: usize) -> Check {
+    pub fn status(
+        &mut self,
+        volume: u32,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> Check<Vec<StatusExtent>> {
         let mut out = Vec::new();
         let engine = self.engine.as_ref().expect("the process lives");
         match engine.block_status(VolumeId(volume), offset, len, &mut out, extents_max) {
@@ -236,7 +242,10 @@ impl World {
                 out.len()
             )
         });
-        self.oracle.status(volume, offset, &out).map_err(|what| self.fail(what))
+        match self.oracle.status(volume, offset, &out) {
+            Ok(()) => Ok(out),
+            Err(what) => Err(self.fail(what)),
+        }
     }
 
     /// Judges a refusal.
@@ -316,7 +325,7 @@ impl World {
                 let bytes = self.arena.bytes(buffer);
                 for ((b, bytes), &oldest) in (0..).zip(bytes.chunks_exact(BLOCK_SIZE)).zip(oldest) {
                     let place = Place { lba: place.lba + b, ..place };
-                    if let Err(what) = self.oracle.end_read(place, oldest, bytes) {
+                    if let Err(what) = self.oracle.end_read(place, oldest, 0, bytes) {
                         return Err(self.log.fail(what));
                     }
                 }
@@ -325,7 +334,8 @@ impl World {
             Err(IoFault::BadBlock { lba }) => {
                 self.stats.bad_blocks += 1;
                 let known = lba.checked_sub(place.lba).and_then(|b| touched.get(b as usize));
-                if known == Some(&true) {
+                // A failed flush may have dropped what was written.
+                if known == Some(&true) || self.device_failed {
                     return Ok(());
                 }
                 Err(self.fail(format!(
@@ -349,7 +359,8 @@ impl World {
             (IoFault::Device, _) => Ok(()),
             (IoFault::BadBlock { lba }, Some(place)) => {
                 self.stats.bad_blocks += 1;
-                if lba != place.lba || self.own_reads_touched == touched_before {
+                let known = self.own_reads_touched > touched_before || self.device_failed;
+                if lba != place.lba || !known {
                     return Err(self.fail(format!(
                         "a read-modify-write found block {lba} damaged, but it is not"
                     )));
