@@ -126,13 +126,17 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
         replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
     let journal_empty = journal.chain.is_empty() && journal.beyond == 0;
     report.clean = journal_empty && superblock.flags & FLAG_CLEAN != 0;
+    let last_jseq = journal.last_seen.max(superblock.journal_start - 1).max(journal.tail - 1);
+    // A block that could not be read just now may be readable the next time. It lies within one
+    // turn of the ring, and must not count any more.
+    let skipped = if journal_empty { 0 } else { u64::from(geo.journal_blocks) };
     Ok(Loaded {
         superblock,
         geo,
         last_lsn: last_lsn.max(replay.last_lsn),
         next_generation,
         next_volume,
-        next_jseq: journal.last_seen.max(superblock.journal_start - 1).max(journal.tail - 1) + 1,
+        next_jseq: last_jseq + 1 + skipped,
         replay,
         report,
         tails,
