@@ -74,7 +74,7 @@ impl Client {
             Durability::Completed
         };
         let zero = |world: &mut World, mode| {
-            let aligned = world.rng.percent(70);
+            let aligned = world.rng.percent(world.config.whole);
             let (offset, len) = range(world, size, aligned);
             Some(Job::Zero { volume, offset, len, mode, durability })
         };

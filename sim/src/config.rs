@@ -121,12 +121,14 @@ pub struct Config {
     pub nbd: bool,
     /// Times the pool is opened.
     pub lives: u32,
-    /// Events of one life, at most.
-    pub events: u64,
+    /// Events of one life, at least and at most.
+    pub events: (u64, u64),
     /// Requests under way, at most.
     pub depth: usize,
     /// Requests.
     pub mix: Mix,
+    /// Of a hundred discards and zeroings, how many are of whole blocks.
+    pub whole: u32,
     /// FUA requests, of a hundred.
     pub fua: u32,
     /// Longest write or zeroing, in blocks.
@@ -161,15 +163,15 @@ impl Config {
     /// Draws what a seed does.
     pub fn draw(rng: &mut Rng) -> Self {
         let themes = [
-            (Theme::Mixed, 40),
-            (Theme::Hot, 22),
-            (Theme::Volumes, 12),
-            (Theme::Ring, 3),
-            (Theme::Churn, 5),
-            (Theme::Full, 2),
+            (Theme::Mixed, 75),
+            (Theme::Hot, 40),
+            (Theme::Volumes, 22),
+            (Theme::Ring, 6),
+            (Theme::Churn, 15),
+            (Theme::Full, 4),
             (Theme::Metadata, 1),
-            (Theme::Damage, 9),
-            (Theme::Errors, 8),
+            (Theme::Damage, 20),
+            (Theme::Errors, 17),
         ];
         let weights = themes.map(|(_, weight)| weight);
         let theme = themes[rng.weighted(&weights)].0;
@@ -208,9 +210,10 @@ impl Config {
             volumes,
             nbd: rng.one_in(6),
             lives: rng.between(1, 4) as u32,
-            events: 20 + rng.skewed(1200),
+            events: (1, 20 + rng.skewed(1200)),
             depth: rng.between(1, rng.clone().pick(&[1, 2, 4, 16, 64])) as usize,
             mix,
+            whole: rng.pick(&[50, 80, 100]),
             fua: rng.pick(&[0, 0, 5, 30]),
             blocks_max: rng.pick(&[1, 2, 8, 40, 100]),
             hot_blocks: rng.pick(&[0, 0, 4, 16, 64]),
@@ -252,7 +255,7 @@ impl Config {
                 self.volumes = vec![4096 * 16, 4096 * (1 + rng.skewed(1 << 18))];
             }
             Theme::Ring => {
-                self.events = rng.between(4_000, 14_000);
+                self.events = (1, rng.between(4_000, 14_000));
                 self.depth = rng.pick(&[1, 1, 2, 3]);
                 self.blocks_max = 1;
                 self.lives = rng.between(1, 2) as u32;
@@ -266,7 +269,7 @@ impl Config {
                 self.segment_bytes = MIB as u32;
                 self.volumes = vec![rng.pick(&[300, 600, 4000, 9000]) * 4096];
                 self.blocks_max = 100;
-                self.events = rng.between(1_000, 4_000);
+                self.events = (1, rng.between(1_000, 4_000));
                 self.depth = rng.pick(&[4, 16, 40]);
                 self.eager = 50;
                 self.mix.partial = rng.pick(&[0, 0, 4]);
@@ -282,7 +285,7 @@ impl Config {
                 self.pool_bytes = 64 * MIB;
                 self.volumes = vec![rng.pick(&[12_000, 14_000, 20_000]) * 4096];
                 self.blocks_max = 100;
-                self.events = rng.between(1_000, 5_000);
+                self.events = (1_000, rng.between(1_000, 5_000));
                 self.depth = rng.pick(&[8, 32]);
                 self.eager = 60;
                 self.mix.discard = rng.pick(&[1, 4, 8]);
@@ -293,18 +296,21 @@ impl Config {
             }
             Theme::Metadata => {
                 self.segment_bytes = MIB as u32;
-                self.volumes = vec![rng.pick(&[64, 2000]) * 4096];
+                self.volumes = vec![rng.pick(&[64, 500, 2000]) * 4096];
+                self.whole = 99;
+                self.hot_blocks = 0;
                 self.mix.discard = 300;
                 self.mix.zero = 100;
                 self.mix.flush = 1;
-                self.mix.partial = 2;
+                self.mix.partial = 0;
                 self.mix.status = 0;
+                self.mix.read = 2;
                 self.blocks_max = 4;
                 self.fua = 0;
                 self.depth = 400;
                 self.eager = 90;
                 self.pump = 30;
-                self.events = 40_000;
+                self.events = (60_000, 160_000);
                 self.lives = 2;
                 self.tick_ns = 1_000;
                 self.nbd = false;

@@ -1,7 +1,7 @@
 //! A seed from beginning to end: several lives of one pool, then a reckoning.
 
 use crate::client::{Client, Offer};
-use crate::config::Ends;
+use crate::config::{Ends, Theme};
 use crate::disk::{CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
 use crate::nbd::Front;
@@ -125,8 +125,10 @@ fn first_volumes(world: &mut World) -> Check {
 
 /// One life: requests, completions, time.
 fn serve(world: &mut World, clients: &mut Clients) -> Check {
-    let events = 1 + world.rng.below(world.config.events);
+    let (least, most) = world.config.events;
+    let events = world.rng.between(least, most);
     let trigger = match world.rng.below(8) {
+        _ if world.config.theme == Theme::Metadata => Trigger::Compactions(2),
         0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
         2 => Trigger::Seals(world.rng.between(1, 4)),
         3 => Trigger::Freed(world.rng.between(1, 4)),
@@ -178,6 +180,9 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
             }
         } else {
             world.drain()?;
+        }
+        if world.rng.one_in(500) {
+            world.check_engine()?;
         }
         if world.device_failed() && world.rng.one_in(20) {
             return Ok(());
@@ -272,10 +277,17 @@ fn reckon(world: &mut World) -> Check {
     world.quiesce()?;
     world.check_state()?;
     world.check_accounts()?;
+    world.check_engine()?;
     stop_cleanly(world)?;
+    if world.rng.one_in(2) {
+        world.check_offline()?;
+    }
     let report = world.open()?;
     if !report.clean {
         return Err(world.fail(format!("stopped cleanly, but opened with {report:?}")));
+    }
+    if world.rng.one_in(2) {
+        return Ok(());
     }
     let volumes: Vec<u32> = world.oracle.live_volumes().collect();
     for volume in volumes {
@@ -286,6 +298,7 @@ fn reckon(world: &mut World) -> Check {
         }
     }
     world.quiesce()?;
+    world.check_engine()?;
     world.check_empty()?;
     stop_cleanly(world)?;
     world.open()?;

@@ -208,7 +208,7 @@ impl Front {
         let aligned = match which {
             0 => true,
             1 => false,
-            _ => world.rng.percent(60),
+            _ => world.rng.percent(world.config.whole),
         };
         let (offset, len) = crate::client::range(world, connection.size, aligned);
         let (mut stamp, mut oldest) = (0, Vec::new());

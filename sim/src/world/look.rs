@@ -124,6 +124,23 @@ impl World {
         Ok(kinds)
     }
 
+    /// The engine's own recount agrees with its counters, at any moment.
+    pub fn check_engine(&mut self) -> Check {
+        match self.engine().check() {
+            Ok(()) => Ok(()),
+            Err(what) => Err(self.fail(format!("the engine's accounts are wrong: {what}"))),
+        }
+    }
+
+    /// The stopped pool passes the offline check, which sees no damage.
+    pub fn check_offline(&mut self) -> Check {
+        match flagstone_engine::check(&mut self.disk, &mut |_, _| {}) {
+            Ok(report) if report.bad_blocks == 0 => Ok(()),
+            Ok(report) => Err(self.fail(format!("the offline check found {report:?}"))),
+            Err(error) => Err(self.fail(format!("the offline check failed: {error}"))),
+        }
+    }
+
     /// With nothing under way, the engine's accounts agree with the model and each other.
     pub fn check_accounts(&mut self) -> Check {
         let block = BLOCK_SIZE as u64;

@@ -97,6 +97,10 @@ pub struct Stats {
     pub bad_blocks: u64,
     /// Journal blocks written, over all lives.
     pub batches: u64,
+    /// Times that a journal ring was filled within one life.
+    pub ring_turns: u64,
+    /// Compactions while serving.
+    pub compactions_serving: u64,
 }
 
 impl Stats {
@@ -111,6 +115,8 @@ impl Stats {
         self.full += other.full;
         self.bad_blocks += other.bad_blocks;
         self.batches += other.batches;
+        self.ring_turns += other.ring_turns;
+        self.compactions_serving += other.compactions_serving;
     }
 }
 
@@ -151,6 +157,7 @@ pub struct World {
     own_reads_touched: u64,
     /// Whether any read under way was touched.
     any_touched: bool,
+    compactions_at_open: u64,
 }
 
 impl World {
@@ -183,6 +190,7 @@ impl World {
             device_failed: false,
             own_reads_touched: 0,
             any_touched: false,
+            compactions_at_open: 0,
         }
     }
 

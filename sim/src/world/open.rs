@@ -77,6 +77,9 @@ impl World {
             self.stats.seals += counters.seals;
             self.stats.compactions += counters.compactions;
             self.stats.batches += counters.batches;
+            self.stats.ring_turns += counters.batches / u64::from(engine.geometry().journal_blocks);
+            self.stats.compactions_serving +=
+                counters.compactions.saturating_sub(self.compactions_at_open);
         }
         self.forget_requests();
         self.arena.reset();
@@ -145,6 +148,7 @@ impl World {
         }
         self.bounds = Bounds::Answered;
         self.check_accounts()?;
+        self.check_engine()?;
         Ok(report)
     }
 
@@ -167,6 +171,7 @@ impl World {
             }
             match opened {
                 Ok((engine, report)) if !died => {
+                    self.compactions_at_open = engine.counters().compactions;
                     self.engine = Some(engine);
                     return Ok(report);
                 }
