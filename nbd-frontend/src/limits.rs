@@ -30,7 +30,7 @@ pub const MAX_SKIPPED_PAYLOAD_BYTES: u32 = 64 << 20;
 
 /// Longest READ with the "don't fragment" flag; a longer one gets `NBD_EOVERFLOW`.
 /// NBD proto, "Request types": at least 65,536.
-pub const MAX_UNFRAGMENTED_BYTES: u32 = 128 << 10;
+pub const MAX_UNFRAGMENTED_BYTES: u32 = 124 << 10;
 
 /// Smallest addressable unit that is advertised, in bytes.
 pub const MIN_BLOCK_BYTES: u32 = 1;

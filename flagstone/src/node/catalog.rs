@@ -17,8 +17,6 @@ pub(super) struct Entry {
     pub(super) id: VolumeId,
     /// Connections that have it open.
     pub(super) connections: u32,
-    /// Being deleted: there, but not to be opened any more.
-    pub(super) leaving: bool,
 }
 
 impl Entry {
@@ -35,7 +33,10 @@ pub(super) fn handle(pool: u32, id: VolumeId) -> u64 {
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
+    /// What is exported, by name.
     entries: Vec<Entry>,
+    /// Volumes that are being deleted: there, but not to be opened any more.
+    leaving: Vec<Entry>,
 }
 
 impl Catalog {
@@ -43,22 +44,43 @@ impl Catalog {
         self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name))
     }
 
+    /// Whether a volume of that name is there, exported or not.
+    pub(super) fn is_taken(&self, name: &str) -> bool {
+        self.position(name).is_ok() || self.leaving.iter().any(|entry| entry.name == name)
+    }
+
     /// Adds a volume; false if there is one of that name.
     pub(super) fn insert(&mut self, entry: Entry) -> bool {
         match self.position(&entry.name) {
-            Ok(_) => false,
-            Err(at) => {
+            Err(at) if !self.is_taken(&entry.name) => {
                 self.entries.insert(at, entry);
                 true
             }
+            _ => false,
         }
     }
 
-    pub(super) fn remove(&mut self, handle: u64) -> Option<Entry> {
-        let at = self.entries.iter().position(|entry| entry.handle() == handle)?;
-        Some(self.entries.remove(at))
+    /// The volume is being deleted.
+    pub(super) fn withdraw(&mut self, handle: u64) {
+        if let Some(at) = self.entries.iter().position(|entry| entry.handle() == handle) {
+            self.leaving.push(self.entries.remove(at));
+        }
     }
 
+    /// The volume's deletion did not happen.
+    pub(super) fn restore(&mut self, handle: u64) {
+        if let Some(entry) = self.remove(handle) {
+            self.insert(entry);
+        }
+    }
+
+    /// Takes out a volume that was withdrawn.
+    pub(super) fn remove(&mut self, handle: u64) -> Option<Entry> {
+        let at = self.leaving.iter().position(|entry| entry.handle() == handle)?;
+        Some(self.leaving.remove(at))
+    }
+
+    /// The exported volume of that name.
     pub(super) fn named(&self, name: &str) -> Option<&Entry> {
         self.position(name).ok().map(|at| &self.entries[at])
     }
@@ -84,11 +106,11 @@ fn export(entry: &Entry) -> Export<'_> {
 
 impl Exports for Catalog {
     fn find(&self, name: &str) -> Option<Export<'_>> {
-        self.named(name).filter(|entry| !entry.leaving).map(export)
+        self.named(name).map(export)
     }
 
     fn nth(&self, index: usize) -> Option<Export<'_>> {
-        self.entries.iter().filter(|entry| !entry.leaving).nth(index).map(export)
+        self.entries.get(index).map(export)
     }
 }
 
@@ -104,7 +126,6 @@ mod tests {
             pool: 1,
             id: VolumeId(id),
             connections: 0,
-            leaving: false,
         }
     }
 
@@ -121,15 +142,20 @@ mod tests {
     }
 
     #[test]
-    fn a_leaving_volume_is_not_exported() {
+    fn a_volume_that_is_being_deleted_keeps_its_name_but_is_not_exported() {
         let mut catalog = Catalog::default();
         catalog.insert(entry("a", 1));
         catalog.insert(entry("b", 2));
-        catalog.get_mut(handle(1, VolumeId(1))).expect("it was inserted").leaving = true;
+        let a = handle(1, VolumeId(1));
+        catalog.withdraw(a);
         assert!(catalog.find("a").is_none());
         assert_eq!(catalog.default_export().map(|export| export.name), Some("b"));
-        assert!(catalog.named("a").is_some());
-        assert!(catalog.remove(handle(1, VolumeId(1))).is_some());
-        assert!(catalog.named("a").is_none());
+        assert!(catalog.is_taken("a"));
+        assert!(!catalog.insert(entry("a", 3)));
+        catalog.restore(a);
+        assert!(catalog.find("a").is_some());
+        catalog.withdraw(a);
+        assert!(catalog.remove(a).is_some());
+        assert!(!catalog.is_taken("a"));
     }
 }

@@ -17,19 +17,17 @@ pub const MAX_CONNECTIONS: u32 = 16_384;
 /// Control requests that may wait for the reactor.
 pub const CONTROL_QUEUE: usize = 256;
 
-/// Blocks that a connection receives into: how far it is read ahead.
+/// Blocks that a connection receives into: how far it is read ahead. This and the next two are
+/// powers of two because the arena's allocator packs those without gaps.
 pub const RECEIVE_BLOCKS: u32 = 32;
 
 /// Blocks for the headers and handshake replies of one send.
 pub const HEADER_BLOCKS: u32 = 4;
 
-/// Longest READ that is always fetched whole before any of it is sent, in bytes: the longest that
-/// the protocol calls unfragmented here.
-pub const WHOLE_READ_BYTES: u64 = flagstone_nbd::limits::MAX_UNFRAGMENTED_BYTES as u64;
-
-/// Blocks of READ data that each connection may hold whatever the others do: one whole read, which
-/// touches one block more than it fills when it is not aligned.
-pub const RESERVE_BLOCKS: u32 = (WHOLE_READ_BYTES as usize / BLOCK_SIZE) as u32 + 1;
+/// Blocks of READ data that each connection may hold whatever the others do. A READ that touches
+/// no more blocks than this can always be fetched whole before any of it is sent, which every
+/// unfragmented one needs.
+pub const RESERVE_BLOCKS: u32 = 32;
 
 /// Blocks that one connection slot takes from the arena at start.
 pub const CONNECTION_BLOCKS: u32 = RECEIVE_BLOCKS + HEADER_BLOCKS + RESERVE_BLOCKS;
@@ -83,7 +81,9 @@ const _: () = {
     assert!(header_bytes >= flagstone_nbd::reply::block_status_bytes(STATUS_EXTENTS));
     assert!(RECEIVE_BLOCKS as usize * BLOCK_SIZE > flagstone_nbd::limits::MAX_INPUT_BYTES);
     assert!(RESERVE_BLOCKS >= PIECE_BLOCKS_MIN);
-    assert!(WHOLE_READ_BYTES.is_multiple_of(BLOCK_SIZE as u64));
+    // One that is not aligned touches a block more.
+    let unfragmented_blocks = flagstone_nbd::limits::MAX_UNFRAGMENTED_BYTES as usize / BLOCK_SIZE;
+    assert!(RESERVE_BLOCKS as usize > unfragmented_blocks);
     assert!(WRITE_BYTES.is_multiple_of(BLOCK_SIZE) && WRITE_BYTES >= BLOCK_SIZE);
     assert!(SEND_PARTS <= flagstone_ring::SEND_PARTS_MAX);
 };

@@ -50,7 +50,6 @@ impl Reactor {
                     pool: p as u32,
                     id: VolumeId(info.id),
                     connections: 0,
-                    leaving: false,
                 });
                 if !taken {
                     tracing::warn!(
@@ -110,12 +109,15 @@ impl Reactor {
             return answer(reply, Err(error));
         }
         if let Some(existing) = self.catalog.named(&name) {
-            let same = existing.size == size_bytes && !existing.leaving;
+            let same = existing.size == size_bytes;
             let status = self.status_of(existing);
             return answer(
                 reply,
                 if same { Ok(status) } else { Err(ControlError::NameTaken { name }) },
             );
+        }
+        if self.catalog.is_taken(&name) {
+            return answer(reply, Err(ControlError::NameTaken { name }));
         }
         let pool = match self.pool_for(pool) {
             Ok(pool) => pool,
@@ -138,7 +140,7 @@ impl Reactor {
     }
 
     fn delete(&mut self, name: String, force: bool, reply: Reply<VolumeStatus>) {
-        let Some(entry) = self.catalog.named(&name).filter(|entry| !entry.leaving) else {
+        let Some(entry) = self.catalog.named(&name) else {
             return answer(reply, Err(ControlError::NoSuchVolume { name }));
         };
         let (handle, pool, volume) = (entry.handle(), entry.pool, entry.id);
@@ -150,14 +152,12 @@ impl Reactor {
                 self.kill(c);
             }
         }
-        if let Some(entry) = self.catalog.get_mut(handle) {
-            entry.leaving = true;
-        }
+        self.catalog.withdraw(handle);
         self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, reply });
     }
 
     fn resize(&mut self, name: String, size_bytes: u64, reply: Reply<VolumeStatus>) {
-        let Some(entry) = self.catalog.named(&name).filter(|entry| !entry.leaving) else {
+        let Some(entry) = self.catalog.named(&name) else {
             return answer(reply, Err(ControlError::NoSuchVolume { name }));
         };
         if let Err(error) = check_size(size_bytes) {
@@ -205,7 +205,6 @@ impl Reactor {
                         pool: p,
                         id,
                         connections: 0,
-                        leaving: false,
                     },
                 })
             }
@@ -229,10 +228,8 @@ impl Reactor {
                 if error == SubmitError::Busy {
                     return self.pending_changes.push_back(PendingChange { pool: p, kind, reply });
                 }
-                if let Kind::Delete { handle, .. } = kind
-                    && let Some(entry) = self.catalog.get_mut(handle)
-                {
-                    entry.leaving = false;
+                if let Kind::Delete { handle, .. } = kind {
+                    self.catalog.restore(handle);
                 }
                 answer(reply, Err(refusal(error, &kind)));
             }

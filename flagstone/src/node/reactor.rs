@@ -61,6 +61,8 @@ pub(super) struct Reactor {
     pub(super) queue: VecDeque<u32>,
     /// A connection used up its turn with work left, so there must be no sleep.
     pub(super) hungry: bool,
+    /// An engine was too busy for somebody in this turn.
+    pub(super) engine_busy: bool,
     /// Connections with something to send.
     pub(super) listed: Vec<u32>,
 
@@ -116,6 +118,7 @@ impl Reactor {
             pending_changes: VecDeque::new(),
             queue: VecDeque::with_capacity(parts.max_connections as usize),
             hungry: false,
+            engine_busy: false,
             listed: Vec::with_capacity(parts.max_connections as usize),
             payload: vec![0; WRITE_BYTES],
             handshake_out: vec![0; HEADER_BLOCKS as usize * flagstone_block::BLOCK_SIZE],
@@ -154,6 +157,7 @@ impl Reactor {
 
     fn turn(&mut self) {
         self.hungry = false;
+        self.engine_busy = false;
         let now_ns = self.ring.now_ns();
         for _ in 0..ROUNDS {
             self.retry_changes();
@@ -175,7 +179,7 @@ impl Reactor {
             return Some(0);
         }
         let engines = self.pools.iter().filter_map(|pool| pool.engine.next_timer_ns()).min();
-        let waiting = !self.queue.is_empty() || !self.pending_changes.is_empty();
+        let waiting = self.engine_busy || !self.pending_changes.is_empty();
         let retry = waiting.then(|| self.ring.now_ns() + RETRY_NS);
         [engines, retry, self.stop_deadline_ns()].into_iter().flatten().min()
     }

@@ -3,7 +3,7 @@
 use super::connection::{Opened, Phase, Reply};
 use super::errno::{Failure, errno};
 use super::limits::{
-    REQUESTS_GUARANTEED, REQUESTS_MAX, REQUESTS_SHARED, TURN_STEPS, WHOLE_READ_BYTES, WRITE_BYTES,
+    REQUESTS_GUARANTEED, REQUESTS_MAX, REQUESTS_SHARED, RESERVE_BLOCKS, TURN_STEPS, WRITE_BYTES,
 };
 use super::reactor::Reactor;
 use super::request::{Current, Kind, Name, Request};
@@ -45,6 +45,11 @@ impl Reactor {
                 Progress::More => {}
                 Progress::Waits => return,
                 Progress::Blocked => return self.enqueue(c),
+                Progress::Busy => {
+                    self.engine_busy = true;
+                    return self.enqueue(c);
+                }
+                Progress::Yields => break,
             }
         }
         self.hungry = true;
@@ -133,7 +138,7 @@ impl Reactor {
             }
             Step::Payload(payload) => match self.take_payload(c, payload) {
                 Taken::Some => Progress::More,
-                Taken::Busy => Progress::Blocked,
+                Taken::Busy => Progress::Busy,
                 Taken::TooShort => {
                     self.need_more(c);
                     Progress::Waits
@@ -206,7 +211,7 @@ impl Reactor {
     fn start(&mut self, c: u32, wanted: &nbd::Request) {
         let (to, next, end) = (wanted.to, wanted.offset, wanted.offset + wanted.len);
         let simple = self.connections[c as usize].session.style() == Style::Simple;
-        let is_run = simple && wanted.len > WHOLE_READ_BYTES;
+        let is_run = simple && touched_blocks(next, end) > u64::from(RESERVE_BLOCKS);
         let kind = match wanted.command {
             Command::BlockStatus { one } => {
                 self.stats.others += 1;
@@ -297,6 +302,11 @@ impl Reactor {
             self.submitted(c, request);
         }
     }
+}
+
+/// Blocks that hold a part of `start..end`.
+fn touched_blocks(start: u64, end: u64) -> u64 {
+    end.div_ceil(BLOCK_SIZE as u64) - start / BLOCK_SIZE as u64
 }
 
 /// Whether a connection with `in_flight` requests may start one more when `taken` of the table's

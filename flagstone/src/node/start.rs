@@ -166,7 +166,6 @@ fn serve(
     config: NodeConfig,
     ready: &mpsc::SyncSender<Result<Ready, StartError>>,
 ) -> Result<(), NodeExit> {
-    let socket = config.nbd_unix.clone();
     let (mut reactor, told) = match set_up(config) {
         Ok(set_up) => set_up,
         Err(error) => {
@@ -178,12 +177,7 @@ fn serve(
         // The starter is gone, and with it whoever could use or stop the node.
         reactor.begin_stop();
     }
-    let outcome = reactor.run();
-    if let Some(path) = socket {
-        // Left behind it would only be stale; the next start replaces it.
-        let _ = std::fs::remove_file(path);
-    }
-    outcome
+    reactor.run()
 }
 
 fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {

@@ -40,6 +40,10 @@ impl Reactor {
         for listener in std::mem::take(&mut self.listeners) {
             self.ring.remove_listener(listener);
         }
+        // While the name still leads here: it must not be taken from whoever comes next.
+        if let Some(path) = &self.endpoints.socket {
+            let _ = std::fs::remove_file(path);
+        }
         for c in 0..self.connections.len() as u32 {
             match self.connections[c as usize].phase {
                 Phase::Handshake => self.kill(c),

@@ -19,8 +19,12 @@ pub(super) enum Progress {
     More,
     /// When its next event comes, which will find it.
     Waits,
-    /// Perhaps when anything has happened.
+    /// Perhaps when anything has happened: memory is needed, or answers to earlier requests.
     Blocked,
+    /// As soon as the engine takes requests again.
+    Busy,
+    /// At once, but others first.
+    Yields,
 }
 
 impl Reactor {
@@ -106,18 +110,23 @@ impl Reactor {
         self.fetch(c, request, next, end, end, whole)
     }
 
-    /// Length of what lies at `next`, up to `end`, and whether it is zeroes without data.
+    /// Length of what lies at `next`, up to `end`, and whether it is zeroes without data. Data is
+    /// told up to the length of a piece, since that is all that is fetched at once.
     fn next_extent(&mut self, c: u32, next: u64, end: u64) -> Result<(u64, bool), SubmitError> {
         let Some(opened) = self.connections[c as usize].opened else {
             return Err(SubmitError::NoVolume);
         };
         let engine = &self.pools[opened.pool as usize].engine;
-        engine.block_status(opened.volume, next, end - next, &mut self.extents, 1)?;
+        let near = (end - next).min(u64::from(PIECE_BLOCKS) * BLOCK_SIZE as u64);
+        engine.block_status(opened.volume, next, near, &mut self.extents, 1)?;
         match self.extents.first() {
-            Some(extent) if extent.kind == StatusKind::Data => Ok((extent.len, false)),
-            Some(extent) => Ok((extent.len, true)),
-            None => Ok((end - next, false)),
+            Some(extent) if extent.kind == StatusKind::Data => return Ok((extent.len, false)),
+            Some(extent) if extent.len < near => return Ok((extent.len, true)),
+            _ => {}
         }
+        // Nothing near: how far does it go?
+        engine.block_status(opened.volume, next, end - next, &mut self.extents, 1)?;
+        Ok((self.extents.first().map_or(near, |extent| extent.len), true))
     }
 
     /// Fetches one piece of `next..limit`, as long as memory allows, of a READ up to `end`.
@@ -166,7 +175,7 @@ impl Reactor {
                 self.pieces.remove(piece);
                 self.give_back(c, data);
                 if error == SubmitError::Busy {
-                    return Progress::Blocked;
+                    return Progress::Busy;
                 }
                 self.refuse_read(c, request, next, error);
                 Progress::More
@@ -221,6 +230,7 @@ impl Reactor {
         let pool = &mut self.pools[opened.pool as usize];
         pool.touched = true;
         let tag = Name::Request(request).tag();
+        let mut progress = Progress::Yields;
         for _ in 0..ZERO_CALLS {
             let (volume, len) = (opened.volume, end - next);
             let bufs = self.ring.buffers();
@@ -235,7 +245,10 @@ impl Reactor {
                         return Progress::More;
                     }
                 }
-                Err(SubmitError::Busy) => break,
+                Err(SubmitError::Busy) => {
+                    progress = Progress::Busy;
+                    break;
+                }
                 Err(error) => {
                     self.fail(request, errno(Failure::Submit(error)));
                     self.submitted(c, request);
@@ -245,7 +258,7 @@ impl Reactor {
         }
         let current = Current::Zero { request, next, end, mode, durability };
         self.connections[c as usize].current = Some(current);
-        Progress::Blocked
+        progress
     }
 
     fn advance_flush(&mut self, c: u32, request: u32) -> Progress {
@@ -262,7 +275,7 @@ impl Reactor {
                     entry.outstanding += 1;
                 }
             }
-            Err(SubmitError::Busy) => return Progress::Blocked,
+            Err(SubmitError::Busy) => return Progress::Busy,
             Err(error) => self.fail(request, errno(Failure::Submit(error))),
         }
         self.submitted(c, request);

@@ -62,16 +62,21 @@ impl Reactor {
     }
 
     fn transmit(&mut self, c: u32) {
+        while self.transmit_batch(c) {}
+    }
+
+    /// Sends one batch; returns whether it is all out already, so that the next may follow.
+    fn transmit_batch(&mut self, c: u32) -> bool {
         let connection = &mut self.connections[c as usize];
         if connection.sending || !matches!(connection.phase, Phase::Serving | Phase::Draining) {
-            return;
+            return false;
         }
-        let Some(socket) = connection.socket else { return };
+        let Some(socket) = connection.socket else { return false };
         if connection.outbox.is_empty() {
             if connection.phase == Phase::Draining && connection.is_quiet() {
                 self.kill(c);
             }
-            return;
+            return false;
         }
         let style = connection.session.style();
         let mut batch = Batch::new(connection.header_buffer);
@@ -140,8 +145,19 @@ impl Reactor {
             connection.outbox.pop_front();
         }
         batch.headers_up_to(out.len());
-        match self.ring.send(socket, &batch.parts[..batch.count]) {
-            Ok(()) => connection.sending = true,
+        match self.ring.send_now(socket, &batch.parts[..batch.count]) {
+            Ok(true) => {
+                while let Some(data) = self.connections[c as usize].in_send.pop() {
+                    self.give_back(c, data);
+                }
+                // The room may be what it was waiting for, and no event will say so.
+                if !self.connections[c as usize].receiving {
+                    self.hungry = true;
+                    self.enqueue(c);
+                }
+                return true;
+            }
+            Ok(false) => connection.sending = true,
             // The socket is gone, which its own event will say; the data must not wait for it.
             Err(_) => {
                 while let Some(data) = self.connections[c as usize].in_send.pop() {
@@ -150,5 +166,6 @@ impl Reactor {
                 self.kill(c);
             }
         }
+        false
     }
 }

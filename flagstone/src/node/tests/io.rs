@@ -223,10 +223,10 @@ fn unfragmented_reads_come_in_one_piece() {
     let data = pattern(4, 300_000);
     wire.write(50, &data);
     // The client checks that the reply is not fragmented.
-    let outcome = wire.request(CMD_READ, CMD_FLAG_DF, 51, 128 << 10);
+    let outcome = wire.request(CMD_READ, CMD_FLAG_DF, 51, 124 << 10);
     assert_eq!(outcome.errors, []);
-    assert!(outcome.data == data[1..][..128 << 10]);
-    assert_eq!(wire.request(CMD_READ, CMD_FLAG_DF, 0, (128 << 10) + 1).error(), Some(75));
+    assert!(outcome.data == data[1..][..124 << 10]);
+    assert_eq!(wire.request(CMD_READ, CMD_FLAG_DF, 0, (124 << 10) + 1).error(), Some(75));
 }
 
 #[test]
