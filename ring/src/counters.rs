@@ -25,6 +25,8 @@ pub struct Counters {
     pub short_transfers: u64,
     /// Operations submitted again after `EINTR` or `EAGAIN`.
     pub retries: u64,
+    /// Sends that the socket took whole, without the ring.
+    pub immediate_sends: u64,
     /// Sends submitted again after a short send.
     pub short_sends: u64,
     /// Connections closed at once because the socket table was full.

@@ -4,8 +4,12 @@
 //! under way; between sends it is only numbers. The box lives in its socket's slot.
 
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use flagstone_block::Buffer;
+use rustix::io::Errno;
+
+use crate::uring::errno_of;
 
 /// The most parts that one send can have.
 pub const SEND_PARTS_MAX: usize = 64;
@@ -77,6 +81,19 @@ impl SendFrame {
             }
         }
         self.seal();
+    }
+
+    /// Sends what the socket takes at once; returns the bytes taken.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)`; `EAGAIN` if the socket is full.
+    pub(crate) fn send_without_waiting(&self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: `seal` or `advance` pointed the header at `parts` of this box, which point into
+        // the arena, whose slots the caller has marked as under way; the call only reads them and
+        // keeps nothing.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const self.header, flags) };
+        usize::try_from(sent).map_err(|_| errno_of(&std::io::Error::last_os_error()))
     }
 
     pub(crate) fn is_sent(&self) -> bool {

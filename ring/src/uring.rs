@@ -47,8 +47,8 @@ pub(crate) struct Setup {
 pub(crate) enum Wait {
     /// Submit, produce the completions that are ready, return.
     No,
-    /// Until at least one completion exists, or this many nanoseconds have passed.
-    ForOne { timeout_ns: Option<u64> },
+    /// Until this many completions exist (at least 1), or this many nanoseconds have passed.
+    For { completions: u32, timeout_ns: Option<u64> },
 }
 
 /// `struct io_uring_getevents_arg` of `linux/io_uring.h`.
@@ -208,7 +208,7 @@ impl Uring {
         }
         let (min_complete, timeout_ns) = match wait {
             Wait::No => (0, None),
-            Wait::ForOne { timeout_ns } => (1, timeout_ns),
+            Wait::For { completions, timeout_ns } => (completions, timeout_ns),
         };
         let timespec = timeout_ns.map(|ns| {
             types::Timespec::new().sec(ns / 1_000_000_000).nsec((ns % 1_000_000_000) as u32)

@@ -101,6 +101,7 @@ impl Ring {
         }
         target.in_flight += 1;
         self.device_ops += 1;
+        self.device_writes += u32::from(transfer == Transfer::Write);
         self.begin(Op::Device(DeviceOp {
             device: device.0,
             token: io.token,
@@ -158,6 +159,7 @@ impl Ring {
         }
         self.devices[op.device as usize].in_flight -= 1;
         self.device_ops -= 1;
+        self.device_writes -= u32::from(op.transfer == Transfer::Write);
         let device = DeviceId(op.device);
         self.events.push_back(Event::Device { device, token: op.token, result: outcome });
     }

@@ -87,6 +87,7 @@ impl Ring {
             events: VecDeque::with_capacity(operations),
             devices: Vec::new(),
             device_ops: 0,
+            device_writes: 0,
             sockets: (0..config.max_sockets).map(|_| SocketSlot::default()).collect(),
             free_sockets: (0..config.max_sockets).rev().collect(),
             listeners: Vec::new(),

@@ -128,6 +128,55 @@ impl Ring {
     /// If there are more than [`SEND_PARTS_MAX`] parts, one does not lie in its buffer, or the
     /// kernel is writing one.
     pub fn send(&mut self, id: SocketId, parts: &[SendPart]) -> Result<(), SocketError> {
+        if self.fill_frame(id, parts)? {
+            self.begin_send(id);
+        } else {
+            self.events.push_back(Event::Sent { socket: id, result: Ok(()) });
+        }
+        Ok(())
+    }
+
+    /// As [`Ring::send`], but gives the socket at once what it takes without waiting. Returns
+    /// whether that was everything; then no event follows.
+    ///
+    /// A send through the ring nearly always ends as it is submitted, and its completion then
+    /// ends the wait of that round: one more `io_uring_enter` and one more round per reply.
+    ///
+    /// # Errors
+    /// As [`Ring::send`]. What is wrong with the connection comes as an event.
+    ///
+    /// # Panics
+    /// As [`Ring::send`].
+    pub fn send_now(&mut self, id: SocketId, parts: &[SendPart]) -> Result<bool, SocketError> {
+        if !self.fill_frame(id, parts)? {
+            return Ok(true);
+        }
+        let slot = &mut self.sockets[id.slot as usize];
+        if let (Some(open), Some(frame)) = (&slot.open, &mut slot.frame) {
+            // An error is left to the ring's own attempt, which reports it.
+            let sent = frame.send_without_waiting(open.fd.as_fd()).unwrap_or(0);
+            frame.advance(sent);
+            if frame.is_sent() {
+                for slots in frame.slots() {
+                    self.arena.end_read(slots);
+                }
+                self.counters.immediate_sends += 1;
+                return Ok(true);
+            }
+        }
+        self.begin_send(id);
+        Ok(false)
+    }
+
+    fn begin_send(&mut self, id: SocketId) {
+        let index = self.begin(Op::Send { socket: id.slot });
+        if let Some(socket) = self.live_socket(id) {
+            socket.sending = Some(index);
+        }
+    }
+
+    /// Prepares a send; false if there is nothing to send.
+    fn fill_frame(&mut self, id: SocketId, parts: &[SendPart]) -> Result<bool, SocketError> {
         assert!(parts.len() <= SEND_PARTS_MAX, "too many parts in one send");
         let socket = self.live_socket(id).ok_or(SocketError::Gone)?;
         if socket.sending.is_some() {
@@ -141,15 +190,10 @@ impl Ring {
             frame.add(self.arena.address(part.buffer.slot, part.from), part.len, slots);
         }
         if frame.is_sent() {
-            self.events.push_back(Event::Sent { socket: id, result: Ok(()) });
-            return Ok(());
+            return Ok(false);
         }
         frame.seal();
-        let index = self.begin(Op::Send { socket: id.slot });
-        if let Some(socket) = self.live_socket(id) {
-            socket.sending = Some(index);
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// Ends a socket: both directions are shut down, operations under way end (their events still

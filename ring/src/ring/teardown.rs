@@ -63,7 +63,7 @@ impl Ring {
                 return false;
             }
             let timeout_ns = Some(DRAIN_STEP_NS.min(give_up_ns - now_ns));
-            if self.enter(Wait::ForOne { timeout_ns }).is_err() {
+            if self.enter(Wait::For { completions: 1, timeout_ns }).is_err() {
                 return false;
             }
             self.reap();
