@@ -1,1 +1,70 @@
-fn main() {}
+//! Project tasks, run as `cargo xtask TASK`.
+//!
+//! Only the standard library: this crate stands before everything else that is built, and a task
+//! that checks the project must not wait for the project's dependencies.
+
+mod report;
+mod step;
+mod test;
+mod tidy;
+mod tools;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Tasks of the Flagstone project
+
+Usage: cargo xtask TASK
+
+  test     everything: tools, format, lints, tidy, all tests, simulator, fuzz corpora,
+           end-to-end tests with real clients
+  ci       the same; what CI runs
+  tidy     rules about the sources that no compiler checks
+  tools    install the programs that the end-to-end tests drive
+
+docs/operations/testing.md describes the parts of `test` and the knobs of the longer runs.";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let task = args.next();
+    if let Some(extra) = args.next() {
+        eprintln!("error: unexpected argument {extra:?}\n\n{HELP}");
+        return ExitCode::from(2);
+    }
+    match task.as_deref() {
+        Some("test" | "ci") => test::run(&root()),
+        Some("tidy") => exit(tidy::run(&root())),
+        Some("tools") => exit(tools::install()),
+        Some("help" | "--help" | "-h") => {
+            println!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        Some(other) => {
+            eprintln!("error: no task {other:?}\n\n{HELP}");
+            ExitCode::from(2)
+        }
+        None => {
+            eprintln!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn exit(result: Result<String, String>) -> ExitCode {
+    match result {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(said) => {
+            eprintln!("{said}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's directory: the parent of this crate's.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").into()
+}

@@ -1,0 +1,143 @@
+//! `cargo xtask test`: every check and every test of the project.
+//!
+//! Two builds only: the test profile for unit, integration and end-to-end tests, and
+//! the `sim` profile for the simulator, which is worth its time only when it is fast. Every
+//! cargo command below names the whole workspace, because cargo unifies features over the packages
+//! that it is told of: with another set it would build the dependencies again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use crate::report::{self, Row};
+use crate::step::{self, Counts};
+use crate::{tidy, tools};
+
+/// The end-to-end tests' files, in the package `flagstone-tests`, begin with this.
+const END_TO_END: &str = "e2e";
+
+/// Seeds that the simulator runs, and at most so many to catch each planted bug.
+const SEEDS: &str = "0..2000";
+const CANARY_SEEDS: &str = "20000";
+
+/// Runs all steps. One that fails doesn't stop the others, but nothing is tested that wasn't built.
+pub fn run(root: &Path) -> ExitCode {
+    let mut rows = Vec::new();
+    let mut step = |name, run: &mut dyn FnMut() -> Result<Counts, String>| {
+        println!("\n== {name}");
+        let start = Instant::now();
+        let result = run();
+        if let Err(why) = &result {
+            eprintln!("{name}: {why}");
+        }
+        let good = result.as_ref().is_ok_and(|counts| counts.failed == 0);
+        rows.push(Row { name, took: start.elapsed(), result });
+        good
+    };
+    step("tools", &mut || Ok(tool_counts(tools::install())));
+    step("format", &mut || step::run(cargo(root, &["fmt", "--all", "--check"])));
+    step("tidy", &mut || tidy::run(root).map(|_| Counts { passed: 1, ..Counts::default() }));
+    let built = step("build", &mut || {
+        step::run(cargo(root, &["build", "--workspace", "--bins", "--tests"]))
+    });
+    step("lints", &mut || {
+        let lint = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        step::run(cargo(root, &lint))
+    });
+    if built {
+        step("unit and integration tests", &mut || step::run(crate_tests(root)?));
+        step("documentation tests", &mut || {
+            step::run(cargo(root, &["test", "--workspace", "--doc", "--no-fail-fast"]))
+        });
+        step("simulator", &mut || step::run(simulator(root, &["run", "--seeds", SEEDS])));
+        step("simulator: planted bugs", &mut || {
+            step::run(simulator(root, &["canary", "--seeds", CANARY_SEEDS]))
+        });
+        step("fuzz inputs", &mut || {
+            let manifest = root.join("fuzz/Cargo.toml");
+            let mut replay = cargo(root, &["test", "--no-fail-fast", "--manifest-path"]);
+            // The same directory, so that what both workspaces build is built once.
+            replay.arg(manifest).env("CARGO_TARGET_DIR", target_directory(root));
+            step::run(replay)
+        });
+        step("end-to-end tests", &mut || step::run(end_to_end(root)));
+    }
+    let good = report::is_good(&rows);
+    print!("{}", report::render(&rows));
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A machine where a program can't be installed still runs the rest: what is missing shows as
+/// skipped here and in each test that needed it.
+fn tool_counts(result: Result<String, String>) -> Counts {
+    match result {
+        Ok(said) => {
+            println!("{said}");
+            Counts { passed: 1, ..Counts::default() }
+        }
+        Err(why) => Counts { skipped: vec![why], ..Counts::default() },
+    }
+}
+
+/// Unit tests and every crate's own integration tests: all targets but the end-to-end ones.
+fn crate_tests(root: &Path) -> Result<Command, String> {
+    let mut command = cargo(root, &["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    for name in test_targets(root)? {
+        if !name.starts_with(END_TO_END) {
+            command.args(["--test", &name]);
+        }
+    }
+    Ok(command)
+}
+
+/// The simulator, built with the planted bugs in it: they are off unless asked for, and one build
+/// then serves both runs.
+fn simulator(root: &Path, args: &[&str]) -> Command {
+    let mut command = cargo(root, &["run", "--quiet", "--profile", "sim", "-p", "flagstone-sim"]);
+    command.args(["--features", "planted-bugs", "--"]).args(args);
+    command
+}
+
+fn target_directory(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+fn end_to_end(root: &Path) -> Command {
+    let targets = format!("{END_TO_END}*");
+    cargo(root, &["test", "--workspace", "--no-fail-fast", "--test", &targets])
+}
+
+/// The names of all files `CRATE/tests/NAME.rs`.
+fn test_targets(root: &Path) -> Result<Vec<String>, String> {
+    let mut names = Vec::new();
+    let list = |path: &Path| fs::read_dir(path).map_err(|e| format!("{}: {e}", path.display()));
+    for member in list(root)?.flatten() {
+        let directory = member.path().join("tests");
+        if !member.path().join("Cargo.toml").is_file() || !directory.is_dir() {
+            continue;
+        }
+        for file in list(&directory)?.flatten() {
+            let path = file.path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+fn cargo(root: &Path, args: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root);
+    // What `cargo run` tells this process about this package is not for the commands below.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
