@@ -39,7 +39,8 @@ enum Stage {
     Writing,
     Flushing(u64),
     Superblock,
-    /// The new chain counts; the device may still be writing a page of the old one.
+    /// The new chain counts; the device may still be writing pages of both, whose tokens tell
+    /// the old chain from the new.
     Switching,
 }
 
@@ -79,7 +80,9 @@ impl Engine {
             self.emit(Token::MetaPage(page as u32), DeviceCommand::Write { offset, buffer });
         }
         if let Some(mut compaction) = self.compaction.take() {
-            while let Some((page, offset, buffer)) = compaction.chain.next_write(durable) {
+            while !switching
+                && let Some((page, offset, buffer)) = compaction.chain.next_write(durable)
+            {
                 self.emit(
                     Token::CompactionPage(page as u32),
                     DeviceCommand::Write { offset, buffer },
@@ -144,7 +147,7 @@ impl Engine {
             Stage::Superblock if self.super_write.take_done() => {
                 compaction.stage = Stage::Switching;
             }
-            Stage::Switching if !self.meta.is_writing() => {
+            Stage::Switching if !self.meta.is_writing() && !compaction.chain.is_writing() => {
                 self.switch_chain(bufs, compaction);
                 return;
             }

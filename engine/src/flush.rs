@@ -6,6 +6,7 @@
 use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::limits::{FLUSH_WAITERS, SELF_FLUSH_BYTES, SELF_FLUSH_NS};
+use crate::meta_chain::MetaChain;
 use crate::plant::Plant;
 use crate::segment::SealStage;
 use crate::token::Token;
@@ -18,8 +19,28 @@ struct Covers {
     jseq: u64,
     lsn: u64,
     tail: u64,
-    meta_pages: u64,
-    compaction_pages: u64,
+    meta: ChainPages,
+    compaction: Option<ChainPages>,
+}
+
+/// Pages of one metadata chain: chains may be switched while a flush is under way.
+#[derive(Clone, Copy, Debug)]
+struct ChainPages {
+    epoch: u64,
+    pages: u64,
+}
+
+impl ChainPages {
+    fn written(chain: &MetaChain) -> Self {
+        Self { epoch: chain.epoch, pages: chain.written_pages() }
+    }
+
+    /// Tells `chain` that the pages are durable, if they are its own.
+    fn tell(self, chain: &mut MetaChain) {
+        if self.epoch == chain.epoch {
+            chain.flushed(self.pages);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -125,8 +146,8 @@ impl Engine {
             jseq: retired,
             lsn: self.applied_lsn,
             tail: self.journal.tail_retired,
-            meta_pages: self.meta.written_pages(),
-            compaction_pages: self.compaction.as_ref().map_or(0, |c| c.chain.written_pages()),
+            meta: ChainPages::written(&self.meta),
+            compaction: self.compaction.as_ref().map(|c| ChainPages::written(&c.chain)),
         });
         self.flush.issued += 1;
         self.flush.wanted = false;
@@ -151,9 +172,11 @@ impl Engine {
         self.flush.lsn_durable = covers.lsn;
         self.journal.durable = covers.jseq;
         self.journal.tail_durable = covers.tail;
-        self.meta.flushed(covers.meta_pages);
-        if let Some(compaction) = &mut self.compaction {
-            compaction.chain.flushed(covers.compaction_pages);
+        for pages in [Some(covers.meta), covers.compaction].into_iter().flatten() {
+            pages.tell(&mut self.meta);
+            if let Some(compaction) = &mut self.compaction {
+                pages.tell(&mut compaction.chain);
+            }
         }
         for sealing in &mut self.sealing {
             if sealing.stage == SealStage::Flushing {
