@@ -3,6 +3,7 @@
 use crate::world::{Check, Submitted, World, WritePart, payload};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, ZeroMode};
 use flagstone_engine::SubmitError;
+use flagstone_engine::limits::VOLUME_BYTES;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -76,6 +77,7 @@ impl Client {
         let zero = |world: &mut World, mode| {
             let aligned = world.rng.percent(world.config.whole);
             let (offset, len) = range(world, size, aligned);
+            let len = longer(world, size, offset, len, mode);
             Some(Job::Zero { volume, offset, len, mode, durability })
         };
         let weights = world.config.mix.weights();
@@ -109,7 +111,7 @@ impl Client {
             9 if all > 1 => Some(Job::Delete { volume }),
             10 => {
                 let more = world.rng.skewed(1 << 14) * BLOCK;
-                Some(Job::Resize { volume, size: size + more })
+                Some(Job::Resize { volume, size: (size + more).min(VOLUME_BYTES) })
             }
             _ => None,
         })
@@ -132,7 +134,9 @@ pub(crate) fn range(world: &mut World, size: u64, whole: bool) -> (u64, u64) {
     let blocks = size / BLOCK;
     let hot = world.config.hot_blocks;
     let hot = if hot == 0 || world.rng.one_in(10) { blocks } else { hot.min(blocks) };
+    let far = world.config.far && world.rng.one_in(2);
     let first = world.rng.below(hot);
+    let first = if far { blocks - 1 - first } else { first };
     let count = (1 + world.rng.below(world.config.blocks_max)).min(blocks - first);
     if whole {
         return (first * BLOCK, count * BLOCK);
@@ -145,6 +149,18 @@ pub(crate) fn range(world: &mut World, size: u64, whole: bool) -> (u64, u64) {
     let from = first * BLOCK + edge(world);
     let to = ((first + count) * BLOCK - edge(world)).min(size);
     if to > from { (from, to - from) } else { (to.min(from), from - to + 1) }
+}
+
+/// Sometimes a zeroing goes on to anywhere.
+pub(crate) fn longer(world: &mut World, size: u64, offset: u64, len: u64, mode: ZeroMode) -> u64 {
+    if !world.rng.percent(world.config.long) {
+        return len;
+    }
+    // What is kept allocated is counted block by block.
+    let rest = size - offset - len;
+    let most = if mode == ZeroMode::KeepAllocated { rest.min(600 * BLOCK) } else { rest };
+    let more = world.rng.skewed(most);
+    len + if world.rng.one_in(2) { more } else { more / BLOCK * BLOCK }
 }
 
 /// Offers `job`; returns what is left of it.

@@ -135,6 +135,10 @@ pub struct Config {
     pub blocks_max: u64,
     /// Blocks that most requests go to; 0 for all alike.
     pub hot_blocks: u64,
+    /// Half of the requests count from the end of the volume.
+    pub far: bool,
+    /// Of a hundred discards and zeroings, how many go on to anywhere.
+    pub long: u32,
     /// Order of completions.
     pub order: Order,
     /// Of a hundred turns, in how many a request is sent although a command could complete.
@@ -217,6 +221,8 @@ impl Config {
             fua: rng.pick(&[0, 0, 5, 30]),
             blocks_max: rng.pick(&[1, 2, 8, 40, 100]),
             hot_blocks: rng.pick(&[0, 0, 4, 16, 64]),
+            far: rng.one_in(4),
+            long: rng.pick(&[0, 0, 2, 20]),
             order: rng.pick(&[
                 Order::Any,
                 Order::Any,
@@ -235,7 +241,7 @@ impl Config {
             rot: 0,
             rot_running: 0,
             rates: FaultRates::default(),
-            arena_blocks: 2048,
+            arena_blocks: rng.pick(&[300, 800, 2048]),
         }
     }
 
@@ -252,7 +258,8 @@ impl Config {
             }
             Theme::Volumes => {
                 (self.mix.create, self.mix.delete, self.mix.resize) = (6, 5, 3);
-                self.volumes = vec![4096 * 16, 4096 * (1 + rng.skewed(1 << 18))];
+                let huge = rng.pick(&[1 << 20, 1 << 30, 1 << 42, 1 << 52]);
+                self.volumes = vec![4096 * 16, 4096 * (1 + rng.skewed(1 << 18)), huge];
             }
             Theme::Ring => {
                 self.events = (1, rng.between(4_000, 14_000));
@@ -318,11 +325,12 @@ impl Config {
             }
             Theme::Damage => {
                 self.rot = 70;
-                self.rot_running = rng.pick(&[0, 10_000, 50_000]);
+                self.rot_running = rng.pick(&[0, 30_000, 200_000]);
                 self.rates.read_error = rng.pick(&[0, 0, 10_000]);
                 self.rates.read_flip = rng.pick(&[0, 0, 30_000]);
                 self.rates.misdirect = rng.pick(&[0, 0, 5_000]);
-                self.mix.read = 20;
+                self.mix.read = 40;
+                self.hot_blocks = rng.pick(&[4, 16, 64]);
             }
             Theme::Errors => {
                 let rate = rng.pick(&[300, 3_000, 20_000]);

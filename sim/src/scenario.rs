@@ -128,7 +128,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
     let (least, most) = world.config.events;
     let events = world.rng.between(least, most);
     let trigger = match world.rng.below(8) {
-        _ if world.config.theme == Theme::Metadata => Trigger::Compactions(2),
+        0..6 if world.config.theme == Theme::Metadata => Trigger::Compactions(2),
         0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
         2 => Trigger::Seals(world.rng.between(1, 4)),
         3 => Trigger::Freed(world.rng.between(1, 4)),

@@ -10,7 +10,7 @@ use crate::client::Offer;
 use crate::config::Mix;
 use crate::content::Place;
 use crate::world::{Check, Owner, World, payload};
-use flagstone_block::{BLOCK_SIZE, Buffer, Buffers};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, ZeroMode};
 use flagstone_engine::IoFault;
 use flagstone_nbd::testing::{Client, Event, Outcome};
 use flagstone_nbd::{Errno, ReplyTo, Session, Style, proto};
@@ -210,7 +210,12 @@ impl Front {
             1 => false,
             _ => world.rng.percent(world.config.whole),
         };
-        let (offset, len) = crate::client::range(world, connection.size, aligned);
+        let (offset, mut len) = crate::client::range(world, connection.size, aligned);
+        if let 4..=6 = which {
+            let keep = if which == 6 { ZeroMode::KeepAllocated } else { ZeroMode::Discard };
+            len = crate::client::longer(world, connection.size, offset, len, keep);
+            len = len.min(u64::from(u32::MAX));
+        }
         let (mut stamp, mut oldest) = (0, Vec::new());
         let blocks = (offset + len).div_ceil(BLOCK) - offset / BLOCK;
         let client = &mut connection.client;

@@ -140,6 +140,9 @@ impl World {
             }
             match self.engine().next_timer_ns() {
                 Some(at) => self.now_ns = self.now_ns.max(at),
+                None if self.disk.pending_blocks() > 0 && !self.device_failed => {
+                    return Err(self.fail("the engine rests, but not all is flushed"));
+                }
                 None => return Ok(()),
             }
         }
