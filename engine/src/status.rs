@@ -27,7 +27,7 @@ pub struct StatusExtent {
 
 /// Blocks looked at in one call, so that a question about a huge volume stays short. The answer
 /// then covers a prefix, as the protocols allow.
-const BLOCKS_MAX: u64 = 1 << 20;
+const BLOCKS_MAX: u64 = 1 << 16;
 
 impl Engine {
     /// Describes `offset..offset + len` of a volume in `out`, which is cleared first: merged
