@@ -66,8 +66,19 @@ pub fn create_pool(path: &Path, size_bytes: u64) {
 /// # Panics
 /// When anything in it is wrong.
 pub fn check_pool(path: &Path) {
+    try_check_pool(path).unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// Verifies a stopped pool.
+///
+/// # Errors
+/// When anything in it is wrong.
+pub fn try_check_pool(path: &Path) -> Result<(), String> {
     let output = flagstone(&["pool", "check", text(path)]);
-    assert!(output.status.success(), "{}\n{}\n{}", output.status, output.out, output.err);
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("pool check: {}\n{}\n{}", output.status, output.out, output.err))
 }
 
 fn text(path: &Path) -> &str {

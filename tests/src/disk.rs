@@ -232,6 +232,8 @@ pub struct Cutter {
     durable: Vec<u8>,
     /// Entries that are part of `durable`.
     done: Vec<bool>,
+    /// Flushes do nothing.
+    lies: bool,
 }
 
 impl Cutter {
@@ -239,7 +241,14 @@ impl Cutter {
     #[must_use]
     pub fn new(disk: &Disk, image: Vec<u8>) -> Self {
         let entries = disk.state().log.len();
-        Self { disk: disk.clone(), durable: image, done: vec![false; entries] }
+        Self { disk: disk.clone(), durable: image, done: vec![false; entries], lies: false }
+    }
+
+    /// For a disk that answers flushes and does nothing: one on which promises must break, to show
+    /// that the test would see it.
+    #[must_use]
+    pub fn lying(disk: &Disk, image: Vec<u8>) -> Self {
+        Self { lies: true, ..Self::new(disk, image) }
     }
 
     /// An image that a power cut may leave when the disk had taken `position` commands.
@@ -247,7 +256,8 @@ impl Cutter {
         let state = self.disk.state.lock().expect("no thread of the disk panics");
         let log = &state.log[..position];
         let flushed = log.iter().enumerate().rev().find(|(_, entry)| {
-            matches!(entry.command, Command::Flush)
+            !self.lies
+                && matches!(entry.command, Command::Flush)
                 && entry.answered.is_some_and(|answered| answered <= position)
         });
         let flushed = flushed.map_or(0, |(index, _)| index);
