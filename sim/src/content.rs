@@ -45,7 +45,11 @@ fn base(stamp: u64, place: Place) -> u64 {
 
 /// Word `i` of a stamped block.
 fn word(stamp: u64, base: u64, i: usize) -> u64 {
-    if i % WORDS_PER_SECTOR == 0 { stamp } else { base.wrapping_add((i as u64).wrapping_mul(STEP)) }
+    if i.is_multiple_of(WORDS_PER_SECTOR) {
+        stamp
+    } else {
+        base.wrapping_add((i as u64).wrapping_mul(STEP))
+    }
 }
 
 /// Writes the pattern of `stamp` for the block at `place`.

@@ -1,6 +1,7 @@
 //! What happened, in words and as a hash.
 
 use std::collections::VecDeque;
+use std::io::Write;
 
 /// Steps kept for the report of a failure.
 const STEPS: usize = 80;
@@ -52,7 +53,8 @@ impl Log {
         }
         let line = format!("{:>6}  {}", self.events, words());
         if self.detail == Detail::All {
-            println!("{line}");
+            // Whoever reads this may have seen enough.
+            let _ = writeln!(std::io::stdout(), "{line}");
         }
         if self.steps.len() == STEPS {
             self.steps.pop_front();

@@ -4,11 +4,19 @@ use clap::{Parser, Subcommand};
 use flagstone_engine::plant::Plant;
 use flagstone_sim::world::Stats;
 use flagstone_sim::{Detail, Failure, Outcome, run_seed};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
+
+/// As `println!`, but a reader who has seen enough is no error.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    }};
+}
 
 #[derive(Parser)]
 #[command(name = "flagstone-sim", about = "Runs the engine on a simulated disk, by seed")]
@@ -130,16 +138,16 @@ fn run(seeds: (u64, u64), jobs: usize, plant: Option<Plant>, failures: u64) -> E
     let tally = run_range(seeds, jobs, plant, failures);
     let seconds = start.elapsed().as_secs_f64();
     for (seed, failure) in &tally.failed {
-        println!("seed {seed} failed: {}", failure.what);
-        println!("  replay: {}", replay_command(*seed, plant));
+        say!("seed {seed} failed: {}", failure.what);
+        say!("  replay: {}", replay_command(*seed, plant));
     }
-    println!(
+    say!(
         "{} seeds in {seconds:.1} s ({:.0} per second), {} failed",
         tally.seeds,
         tally.seeds as f64 / seconds,
         tally.failed.len()
     );
-    println!("{:?}", tally.stats);
+    say!("{:?}", tally.stats);
     if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -148,15 +156,15 @@ fn replay(seed: u64, plant: Option<Plant>, verbose: bool) -> ExitCode {
     let outcome = guarded(seed, plant, detail);
     match outcome.failure {
         None => {
-            println!("seed {seed} passed: {} steps, hash {:#018x}", outcome.events, outcome.hash);
-            println!("{:?}", outcome.stats);
+            say!("seed {seed} passed: {} steps, hash {:#018x}", outcome.events, outcome.hash);
+            say!("{:?}", outcome.stats);
             ExitCode::SUCCESS
         }
         Some(failure) => {
             if !verbose {
-                failure.steps.iter().for_each(|step| println!("{step}"));
+                failure.steps.iter().for_each(|step| say!("{step}"));
             }
-            println!("seed {seed} failed: {}", failure.what);
+            say!("seed {seed} failed: {}", failure.what);
             ExitCode::FAILURE
         }
     }
@@ -171,14 +179,14 @@ fn canary(seeds: u64, jobs: usize) -> ExitCode {
         match tally.failed.first() {
             Some((seed, failure)) => {
                 let what: String = failure.what.chars().take(110).collect();
-                println!(
+                say!(
                     "{plant:?}: caught by seed {seed} after {} seeds, {seconds:.1} s: {what}",
                     tally.seeds
                 );
             }
             None => {
                 missed += 1;
-                println!("{plant:?}: NOT CAUGHT by {} seeds, {seconds:.1} s", tally.seeds);
+                say!("{plant:?}: NOT CAUGHT by {} seeds, {seconds:.1} s", tally.seeds);
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::config::{Ends, Theme};
 use crate::disk::{CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
 use crate::nbd::Front;
+use crate::oracle::Oracle;
 use crate::world::{Check, Stats, Submitted, World};
 use flagstone_engine::plant::Plant;
 use flagstone_engine::{Counters, PoolState};
@@ -87,6 +88,10 @@ impl Clients {
 }
 
 fn live(world: &mut World) -> Check {
+    if world.rng.one_in(16) {
+        // What another pool left behind must not be taken for this one's.
+        previous_pool(world)?;
+    }
     world.format()?;
     let mut clients = if world.config.nbd {
         Clients::Nbd(Front::default())
@@ -97,6 +102,9 @@ fn live(world: &mut World) -> Check {
     first_volumes(world)?;
     for life in 0..world.config.lives {
         if life > 0 {
+            if world.rng.one_in(3) {
+                world.disk.set_rates(world.config.rates);
+            }
             world.open()?;
         }
         world.disk.set_rates(world.config.rates);
@@ -111,6 +119,18 @@ fn live(world: &mut World) -> Check {
         }
     }
     reckon(world)
+}
+
+/// A pool that lived on this disk before.
+fn previous_pool(world: &mut World) -> Check {
+    world.format()?;
+    world.open()?;
+    first_volumes(world)?;
+    serve(world, &mut Clients::Direct(Client::default()))?;
+    let kind = world.rng.pick(&[CrashKind::Kill, CrashKind::Power]);
+    world.crash(kind);
+    world.oracle = Oracle::default();
+    Ok(())
 }
 
 fn first_volumes(world: &mut World) -> Check {
@@ -199,10 +219,10 @@ fn idle(world: &mut World) -> Check {
     if world.outstanding() >= world.config.depth {
         return Err(world.fail("stuck: every request waits, and nothing is under way"));
     }
-    if let Some(at) = world.engine().next_timer_ns() {
-        if world.rng.one_in(3) {
-            world.now_ns = world.now_ns.max(at);
-        }
+    if let Some(at) = world.engine().next_timer_ns()
+        && world.rng.one_in(3)
+    {
+        world.now_ns = world.now_ns.max(at);
     }
     Ok(())
 }
@@ -266,6 +286,9 @@ fn stop_cleanly(world: &mut World) -> Check {
         // Not clean: what was never flushed may be gone.
         world.crash(CrashKind::Kill);
         return Ok(());
+    }
+    if world.disk.pending_blocks() > 0 {
+        return Err(world.fail("stopped cleanly, but not all is flushed"));
     }
     world.stopped();
     Ok(())

@@ -1,6 +1,6 @@
 //! Damage at rest, placed by what a block is for.
 
-use super::{Disk, share};
+use super::{Disk, FaultRates, share};
 use crate::content::{Block, SECTOR, SECTORS};
 use flagstone_block::{BLOCK_BITS, BLOCK_SIZE};
 use flagstone_engine::Geometry;
@@ -86,6 +86,12 @@ impl Disk {
             let area = layout.area(block, bytes.map_or(&[0; 4], |bytes| &bytes[..]));
             matches!(area, Area::Superblock | Area::MetaCopy)
         })
+    }
+
+    /// Whether nothing is damaged and no command will fail.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        !self.is_damaged() && self.rates == FaultRates::default()
     }
 
     /// Undoes all damage.

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Faults that strike commands, in commands per million.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultRates {
     /// Reads that fail.
     pub read_error: u32,
@@ -214,7 +214,8 @@ impl Disk {
 
     fn check_range(&self, what: &str, offset: u64, buffer: Buffer) -> Result<(), String> {
         let end = offset + buffer.len() as u64;
-        if offset % BLOCK_SIZE as u64 != 0 || end > self.current.len() as u64 * BLOCK_SIZE as u64 {
+        let bytes = self.current.len() as u64 * BLOCK_SIZE as u64;
+        if !offset.is_multiple_of(BLOCK_SIZE as u64) || end > bytes {
             return Err(format!("a {what} of bytes {offset}..{end}, outside the device"));
         }
         Ok(())

@@ -112,6 +112,9 @@ impl Front {
         if self.connections.is_empty() {
             self.connect(world);
         }
+        if self.connections.is_empty() {
+            return Ok(Offer::Idle);
+        }
         let mut moved = self.absorb(world)?;
         let mut busy = false;
         let count = self.connections.len();
@@ -137,6 +140,9 @@ impl Front {
 
     fn connect(&mut self, world: &mut World) {
         let volumes: Vec<u32> = world.oracle.live_volumes().collect();
+        if volumes.is_empty() {
+            return;
+        }
         for _ in 0..world.rng.between(1, 4) {
             let volume = world.rng.pick(&volumes);
             let style = world.rng.pick(&[Style::Simple, Style::Structured, Style::Extended]);

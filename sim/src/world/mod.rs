@@ -232,11 +232,15 @@ impl World {
         Tag(u64::from(self.serial.wrapping_add(1)) << 32 | u64::from(slot))
     }
 
-    fn enter(&mut self, owner: Owner, request: Request) {
+    fn enter(&mut self, owner: Owner, request: Request) -> Check {
+        if self.device_failed && !matches!(request, Request::Read { .. }) {
+            return Err(self.fail("a change was accepted after the device failed"));
+        }
         let slot = self.vacant.pop().expect("peek_tag made one");
         self.serial = self.serial.wrapping_add(1);
         self.slots[slot as usize] = Some(Slot { serial: self.serial, owner, request });
         self.stats.requests += 1;
+        Ok(())
     }
 
     fn leave(&mut self, tag: Tag) -> Option<Slot> {

@@ -1,7 +1,7 @@
 //! Formatting, crashing, and opening again: with crashes during recovery, and twice.
 
 use super::{Check, World, planted};
-use crate::disk::{Area, CrashKind, CrashStyle, Disk, Layout};
+use crate::disk::{Area, CrashKind, CrashStyle, Disk, FaultRates, Layout};
 use crate::oracle::{Bounds, Found};
 use crate::rng::Rng;
 use flagstone_engine::{Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport};
@@ -120,7 +120,7 @@ impl World {
     /// Opens the pool and holds what it finds against the model. On the way the process may die
     /// again, and what is found may be compared with what another attempt finds.
     pub fn open(&mut self) -> Check<RecoveryReport> {
-        let settled = self.disk.pending_blocks() == 0 && !self.disk.is_damaged();
+        let settled = self.disk.pending_blocks() == 0 && self.disk.is_sound();
         let exhaustive = settled && self.rng.percent(self.config.exhaustive);
         let twice = settled && (exhaustive || self.rng.one_in(8));
         let reference = if twice { Some(self.look_aside(None)?) } else { None };
@@ -129,6 +129,7 @@ impl World {
         }
         let recrashes = self.rng.between(0, self.config.recrashes);
         let report = self.open_through(recrashes)?;
+        self.disk.set_rates(FaultRates::default());
         let mut found = self.look()?;
         if self.disk.is_damaged() {
             let words = "damage is repaired";
@@ -184,7 +185,7 @@ impl World {
                 }
                 Err(error) if self.disk.counters().failures > before.failures => {
                     self.log.step(&[37], || format!("opening failed with the device ({error})"));
-                    self.disk.set_rates(Default::default());
+                    self.disk.set_rates(FaultRates::default());
                     self.bounds = match self.bounds {
                         Bounds::Answered => Bounds::Durable,
                         other => other,
@@ -193,7 +194,7 @@ impl World {
                 Err(error) if touched => {
                     self.log.step(&[38], || format!("not opened: {error}; damage is repaired"));
                     self.disk.repair();
-                    self.disk.set_rates(Default::default());
+                    self.disk.set_rates(FaultRates::default());
                 }
                 Err(error) => return Err(self.fail(format!("opening failed: {error}"))),
             }

@@ -49,24 +49,23 @@ impl World {
             Ok(taken) => taken as u64,
             Err(error) => return self.refused("write", data.len() as u64, error),
         };
+        // Whole blocks, or the rest of one block.
         let block = BLOCK_SIZE as u64;
-        let in_one = offset / block == (offset + data.len() as u64 - 1) / block
-            || offset % block != 0
-            || (data.len() as u64) < block;
+        let whole = offset.is_multiple_of(block) && data.len() as u64 >= block;
         let rest_of_block = (block - offset % block).min(data.len() as u64);
-        let whole = offset % block == 0 && data.len() as u64 >= block;
-        if taken == 0
-            || taken > data.len() as u64
-            || (!whole && taken != rest_of_block)
-            || (whole && taken % block != 0)
-        {
+        let right = if whole {
+            taken > 0 && taken.is_multiple_of(block) && taken <= data.len() as u64
+        } else {
+            taken == rest_of_block
+        };
+        if !right {
             return Err(self.fail(format!("took {taken} of {} bytes at {offset}", data.len())));
         }
-        let part = (in_one && !whole).then_some(Place { volume, lba: offset / block });
+        let part = (!whole).then_some(Place { volume, lba: offset / block });
         let op = self.oracle.write(volume, offset, taken, stamp, start / block);
         let durable = durability == Durability::Fua;
         let touched_before = self.own_reads_touched;
-        self.enter(owner, Request::Change { op, part, durable, touched_before });
+        self.enter(owner, Request::Change { op, part, durable, touched_before })?;
         self.log.step(&[1, u64::from(volume), offset, taken, stamp], || {
             format!(
                 "write volume {volume} bytes {offset}..{} (block {}..), stamp {}{}",
@@ -98,7 +97,7 @@ impl World {
             Err(error) => return self.refused("zeroing", len, error),
         };
         let block = BLOCK_SIZE as u64;
-        let whole = offset % block == 0 && len >= block;
+        let whole = offset.is_multiple_of(block) && len >= block;
         if taken == 0 || taken > len || (whole && taken % block != 0) {
             return Err(self.fail(format!("zeroed {taken} of {len} bytes at {offset}")));
         }
@@ -109,7 +108,7 @@ impl World {
         let durable = durability == Durability::Fua;
         let part = (!whole && !discard).then_some(Place { volume, lba: offset / block });
         let touched_before = self.own_reads_touched;
-        self.enter(owner, Request::Change { op, part, durable, touched_before });
+        self.enter(owner, Request::Change { op, part, durable, touched_before })?;
         self.log.step(&[2, u64::from(volume), offset, taken, mode as u64], || {
             format!(
                 "{mode:?} volume {volume} bytes {offset}..{} (block {}..){}",
@@ -140,7 +139,7 @@ impl World {
         }
         let place = Place { volume, lba: first };
         let touched = vec![false; buffer.blocks as usize];
-        self.enter(owner, Request::Read { place, buffer, oldest, touched });
+        self.enter(owner, Request::Read { place, buffer, oldest, touched })?;
         self.log.step(&[3, u64::from(volume), first, blocks], || {
             format!("read volume {volume} blocks {first}..{}", first + blocks)
         });
@@ -155,7 +154,7 @@ impl World {
             Err(error) => return self.refused("flush", 0, error),
         }
         let op = self.oracle.flush();
-        self.enter(owner, Request::Flush(op));
+        self.enter(owner, Request::Flush(op))?;
         self.log.step(&[4], || "flush".into());
         Ok(Submitted::Taken(()))
     }
@@ -175,7 +174,7 @@ impl World {
             Ok(op) => op,
             Err(what) => return Err(self.fail(what)),
         };
-        self.enter(0, Request::Volume(op));
+        self.enter(0, Request::Volume(op))?;
         self.log.step(&[5, u64::from(id), size], || {
             format!("create volume {id} {name:?} of {size} bytes")
         });
@@ -191,7 +190,7 @@ impl World {
             Err(error) => return self.refused("delete", 0, error),
         }
         let op = self.oracle.delete(volume);
-        self.enter(0, Request::Volume(op));
+        self.enter(0, Request::Volume(op))?;
         self.log.step(&[6, u64::from(volume)], || format!("delete volume {volume}"));
         Ok(Submitted::Taken(()))
     }
@@ -209,7 +208,7 @@ impl World {
             Err(error) => return self.refused("resize", 0, error),
         }
         let op = self.oracle.resize(volume, size);
-        self.enter(0, Request::Volume(op));
+        self.enter(0, Request::Volume(op))?;
         self.log.step(&[7, u64::from(volume), size], || {
             format!("grow volume {volume} to {size} bytes")
         });
@@ -281,6 +280,9 @@ impl World {
         });
         if result == Err(IoFault::Device) && !self.device_failed {
             return Err(self.fail("a request failed with the device, which did not fail"));
+        }
+        if result.is_ok() && self.device_failed && !matches!(slot.request, Request::Read { .. }) {
+            return Err(self.fail("a change was acknowledged after the device failed"));
         }
         let durable_answer = match slot.request {
             Request::Read { place, buffer, oldest, touched } => {

@@ -1,0 +1,27 @@
+//! Every planted bug is found: a fault model that misses known bugs says nothing of others.
+
+#![cfg(feature = "planted-bugs")]
+
+use flagstone_engine::plant::Plant;
+use flagstone_sim::{Detail, run_seed};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Each is found by far fewer.
+const SEEDS: u64 = 2_000;
+
+#[test]
+fn every_planted_bug_is_found() {
+    // An assertion of the engine that fails is a find, not a mishap of the test.
+    std::panic::set_hook(Box::new(|_| {}));
+    let finds = |plant: Plant, seed: u64| {
+        let run = || run_seed(seed, Some(plant), Detail::Hash).failure.is_some();
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or(true)
+    };
+    let missed: Vec<Plant> = Plant::ALL
+        .iter()
+        .copied()
+        .filter(|&plant| !(0..SEEDS).any(|seed| finds(plant, seed)))
+        .collect();
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
