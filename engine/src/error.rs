@@ -123,6 +123,12 @@ pub enum OpenError {
         /// The record's LSN.
         lsn: u64,
     },
+    /// A number that only rises by counting is higher than anything could have counted.
+    #[error("sequence number {value} is higher than any pool gets")]
+    SequenceTooHigh {
+        /// The number.
+        value: u64,
+    },
     /// Too few segments are free to write the metadata anew.
     #[error("{free} free segments are too few to recover into")]
     NoRoom {

@@ -368,10 +368,14 @@ impl<'a> Record<'a> {
                 }
                 let b = need(write_bytes(count))?;
                 let crcs = &b[at::CRCS..at::CRCS + 4 * count];
+                let lba = get_u48(b, at::LBA);
+                if lba + count as u64 > 1 << 48 {
+                    return Err(bad(at::LBA));
+                }
                 Self::Write {
                     volume,
                     lsn,
-                    lba: get_u48(b, at::LBA),
+                    lba,
                     pbn: get_u48(b, at::PBN),
                     vseq: get_u64(b, at::VSEQ),
                     crcs,

@@ -4,6 +4,7 @@ use super::records::{OwnedRecord, Placed, Seal};
 use super::replay::{Replay, replay};
 use super::{RecoveryReport, scan};
 use crate::error::OpenError;
+use crate::format::SEQUENCE_MAX;
 use crate::format::superblock::{FLAG_CLEAN, Superblock};
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BYTES;
@@ -13,6 +14,10 @@ use crate::plant::{Plant, Planted};
 use crate::volume::{Volume, VolumeInfo, VolumeState, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
 use std::collections::{BTreeMap, HashMap};
+
+/// No pool gets here by counting. Refusing what claims so, far below the format's own bound,
+/// leaves the numbers of this life room: what it writes must decode at the next opening.
+const SEQUENCE_TRUSTED: u64 = SEQUENCE_MAX / 2;
 
 /// One block of a segment that is not sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +129,17 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
     };
     let replay =
         replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
+    let highest = [
+        superblock.generation,
+        superblock.meta_epoch,
+        next_generation,
+        last_lsn.max(replay.last_lsn),
+        journal.last_seen.max(superblock.journal_start),
+    ];
+    let next_vseq = replay.volumes.iter().map(|volume| volume.next_vseq);
+    if let Some(value) = highest.into_iter().chain(next_vseq).find(|&n| n >= SEQUENCE_TRUSTED) {
+        return Err(OpenError::SequenceTooHigh { value });
+    }
     let journal_empty = journal.chain.is_empty() && journal.beyond == 0;
     report.clean = journal_empty && superblock.flags & FLAG_CLEAN != 0;
     let last_jseq = journal.last_seen.max(superblock.journal_start - 1).max(journal.tail - 1);
@@ -317,7 +333,7 @@ fn tail_segments(
 fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
     let mut ordered: Vec<&OwnedRecord> = records.iter().map(|r| &r.record).collect();
     ordered.sort_by_key(|r| r.lsn());
-    let mut table: BTreeMap<u32, (VolumeInfo, u64)> = BTreeMap::new();
+    let mut table: BTreeMap<u32, (VolumeInfo, u64, u64)> = BTreeMap::new();
     for record in ordered {
         match record {
             OwnedRecord::Volume { volume, lsn, uuid, size, vseq, name } => {
@@ -325,10 +341,10 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
                     return Err(OpenError::Record { lsn: *lsn });
                 }
                 let info = VolumeInfo { id: *volume, uuid: *uuid, name: name.clone(), size: *size };
-                table.insert(*volume, (info, (*vseq).max(1)));
+                table.insert(*volume, (info, (*vseq).max(1), *lsn));
             }
             OwnedRecord::VolumeResize { volume, lsn, size, vseq } => {
-                if let Some((info, next)) = table.get_mut(volume) {
+                if let Some((info, next, _)) = table.get_mut(volume) {
                     if *size < info.size || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
                         return Err(OpenError::Record { lsn: *lsn });
                     }
@@ -343,7 +359,11 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
         }
     }
     let mut volumes = Volumes::default();
-    for (info, next_vseq) in table.into_values() {
+    for (info, next_vseq, lsn) in table.into_values() {
+        // A name is given again only after the delete record of the volume that had it.
+        if volumes.named(&info.name).is_some() {
+            return Err(OpenError::Record { lsn });
+        }
         let (state, map) = (VolumeState::Active, VolumeMap::default());
         let logged_size = info.size;
         volumes.insert(Volume { info, state, map, logged_size, next_vseq });
