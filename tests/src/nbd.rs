@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::LIMIT;
 
@@ -73,41 +74,32 @@ impl Stream {
     /// As the system says.
     pub fn connect(address: &Address) -> io::Result<Self> {
         let stream = match address {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(LIMIT))?;
-                stream.set_write_timeout(Some(LIMIT))?;
-                Self::Unix(stream)
-            }
+            Address::Unix(path) => Self::Unix(UnixStream::connect(path)?),
             Address::Tcp(address) => {
                 let stream = TcpStream::connect_timeout(address, LIMIT)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(LIMIT))?;
-                stream.set_write_timeout(Some(LIMIT))?;
                 Self::Tcp(stream)
             }
         };
+        stream.set_timeout(LIMIT)?;
         Ok(stream)
     }
 
-    /// A second handle of the same connection.
+    /// Makes waiting for the other side end after this time.
     ///
     /// # Errors
     /// As the system says.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
-            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
-        })
-    }
-
-    /// Ends both directions.
-    pub fn shut_down(&self) {
-        // A connection that is gone already is as good.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
-        };
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout))
+            }
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout))
+            }
+        }
     }
 }
 

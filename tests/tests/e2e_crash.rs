@@ -20,7 +20,7 @@ const POOL: u64 = 1024 * MIB;
 
 #[test]
 fn kill_under_load() {
-    let kills = knob("FLAGSTONE_KILLS", 5);
+    let kills = knob("FLAGSTONE_KILLS", 10);
     let mut random = Random::from_environment();
     let dir = directory();
     let mut daemon = Daemon::with_volume(dir.path(), POOL, BLOCKS * BLOCK as u64);
@@ -75,7 +75,7 @@ fn kill_under_load() {
 
 #[test]
 fn kill_while_volumes_come_and_go() {
-    let kills = knob("FLAGSTONE_KILLS", 5).div_ceil(2);
+    let kills = knob("FLAGSTONE_KILLS", 10).div_ceil(2);
     let mut random = Random::from_environment();
     let dir = directory();
     let pool = dir.path().join("pool");
