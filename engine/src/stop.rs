@@ -83,8 +83,7 @@ impl Engine {
                 // A turn of the ring ahead, so that no block on the device counts any more, not
                 // even one that recovery could not read.
                 let journal_start = self.journal.next + self.journal.ring;
-                let superblock =
-                    Superblock { journal_start, ..self.superblock(FLAG_CLEAN) };
+                let superblock = Superblock { journal_start, ..self.superblock(FLAG_CLEAN) };
                 self.begin_superblock(bufs, superblock);
                 self.stop.stage = Stage::Superblock;
             }

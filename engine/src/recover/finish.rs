@@ -193,20 +193,24 @@ impl super::load::TailBlock {
     }
 }
 
-/// Writes the copies of the superblock that counts anew, if any copy is damaged. Those of the
+/// Writes the superblock that counts to those of its places that don't hold it: because they are
+/// damaged, or because a crash cut its update short, so that there is one copy only. Those of the
 /// other slot are older and are replaced by the next update. Doing it twice is harmless.
 fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenError> {
-    if loaded.report.superblocks_damaged == 0 {
-        return Ok(());
-    }
     let superblock = &loaded.superblock;
     let slot = SLOTS[superblock.generation as usize % 2];
-    let mut block = [0; BLOCK_SIZE];
+    let (mut block, mut found) = ([0; BLOCK_SIZE], [0; BLOCK_SIZE]);
+    let mut repaired = false;
     for position in slot.into_iter().chain([loaded.geo.superblock_tail()]) {
         superblock.encode(position, &mut block);
-        io.write_at(position, &block)?;
+        if io.read_at(position, &mut found).is_err() || found != block {
+            io.write_at(position, &block)?;
+            repaired = true;
+        }
     }
-    io.flush()?;
+    if repaired {
+        io.flush()?;
+    }
     Ok(())
 }
 

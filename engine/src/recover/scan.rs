@@ -87,6 +87,7 @@ pub(super) fn journal(
     let mut bytes = vec![0; READ_BYTES];
     let (mut tail, mut flushed, mut last_seen) = (start, start, start.saturating_sub(1));
     let mut meta_pages = superblock.meta_pages;
+    let mut again = [0; BLOCK_SIZE];
     let mut slot = 0;
     while slot < ring {
         let blocks = (ring - slot).min((READ_BYTES / BLOCK_SIZE) as u32);
@@ -102,7 +103,16 @@ pub(super) fn journal(
         }
         for (b, block) in part.chunks_exact(BLOCK_SIZE).enumerate() {
             let at = slot + b as u32;
-            let Ok((header, crc)) = JournalHeader::decode(pool, ring, at, block) else { continue };
+            let mut decoded = JournalHeader::decode(pool, ring, at, block).map(|it| (it, block));
+            if let Err(DecodeError::Checksum) = decoded {
+                // As every read, once more before it is given up.
+                let offset = offset + (b * BLOCK_SIZE) as u64;
+                if io.read_at(offset, &mut again).is_ok() {
+                    decoded =
+                        JournalHeader::decode(pool, ring, at, &again).map(|it| (it, &again[..]));
+                }
+            }
+            let Ok(((header, crc), block)) = decoded else { continue };
             if header.jseq < start {
                 continue;
             }
