@@ -71,6 +71,11 @@ impl Layout {
     }
 }
 
+/// Whether a block is one of several copies: a superblock or a metadata page.
+pub(super) fn has_copies(bytes: &[u8]) -> bool {
+    bytes[..4] == *b"LSBS" || bytes[..4] == *b"LSBM"
+}
+
 impl Disk {
     /// Whether anything is damaged.
     #[must_use]
@@ -78,14 +83,28 @@ impl Disk {
         !self.damaged.is_empty() || !self.unreadable.is_empty()
     }
 
-    /// Whether everything damaged is there a second time.
+    /// Forgets which reads faults have touched.
+    pub fn begin_doubt(&mut self) {
+        self.doubtful.clear();
+    }
+
+    /// Whether a fault touched the last read, since [`Disk::begin_doubt`], of a block that is
+    /// there only once.
     #[must_use]
-    pub fn only_copies_damaged(&self, layout: &Layout) -> bool {
-        self.damaged.keys().chain(&self.unreadable).all(|&block| {
-            let bytes = self.current[block as usize].as_ref();
-            let area = layout.area(block, bytes.map_or(&[0; 4], |bytes| &bytes[..]));
-            matches!(area, Area::Superblock | Area::MetaCopy)
-        })
+    pub fn doubts(&self) -> bool {
+        !self.doubtful.is_empty()
+    }
+
+    /// Journal blocks that could not be read never come back.
+    pub fn lose_doubtful_journal(&mut self, layout: &Layout) {
+        for block in std::mem::take(&mut self.doubtful) {
+            if layout.area_index(block) == 1 {
+                self.current[block as usize] = None;
+                self.pending.remove(&block);
+                self.damaged.remove(&block);
+                self.unreadable.remove(&block);
+            }
+        }
     }
 
     /// Whether nothing is damaged and no command will fail.

@@ -119,6 +119,8 @@ pub struct Disk {
     damaged: BTreeMap<u32, Block>,
     /// Blocks with a sector that can't be read until it is written.
     unreadable: BTreeSet<u32>,
+    /// Blocks, of those that are there only once, whose last read a fault touched.
+    doubtful: BTreeSet<u32>,
     in_flight: Vec<InFlight>,
     seq: u64,
     rates: FaultRates,
@@ -140,6 +142,7 @@ impl Disk {
             pending: BTreeMap::new(),
             damaged: BTreeMap::new(),
             unreadable: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
             in_flight: Vec::new(),
             seq: 0,
             rates: FaultRates::default(),
@@ -258,6 +261,27 @@ impl Disk {
 
     /// Returns also which blocks, counted from `offset`, a fault touched.
     fn read_blocks(&mut self, offset: u64, into: &mut [u8]) -> (Result<(), DeviceError>, Vec<u32>) {
+        let (result, touched) = self.read_with_faults(offset, into);
+        if !touched.is_empty() || !self.doubtful.is_empty() {
+            let first = (offset / BLOCK_SIZE as u64) as u32;
+            for b in 0..(into.len() / BLOCK_SIZE) as u32 {
+                self.doubtful.remove(&(first + b));
+            }
+            // Judged now: recovery may put something else there.
+            let single = |block: &u32| {
+                let bytes = &self.current[*block as usize];
+                !bytes.as_ref().is_some_and(|bytes| damage::has_copies(&bytes[..]))
+            };
+            self.doubtful.extend(touched.iter().map(|b| first + b).filter(single));
+        }
+        (result, touched)
+    }
+
+    fn read_with_faults(
+        &mut self,
+        offset: u64,
+        into: &mut [u8],
+    ) -> (Result<(), DeviceError>, Vec<u32>) {
         let first = (offset / BLOCK_SIZE as u64) as u32;
         let count = (into.len() / BLOCK_SIZE) as u32;
         let mut touched = Vec::new();

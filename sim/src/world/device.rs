@@ -92,17 +92,21 @@ impl World {
         }
         self.any_touched = true;
         let owner = self.slots.iter_mut().flatten().find_map(|slot| match &mut slot.request {
-            Request::Read { buffer: whole, touched, .. }
+            Request::Read { buffer: whole, attempts, .. }
                 if (whole.slot..whole.slot + whole.blocks).contains(&buffer.slot) =>
             {
-                Some((buffer.slot - whole.slot, touched))
+                Some((buffer.slot - whole.slot, attempts))
             }
             _ => None,
         });
         match owner {
-            Some((first, flags)) => {
+            Some((first, attempts)) => {
+                // An attempt counts for the whole run: a second one that hits another block
+                // leaves neither of them readable.
                 for b in 0..buffer.blocks {
-                    flags[(first + b) as usize] = touched.contains(&b);
+                    let attempt = &mut attempts[(first + b) as usize];
+                    attempt.count = if touched.is_empty() { 0 } else { attempt.count + 1 };
+                    attempt.touched = touched.contains(&b);
                 }
             }
             None => self.own_reads_touched += u64::from(!touched.is_empty()),

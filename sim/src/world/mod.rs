@@ -65,8 +65,17 @@ enum Request {
         place: Place,
         buffer: Buffer,
         oldest: Vec<u32>,
-        touched: Vec<bool>,
+        attempts: Vec<Attempts>,
     },
+}
+
+/// What faults did to the attempts to read a block.
+#[derive(Clone, Copy, Debug, Default)]
+struct Attempts {
+    /// Attempts in a row in which some block of the run was touched.
+    count: u32,
+    /// Whether the last one touched this block.
+    touched: bool,
 }
 
 #[derive(Debug)]

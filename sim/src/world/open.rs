@@ -160,18 +160,23 @@ impl World {
                 self.disk.die_after(calls);
             }
             let before = self.disk.counters();
-            let only_copies = self.disk.only_copies_damaged(&self.layout());
+            self.disk.begin_doubt();
             let opened = self.attempt();
             let died = self.disk.take_death();
             let touched = self.disk.counters().tainted_reads > before.tainted_reads;
             let wrote = self.disk.counters().writes > before.writes;
             // Superblocks and metadata pages are there more than once. Anything else may end the
             // log early, and what an attempt has written rests on what it found.
-            if touched && !only_copies && (wrote || opened.is_ok()) {
+            if self.disk.doubts() && (wrote || opened.is_ok()) {
                 self.bounds = Bounds::Damaged;
             }
             match opened {
                 Ok((engine, report)) if !died => {
+                    if report.journal_blocks == 0 {
+                        // Nothing was written that would tell the new journal from the old.
+                        let layout = self.layout();
+                        self.disk.lose_doubtful_journal(&layout);
+                    }
                     self.compactions_at_open = engine.counters().compactions;
                     self.engine = Some(engine);
                     return Ok(report);

@@ -1,6 +1,6 @@
 //! Submitting requests, and what their answers may be.
 
-use super::{Check, Owner, Request, Submitted, World};
+use super::{Attempts, Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
 use flagstone_engine::{Completion, IoFault, StatusExtent, StatusKind, SubmitError, VolumeSpec};
@@ -138,8 +138,8 @@ impl World {
             Err(error) => return self.refused("read", blocks * BLOCK_SIZE as u64, error),
         }
         let place = Place { volume, lba: first };
-        let touched = vec![false; buffer.blocks as usize];
-        self.enter(owner, Request::Read { place, buffer, oldest, touched })?;
+        let attempts = vec![Attempts::default(); buffer.blocks as usize];
+        self.enter(owner, Request::Read { place, buffer, oldest, attempts })?;
         self.log.step(&[3, u64::from(volume), first, blocks], || {
             format!("read volume {volume} blocks {first}..{}", first + blocks)
         });
@@ -285,8 +285,8 @@ impl World {
             return Err(self.fail("a change was acknowledged after the device failed"));
         }
         let durable_answer = match slot.request {
-            Request::Read { place, buffer, oldest, touched } => {
-                self.read_completed(place, buffer, &oldest, &touched, result)?;
+            Request::Read { place, buffer, oldest, attempts } => {
+                self.read_completed(place, buffer, &oldest, &attempts, result)?;
                 if slot.owner == 0 {
                     self.arena.free(buffer);
                 }
@@ -319,7 +319,7 @@ impl World {
         place: Place,
         buffer: Buffer,
         oldest: &[u32],
-        touched: &[bool],
+        attempts: &[Attempts],
         result: Result<(), IoFault>,
     ) -> Check {
         match result {
@@ -335,9 +335,11 @@ impl World {
             }
             Err(IoFault::BadBlock { lba }) => {
                 self.stats.bad_blocks += 1;
-                let known = lba.checked_sub(place.lba).and_then(|b| touched.get(b as usize));
-                // A failed flush may have dropped what was written.
-                if known == Some(&true) || self.device_failed {
+                let known = lba.checked_sub(place.lba).and_then(|b| attempts.get(b as usize));
+                // A block is read once more before it is given up. A failed flush may have dropped what was written.
+                if known.is_some_and(|known| known.touched && known.count >= 2)
+                    || self.device_failed
+                {
                     return Ok(());
                 }
                 Err(self.fail(format!(
