@@ -36,7 +36,9 @@ enum Cursor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Stating,
-    Writing,
+    /// Until the pages below this one are on the device: those hold the statements. What has been
+    /// appended since is still in the journal; waiting for that too would never end under load.
+    Writing(u64),
     Flushing(u64),
     Superblock,
     /// The new chain counts; the device may still be writing pages of both, whose tokens tell
@@ -121,16 +123,14 @@ impl Engine {
                 // reaches this chain when it is retired.
                 if compaction.cursor == Cursor::End && !self.sealing.iter().any(|s| s.resumed) {
                     compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
-                    compaction.stage = Stage::Writing;
+                    compaction.stage = Stage::Writing(compaction.chain.page);
                 }
             }
-            Stage::Writing => {
+            Stage::Writing(pages) => {
                 if self.planted.has(Plant::SuperblockFirst) {
                     compaction.stage = Stage::Flushing(0);
-                } else if compaction.chain.is_written() {
+                } else if compaction.chain.written_pages() >= pages {
                     compaction.stage = Stage::Flushing(self.flush.want());
-                } else if compaction.chain.is_filling() {
-                    compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
                 }
             }
             Stage::Flushing(number) if self.flush.is_past(number) && self.super_write.is_idle() => {

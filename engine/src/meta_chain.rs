@@ -254,9 +254,4 @@ impl MetaChain {
         let fill = self.fill.map(|_| self.fill_jseq.0);
         self.pages.iter().map(|page| page.jseq.0).chain(fill).min()
     }
-
-    /// Whether the page being filled holds records.
-    pub(crate) fn is_filling(&self) -> bool {
-        self.fill.is_some()
-    }
 }

@@ -1,0 +1,54 @@
+//! The metadata chain under load: it must not grow without bound while a pool is small.
+
+mod support;
+
+use flagstone_block::{BLOCK_SIZE, Durability, ZeroMode};
+use flagstone_engine::SubmitError;
+use support::{World, block};
+
+/// Discards that never pause: there is no moment at which every record is in a written page, and
+/// compaction must not wait for one.
+#[test]
+fn compaction_ends_under_a_steady_load_of_discards() {
+    const DEPTH: usize = 64;
+    const REQUESTS: u64 = 150_000;
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("data", 1 << 20);
+    let (mut sent, mut in_flight, mut meta_max) = (0, 0, 0);
+    while sent < REQUESTS {
+        while in_flight < DEPTH {
+            let offset = sent % DEPTH as u64 * BLOCK_SIZE as u64;
+            let tag = world.tag();
+            let (engine, arena) = (&mut world.engine, &mut world.arena);
+            // All blocks are written, then all are discarded.
+            let submitted = if sent / DEPTH as u64 % 2 == 0 {
+                let data = block(sent);
+                engine.write(arena, tag, volume, offset, &data, Durability::Completed).map(drop)
+            } else {
+                let (len, mode) = (BLOCK_SIZE as u64, ZeroMode::Discard);
+                engine.zero(arena, tag, volume, offset, len, mode, Durability::Completed).map(drop)
+            };
+            match submitted {
+                Ok(()) => (sent, in_flight) = (sent + 1, in_flight + 1),
+                Err(SubmitError::Busy) => break,
+                Err(error) => panic!("request {sent}: {error:?}"),
+            }
+        }
+        world.turn();
+        world.now_ns += 100_000;
+        while let Some(completion) = world.engine.next_completion() {
+            completion.result.unwrap();
+            in_flight -= 1;
+        }
+        meta_max = meta_max.max(world.engine.usage().segments_meta);
+    }
+    assert!(world.engine.counters().compactions > 0);
+    assert!(meta_max <= 8, "{meta_max} segments of metadata for one volume of 64 blocks");
+    world.engine.check().unwrap();
+    // What the compactions wrote, and what has come since, is all there.
+    let before: Vec<_> = (0..DEPTH as u64).map(|lba| world.read(volume, lba, 1).unwrap()).collect();
+    let mut world = world.kill();
+    for (lba, bytes) in before.iter().enumerate() {
+        assert_eq!(world.read(volume, lba as u64, 1).unwrap(), *bytes, "block {lba}");
+    }
+}
