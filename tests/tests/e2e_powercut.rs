@@ -70,13 +70,13 @@ fn record_and_cut(cuts: u64, random: &mut Random) {
     let mut positions: Vec<_> = (0..cuts).map(|_| 1 + random.below(disk.position())).collect();
     positions.sort_unstable();
     let mut cutter = Cutter::new(&disk, base);
-    let mut lost = 0;
+    let mut gone = 0;
     for &position in &positions {
         let image = cutter.cut(position as usize, random);
         let pool = dir.path().join("image");
         fs::write(&pool, image).unwrap();
         match recover(dir.path(), &pool, &ledger, position) {
-            Ok(count) => lost += count,
+            Ok(count) => gone += count,
             Err(why) => {
                 let kept = std::env::temp_dir().join(format!("flagstone-cut-{position}.img"));
                 fs::copy(&pool, &kept).unwrap();
@@ -87,7 +87,7 @@ fn record_and_cut(cuts: u64, random: &mut Random) {
     let (versions, flushes) = ledger.counts();
     println!(
         "{cuts} cuts in {} commands of the disk ({} flushes); {versions} versions of blocks and \
-         {flushes} flushes of clients; {lost} versions lost",
+         {flushes} flushes of clients; {gone} versions gone, or sent after their cut",
         disk.position(),
         disk.flushes()
     );
@@ -144,7 +144,7 @@ fn record(dir: &Path, random: &mut Random) -> (Recording, Vec<u8>) {
 }
 
 /// Recovers an image twice and compares what is there with what was promised; how many versions of
-/// blocks are lost.
+/// blocks are not there.
 fn recover(dir: &Path, pool: &Path, ledger: &Ledger, position: u64) -> Result<usize, String> {
     try_check_pool(pool)?;
     let config = Config::new(pool, dir);
