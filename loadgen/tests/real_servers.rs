@@ -38,8 +38,9 @@ fn start(command: &mut Command, socket: &Path) -> Option<Server> {
     Some(server)
 }
 
-/// Verified runs of all shapes, and the server's CPU time found through the socket.
-fn exercise(socket: &Path, server: &Server) {
+/// Runs of all shapes, verified where the server keeps a read from seeing half of a write that
+/// is under way, and the server's CPU time found through the socket.
+fn exercise(socket: &Path, server: &Server, verify: bool) {
     let uri = format!("nbd+unix:///?socket={}", socket.display()).parse().expect("valid");
     let limits = Limits { duration: None, operations: Some(3000), ..Limits::default() };
     for structured in [false, true] {
@@ -50,7 +51,7 @@ fn exercise(socket: &Path, server: &Server) {
                 read_percent: 50,
                 flush_every: Some(50),
                 fua: true,
-                verify: true,
+                verify,
                 ..Workload::default()
             };
             let options = NbdOptions { connections, structured, ..NbdOptions::default() };
@@ -71,7 +72,7 @@ fn nbdkit() {
     let mut command = Command::new("nbdkit");
     command.arg("--foreground").arg("--unix").arg(&socket).args(["memory", "16M"]);
     if let Some(server) = start(&mut command, &socket) {
-        exercise(&socket, &server);
+        exercise(&socket, &server, true);
     }
 }
 
@@ -84,6 +85,7 @@ fn qemu_nbd() {
     command.args(["--format=raw", "--persistent", "--shared=8", "--socket"]);
     command.arg(&socket).arg(&image);
     if let Some(server) = start(&mut command, &socket) {
-        exercise(&socket, &server);
+        // Its file's page cache lets a read see half of a write.
+        exercise(&socket, &server, false);
     }
 }
