@@ -124,6 +124,14 @@ fn copy(
 }
 
 impl Counts {
+    /// Adds what another command of the same step counted.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+        self.failures.extend(other.failures);
+    }
+
     /// Takes what a line of output says; whether it was a summary.
     fn read(&mut self, line: &str) -> bool {
         let line = line.trim_end();

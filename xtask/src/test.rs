@@ -36,7 +36,11 @@ pub fn run(root: &Path) -> ExitCode {
         good
     };
     step("tools", &mut || Ok(tool_counts(tools::install())));
-    step("format", &mut || step::run(cargo(root, &["fmt", "--all", "--check"])));
+    step("format", &mut || {
+        let mut counts = step::run(cargo(root, &["fmt", "--all", "--check"]))?;
+        counts.add(step::run(fuzz(root, &["fmt", "--check"]))?);
+        Ok(counts)
+    });
     step("tidy", &mut || tidy::run(root).map(|_| Counts { passed: 1, ..Counts::default() }));
     let built = step("build", &mut || {
         step::run(cargo(root, &["build", "--workspace", "--bins", "--tests"]))
@@ -44,6 +48,9 @@ pub fn run(root: &Path) -> ExitCode {
     step("lints", &mut || {
         let lint = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         step::run(cargo(root, &lint))
+    });
+    step("lints: fuzz", &mut || {
+        step::run(fuzz(root, &["clippy", "--all-targets", "--", "-D", "warnings"]))
     });
     if built {
         step("unit and integration tests", &mut || step::run(crate_tests(root)?));
@@ -54,13 +61,7 @@ pub fn run(root: &Path) -> ExitCode {
         step("simulator: planted bugs", &mut || {
             step::run(simulator(root, &["canary", "--seeds", CANARY_SEEDS]))
         });
-        step("fuzz inputs", &mut || {
-            let manifest = root.join("fuzz/Cargo.toml");
-            let mut replay = cargo(root, &["test", "--no-fail-fast", "--manifest-path"]);
-            // The same directory, so that what both workspaces build is built once.
-            replay.arg(manifest).env("CARGO_TARGET_DIR", target_directory(root));
-            step::run(replay)
-        });
+        step("fuzz inputs", &mut || step::run(fuzz(root, &["test", "--no-fail-fast"])));
         step("end-to-end tests", &mut || step::run(end_to_end(root)));
     }
     let good = report::is_good(&rows);
@@ -96,6 +97,16 @@ fn crate_tests(root: &Path) -> Result<Command, String> {
 fn simulator(root: &Path, args: &[&str]) -> Command {
     let mut command = cargo(root, &["run", "--quiet", "--profile", "sim", "-p", "flagstone-sim"]);
     command.args(["--features", "planted-bugs", "--"]).args(args);
+    command
+}
+
+/// A cargo command for the workspace of the fuzz targets, which is one of its own.
+fn fuzz(root: &Path, args: &[&str]) -> Command {
+    let (task, rest) = args.split_first().expect("a cargo command");
+    let mut command = cargo(root, &[task, "--manifest-path", "fuzz/Cargo.toml"]);
+    command.args(rest);
+    // The same directory, so that what both workspaces build alike is built once.
+    command.env("CARGO_TARGET_DIR", target_directory(root));
     command
 }
 
