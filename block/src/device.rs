@@ -90,11 +90,7 @@ pub trait BlockIo {
     /// Performs many reads, in any order or at once; `results[i]` answers `reads[i]`.
     ///
     /// The default goes one by one; a device with a queue should keep it full.
-    fn read_many(
-        &mut self,
-        reads: &mut [ReadAt<'_>],
-        results: &mut Vec<Result<(), DeviceError>>,
-    ) {
+    fn read_many(&mut self, reads: &mut [ReadAt<'_>], results: &mut Vec<Result<(), DeviceError>>) {
         results.clear();
         for read in reads {
             results.push(self.read_at(read.offset, read.into));
