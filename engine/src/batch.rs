@@ -253,8 +253,8 @@ impl Engine {
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
-        vol.map.touch(Lba(lba));
-        vol.map.touch(Lba(lba + u64::from(blocks) - 1));
+        self.touched += u64::from(vol.map.touch(Lba(lba)));
+        self.touched += u64::from(vol.map.touch(Lba(lba + u64::from(blocks) - 1)));
         let lsn = self.next_lsn;
         let record =
             Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs[..4 * blocks as usize] };
@@ -449,6 +449,7 @@ impl Engine {
             Effect::VolumeDelete { volume } => {
                 if let Some(volume) = self.volumes.remove(volume) {
                     self.kept -= volume.map.kept();
+                    self.touched -= volume.map.touched();
                     self.graves.push_back(volume.map);
                 }
             }

@@ -236,6 +236,14 @@ pub enum Inconsistency {
         /// Sum over the maps.
         mapped: u64,
     },
+    /// The leaves that were ever written to differ from the maps'.
+    #[error("{counted} leaves are counted as written to, the maps have {touched}")]
+    Touched {
+        /// The counter.
+        counted: u64,
+        /// Sum over the maps.
+        touched: u64,
+    },
 }
 
 impl Engine {
@@ -280,6 +288,10 @@ impl Engine {
         let mapped = self.volumes.iter().map(|v| v.map.kept()).sum();
         if mapped != self.kept {
             return Err(Inconsistency::Kept { counted: self.kept, mapped });
+        }
+        let touched = self.volumes.iter().map(|v| v.map.touched()).sum();
+        if touched != self.touched {
+            return Err(Inconsistency::Touched { counted: self.touched, touched });
         }
         Ok(())
     }

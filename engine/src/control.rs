@@ -51,6 +51,10 @@ impl Engine {
             return Err(SubmitError::TooManyVolumes);
         }
         self.check_flush_room(Durability::Fua)?;
+        if self.segs.free() < self.reserve() {
+            // What compaction needs is gone already, unless it is about to give some back.
+            return Err(self.no_segment());
+        }
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         let id = self.next_volume;
         self.next_volume += 1;

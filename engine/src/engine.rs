@@ -128,6 +128,8 @@ pub struct Engine {
     /// Maps of deleted volumes, being taken apart.
     pub(crate) graves: VecDeque<VolumeMap>,
     pub(crate) kept: u64,
+    /// Leaves that were ever written to, of all volumes.
+    pub(crate) touched: u64,
 
     pub(crate) next_lsn: u64,
     pub(crate) applied_lsn: u64,

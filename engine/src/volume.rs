@@ -1,5 +1,6 @@
 //! Volumes of a pool: identity, size, map, and lookup by number and by name.
 
+use crate::format::record::volume_bytes;
 use crate::map::VolumeMap;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -70,6 +71,7 @@ pub(crate) struct Volumes {
     vacant: Vec<u32>,
     by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     by_name: HashMap<String, u32>,
+    record_bytes: usize,
 }
 
 impl Volumes {
@@ -90,6 +92,7 @@ impl Volumes {
             self.slots.push(None);
             (self.slots.len() - 1) as u32
         });
+        self.record_bytes += volume_bytes(&volume.info.name);
         self.by_id.insert(volume.info.id, slot);
         self.by_name.insert(volume.info.name.clone(), volume.info.id);
         self.slots[slot as usize] = Some(Box::new(volume));
@@ -100,7 +103,13 @@ impl Volumes {
         let volume = self.slots[slot as usize].take()?;
         self.vacant.push(slot);
         self.by_name.remove(&volume.info.name);
+        self.record_bytes -= volume_bytes(&volume.info.name);
         Some(*volume)
+    }
+
+    /// Bytes of all volumes' records in the metadata.
+    pub(crate) fn record_bytes(&self) -> usize {
+        self.record_bytes
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -4,7 +4,7 @@ use crate::batch::{Effect, Source, Waiter};
 use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
-use crate::format::record::{Record, layout, write_bytes};
+use crate::format::record::{Record, ZERO_BYTES, layout, write_bytes};
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS};
 use crate::map::Mapping;
 use crate::segment::{OpenSegment, SegmentState};
@@ -96,10 +96,10 @@ impl Engine {
     /// Segments that only metadata may take: a whole copy of the chain that compaction would
     /// write, its reserved next segment, and one for the present chain to grow into meanwhile.
     pub(crate) fn reserve(&self) -> u32 {
-        let volume_bytes = layout::volume::at::NAME + 16;
-        let bytes = self.volumes.len() * volume_bytes
+        let bytes = self.volumes.record_bytes()
             + self.geo.segments as usize * 48
             + self.slab.used() * 152
+            + self.touched as usize * ZERO_BYTES
             + self.geo.shape.data_blocks as usize * write_bytes(1);
         let pages = (bytes / (PAGE_RECORD_BYTES - 152) + 1) as u32;
         pages.div_ceil(self.geo.pages()) + 2
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     /// No segment may be taken: whether one is on its way, or the pool is full.
-    fn no_segment(&mut self) -> SubmitError {
+    pub(crate) fn no_segment(&mut self) -> SubmitError {
         let coming = self.segs.dying() > 0
             || !self.graves.is_empty()
             || !self.is_quiet()

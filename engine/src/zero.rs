@@ -67,7 +67,7 @@ impl Engine {
             // Metadata compaction states the kept zeroes of touched leaves only.
             let mut at = lba;
             while at < lba + blocks {
-                vol.map.touch(Lba(at));
+                self.touched += u64::from(vol.map.touch(Lba(at)));
                 at = (at / LEAF_BLOCKS as u64 + 1) * LEAF_BLOCKS as u64;
             }
         }

@@ -3,7 +3,7 @@
 mod support;
 
 use flagstone_block::{BLOCK_SIZE, Durability, ZeroMode};
-use flagstone_engine::SubmitError;
+use flagstone_engine::{SubmitError, VolumeSpec};
 use support::{World, block};
 
 /// Discards that never pause: there is no moment at which every record is in a written page, and
@@ -51,4 +51,46 @@ fn compaction_ends_under_a_steady_load_of_discards() {
     for (lba, bytes) in before.iter().enumerate() {
         assert_eq!(world.read(volume, lba as u64, 1).unwrap(), *bytes, "block {lba}");
     }
+}
+
+/// Volumes with the longest names, until there is no more: refused while compaction still fits,
+/// so that the pool goes on, opens again, and takes back what is deleted.
+#[test]
+fn volumes_that_fill_the_metadata_are_refused_in_time() {
+    let mut world = World::format(64 << 20, 4 << 20);
+    let data = world.create("data", 1 << 20);
+    let mut ids = Vec::new();
+    let (mut turns, mut refused) = (0, false);
+    while !refused {
+        let name = format!("{:0>128}", ids.len());
+        let spec = VolumeSpec { uuid: [1; 16], name: &name, size: 4096 };
+        let tag = world.tag();
+        match world.engine.create_volume(&mut world.arena, tag, &spec) {
+            Ok(id) => {
+                ids.push(id);
+                turns = 0;
+            }
+            Err(SubmitError::Busy) => {
+                turns += 1;
+                assert!(turns < 20_000, "busy for ever after {} volumes", ids.len());
+                world.turn();
+                while let Some(completion) = world.engine.next_completion() {
+                    completion.result.unwrap();
+                }
+            }
+            Err(error) => {
+                assert_eq!(error, SubmitError::NoSpace);
+                refused = true;
+            }
+        }
+    }
+    world.flush();
+    world.engine.check().unwrap();
+    let mut world = world.kill();
+    assert_eq!(world.engine.volumes().count(), 1 + ids.len());
+    for id in ids {
+        world.delete(id);
+    }
+    world.write(data, 0, &block(1)).unwrap();
+    world.engine.check().unwrap();
 }

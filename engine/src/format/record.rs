@@ -205,6 +205,11 @@ pub enum Record<'a> {
 pub const fn write_bytes(blocks: usize) -> usize {
     (layout::write::at::CRCS + 4 * blocks).next_multiple_of(8)
 }
+/// Bytes that the VOLUME record of a volume with this name takes.
+#[must_use]
+pub const fn volume_bytes(name: &str) -> usize {
+    (layout::volume::at::NAME + name.len()).next_multiple_of(8)
+}
 /// Bytes of a ZERO record.
 pub const ZERO_BYTES: usize = 40;
 /// Largest record of any kind but WRITE.
@@ -231,9 +236,7 @@ impl<'a> Record<'a> {
         match self {
             Self::Write { crcs, .. } => write_bytes(crcs.len() / 4),
             Self::Zero { .. } => ZERO_BYTES,
-            Self::Volume { name, .. } => {
-                (layout::volume::at::NAME + name.len()).next_multiple_of(8)
-            }
+            Self::Volume { name, .. } => volume_bytes(name),
             Self::VolumeResize { .. } | Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
             Self::VolumeDelete { .. } => 24,
             Self::SegmentSeal { .. } => 48,

@@ -26,6 +26,7 @@ pub struct VolumeMap {
     nodes: Vec<Option<Node>>,
     mapped: u64,
     kept: u64,
+    touched: u64,
 }
 
 fn split(lba: Lba) -> (usize, usize, usize) {
@@ -57,6 +58,12 @@ impl VolumeMap {
     #[must_use]
     pub fn kept(&self) -> u64 {
         self.kept
+    }
+
+    /// Leaves that were ever written to: metadata compaction makes a statement about each.
+    #[must_use]
+    pub fn touched(&self) -> u64 {
+        self.touched
     }
 
     /// Number of leaf slots up to the highest node ever touched.
@@ -95,13 +102,16 @@ impl VolumeMap {
     }
 
     /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged
-    /// meanwhile knows that there is something to discard.
-    pub fn touch(&mut self, lba: Lba) {
+    /// meanwhile knows that there is something to discard. Returns whether it is the first time.
+    pub fn touch(&mut self, lba: Lba) -> bool {
         let (node, slot, _) = split(lba);
         let node = Self::node_mut(&mut self.nodes, node);
-        if node[slot] == UNTOUCHED {
+        let first = node[slot] == UNTOUCHED;
+        if first {
             node[slot] = ALL_HOLE;
+            self.touched += 1;
         }
+        first
     }
 
     /// Replaces the mapping of `lba`, which must lie in the volume; returns the old one.
@@ -112,6 +122,7 @@ impl VolumeMap {
         }
         let node = Self::node_mut(&mut self.nodes, node);
         if node[slot] < DENSE {
+            self.touched += u64::from(node[slot] == UNTOUCHED);
             node[slot] = slab.take() + DENSE;
         }
         let index = node[slot] - DENSE;

@@ -112,6 +112,7 @@ impl Engine {
             segs.row_mut(open.segment).generation = open.generation;
         }
         let kept = loaded.replay.volumes.iter().map(|v| v.map.kept()).sum();
+        let touched = loaded.replay.volumes.iter().map(|v| v.map.touched()).sum();
         let (out, done) = Self::new_queues();
         Ok(Self {
             geo,
@@ -129,6 +130,7 @@ impl Engine {
             next_volume: loaded.next_volume,
             graves: VecDeque::new(),
             kept,
+            touched,
             next_lsn: loaded.last_lsn + 1,
             applied_lsn: loaded.last_lsn,
             next_generation,
