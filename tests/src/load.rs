@@ -268,6 +268,31 @@ fn request(kind: u16, flags: u16, offset: u64, length: u32, payload: &[u8]) -> R
     Request { kind, flags, offset, length, payload }
 }
 
+/// Discards a whole volume of `blocks` blocks, so that the space can be used again.
+///
+/// # Errors
+/// When the connection fails or the discard gets an error.
+pub fn discard_all(
+    blocks: u64,
+    address: &Address,
+    export: &str,
+    shared: &Shared<'_>,
+    ledger: &mut Ledger,
+) -> Result<(), String> {
+    let mut client = Client::connect(address, export).map_err(|error| error.to_string())?;
+    let tick = shared.clock.tick();
+    for lba in 0..blocks {
+        ledger.sent(lba, tick, Content::Zeroes);
+    }
+    let length = (blocks * BLOCK as u64) as u32;
+    client.trim(0, length).map_err(|error| format!("error {error} to a discard"))?;
+    let answered = shared.clock.tick();
+    for lba in 0..blocks {
+        ledger.acknowledged(lba, answered, None);
+    }
+    Ok(())
+}
+
 /// Reads a whole volume.
 ///
 /// # Errors

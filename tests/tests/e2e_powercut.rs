@@ -20,8 +20,8 @@ use flagstone_tests::{BLOCK, MIB, knob};
 /// Blocks of the volume.
 const BLOCKS: u64 = 2048;
 
-/// Small, because every image is written out whole.
-const POOL: u64 = 96 * MIB;
+/// Small, because every image is written out whole, and so that segments are used again.
+const POOL: u64 = 64 * MIB;
 
 /// Images made from one recording.
 const CUTS: u64 = 40;
@@ -126,15 +126,22 @@ fn record(dir: &Path, random: &mut Random) -> (Recording, Vec<u8>) {
             seed: random.number(),
         };
         load::run(&plan, &daemon.address(), "v", &shared, &mut ledger).unwrap();
+        if random.chance(70) {
+            // Segments die, are free after the next flush, and are written again.
+            let address = daemon.address();
+            load::discard_all(BLOCKS, &address, "v", &shared, &mut ledger).unwrap();
+        }
     };
     let mut daemon = config.start();
-    load(&daemon, 250);
+    load(&daemon, 200);
+    load(&daemon, 200);
     daemon.stop_cleanly();
     daemon.restart();
-    load(&daemon, 250);
+    load(&daemon, 200);
+    load(&daemon, 200);
     daemon.kill();
     daemon.restart();
-    load(&daemon, 250);
+    load(&daemon, 200);
     assert!(disk.flushes() > 0, "flushes reach the disk");
     daemon.kill();
     drop(daemon);
