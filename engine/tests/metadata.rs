@@ -21,7 +21,7 @@ fn compaction_ends_under_a_steady_load_of_discards() {
             let tag = world.tag();
             let (engine, arena) = (&mut world.engine, &mut world.arena);
             // All blocks are written, then all are discarded.
-            let submitted = if sent / DEPTH as u64 % 2 == 0 {
+            let submitted = if (sent / DEPTH as u64).is_multiple_of(2) {
                 let data = block(sent);
                 engine.write(arena, tag, volume, offset, &data, Durability::Completed).map(drop)
             } else {
