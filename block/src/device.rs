@@ -40,7 +40,7 @@ pub struct DeviceIo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// The operating system refused or failed the command.
-    #[error("device error (errno {errno})")]
+    #[error("device error: {}", std::io::Error::from_raw_os_error(*errno))]
     Os {
         /// As in `errno.h`, positive.
         errno: i32,

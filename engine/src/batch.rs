@@ -25,11 +25,13 @@ pub(crate) enum Effect {
         crcs: u32,
         blocks: u32,
     },
+    /// `promised` of the blocks are newly kept.
     Zero {
         volume: u32,
         lba: u64,
         blocks: u64,
         keep: bool,
+        promised: u64,
     },
     VolumeCreate {
         volume: u32,
@@ -433,7 +435,8 @@ impl Engine {
                     self.map_block(volume, Lba(lba + u64::from(b)), mapping, lsn);
                 }
             }
-            Effect::Zero { volume, lba, blocks, keep } => {
+            Effect::Zero { volume, lba, blocks, keep, promised } => {
+                self.promising -= promised;
                 self.unmap(volume, lba, blocks, keep, lsn);
             }
             Effect::VolumeCreate { volume } => {

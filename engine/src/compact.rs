@@ -273,10 +273,10 @@ impl Engine {
             let lba = leaf * LEAF_BLOCKS as u64;
             match state {
                 LeafState::Untouched => leaf += leaves,
-                LeafState::AllHole => {
+                LeafState::AllHole | LeafState::AllKept => {
                     let (first, mut end) = (lba, leaf + 1);
                     while end < volume.map.leaves()
-                        && volume.map.leaf(end).0 == LeafState::AllHole
+                        && volume.map.leaf(end).0 == state
                         && (end + 1) * LEAF_BLOCKS as u64 - first <= ZERO_BLOCKS
                     {
                         end += 1;
@@ -287,7 +287,7 @@ impl Engine {
                         lsn,
                         lba: first,
                         blocks,
-                        keep: false,
+                        keep: state == LeafState::AllKept,
                         vseq: 0,
                     };
                     return self.unless_forgotten(Cursor::Holes { slot, leaf: end }, record);

@@ -128,6 +128,8 @@ pub struct Engine {
     /// Maps of deleted volumes, being taken apart.
     pub(crate) graves: VecDeque<VolumeMap>,
     pub(crate) kept: u64,
+    /// Kept zero blocks that records under way will add.
+    pub(crate) promising: u64,
     /// Leaves that were ever written to, of all volumes.
     pub(crate) touched: u64,
 
@@ -317,7 +319,7 @@ impl Engine {
             capacity: u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks) * block,
             live: self.segs.live() * block,
             kept: self.kept * block,
-            available: self.available_blocks().saturating_sub(self.kept) * block,
+            available: self.available_blocks().saturating_sub(self.promised()) * block,
             segments: self.geo.segments,
             segments_free: self.segs.free(),
             segments_reserved: self.reserve().min(self.segs.free()),

@@ -174,6 +174,9 @@ impl Engine {
             Err(SubmitError::NoSpace) => return self.end_rmw(i, Err(IoFault::NoSpace)),
             Err(_) => return,
         };
+        if self.charge(rmw.volume, Lba(rmw.lba), 1).is_err() {
+            return self.end_rmw(i, Err(IoFault::NoSpace));
+        }
         let (from, bytes) = (rmw.from as usize, rmw.bytes as usize);
         let (block, new) = bufs.bytes_mut(rmw.buffer).split_at_mut(BLOCK_SIZE);
         if rmw.zero {

@@ -76,6 +76,10 @@ impl Engine {
 
     /// Logs the free record of dead segments whose superseding records are durable.
     pub(crate) fn advance_segments(&mut self, bufs: &mut impl Buffers) {
+        // A read that ends late may let go of a dead segment; the next opening frees it.
+        if self.stop.has_drained() {
+            return;
+        }
         let lsn_durable =
             if self.planted.has(Plant::ReuseTooSoon) { u64::MAX } else { self.flush.lsn_durable };
         while let Some(segment) = self.segs.next_dead(lsn_durable) {

@@ -63,9 +63,11 @@ impl Engine {
                     };
                     (kind, Lba(lba.0 + 1).offset())
                 }
-                _ => {
+                state => {
                     looked += 64;
-                    (StatusKind::Hole, (lba.0 / per_leaf + leaves) * per_leaf * BLOCK_SIZE as u64)
+                    let kept = state == LeafState::AllKept;
+                    let kind = if kept { StatusKind::Zero } else { StatusKind::Hole };
+                    (kind, (lba.0 / per_leaf + leaves) * per_leaf * BLOCK_SIZE as u64)
                 }
             };
             let bytes = next.min(end) - at;

@@ -31,6 +31,11 @@ impl Stop {
     pub(crate) fn is_begun(&self) -> bool {
         self.stage != Stage::Running
     }
+
+    /// Whether the journal has ended: the superblock that is to come says that it holds nothing.
+    pub(crate) fn has_drained(&self) -> bool {
+        !matches!(self.stage, Stage::Running | Stage::Draining)
+    }
 }
 
 impl Engine {

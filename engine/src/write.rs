@@ -81,10 +81,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Blocks promised to kept zeroes, with those whose record is still under way.
+    pub(crate) fn promised(&self) -> u64 {
+        self.kept + self.promising
+    }
+
     /// Refuses what would take space that kept zeroes are promised. The promise holds against
     /// other writes; a log needs new space for an overwrite whatever was promised.
-    fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<(), SubmitError> {
-        if self.kept == 0 || self.available_blocks() >= self.kept + u64::from(blocks) {
+    pub(crate) fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<(), SubmitError> {
+        let promised = self.promised();
+        if promised == 0 || self.available_blocks() >= promised + u64::from(blocks) {
             return Ok(());
         }
         let volume = self.volumes.get(volume).ok_or(SubmitError::NoVolume)?;

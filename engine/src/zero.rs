@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::record::{Record, ZERO_BYTES};
 use crate::limits::ZERO_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use crate::map::{LEAF_BLOCKS, LeafState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId, ZeroMode};
 
 impl Engine {
@@ -56,7 +56,12 @@ impl Engine {
             }
         }
         let blocks = unguarded.min(ZERO_BLOCKS);
-        if keep && self.available_blocks() < self.kept + blocks {
+        // What is kept already is not charged again.
+        let promised = match self.volumes.get(volume.0) {
+            Some(vol) if keep => blocks - vol.map.kept_in(&self.slab, lba, lba + blocks),
+            _ => 0,
+        };
+        if promised > 0 && self.available_blocks() < self.promised() + promised {
             return Err(SubmitError::NoSpace);
         }
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
@@ -71,7 +76,8 @@ impl Engine {
                 at = (at / LEAF_BLOCKS as u64 + 1) * LEAF_BLOCKS as u64;
             }
         }
-        let effect = Effect::Zero { volume: volume.0, lba, blocks, keep };
+        self.promising += promised;
+        let effect = Effect::Zero { volume: volume.0, lba, blocks, keep, promised };
         self.log(bufs, batch, effect, |lsn| Record::Zero {
             volume: volume.0,
             lsn,
@@ -110,25 +116,13 @@ impl Engine {
         }
     }
 
-    /// Unmaps whole blocks, leaf by leaf; what was never mapped costs nothing.
+    /// Unmaps whole blocks; what was never mapped costs nothing.
     pub(crate) fn unmap(&mut self, volume: u32, lba: u64, blocks: u64, keep: bool, lsn: u64) {
-        let (mut at, end) = (lba, lba + blocks);
-        let per_leaf = LEAF_BLOCKS as u64;
-        while at < end {
-            let leaf_end = (at / per_leaf + 1) * per_leaf;
-            if !keep {
-                let Some(vol) = self.volumes.get(volume) else { return };
-                let (state, leaves) = vol.map.leaf(at / per_leaf);
-                if !matches!(state, LeafState::Dense(_)) {
-                    at = (at / per_leaf + leaves) * per_leaf;
-                    continue;
-                }
-            }
-            let new = if keep { Mapping::Kept } else { Mapping::Hole };
-            for block in at..leaf_end.min(end) {
-                self.map_block(volume, Lba(block), new, lsn);
-            }
-            at = leaf_end;
-        }
+        let Some(vol) = self.volumes.get_mut(volume) else { return };
+        let (segs, geo) = (&mut self.segs, self.geo);
+        let before = vol.map.kept();
+        let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
+        vol.map.zero(&mut self.slab, lba, lba + blocks, keep, &mut dead);
+        self.kept = self.kept + vol.map.kept() - before;
     }
 }

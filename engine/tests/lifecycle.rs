@@ -213,3 +213,37 @@ fn damaged_superblock_copies_are_written_anew() {
     let report = flagstone_engine::check(&mut disk, &mut |_, _| {}).unwrap();
     assert_eq!(report.recovery.superblocks_damaged, 0);
 }
+
+#[test]
+fn keeping_a_huge_range_costs_neither_memory_nor_space_twice() {
+    let mut world = World::format(4 << 30, 4 << 20);
+    let volume = world.create("v", 3 << 30);
+    world.write(volume, 5 * MIB, &block(1)).unwrap();
+    let range = (MIB + B, (3 << 30) - 2 * MIB);
+    world.zero(volume, range.0, range.1, ZeroMode::KeepAllocated).unwrap();
+    let kept = world.engine.usage().kept;
+    assert_eq!(kept, range.1);
+    // Again: nothing more is charged, though the pool has no room for a second time.
+    world.zero(volume, range.0, range.1, ZeroMode::KeepAllocated).unwrap();
+    assert_eq!(world.engine.usage().kept, kept);
+    world.write(volume, 100 * MIB, &block(2)).unwrap();
+    world.write(volume, 200 * MIB + 512, &[7; 512]).unwrap();
+    world.zero(volume, 300 * MIB, 10 * MIB + B, ZeroMode::Discard).unwrap();
+    for _ in 0..2 {
+        world.engine.check().unwrap();
+        assert_eq!(world.engine.usage().kept, kept - 10 * MIB - 3 * B);
+        assert_eq!(world.read(volume, 100 * MIB / B, 1).unwrap(), block(2));
+        assert_eq!(world.read(volume, 200 * MIB / B, 1).unwrap()[512..1024], [7; 512]);
+        let mut extents = Vec::new();
+        world.engine.block_status(volume, 299 * MIB, 20 * MIB, &mut extents, 9).unwrap();
+        let found: Vec<_> = extents.iter().map(|e| (e.len, e.kind)).collect();
+        use StatusKind::{Hole, Zero};
+        assert_eq!(found, [(MIB, Zero), (10 * MIB + B, Hole), (9 * MIB - B, Zero)]);
+        world = world.kill();
+    }
+    let mut world = World::open(world.stop());
+    assert_eq!(world.engine.usage().kept, kept - 10 * MIB - 3 * B);
+    world.delete(volume);
+    world.engine.check().unwrap();
+    assert_eq!(world.engine.usage().kept, 0);
+}

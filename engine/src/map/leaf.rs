@@ -85,6 +85,13 @@ impl Leaf {
         old
     }
 
+    /// Maps every block to `new`, which is no data block.
+    pub fn fill(&mut self, new: Mapping) {
+        for i in 0..LEAF_BLOCKS {
+            self.set(i, new);
+        }
+    }
+
     /// Data blocks in the leaf.
     #[must_use]
     pub fn mapped(&self) -> u16 {

@@ -1,7 +1,7 @@
 //! The map: volume block -> pool block and checksum.
 //!
 //! A radix tree per volume: a vector of nodes of 1 GiB, each with 512 leaves of 2 MiB. A leaf is
-//! untouched, all hole, or dense; dense leaves live in a slab shared by all volumes, so that a
+//! untouched, all hole, all kept zeroes, or dense; dense leaves live in a slab shared by all volumes, so that a
 //! leaf is a number and a lookup is two array accesses.
 //!
 //! Invariants:

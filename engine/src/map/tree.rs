@@ -5,7 +5,11 @@ use flagstone_block::Lba;
 
 const UNTOUCHED: u32 = 0;
 const ALL_HOLE: u32 = 1;
-const DENSE: u32 = 2;
+const ALL_KEPT: u32 = 2;
+const DENSE: u32 = 3;
+
+/// Leaves that certainly lie beyond the last node: more than the largest volume has.
+const BEYOND_LEAVES: u64 = 1 << 40;
 
 type Node = Box<[u32; NODE_LEAVES]>;
 
@@ -16,6 +20,8 @@ pub enum LeafState {
     Untouched,
     /// Written to once; nothing mapped now.
     AllHole,
+    /// Zeroes whose space is kept, all of it.
+    AllKept,
     /// Number in the [`LeafSlab`].
     Dense(u32),
 }
@@ -79,7 +85,8 @@ impl VolumeMap {
         let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
         match self.nodes.get(node) {
             Some(Some(node)) => (Self::state(node[slot]), 1),
-            _ => (LeafState::Untouched, (NODE_LEAVES - slot) as u64),
+            Some(None) => (LeafState::Untouched, (NODE_LEAVES - slot) as u64),
+            None => (LeafState::Untouched, BEYOND_LEAVES),
         }
     }
 
@@ -87,6 +94,7 @@ impl VolumeMap {
         match raw {
             UNTOUCHED => LeafState::Untouched,
             ALL_HOLE => LeafState::AllHole,
+            ALL_KEPT => LeafState::AllKept,
             dense => LeafState::Dense(dense - DENSE),
         }
     }
@@ -97,6 +105,7 @@ impl VolumeMap {
         let (node, slot, block) = split(lba);
         match self.nodes.get(node) {
             Some(Some(node)) if node[slot] >= DENSE => slab.get(node[slot] - DENSE).get(block),
+            Some(Some(node)) if node[slot] == ALL_KEPT => Mapping::Kept,
             _ => Mapping::Hole,
         }
     }
@@ -117,13 +126,18 @@ impl VolumeMap {
     /// Replaces the mapping of `lba`, which must lie in the volume; returns the old one.
     pub fn set(&mut self, slab: &mut LeafSlab, lba: Lba, new: Mapping) -> Mapping {
         let (node, slot, block) = split(lba);
-        if new == Mapping::Hole && self.get(slab, lba) == Mapping::Hole {
-            return Mapping::Hole;
+        let now = self.get(slab, lba);
+        if now == new && !matches!(new, Mapping::Block { .. }) {
+            return now;
         }
         let node = Self::node_mut(&mut self.nodes, node);
         if node[slot] < DENSE {
             self.touched += u64::from(node[slot] == UNTOUCHED);
-            node[slot] = slab.take() + DENSE;
+            let index = slab.take();
+            if node[slot] == ALL_KEPT {
+                slab.get_mut(index).fill(Mapping::Kept);
+            }
+            node[slot] = index + DENSE;
         }
         let index = node[slot] - DENSE;
         let leaf = slab.get_mut(index);
@@ -140,10 +154,90 @@ impl VolumeMap {
                     node[slot] = ALL_HOLE;
                 }
             }
-            Mapping::Kept => self.kept += 1,
+            Mapping::Kept => {
+                self.kept += 1;
+                if usize::from(leaf.kept()) == LEAF_BLOCKS {
+                    leaf.fill(Mapping::Hole);
+                    slab.release(index);
+                    node[slot] = ALL_KEPT;
+                }
+            }
             Mapping::Block { .. } => self.mapped += 1,
         }
         old
+    }
+
+    /// Makes the blocks `lba..end` holes or, with `keep`, kept zeroes, and calls `dead` for each
+    /// data block that was there. A whole leaf without data costs one step, so that a huge range
+    /// takes neither long nor memory.
+    pub fn zero(
+        &mut self,
+        slab: &mut LeafSlab,
+        lba: u64,
+        end: u64,
+        keep: bool,
+        dead: &mut dyn FnMut(u64),
+    ) {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let mut at = lba;
+        while at < end {
+            let leaf_end = (at / per_leaf + 1) * per_leaf;
+            let whole = at.is_multiple_of(per_leaf) && leaf_end <= end;
+            let (state, leaves) = self.leaf(at / per_leaf);
+            match state {
+                LeafState::Untouched | LeafState::AllHole if !keep => {
+                    at = (at / per_leaf + leaves) * per_leaf;
+                    continue;
+                }
+                LeafState::Untouched | LeafState::AllHole if whole => {
+                    self.touch(Lba(at));
+                    self.kept += per_leaf;
+                    self.set_slot(at, ALL_KEPT);
+                }
+                LeafState::AllKept if keep => {}
+                LeafState::AllKept if whole => {
+                    self.kept -= per_leaf;
+                    self.set_slot(at, ALL_HOLE);
+                }
+                _ => {
+                    let new = if keep { Mapping::Kept } else { Mapping::Hole };
+                    for block in at..leaf_end.min(end) {
+                        if let Mapping::Block { pbn, .. } = self.set(slab, Lba(block), new) {
+                            dead(pbn);
+                        }
+                    }
+                }
+            }
+            at = leaf_end;
+        }
+    }
+
+    fn set_slot(&mut self, lba: u64, raw: u32) {
+        let (node, slot, _) = split(Lba(lba));
+        Self::node_mut(&mut self.nodes, node)[slot] = raw;
+    }
+
+    /// How many of the blocks `lba..end` are kept zeroes.
+    #[must_use]
+    pub fn kept_in(&self, slab: &LeafSlab, lba: u64, end: u64) -> u64 {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let (mut at, mut kept) = (lba, 0);
+        while at < end {
+            let (state, leaves) = self.leaf(at / per_leaf);
+            let next = ((at / per_leaf + leaves) * per_leaf).min(end);
+            kept += match state {
+                LeafState::Untouched | LeafState::AllHole => 0,
+                LeafState::AllKept => next - at,
+                LeafState::Dense(index) => {
+                    let leaf = slab.get(index);
+                    let blocks = (at % per_leaf) as usize..;
+                    let is_kept = |i: &usize| leaf.get(*i) == Mapping::Kept;
+                    blocks.take((next - at) as usize).filter(is_kept).count() as u64
+                }
+            };
+            at = next;
+        }
+        kept
     }
 
     /// Takes up to `leaves` dense leaves off the end of the tree and calls `dead` for each data
@@ -157,6 +251,10 @@ impl VolumeMap {
         while let Some(node) = self.nodes.last_mut() {
             if let Some(node) = node {
                 for slot in node.iter_mut() {
+                    if *slot == ALL_KEPT {
+                        self.kept -= LEAF_BLOCKS as u64;
+                        *slot = ALL_HOLE;
+                    }
                     if *slot < DENSE {
                         continue;
                     }

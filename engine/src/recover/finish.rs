@@ -59,7 +59,11 @@ impl Engine {
             }
             while engine.compaction.is_some() {
                 engine.pump(bufs, 0);
-                drive(io, bufs, &mut engine)?;
+                let moved = drive(io, bufs, &mut engine)?;
+                // Nothing under way and nothing to do: it would stand still for ever.
+                if !moved && !engine.again && engine.compaction.is_some() {
+                    return Err(OpenError::NoRoom { free: engine.segs.free() });
+                }
             }
         }
         engine.segs.bury_empty(engine.applied_lsn);
@@ -130,6 +134,7 @@ impl Engine {
             next_volume: loaded.next_volume,
             graves: VecDeque::new(),
             kept,
+            promising: 0,
             touched,
             next_lsn: loaded.last_lsn + 1,
             applied_lsn: loaded.last_lsn,
@@ -260,13 +265,15 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
     Ok(())
 }
 
-/// Performs the engine's commands one by one.
+/// Performs the engine's commands one by one; returns whether there were any.
 fn drive(
     io: &mut dyn BlockIo,
     bufs: &mut impl Buffers,
     engine: &mut Engine,
-) -> Result<(), OpenError> {
+) -> Result<bool, OpenError> {
+    let mut moved = false;
     while let Some(command) = engine.next_io() {
+        moved = true;
         let result = match command.command {
             DeviceCommand::Read { offset, buffer } => io.read_at(offset, bufs.bytes_mut(buffer)),
             DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
@@ -275,5 +282,5 @@ fn drive(
         engine.device_done(bufs, command.token, result);
         result?;
     }
-    Ok(())
+    Ok(moved)
 }

@@ -216,25 +216,11 @@ impl Replay {
                 let Some(volume) = self.volumes.get_mut(volume) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
                 let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
-                let per_leaf = LEAF_BLOCKS as u64;
-                let mut at = lba;
-                while at < end {
-                    let (state, leaves) = volume.map.leaf(at / per_leaf);
-                    if !keep && !matches!(state, LeafState::Dense(_)) {
-                        // The statement itself must be made again at the next compaction.
-                        volume.map.touch(Lba(at));
-                        at = (at / per_leaf
-                            + if state == LeafState::Untouched { 1 } else { leaves })
-                            * per_leaf;
-                        continue;
-                    }
-                    let leaf_end = (at / per_leaf + 1) * per_leaf;
-                    let new = if keep { Mapping::Kept } else { Mapping::Hole };
-                    for block in at..leaf_end.min(end) {
-                        volume.map.set(&mut self.slab, Lba(block), new);
-                    }
-                    at = leaf_end;
+                // Each leaf's statement must be made again at the next compaction.
+                for leaf in (lba / LEAF_BLOCKS as u64)..end.div_ceil(LEAF_BLOCKS as u64) {
+                    volume.map.touch(Lba(leaf * LEAF_BLOCKS as u64));
                 }
+                volume.map.zero(&mut self.slab, lba, end, keep, &mut |_| {});
             }
             OwnedRecord::Holes { volume, lba, ref bits, .. } => {
                 let Some(volume) = self.volumes.get_mut(volume) else { return };
