@@ -23,6 +23,8 @@ pub enum Theme {
     Churn,
     /// The pool is filled to the brim.
     Full,
+    /// Most of the pool is at rest, so that the few segments left are used again and again.
+    Reuse,
     /// So many discards that the metadata chain is compacted while serving.
     Metadata,
     /// The disk damages what it holds.
@@ -91,6 +93,8 @@ pub enum Order {
     FlushesLast,
     /// Flushes before all else.
     FlushesFirst,
+    /// Reads only when nothing else is left.
+    ReadsLast,
 }
 
 /// How a life ends.
@@ -159,6 +163,10 @@ pub struct Config {
     pub rot_running: u32,
     /// Faults of commands.
     pub rates: FaultRates,
+    /// Faults of commands while opening, in one of three lives.
+    pub rates_open: FaultRates,
+    /// Blocks that are left when the pool has been filled with data at rest, if it is.
+    pub ballast_leaves: Option<u64>,
     /// Blocks that the arena has beyond what the engine needs.
     pub arena_blocks: u32,
 }
@@ -172,8 +180,9 @@ impl Config {
             (Theme::Volumes, 22),
             (Theme::Ring, 6),
             (Theme::Churn, 15),
-            (Theme::Full, 4),
-            (Theme::Metadata, 1),
+            (Theme::Full, 3),
+            (Theme::Reuse, 8),
+            (Theme::Metadata, 2),
             (Theme::Damage, 20),
             (Theme::Errors, 17),
         ];
@@ -231,6 +240,7 @@ impl Config {
                 Order::Newest,
                 Order::FlushesLast,
                 Order::FlushesFirst,
+                Order::ReadsLast,
             ]),
             eager: rng.pick(&[10, 50, 50, 90]),
             pump: rng.pick(&[30, 100, 100]),
@@ -241,6 +251,8 @@ impl Config {
             rot: 0,
             rot_running: 0,
             rates: FaultRates::default(),
+            rates_open: FaultRates::default(),
+            ballast_leaves: None,
             arena_blocks: rng.pick(&[300, 800, 2048]),
         }
     }
@@ -301,6 +313,27 @@ impl Config {
                 self.hot_blocks = 0;
                 self.nbd = false;
             }
+            Theme::Reuse => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = 64 * MIB;
+                self.ballast_leaves = Some(rng.between(900, 3_000));
+                self.volumes = vec![rng.pick(&[260, 400, 700]) * 4096];
+                self.blocks_max = 100;
+                self.events = (300, rng.between(600, 3_000));
+                self.depth = rng.pick(&[4, 16, 40]);
+                self.eager = 60;
+                self.mix.partial = rng.pick(&[0, 0, 2]);
+                self.mix.read = rng.pick(&[0, 5, 20]);
+                self.mix.flush = rng.pick(&[0, 0, 1]);
+                self.mix.discard = rng.pick(&[0, 2, 6]);
+                (self.mix.create, self.mix.delete) = (rng.pick(&[0, 1]), rng.pick(&[0, 1]));
+                self.long = 0;
+                self.fua = 0;
+                self.hot_blocks = 0;
+                self.tick_ns = 1_000;
+                self.nbd = false;
+                self.lives = rng.between(1, 3) as u32;
+            }
             Theme::Metadata => {
                 self.segment_bytes = MIB as u32;
                 self.volumes = vec![rng.pick(&[64, 500, 2000]) * 4096];
@@ -329,6 +362,8 @@ impl Config {
                 self.rates.read_error = rng.pick(&[0, 0, 10_000]);
                 self.rates.read_flip = rng.pick(&[0, 0, 30_000]);
                 self.rates.misdirect = rng.pick(&[0, 0, 5_000]);
+                self.rates_open.read_error = rng.pick(&[0, 0, 50_000]);
+                self.rates_open.read_flip = rng.pick(&[0, 50_000, 200_000]);
                 self.mix.read = 40;
                 self.hot_blocks = rng.pick(&[4, 16, 64]);
             }
@@ -338,6 +373,7 @@ impl Config {
                 self.rates.write_error = maybe();
                 self.rates.flush_error = maybe();
                 self.rates.read_error = maybe();
+                self.rates_open = self.rates;
             }
         }
     }

@@ -6,7 +6,8 @@ use crate::disk::{CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
 use crate::nbd::Front;
 use crate::oracle::Oracle;
-use crate::world::{Check, Stats, Submitted, World};
+use crate::world::{Check, Stats, Submitted, World, WritePart, payload};
+use flagstone_block::{BLOCK_SIZE, Durability};
 use flagstone_engine::plant::Plant;
 use flagstone_engine::{Counters, PoolState};
 
@@ -100,10 +101,11 @@ fn live(world: &mut World) -> Check {
     };
     world.open()?;
     first_volumes(world)?;
+    fill(world)?;
     for life in 0..world.config.lives {
         if life > 0 {
             if world.rng.one_in(3) {
-                world.disk.set_rates(world.config.rates);
+                world.disk.set_rates(world.config.rates_open);
             }
             world.open()?;
         }
@@ -141,6 +143,36 @@ fn first_volumes(world: &mut World) -> Check {
         world.settle()?;
     }
     Ok(())
+}
+
+/// Fills the pool with data at rest, as far as the seed wants it.
+fn fill(world: &mut World) -> Check {
+    let Some(leaves) = world.config.ballast_leaves else { return Ok(()) };
+    let block = BLOCK_SIZE as u64;
+    let blocks = (world.engine().usage().available / block).saturating_sub(leaves);
+    if blocks == 0 {
+        return Ok(());
+    }
+    let Submitted::Taken(volume) = world.create("ballast", blocks * block)? else {
+        return Err(world.fail("the ballast was refused"));
+    };
+    world.settle()?;
+    let stamp = world.stamps(blocks);
+    let mut offset = 0;
+    while offset < blocks * block {
+        let len = (32 * block).min(blocks * block - offset);
+        let data = payload(volume, offset, len, stamp + offset / block);
+        let durability = Durability::Completed;
+        let part = WritePart { volume, offset, data: &data, stamp, start: 0, durability };
+        match world.write(0, part)? {
+            Submitted::Taken(taken) => offset += taken,
+            Submitted::Refused(_) => break,
+            Submitted::Busy => {}
+        }
+        world.pump()?;
+        world.end_one()?;
+    }
+    world.quiesce()
 }
 
 /// One life: requests, completions, time.

@@ -165,8 +165,15 @@ impl Disk {
             }
         };
         if area == Area::Superblock {
+            // The newest is the one that matters; it may be the only one after a crash.
             let places: Vec<u32> = layout.superblocks().collect();
-            let block = self.rng.pick(&places);
+            let generation = |disk: &Self, place: u32| {
+                let bytes = disk.current[place as usize].as_ref();
+                bytes.map_or([0; 8], |bytes| std::array::from_fn(|i| bytes[40 + 7 - i]))
+            };
+            let newest = places.iter().copied().max_by_key(|&place| generation(self, place));
+            let any = self.rng.pick(&places);
+            let block = newest.filter(|_| self.rng.one_in(2)).unwrap_or(any);
             return fits(self, block).then_some(block);
         }
         let blocks = self.current.len() as u64;

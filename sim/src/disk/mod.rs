@@ -310,7 +310,12 @@ impl Disk {
             }
         }
         if self.strikes(self.rates.read_flip) {
-            let bit = self.rng.below(into.len() as u64 * 8) as usize;
+            // Where there is nothing, nobody would notice.
+            let start = self.rng.below(u64::from(count)) as u32;
+            let mut blocks = (0..count).map(|i| (start + i) % count);
+            let written = |b: &u32| self.current[(first + b) as usize].is_some();
+            let block = blocks.find(written).unwrap_or(start) as usize;
+            let bit = block * BLOCK_SIZE * 8 + self.rng.below(BLOCK_SIZE as u64 * 8) as usize;
             into[bit / 8] ^= 1 << (bit % 8);
             touched.push((bit / 8 / BLOCK_SIZE) as u32);
         }

@@ -50,7 +50,8 @@ impl World {
         let wants = |rank: u8| move |&i: &usize, disk: &crate::disk::Disk| disk.rank(i) == rank;
         let is_flush = wants(2);
         // Whatever is preferred, nothing waits for ever.
-        let order = if self.rng.percent(85) { self.config.order } else { Order::Any };
+        let fair = if self.config.order == Order::ReadsLast { 97 } else { 85 };
+        let order = if self.rng.percent(fair) { self.config.order } else { Order::Any };
         let i = match order {
             Order::Any => any,
             Order::Oldest => 0,
@@ -58,6 +59,10 @@ impl World {
             Order::FlushesLast => {
                 let start = (0..count).map(|i| (any + i) % count);
                 start.clone().find(|i| !is_flush(i, &self.disk)).unwrap_or(any)
+            }
+            Order::ReadsLast => {
+                let mut start = (0..count).map(|i| (any + i) % count);
+                start.find(|&i| self.disk.rank(i) > 0).unwrap_or(any)
             }
             Order::FlushesFirst => (0..count).find(|i| is_flush(i, &self.disk)).unwrap_or(any),
         };
