@@ -33,6 +33,22 @@ pub enum Theme {
     Errors,
 }
 
+impl Theme {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::Mixed,
+        Self::Hot,
+        Self::Volumes,
+        Self::Ring,
+        Self::Churn,
+        Self::Full,
+        Self::Reuse,
+        Self::Metadata,
+        Self::Damage,
+        Self::Errors,
+    ];
+}
+
 /// Weights of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
@@ -172,8 +188,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Draws what a seed does.
-    pub fn draw(rng: &mut Rng) -> Self {
+    /// Draws what a seed does; `forced` replaces the theme that it draws.
+    pub fn draw(rng: &mut Rng, forced: Option<Theme>) -> Self {
         let themes = [
             (Theme::Mixed, 75),
             (Theme::Hot, 40),
@@ -187,7 +203,8 @@ impl Config {
             (Theme::Errors, 17),
         ];
         let weights = themes.map(|(_, weight)| weight);
-        let theme = themes[rng.weighted(&weights)].0;
+        let drawn = themes[rng.weighted(&weights)].0;
+        let theme = forced.unwrap_or(drawn);
         let mut config = Self::common(rng, theme);
         config.specialise(rng);
         if config.nbd {

@@ -22,3 +22,4 @@ pub mod world;
 
 pub use log::{Detail, Failure};
 pub use scenario::{Outcome, run_seed};
+pub use world::Twist;

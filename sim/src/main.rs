@@ -2,8 +2,9 @@
 
 use clap::{Parser, Subcommand};
 use flagstone_engine::plant::Plant;
+use flagstone_sim::config::Theme;
 use flagstone_sim::world::Stats;
-use flagstone_sim::{Detail, Failure, Outcome, run_seed};
+use flagstone_sim::{Detail, Failure, Outcome, Twist, run_seed};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -25,6 +26,22 @@ struct Cli {
     command: Command,
 }
 
+#[derive(clap::Args, Clone, Copy)]
+struct TwistArgs {
+    /// Plant this bug.
+    #[arg(long, value_parser = parse_plant)]
+    plant: Option<Plant>,
+    /// Force this theme instead of the one that each seed draws.
+    #[arg(long, value_parser = parse_theme)]
+    theme: Option<Theme>,
+}
+
+impl From<TwistArgs> for Twist {
+    fn from(args: TwistArgs) -> Self {
+        Self { plant: args.plant, theme: args.theme }
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Run a range of seeds.
@@ -35,9 +52,8 @@ enum Command {
         /// Threads.
         #[arg(long, default_value_t = 2)]
         jobs: usize,
-        /// Plant this bug.
-        #[arg(long, value_parser = parse_plant)]
-        plant: Option<Plant>,
+        #[command(flatten)]
+        twist: TwistArgs,
         /// Stop after so many failures.
         #[arg(long, default_value_t = 1)]
         failures: u64,
@@ -46,9 +62,8 @@ enum Command {
     Replay {
         /// The seed.
         seed: u64,
-        /// Plant this bug.
-        #[arg(long, value_parser = parse_plant)]
-        plant: Option<Plant>,
+        #[command(flatten)]
+        twist: TwistArgs,
         /// Tell every step, not only the last ones before a failure.
         #[arg(long)]
         verbose: bool,
@@ -76,9 +91,14 @@ fn parse_plant(text: &str) -> Result<Plant, String> {
     named.copied().ok_or_else(|| format!("no such bug; there are {:?}", Plant::ALL))
 }
 
+fn parse_theme(text: &str) -> Result<Theme, String> {
+    let named = Theme::ALL.iter().find(|theme| format!("{theme:?}").eq_ignore_ascii_case(text));
+    named.copied().ok_or_else(|| format!("no such theme; there are {:?}", Theme::ALL))
+}
+
 /// Runs a seed; a panic is a failure like any other.
-fn guarded(seed: u64, plant: Option<Plant>, detail: Detail) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| run_seed(seed, plant, detail))).unwrap_or_else(|panic| {
+fn guarded(seed: u64, twist: Twist, detail: Detail) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| run_seed(seed, twist, detail))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let what = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?");
         let failure = Failure { what: format!("panic: {what}"), steps: Vec::new() };
@@ -92,7 +112,7 @@ struct Tally {
     stats: Stats,
 }
 
-fn run_range(seeds: (u64, u64), jobs: usize, plant: Option<Plant>, failures: u64) -> Tally {
+fn run_range(seeds: (u64, u64), jobs: usize, twist: Twist, failures: u64) -> Tally {
     let next = AtomicU64::new(seeds.0);
     let stop = AtomicBool::new(false);
     let tally = Mutex::new(Tally { seeds: 0, failed: Vec::new(), stats: Stats::default() });
@@ -104,7 +124,7 @@ fn run_range(seeds: (u64, u64), jobs: usize, plant: Option<Plant>, failures: u64
                     if seed >= seeds.1 {
                         break;
                     }
-                    let outcome = guarded(seed, plant, Detail::Hash);
+                    let outcome = guarded(seed, twist, Detail::Hash);
                     let Ok(mut tally) = tally.lock() else { break };
                     tally.seeds += 1;
                     tally.stats.add(&outcome.stats);
@@ -123,23 +143,26 @@ fn run_range(seeds: (u64, u64), jobs: usize, plant: Option<Plant>, failures: u64
     tally
 }
 
-fn replay_command(seed: u64, plant: Option<Plant>) -> String {
-    match plant {
-        None => format!("cargo run --profile sim -p flagstone-sim -- replay {seed}"),
-        Some(plant) => format!(
-            "cargo run --profile sim -p flagstone-sim --features planted-bugs -- replay {seed} \
-             --plant {plant:?}"
-        ),
+fn replay_command(seed: u64, twist: Twist) -> String {
+    let features = if twist.plant.is_some() { " --features planted-bugs" } else { "" };
+    let mut command =
+        format!("cargo run --profile sim -p flagstone-sim{features} -- replay {seed}");
+    if let Some(plant) = twist.plant {
+        command += &format!(" --plant {plant:?}");
     }
+    if let Some(theme) = twist.theme {
+        command += &format!(" --theme {theme:?}");
+    }
+    command
 }
 
-fn run(seeds: (u64, u64), jobs: usize, plant: Option<Plant>, failures: u64) -> ExitCode {
+fn run(seeds: (u64, u64), jobs: usize, twist: Twist, failures: u64) -> ExitCode {
     let start = Instant::now();
-    let tally = run_range(seeds, jobs, plant, failures);
+    let tally = run_range(seeds, jobs, twist, failures);
     let seconds = start.elapsed().as_secs_f64();
     for (seed, failure) in &tally.failed {
         say!("seed {seed} failed: {}", failure.what);
-        say!("  replay: {}", replay_command(*seed, plant));
+        say!("  replay: {}", replay_command(*seed, twist));
     }
     say!(
         "{} seeds in {seconds:.1} s ({:.0} per second), {} failed",
@@ -151,9 +174,9 @@ fn run(seeds: (u64, u64), jobs: usize, plant: Option<Plant>, failures: u64) -> E
     if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn replay(seed: u64, plant: Option<Plant>, verbose: bool) -> ExitCode {
+fn replay(seed: u64, twist: Twist, verbose: bool) -> ExitCode {
     let detail = if verbose { Detail::All } else { Detail::Last };
-    let outcome = guarded(seed, plant, detail);
+    let outcome = guarded(seed, twist, detail);
     match outcome.failure {
         None => {
             say!("seed {seed} passed: {} steps, hash {:#018x}", outcome.events, outcome.hash);
@@ -174,7 +197,7 @@ fn canary(seeds: u64, jobs: usize) -> ExitCode {
     let mut missed = 0;
     for &plant in Plant::ALL {
         let start = Instant::now();
-        let tally = run_range((0, seeds), jobs, Some(plant), 1);
+        let tally = run_range((0, seeds), jobs, Twist { plant: Some(plant), theme: None }, 1);
         let seconds = start.elapsed().as_secs_f64();
         match tally.failed.first() {
             Some((seed, failure)) => {
@@ -200,8 +223,8 @@ fn main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {}));
     }
     match cli.command {
-        Command::Run { seeds, jobs, plant, failures } => run(seeds, jobs, plant, failures),
-        Command::Replay { seed, plant, verbose } => replay(seed, plant, verbose),
+        Command::Run { seeds, jobs, twist, failures } => run(seeds, jobs, twist.into(), failures),
+        Command::Replay { seed, twist, verbose } => replay(seed, twist.into(), verbose),
         Command::Canary { seeds, jobs } => canary(seeds, jobs),
     }
 }

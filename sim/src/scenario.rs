@@ -6,9 +6,8 @@ use crate::disk::{CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
 use crate::nbd::Front;
 use crate::oracle::Oracle;
-use crate::world::{Check, Stats, Submitted, World, WritePart, payload};
+use crate::world::{Check, Stats, Submitted, Twist, World, WritePart, payload};
 use flagstone_block::{BLOCK_SIZE, Durability};
-use flagstone_engine::plant::Plant;
 use flagstone_engine::{Counters, PoolState};
 
 /// How a seed ended.
@@ -26,8 +25,8 @@ pub struct Outcome {
 
 /// Runs a seed. A panic of the engine is the caller's to catch.
 #[must_use]
-pub fn run_seed(seed: u64, plant: Option<Plant>, detail: Detail) -> Outcome {
-    let mut world = World::new(seed, detail, plant);
+pub fn run_seed(seed: u64, twist: Twist, detail: Detail) -> Outcome {
+    let mut world = World::new(seed, detail, twist);
     let failure = live(&mut world).err();
     world.bury();
     Outcome { failure, hash: world.log.hash(), events: world.log.events(), stats: world.stats }

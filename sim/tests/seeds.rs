@@ -1,6 +1,6 @@
 //! Seeds: the same every time, and none fails.
 
-use flagstone_sim::{Detail, run_seed};
+use flagstone_sim::{Detail, Twist, run_seed};
 
 /// Few, since tests are built without much optimisation; the command runs many.
 const SEEDS: u64 = 60;
@@ -8,17 +8,23 @@ const SEEDS: u64 = 60;
 #[test]
 fn a_seed_always_does_the_same() {
     for seed in 0..20 {
-        let (one, other) = (run_seed(seed, None, Detail::Hash), run_seed(seed, None, Detail::Last));
+        let (one, other) = (
+            run_seed(seed, Twist::default(), Detail::Hash),
+            run_seed(seed, Twist::default(), Detail::Last),
+        );
         assert_eq!((one.hash, one.events), (other.hash, other.events), "seed {seed}");
         assert!(one.events > 1, "seed {seed} did nothing");
     }
-    assert_ne!(run_seed(1, None, Detail::Hash).hash, run_seed(2, None, Detail::Hash).hash);
+    assert_ne!(
+        run_seed(1, Twist::default(), Detail::Hash).hash,
+        run_seed(2, Twist::default(), Detail::Hash).hash
+    );
 }
 
 #[test]
 fn seeds_pass() {
     for seed in 0..SEEDS {
-        let outcome = run_seed(seed, None, Detail::Last);
+        let outcome = run_seed(seed, Twist::default(), Detail::Last);
         if let Some(failure) = outcome.failure {
             panic!("seed {seed}: {}\n{}", failure.what, failure.steps.join("\n"));
         }
@@ -33,7 +39,7 @@ fn seeds_that_once_failed_pass() {
     for line in lines {
         let seed = line.split_whitespace().next().and_then(|word| word.parse().ok());
         let Some(seed) = seed else { panic!("not a seed: {line:?}") };
-        let outcome = run_seed(seed, None, Detail::Last);
+        let outcome = run_seed(seed, Twist::default(), Detail::Last);
         if let Some(failure) = outcome.failure {
             panic!("seed {seed} ({line}): {}\n{}", failure.what, failure.steps.join("\n"));
         }

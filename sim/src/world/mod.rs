@@ -9,7 +9,7 @@ mod open;
 mod requests;
 
 use crate::arena::Arena;
-use crate::config::Config;
+use crate::config::{Config, Theme};
 use crate::content::Place;
 use crate::disk::{Disk, Layout};
 use crate::log::{Detail, Failure, Log};
@@ -129,6 +129,15 @@ impl Stats {
     }
 }
 
+/// What is different from the plain seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Twist {
+    /// This bug is planted.
+    pub plant: Option<Plant>,
+    /// This theme instead of the one that the seed draws.
+    pub theme: Option<Theme>,
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct World {
@@ -172,9 +181,9 @@ pub struct World {
 impl World {
     /// A machine with an unformatted disk.
     #[must_use]
-    pub fn new(seed: u64, detail: Detail, plant: Option<Plant>) -> Self {
+    pub fn new(seed: u64, detail: Detail, twist: Twist) -> Self {
         let mut rng = Rng::new(seed);
-        let config = Config::draw(&mut rng);
+        let config = Config::draw(&mut rng, twist.theme);
         let disk = Disk::new(config.pool_bytes, Rng::new(rng.next()));
         let mut log = Log::new(detail);
         log.step(&[seed], || format!("{config:?}"));
@@ -190,7 +199,7 @@ impl World {
             stats: Stats::default(),
             answers: Vec::new(),
             layout: None,
-            plant,
+            plant: twist.plant,
             slots: Vec::new(),
             vacant: Vec::new(),
             serial: 0,
