@@ -119,17 +119,19 @@ fn end_to_end(root: &Path) -> Command {
     cargo(root, &["test", "--workspace", "--no-fail-fast", "--test", &targets])
 }
 
-/// The names of all files `CRATE/tests/NAME.rs`.
+/// The names of all files `CRATE/tests/NAME.rs` of the workspace's members.
 fn test_targets(root: &Path) -> Result<Vec<String>, String> {
+    let failed = |path: &Path, error| format!("{}: {error}", path.display());
+    let manifest = root.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).map_err(|error| failed(&manifest, error))?;
     let mut names = Vec::new();
-    let list = |path: &Path| fs::read_dir(path).map_err(|e| format!("{}: {e}", path.display()));
-    for member in list(root)?.flatten() {
-        let directory = member.path().join("tests");
-        if !member.path().join("Cargo.toml").is_file() || !directory.is_dir() {
+    for member in members(&text) {
+        let directory = root.join(member).join("tests");
+        if !directory.is_dir() {
             continue;
         }
-        for file in list(&directory)?.flatten() {
-            let path = file.path();
+        for file in fs::read_dir(&directory).map_err(|error| failed(&directory, error))? {
+            let path = file.map_err(|error| failed(&directory, error))?.path();
             if path.extension().is_some_and(|extension| extension == "rs") {
                 names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
             }
@@ -140,9 +142,33 @@ fn test_targets(root: &Path) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
+/// What the workspace's manifest lists as `members`.
+fn members(manifest: &str) -> impl Iterator<Item = &str> {
+    let list = manifest.split_once("\nmembers = [").and_then(|(_, rest)| rest.split_once(']'));
+    list.map_or("", |(list, _)| list).split(',').map(|name| name.trim().trim_matches('"'))
+}
+
 fn cargo(root: &Path, args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(args).current_dir(root);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_listed() {
+        let text = "[workspace]\nmembers = [\"block\",\n  \"ring\"]\nexclude = [\"fuzz\"]\n";
+        assert_eq!(members(text).collect::<Vec<_>>(), ["block", "ring"]);
+    }
+
+    #[test]
+    fn end_to_end_targets_are_among_the_test_targets() {
+        let names = test_targets(&crate::root()).unwrap();
+        assert!(names.iter().any(|name| name.starts_with(END_TO_END)));
+        assert!(names.iter().any(|name| !name.starts_with(END_TO_END)));
+    }
 }
