@@ -1,0 +1,204 @@
+//! The control API's router, without a socket, in front of a daemon that is a map.
+//!
+//! An input is `method, content type, path length, path, body`. Whatever it says, the answer must
+//! be well formed, and the daemon behind must never see a name or size that was not checked.
+
+use crate::input::Input;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
+use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
+use flagstone::api::routes::{Context, router};
+use flagstone::api::types::{CreateVolume, Pool, PoolState, Volume};
+use flagstone::name::check_name;
+use flagstone::node::NodeStats;
+use flagstone::size::check_blocks;
+use http_body_util::BodyExt as _;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use tower::ServiceExt as _;
+
+const METHODS: [Method; 6] =
+    [Method::POST, Method::PATCH, Method::DELETE, Method::GET, Method::HEAD, Method::PUT];
+const TYPES: [&str; 4] = ["application/json", "text/plain", "", "application/json; charset=utf-8"];
+const PATHS: [&str; 9] = [
+    "/v1/volumes",
+    "/v1/volumes/demo",
+    "/v1/volumes/busy",
+    "/v1/volumes/demo?force=true",
+    "/v1/pools",
+    "/v1/status",
+    "/v1/openapi.json",
+    "/metrics",
+    "/healthz",
+];
+
+#[derive(Default)]
+struct Fake(Mutex<BTreeMap<String, Volume>>);
+
+impl Fake {
+    fn reset(&self) {
+        let mut volumes = self.0.lock().unwrap();
+        volumes.clear();
+        for name in ["demo", "busy"] {
+            volumes.insert(name.to_owned(), volume(name.to_owned(), 1 << 20));
+        }
+    }
+}
+
+fn volume(name: String, size_bytes: u64) -> Volume {
+    Volume {
+        uuid: String::new(),
+        pool: "/p".to_owned(),
+        size_bytes,
+        mapped_bytes: 0,
+        connections: u32::from(name == "busy"),
+        uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
+        name,
+    }
+}
+
+fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
+    Box::pin(std::future::ready(result))
+}
+
+impl Backend for Fake {
+    fn snapshot(&self) -> Reply<Snapshot> {
+        let volumes: Vec<_> = self.0.lock().unwrap().values().cloned().collect();
+        let pool = Pool {
+            uuid: String::new(),
+            path: "/p".to_owned(),
+            state: PoolState::Running,
+            reason: None,
+            device_bytes: 64 << 20,
+            capacity_bytes: 32 << 20,
+            used_bytes: 0,
+            free_bytes: 32 << 20,
+            provisioned_bytes: 0,
+            volumes: volumes.len() as u32,
+            direct_io: true,
+        };
+        answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
+    }
+
+    fn volume(&self, name: String) -> Reply<Volume> {
+        check_name(&name).expect("the caller checks names");
+        let found = self.0.lock().unwrap().get(&name).cloned();
+        answer(found.ok_or_else(|| ApiError::volume_not_found(&name)))
+    }
+
+    fn create_volume(&self, request: CreateVolume) -> Reply<Created> {
+        check_name(&request.name).expect("the caller checks names");
+        check_blocks(request.size_bytes).expect("the caller checks sizes");
+        let mut volumes = self.0.lock().unwrap();
+        if request.pool.is_some_and(|pool| pool != "/p") {
+            return answer(Err(ApiError::new(ErrorCode::PoolNotFound, "no such pool")));
+        }
+        if let Some(existing) = volumes.get(&request.name) {
+            return answer(Ok(Created::Existing(existing.clone())));
+        }
+        let made = volume(request.name.clone(), request.size_bytes);
+        volumes.insert(request.name, made.clone());
+        answer(Ok(Created::New(made)))
+    }
+
+    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+        check_name(&name).expect("the caller checks names");
+        check_blocks(size_bytes).expect("the caller checks sizes");
+        let mut volumes = self.0.lock().unwrap();
+        let Some(volume) = volumes.get_mut(&name) else {
+            return answer(Err(ApiError::volume_not_found(&name)));
+        };
+        if size_bytes < volume.size_bytes {
+            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
+        }
+        volume.size_bytes = size_bytes;
+        answer(Ok(volume.clone()))
+    }
+
+    fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
+        check_name(&name).expect("the caller checks names");
+        let mut volumes = self.0.lock().unwrap();
+        match volumes.get(&name) {
+            None => answer(Err(ApiError::volume_not_found(&name))),
+            Some(volume) if volume.connections > 0 && !force => {
+                answer(Err(ApiError::new(ErrorCode::VolumeInUse, "a client has it open")))
+            }
+            Some(_) => {
+                volumes.remove(&name);
+                answer(Ok(()))
+            }
+        }
+    }
+
+    fn server_uris(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+struct Daemon {
+    runtime: tokio::runtime::Runtime,
+    router: Router,
+    fake: Arc<Fake>,
+}
+
+impl Daemon {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let fake = Arc::new(Fake::default());
+        Self {
+            runtime: runtime.expect("a runtime without sockets"),
+            router: router(Context::new(fake.clone())),
+            fake,
+        }
+    }
+}
+
+thread_local! {
+    static DAEMON: Daemon = Daemon::new();
+}
+
+/// One request; see the module.
+pub fn api_input(input: &[u8]) {
+    DAEMON.with(|daemon| {
+        let Some((request, head)) = request(input) else { return };
+        daemon.fake.reset();
+        let (status, body) = daemon.runtime.block_on(async {
+            let Ok(response) = daemon.router.clone().oneshot(request).await;
+            let status = response.status();
+            let body = response.into_body().collect().await.expect("a body from memory");
+            (status, body.to_bytes())
+        });
+        check(status, &body, head);
+    });
+}
+
+/// The request, and whether its answer has no body.
+fn request(input: &[u8]) -> Option<(Request<Body>, bool)> {
+    let mut input = Input::new(input);
+    let method = &METHODS[usize::from(input.u8()) % METHODS.len()];
+    let content_type = TYPES[usize::from(input.u8()) % TYPES.len()];
+    let path = match usize::from(input.u8()) {
+        // A path of the input's own; otherwise one that exists.
+        len @ 1..128 => input.bytes(len),
+        i => PATHS[i % PATHS.len()].as_bytes(),
+    };
+    let mut request = Request::builder().method(method).uri(path);
+    if !content_type.is_empty() {
+        request = request.header("content-type", content_type);
+    }
+    let request = request.body(Body::from(input.rest().to_vec())).ok()?;
+    Some((request, *method == Method::HEAD))
+}
+
+fn check(status: StatusCode, body: &[u8], head: bool) {
+    if status.is_success() || head {
+        return;
+    }
+    let text = String::from_utf8_lossy(body);
+    let parsed: ErrorBody =
+        serde_json::from_slice(body).unwrap_or_else(|error| panic!("{status} {text}: {error}"));
+    assert_eq!(parsed.error.code.status(), status, "{text}");
+    assert!(!parsed.error.message.is_empty() && parsed.error.code != ErrorCode::Internal, "{text}");
+}
