@@ -8,6 +8,7 @@
 //! CRC, and an attacker who writes to the disk does not have to.
 //!
 //! How to run them: `docs/operations/fuzzing.md`.
+#![allow(clippy::manual_is_multiple_of, clippy::result_large_err)] // style, not soundness, of test code
 
 #[cfg(feature = "product")]
 mod api;
