@@ -207,7 +207,7 @@ impl Run {
         let durability = durability(what);
         match self.submit(|e, a, t| e.zero(a, t, volume, offset, len, mode, durability)) {
             Err(error) => self.refused(volume, error),
-            Ok((tag, taken)) if offset % BLOCK != 0 || len < BLOCK => {
+            Ok((tag, taken)) if !offset.is_multiple_of(BLOCK) || len < BLOCK => {
                 assert_eq!(taken, len.min(BLOCK - offset % BLOCK));
                 if mode == ZeroMode::Discard {
                     self.pending.insert(tag, Pending::Nothing);
