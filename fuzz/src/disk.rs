@@ -111,7 +111,10 @@ impl Disk {
     }
 
     fn check(&self, offset: u64, bytes: usize) -> Result<u32, DeviceError> {
-        assert!(offset.is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_SIZE), "not aligned");
+        assert!(
+            offset.is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_SIZE),
+            "not aligned"
+        );
         match offset.checked_add(bytes as u64) {
             Some(end) if end <= self.size() => Ok((offset / BLOCK_BYTES) as u32),
             _ => Err(DeviceError::OutOfRange { offset }),
