@@ -1,9 +1,11 @@
 //! The stream under a connection: unix or TCP, with the few calls that the loop needs.
 //!
-//! The socket stays in blocking mode. Sends never block (`MSG_DONTWAIT`), receives block unless
-//! told otherwise: the common turn is one send and one receive, and both sides' full buffers
-//! can't deadlock, because whoever has something left to send waits in `poll` for either
-//! direction and keeps receiving.
+//! The socket stays in blocking mode for the handshake. Afterwards neither sends nor receives
+//! block (`MSG_DONTWAIT`); whoever has to wait waits in `poll`: for data, or with something left
+//! to send for either direction, so that both sides' full buffers can't deadlock. A receive that
+//! blocks would be woken twice per answer on a unix socket, first when the server takes the
+//! request off it (the kernel then tells every sleeper on the socket that there is room to send),
+//! and the server would pay for that; common clients wait in `poll` as well.
 
 use std::{
     io::{self, IoSlice},
@@ -117,12 +119,14 @@ impl Socket {
     /// Receives what is there, waiting for something if `wait`. Zero is the end of the stream,
     /// `None` that nothing is there.
     pub(super) fn receive(&self, into: &mut [u8], wait: bool) -> io::Result<Option<usize>> {
-        let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
         loop {
-            match recv(self, &mut *into, flags) {
+            if wait {
+                self.wait_for(PollFlags::IN)?;
+            }
+            match recv(self, &mut *into, RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) => return Ok(Some(bytes)),
                 Err(Errno::AGAIN) if !wait => return Ok(None),
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -130,7 +134,11 @@ impl Socket {
 
     /// Waits until there is something to receive or room to send.
     pub(super) fn wait_both(&self) -> io::Result<()> {
-        let mut fds = [PollFd::new(self, PollFlags::IN | PollFlags::OUT)];
+        self.wait_for(PollFlags::IN | PollFlags::OUT)
+    }
+
+    fn wait_for(&self, what: PollFlags) -> io::Result<()> {
+        let mut fds = [PollFd::new(self, what)];
         loop {
             match poll(&mut fds, None) {
                 Ok(_) => return Ok(()),

@@ -1,4 +1,4 @@
-//! A thread's connections: one, with blocking receives, or several behind an epoll.
+//! A thread's connections: one, waiting in `poll`, or several behind an epoll.
 //!
 //! Several connections on one thread cost less than as many threads when there are few cores:
 //! the thread goes from one readable socket to the next without sleeping in between, and the
