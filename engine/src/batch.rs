@@ -350,10 +350,7 @@ impl Engine {
             }
             if batch.lasting_bytes > 0
                 && !(self.meta.has_room(batch.lasting_bytes)
-                    && self
-                        .compaction
-                        .as_ref()
-                        .is_none_or(|c| c.chain.has_room(batch.lasting_bytes)))
+                    && self.compaction.as_ref().is_none_or(|c| c.has_room(batch.lasting_bytes)))
             {
                 // Pages wait for a flush of the journal; nothing may overtake this batch.
                 self.flush.want();

@@ -53,6 +53,16 @@ pub(crate) struct Compaction {
     stage: Stage,
 }
 
+impl Compaction {
+    /// Whether the new chain takes `bytes` bytes of new records now. While it is being stated, a
+    /// page is left to the statements: a flood of discards would otherwise take every one that a
+    /// flush gives back, and the compaction would never end.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        let kept = usize::from(self.stage == Stage::Stating && self.cursor != Cursor::End);
+        self.chain.has_room_beside(bytes, kept)
+    }
+}
+
 impl Engine {
     /// Begins a compaction, if the arena and the segments allow it now.
     pub(crate) fn begin_compaction(&mut self, bufs: &mut impl Buffers) -> bool {

@@ -112,12 +112,23 @@ impl MetaChain {
 
     /// Whether records of `bytes` bytes in all, at most one page's worth, can be appended.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.has_room_beside(bytes, 0)
+    }
+
+    /// As [`MetaChain::has_room`], leaving `pages` page buffers to others.
+    pub(crate) fn has_room_beside(&self, bytes: usize, pages: usize) -> bool {
         let goes_on = self.index + 1 < self.pages_per_segment || self.next_segment != NO_SEGMENT;
         match self.fill {
             Some(_) if self.used + bytes <= RECORD_BYTES => true,
-            Some(_) => !self.spare.is_empty() && goes_on,
-            None => !self.spare.is_empty() && self.index < self.pages_per_segment,
+            Some(_) => self.spare.len() > pages && goes_on,
+            None => self.spare.len() > pages && self.index < self.pages_per_segment,
         }
+    }
+
+    /// Pages that can still be begun in the segments that the chain has.
+    pub(crate) fn pages_ahead(&self) -> u32 {
+        let next = if self.next_segment == NO_SEGMENT { 0 } else { self.pages_per_segment };
+        (self.pages_per_segment - self.index.min(self.pages_per_segment)) + next
     }
 
     /// Appends a record that lies in journal block `jseq`. There must be room.

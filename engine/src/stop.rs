@@ -2,6 +2,8 @@
 //! and a superblock says that the journal holds nothing.
 
 use crate::engine::Engine;
+use crate::format::meta::RECORD_BYTES;
+use crate::format::record::write_bytes;
 use crate::format::superblock::{FLAG_CLEAN, Superblock};
 use crate::segment::SealStage;
 use flagstone_block::Buffers;
@@ -67,8 +69,10 @@ impl Engine {
                     && self.compaction.is_none()
                     && sealed
                     && self.journal.durable == self.journal.next;
-                if quiet {
+                if quiet && self.open_segment_fits_chain() {
                     self.stop.stage = Stage::KeepingOpenSegment;
+                } else if quiet {
+                    self.seal_open(bufs);
                 } else {
                     self.flush.want();
                 }
@@ -96,6 +100,15 @@ impl Engine {
             _ => {}
         }
         self.again |= stage != self.stop.stage;
+    }
+
+    /// Whether the chain has pages for the records of the open segment's blocks. If a nearly full
+    /// pool could not give it another segment, the open segment is sealed instead.
+    fn open_segment_fits_chain(&self) -> bool {
+        let Some(open) = &self.open else { return true };
+        let records = (open.next - open.in_meta) as usize;
+        let per_page = RECORD_BYTES / write_bytes(1);
+        self.meta.pages_ahead() as usize > records.div_ceil(per_page)
     }
 
     /// Gives the buffers back once nothing uses them; a failed pool stops without ceremony.

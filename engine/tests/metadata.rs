@@ -53,6 +53,44 @@ fn compaction_ends_under_a_steady_load_of_discards() {
     }
 }
 
+/// So many discards at once that they alone could use every page that a flush gives back, while
+/// hundreds of leaves have to be stated: the statements must get their share.
+#[test]
+fn a_flood_of_discards_leaves_room_for_the_statements() {
+    const LEAVES: u64 = 600;
+    const LEAF_BYTES: u64 = 2 << 20;
+    const DEPTH: usize = 2000;
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("data", LEAVES * LEAF_BYTES);
+    for leaf in 0..LEAVES {
+        world.write(volume, leaf * LEAF_BYTES, &block(leaf)).unwrap();
+    }
+    let (mut sent, mut in_flight, mut meta_max) = (0u64, 0, 0);
+    while world.engine.counters().compactions < 3 {
+        assert!(sent < 300_000, "{:?}", world.engine.counters());
+        while in_flight < DEPTH {
+            let offset = sent % LEAVES * LEAF_BYTES + BLOCK_SIZE as u64;
+            let tag = world.tag();
+            let (engine, arena) = (&mut world.engine, &mut world.arena);
+            let (len, mode) = (BLOCK_SIZE as u64, ZeroMode::Discard);
+            match engine.zero(arena, tag, volume, offset, len, mode, Durability::Completed) {
+                Ok(_) => (sent, in_flight) = (sent + 1, in_flight + 1),
+                Err(SubmitError::Busy) => break,
+                Err(error) => panic!("request {sent}: {error:?}"),
+            }
+        }
+        world.turn();
+        world.now_ns += 100_000;
+        while let Some(completion) = world.engine.next_completion() {
+            completion.result.unwrap();
+            in_flight -= 1;
+        }
+        meta_max = meta_max.max(world.engine.usage().segments_meta);
+    }
+    assert!(meta_max <= 8, "{meta_max} segments of metadata");
+    world.engine.check().unwrap();
+}
+
 /// Volumes with the longest names, until there is no more: refused while compaction still fits,
 /// so that the pool goes on, opens again, and takes back what is deleted.
 #[test]
