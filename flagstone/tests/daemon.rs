@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Daemon, flagstone, run};
+use support::{Daemon, flagstone, run, sturdy};
 
 fn pool(dir: &Path) {
     run(dir, &["pool", "create", "p", "--size", "256M"]).succeeded();
@@ -210,6 +210,39 @@ fn signals_stop_cleanly() {
         assert!(log.contains("stopping"), "{log}");
         let checked = run(dir, &["--json", "pool", "check", "p"]).succeeded().json();
         assert_eq!(checked["recovery"]["clean"], true);
+    }
+}
+
+#[test]
+fn a_failed_pool_is_told_at_the_end_too() {
+    for traffic in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        pool(dir);
+        let args = ["serve", "--pool", "p", "--nbd-socket", "nbd.sock", "--api-socket", "api.sock"];
+        let daemon = Daemon::spawn(dir, sturdy(dir).args(args));
+        daemon.run(&["volume", "create", "v", "--size", "64M"]).succeeded();
+        // Without traffic the stop itself is what fails.
+        daemon.limit_files(4096);
+        if traffic {
+            let job = ["--rw", "write", "--ops", "16", "--flush-every", "1"];
+            let ran = daemon.run(&[&["bench", "nbd", &daemon.uri("v")], &job[..]].concat());
+            assert_ne!(ran.status, 0, "{ran:?}");
+            let (_, pools) = http(&dir.join("api.sock"), "GET", "/v1/pools", "");
+            let pools: Value = serde_json::from_str(&pools).unwrap();
+            assert_eq!(pools["pools"][0]["state"], "failed", "{pools}");
+            let (status, _) = http(&dir.join("api.sock"), "GET", "/healthz", "");
+            assert_eq!(status, 503);
+            daemon.run(&["volume", "create", "w", "--size", "64M"]).failed(1, "has failed");
+        }
+        daemon.signal(Signal::TERM);
+        let (status, log) = daemon.wait();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains("error: the pool p has failed and was not closed"), "{log}");
+        assert!(log.contains("File too large"), "{log}");
+        // Nothing is wrong with the pool itself.
+        run(dir, &["pool", "check", "p"]).succeeded();
+        Daemon::serve(dir, "p").run(&["volume", "show", "v"]).succeeded();
     }
 }
 

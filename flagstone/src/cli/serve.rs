@@ -28,6 +28,9 @@ const NBD_SOCKET_DEFAULT: &str = "/run/flagstone/nbd.sock";
 ///
 /// A pool is locked while it is served: a second daemon is refused. A socket that nobody listens
 /// on is replaced; a live one is not.
+///
+/// A pool whose device fails a write is only read from then on, while the others go on; the daemon
+/// then ends with status 1 when it is stopped, and names the pool.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "The ready line:
   ready nbd=URI [nbd-tcp=URI] api=PATH pools=N volumes=N

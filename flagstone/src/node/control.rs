@@ -278,16 +278,34 @@ pub enum ControlRequest {
     Shutdown,
 }
 
-/// Why a running node ended.
+/// A pool whose device failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedPool {
+    /// As given in [`NodeConfig::pools`].
+    pub path: PathBuf,
+    /// What the device said.
+    pub reason: String,
+}
+
+fn list(pools: &[FailedPool]) -> String {
+    let sentence = |pool: &FailedPool| {
+        format!("the pool {} has failed and was not closed: {}", pool.path.display(), pool.reason)
+    };
+    pools.iter().map(sentence).collect::<Vec<_>>().join("; ")
+}
+
+/// Why a running node ended badly.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeExit {
-    /// A pool could not be closed cleanly; its next opening recovers it.
-    #[error("the pool at {} was not closed cleanly: {reason}", path.display())]
-    UncleanPool {
-        /// As given in [`NodeConfig::pools`].
-        path: PathBuf,
-        /// What happened.
-        reason: String,
+    /// Devices failed, while serving or at the stop; the next opening recovers their pools.
+    #[error(
+        "{}; everything that was flushed before is there: when the device is well again, the next \
+         start recovers the pool",
+        list(pools)
+    )]
+    FailedPools {
+        /// Which; at least one.
+        pools: Vec<FailedPool>,
     },
     /// The reactor can't go on.
     #[error("the reactor failed: {reason}")]

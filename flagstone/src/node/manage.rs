@@ -296,11 +296,9 @@ impl Reactor {
         PoolStatus {
             path: pool.path.clone(),
             uuid: pool.engine.pool_uuid(),
-            state: match pool.engine.state() {
-                flagstone_engine::PoolState::Failed(error) => {
-                    PoolState::Failed { reason: error.to_string() }
-                }
-                _ => PoolState::Running,
+            state: match pool.failure {
+                Some(error) => PoolState::Failed { reason: error.to_string() },
+                None => PoolState::Running,
             },
             device_bytes: pool.device.size(),
             capacity_bytes: usage.capacity,

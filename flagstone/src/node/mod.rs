@@ -21,8 +21,8 @@ mod submit;
 mod transmit;
 
 pub use control::{
-    ControlError, ControlRequest, NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState,
-    PoolStatus, VolumeStatus,
+    ControlError, ControlRequest, FailedPool, NodeConfig, NodeExit, NodeHandle, NodeStats,
+    PoolState, PoolStatus, VolumeStatus,
 };
 pub use start::{StartError, start};
 

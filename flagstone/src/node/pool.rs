@@ -1,6 +1,7 @@
 //! One pool of the node: an engine and the device it is driven on.
 
-use flagstone_engine::Engine;
+use flagstone_block::DeviceError;
+use flagstone_engine::{Engine, PoolState};
 use flagstone_ring::{Device, DeviceId};
 use std::path::PathBuf;
 
@@ -14,4 +15,24 @@ pub(super) struct Pool {
     pub(super) engine: Engine,
     /// Something was given to the engine since it was last pumped.
     pub(super) touched: bool,
+    /// What the device failed with, for good: an engine that has stopped only says that it has.
+    pub(super) failure: Option<DeviceError>,
+}
+
+impl Pool {
+    /// Takes note of the engine's failure, once.
+    pub(super) fn note_failure(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        if let PoolState::Failed(error) = self.engine.state() {
+            tracing::error!(
+                pool = %self.path.display(),
+                %error,
+                "the pool has failed: it is only read from now on; when its device is well \
+                 again, a restart recovers it"
+            );
+            self.failure = Some(error);
+        }
+    }
 }

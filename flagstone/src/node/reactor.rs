@@ -238,6 +238,9 @@ impl Reactor {
                 }
                 pool.engine.device_done(self.ring.buffers(), token, result);
                 pool.touched = true;
+                if result.is_err() {
+                    pool.note_failure();
+                }
             }
             Event::Accepted { socket, .. } => self.accepted(socket),
             Event::ListenerFailed { errno, .. } => {

@@ -211,7 +211,7 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
         let device = io.into_device();
         let id = ring.add_device(&device)?;
         tracing::info!(pool = %path.display(), direct = device.is_direct(), ?report, "pool opened");
-        pools.push(Pool { path: path.clone(), device, id, engine, touched: true });
+        pools.push(Pool { path: path.clone(), device, id, engine, touched: true, failure: None });
     }
     let used = u64::from(arena_blocks - ring.buffers_ref().free_blocks());
     let needed = used + connection_blocks + u64::from(SHARED_BLOCKS_MIN);

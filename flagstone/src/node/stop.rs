@@ -6,7 +6,7 @@
 //! 3. The engines seal, flush and write their superblocks.
 
 use super::connection::Phase;
-use super::control::NodeExit;
+use super::control::{FailedPool, NodeExit};
 use super::limits::DRAIN_NS;
 use super::reactor::Reactor;
 use flagstone_block::Buffers;
@@ -101,11 +101,12 @@ impl Reactor {
         for buffer in fixed {
             self.ring.buffers().free(buffer);
         }
-        for pool in &self.pools {
-            if let PoolState::Failed(error) = pool.engine.state() {
-                let (path, reason) = (pool.path.clone(), error.to_string());
-                return Err(NodeExit::UncleanPool { path, reason });
-            }
+        let failed = self.pools.iter().filter_map(|pool| Some((pool, pool.failure?)));
+        let failed: Vec<_> = failed
+            .map(|(pool, error)| FailedPool { path: pool.path.clone(), reason: error.to_string() })
+            .collect();
+        if !failed.is_empty() {
+            return Err(NodeExit::FailedPools { pools: failed });
         }
         let arena = self.ring.buffers_ref();
         debug_assert_eq!(arena.free_blocks(), arena.capacity_blocks(), "a buffer was leaked");

@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 /// Longest wait for anything; only a failing test waits so long.
@@ -19,6 +19,22 @@ pub fn flagstone(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flagstone"));
     command.current_dir(dir).env_remove("FLAGSTONE_API").env_remove("FLAGSTONE_LOG");
     command.env_remove("NOTIFY_SOCKET");
+    command
+}
+
+/// The command with SIGXFSZ ignored, as by a service manager: a write beyond the limit of
+/// [`Daemon::limit_files`] is then an error and not the end.
+pub fn sturdy(dir: &Path) -> Command {
+    let plain = flagstone(dir);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(plain.get_program());
+    for (key, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    command.current_dir(dir);
     command
 }
 
@@ -154,6 +170,13 @@ impl Daemon {
         // Standard error is closed when the process ends.
         let text = ended.recv_timeout(PATIENCE).expect("the daemon did not end");
         (self.child.wait().unwrap(), text)
+    }
+
+    /// From now on every write to a file behind its first `bytes` fails with `EFBIG`. The daemon
+    /// must have been started by [`sturdy`].
+    pub fn limit_files(&self, bytes: u64) {
+        let limit = Rlimit { current: Some(bytes), maximum: None };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).unwrap();
     }
 
     /// Stops it cleanly.
