@@ -14,7 +14,7 @@ pub enum Exit {
     Usage = 2,
     /// The pool, device or socket is in use by another process.
     InUse = 3,
-    /// The pool is damaged, or is not a pool.
+    /// The pool is damaged, or there is none: not at that path, or not in what is there.
     Damaged = 4,
     /// The target holds data, and `--force` was not given.
     HoldsData = 5,

@@ -184,7 +184,7 @@ fn sockets_are_private_replaced_when_stale_and_respected_when_live() {
     serve("q", "nbd2.sock", "api.sock").failed(3, "api.sock is in use");
     serve("q", "nbd.sock", "api2.sock").failed(3, "nbd.sock is already in use");
     serve("p", "nbd2.sock", "api2.sock").failed(3, "p is in use");
-    serve("missing", "nbd2.sock", "api2.sock").failed(1, "missing does not exist");
+    serve("missing", "nbd2.sock", "api2.sock").failed(4, "missing does not exist");
     serve("api.sock", "nbd2.sock", "api2.sock").failed(2, "neither");
     serve("q", "nbd2.sock", "q").failed(2, "not a socket");
     serve("q", "q", "api2.sock").failed(2, "not a socket");

@@ -117,7 +117,8 @@ fn what_cannot_be_a_pool_is_refused() {
     let dir = dir.path();
     run(dir, &["pool", "create", ".", "--force"]).failed(2, "is a directory");
     run(dir, &["pool", "create", "/dev/null", "--force"]).failed(2, "character device");
-    run(dir, &["pool", "check", "missing"]).failed(1, "missing");
+    run(dir, &["pool", "check", "missing"]).failed(4, "missing does not exist");
+    run(dir, &["pool", "inspect", "missing"]).failed(4, "missing does not exist");
     run(dir, &["pool", "inspect", "."]).failed(2, "neither");
     file(dir, "blank", 64 << 20);
     run(dir, &["pool", "check", "blank"]).failed(4, "no Flagstone pool");

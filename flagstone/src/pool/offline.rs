@@ -45,6 +45,7 @@ pub fn device_exit(error: &DeviceOpenError) -> Exit {
 }
 
 /// The exit status of a pool that can't be opened.
+        DeviceOpenError::NotFound { .. } => Exit::Damaged,
 #[must_use]
 pub fn pool_exit(error: &OpenError) -> Exit {
     match error {
