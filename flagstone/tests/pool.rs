@@ -183,6 +183,28 @@ fn a_check_names_the_damaged_block() {
 /// A loop device, detached when dropped.
 struct Loop(String);
 
+#[test]
+fn a_truncated_pool_is_told_with_both_sizes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // In the data, in the journal, and behind the first superblock.
+    for (left, human) in [(100 << 20, "100 MiB"), (3 << 20, "3 MiB"), (4096, "4 KiB")] {
+        run(dir, &["pool", "create", "p", "--size", "256M", "--force"]).succeeded();
+        File::options().write(true).open(dir.join("p")).unwrap().set_len(left).unwrap();
+        for args in [
+            &["pool", "check", "p"][..],
+            &["pool", "inspect", "p"],
+            &["serve", "--pool", "p", "--nbd-socket", "n", "--api-socket", "a"],
+        ] {
+            let ran = run(dir, args).failed(4, "p is shorter than the pool in it");
+            let sizes = format!("{left} bytes ({human}), the pool 268435456 (256 MiB)");
+            assert!(ran.stderr.contains(&sizes), "{ran:?}");
+            assert!(ran.stderr.contains("Restore it"), "{ran:?}");
+        }
+        assert_eq!(fs::metadata(dir.join("p")).unwrap().len(), left);
+    }
+}
+
 impl Loop {
     /// `None` where none can be attached: that needs root.
     fn attach(file: &Path) -> Option<Self> {

@@ -223,6 +223,7 @@ fn start_exit(error: &StartError) -> Exit {
         StartError::Listen(ListenError::AddrInUse { .. }) => Exit::InUse,
         StartError::Device(error) => offline::device_exit(error),
         StartError::Pool { error, .. } => offline::pool_exit(error),
+        StartError::Truncated(_) => Exit::Damaged,
         _ => Exit::Failure,
     }
 }

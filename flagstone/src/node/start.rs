@@ -4,6 +4,8 @@ use super::control::{ControlError, NodeConfig, NodeExit, NodeHandle, Post};
 use super::limits::{CONTROL_QUEUE, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
 use super::pool::Pool;
 use super::reactor::{Parts, Reactor};
+use crate::pool::Truncated;
+use crate::size::Human;
 use crate::uri::NbdEndpoints;
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{Engine, OpenError, OpenOptions};
@@ -57,6 +59,9 @@ pub enum StartError {
         error: OpenError,
     },
     /// A socket can't be listened on.
+    /// The end of a pool is missing.
+    #[error(transparent)]
+    Truncated(#[from] Truncated),
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The memory setting doesn't suffice.
@@ -206,7 +211,10 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
             OpenError::Memory { blocks } => {
                 too_small(u64::from(blocks) + connection_blocks + u64::from(SHARED_BLOCKS_MIN))
             }
-            error => StartError::Pool { path: path.clone(), error },
+            error => match Truncated::behind(&error, &mut io, path) {
+                Some(truncated) => truncated.into(),
+                None => StartError::Pool { path: path.clone(), error },
+            },
         })?;
         let device = io.into_device();
         let id = ring.add_device(&device)?;

@@ -2,3 +2,6 @@
 
 pub mod create;
 pub mod offline;
+mod truncated;
+
+pub use truncated::Truncated;

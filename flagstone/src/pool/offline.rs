@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use flagstone_engine::{CheckReport, Inspection, OpenError};
 use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
 
+use super::Truncated;
 use crate::exit::Exit;
 
 /// Why a stopped pool can't be read.
@@ -13,6 +14,9 @@ pub enum OfflineError {
     /// The file or device can't be opened.
     #[error(transparent)]
     Device(#[from] DeviceOpenError),
+    /// The end of the pool is missing.
+    #[error(transparent)]
+    Truncated(#[from] Truncated),
     /// There is no pool, or it is so damaged that it can't be opened.
     #[error("{}: {source}", path.display())]
     Pool {
@@ -29,6 +33,7 @@ impl OfflineError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Device(error) => device_exit(error),
+            Self::Truncated(_) => Exit::Damaged,
             Self::Pool { source, .. } => pool_exit(source),
         }
     }
@@ -70,8 +75,14 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
 /// [`OfflineError`].
 pub fn inspect(path: &Path) -> Result<Inspection, OfflineError> {
     let mut device = open(path)?;
-    flagstone_engine::inspect(&mut device)
-        .map_err(|source| OfflineError::Pool { path: path.to_owned(), source })
+    flagstone_engine::inspect(&mut device).map_err(|error| explain(error, &mut device, path))
+}
+
+fn explain(error: OpenError, device: &mut SyncDevice, path: &Path) -> OfflineError {
+    match Truncated::behind(&error, device, path) {
+        Some(truncated) => truncated.into(),
+        None => OfflineError::Pool { path: path.to_owned(), source: error },
+    }
 }
 
 fn open(path: &Path) -> Result<SyncDevice, OfflineError> {
