@@ -54,9 +54,13 @@ fn wrong_usage_is_told_and_costs_nothing() {
         (&["volume", "create", "a", "--size", "5000"], "4096 and 8192"),
         (&["volume", "create", "a", "--size", "1.5G"], "1536M"),
         (&["volume", "create", "a", "--size", "0"], "more than 0"),
+        (&["volume", "create", "a", "--size", "-1"], "\"-1\" is not a size"),
         (&["pool", "create", "p", "--segment-size", "3M"], "power of two"),
         (&["serve", "--pool", "p", "--nbd-listen", "nowhere"], "127.0.0.1:10809"),
         (&["serve", "--pool", "p", "--max-connections", "0"], "0 is not in"),
+        (&["serve", "--pool", "p", "--max-connections", "-1"], "-1 is not in"),
+        (&["serve", "--pool", "p", "--nbd-socket", "/tmp/s", "--api-socket", "/tmp/s"], "both"),
+        (&["serve", "--pool", "p", "--nbd-socket", "/nowhere/s"], "no directory /nowhere"),
         (&["serve", "--pool", "p", "--log-level", "loud=very"], "--log-level"),
         (&["serve", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
         (&["serve"], "--pool"),
@@ -72,7 +76,7 @@ fn without_a_daemon_the_status_says_so() {
     let socket = dir.path().join("api.sock");
     let socket = socket.to_str().unwrap();
     for args in [
-        &["volume", "list", "--api", socket][..],
+        &["volume", "list", "--api-socket", socket][..],
         &["volume", "show", "a", "--api", socket],
         &["volume", "create", "a", "--size", "1G", "--api", socket],
         &["volume", "resize", "a", "--size", "1G", "--api", socket],
@@ -81,6 +85,8 @@ fn without_a_daemon_the_status_says_so() {
         let ran = here(args).failed(6, "flagstone serve");
         assert!(ran.stderr.contains(socket), "{ran:?}");
     }
+    std::fs::write(socket, "").unwrap();
+    here(&["volume", "list", "--api-socket", socket]).failed(6, "not a socket");
     let ran = here(&["--json", "volume", "list", "--api", socket]);
     let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
     assert_eq!((ran.status, &error["error"]["code"]), (6, &"unreachable".into()));
@@ -98,6 +104,7 @@ fn the_configuration_file_is_checked() {
 fn manual_pages_completions_and_the_api_document_are_made() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &["man", "man1"]).succeeded();
+    run(dir.path(), &["man", "man1/flagstone.1"]).failed(1, "not a directory");
     for command in COMMANDS {
         let name = [&["flagstone"], *command].concat().join("-");
         let page = std::fs::read_to_string(dir.path().join(format!("man1/{name}.1"))).unwrap();

@@ -186,6 +186,9 @@ fn sockets_are_private_replaced_when_stale_and_respected_when_live() {
     serve("p", "nbd2.sock", "api2.sock").failed(3, "p is in use");
     serve("missing", "nbd2.sock", "api2.sock").failed(4, "missing does not exist");
     serve("api.sock", "nbd2.sock", "api2.sock").failed(2, "neither");
+    serve_args(dir, &["--pool", "q", "--pool", "./q"]).failed(2, "./q is given twice");
+    serve_args(dir, &["--pool", "q", "--nbd-listen", "192.0.2.1:9"]).failed(1, "192.0.2.1:9");
+    assert!(!dir.join("nbd3.sock").exists(), "a failed start leaves nothing behind");
     serve("q", "nbd2.sock", "q").failed(2, "not a socket");
     serve("q", "q", "api2.sock").failed(2, "not a socket");
     serve("q", &"n".repeat(200), "api2.sock");
@@ -194,6 +197,27 @@ fn sockets_are_private_replaced_when_stale_and_respected_when_live() {
     serve("blank", "nbd2.sock", "api2.sock").failed(4, "no Flagstone pool");
     assert!(!dir.join("api2.sock").exists(), "a failed start leaves nothing behind");
     drop(daemon);
+}
+
+/// `serve` with sockets of its own.
+fn serve_args(dir: &Path, args: &[&str]) -> support::Ran {
+    let sockets = ["--nbd-socket", "nbd3.sock", "--api-socket", "api3.sock"];
+    run(dir, &[&["serve"], args, &sockets[..]].concat())
+}
+
+#[test]
+fn the_control_socket_has_one_option_with_two_spellings() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    pool(dir);
+    for option in ["--api", "--api-socket"] {
+        let args = ["serve", "--pool", "p", "--nbd-socket", "nbd.sock", option, "api.sock"];
+        let daemon = Daemon::start(dir, &args);
+        for option in ["--api", "--api-socket"] {
+            run(dir, &["volume", "list", option, "api.sock"]).succeeded();
+        }
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -58,7 +58,10 @@ fn sizes_and_shapes_have_limits() {
     run(dir, &["pool", "create", "p", "--size", "63M"]).failed(2, "64 MiB");
     run(dir, &["pool", "create", "p", "--size", "100M", "--segment-size", "64M"])
         .failed(2, "8 segments");
-    run(dir, &["pool", "create", "missing/p", "--size", "64M"]).failed(1, "missing/p");
+    run(dir, &["pool", "create", "missing/p", "--size", "64M"])
+        .failed(2, "there is no directory missing");
+    run(dir, &["pool", "create", "p", "--size", "5P"]).failed(2, "smaller than 4 PiB");
+    run(dir, &["pool", "create", "p", "--size", "-5G"]).failed(2, "\"-5G\" is not a size");
     assert!(!dir.join("p").exists());
     file(dir, "empty", 0);
     run(dir, &["pool", "create", "empty"]).failed(2, "is empty");
@@ -180,9 +183,6 @@ fn a_check_names_the_damaged_block() {
     assert!(ran.status == 4 && ran.stdout.contains("volume v, block"), "{ran:?}");
 }
 
-/// A loop device, detached when dropped.
-struct Loop(String);
-
 #[test]
 fn a_truncated_pool_is_told_with_both_sizes() {
     let dir = tempfile::tempdir().unwrap();
@@ -204,6 +204,9 @@ fn a_truncated_pool_is_told_with_both_sizes() {
         assert_eq!(fs::metadata(dir.join("p")).unwrap().len(), left);
     }
 }
+
+/// A loop device, detached when dropped.
+struct Loop(String);
 
 impl Loop {
     /// `None` where none can be attached: that needs root.

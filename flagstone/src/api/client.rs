@@ -1,6 +1,7 @@
 //! The command line's side of the control API: one request per connection, with time limits.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,8 +33,8 @@ pub enum ClientError {
     /// Nobody listens.
     #[error(
         "no daemon answers at {}: {}. Is it running? Start one with `flagstone up` or \
-         `flagstone serve`, or name its control socket with --api PATH or FLAGSTONE_API",
-        socket.display(), missing(source)
+         `flagstone serve`, or name its control socket with --api-socket PATH or FLAGSTONE_API",
+        socket.display(), missing(socket, source)
     )]
     Unreachable {
         /// The control socket.
@@ -80,9 +81,11 @@ pub enum ClientError {
     Refused(#[from] ApiError),
 }
 
-fn missing(source: &io::Error) -> &'static str {
+fn missing(socket: &Path, source: &io::Error) -> &'static str {
+    let is_socket = || std::fs::metadata(socket).is_ok_and(|meta| meta.file_type().is_socket());
     match source.kind() {
         io::ErrorKind::NotFound => "there is no such socket",
+        _ if !is_socket() => "that is not a socket",
         _ => "the socket is there but nobody listens on it",
     }
 }

@@ -38,7 +38,7 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub enum BindError {
     /// Somebody answers there.
     #[error(
-        "{} is in use: a daemon answers there. Stop it, or give this one another --api-socket",
+        "{} is in use: a daemon answers there. Stop it, or choose another path for this one",
         path.display()
     )]
     Live {

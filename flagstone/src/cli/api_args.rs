@@ -1,4 +1,4 @@
-//! Finding the daemon: `--api`, `FLAGSTONE_API`, or the usual places.
+//! Finding the daemon: `--api-socket`, `FLAGSTONE_API`, or the usual places.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub struct ApiArgs {
     ///
     /// Without it, and without FLAGSTONE_API, ./flagstone-data/api.sock if it exists (the daemon
     /// of `flagstone up`), else /run/flagstone/api.sock (that of `flagstone serve`).
-    #[arg(long, env = "FLAGSTONE_API", value_name = "PATH")]
+    #[arg(long = "api-socket", alias = "api", env = "FLAGSTONE_API", value_name = "PATH")]
     api: Option<PathBuf>,
 }
 

@@ -1,6 +1,7 @@
 //! How a command says that it failed: a sentence and an exit status.
 
-use std::io;
+use std::io::{self, Write as _};
+use std::path::Path;
 
 use crate::api::client::ClientError;
 use crate::bench::BenchError;
@@ -22,6 +23,18 @@ impl Failure {
         Self { exit, code: exit.code().to_owned(), message: message.to_string() }
     }
 
+    /// A directory can't be made or written to.
+    #[must_use]
+    pub fn directory(path: &Path, error: &io::Error) -> Self {
+        let message = match error.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                format!("{} is not a directory; choose another path", path.display())
+            }
+            _ => format!("{}: {error}", path.display()),
+        };
+        Self::new(Exit::Failure, message)
+    }
+
     /// The exit status.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -30,12 +43,14 @@ impl Failure {
 
     /// Prints the failure to standard error.
     pub fn report(&self, json: bool) {
-        if json {
+        let text = if json {
             let error = serde_json::json!({"code": self.code, "message": self.message});
-            eprintln!("{}", serde_json::json!({ "error": error }));
+            serde_json::json!({ "error": error }).to_string()
         } else {
-            eprintln!("error: {}", self.message);
-        }
+            format!("error: {}", self.message)
+        };
+        // Whoever closed standard error doesn't want to know; the exit status is left.
+        let _ = writeln!(io::stderr(), "{text}");
     }
 }
 

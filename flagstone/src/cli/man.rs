@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::CommandFactory as _;
 
 use super::{Cli, Failure};
-use crate::exit::Exit;
 use crate::output;
 
 /// Write manual pages, one per command, into a directory
@@ -20,7 +19,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
     let dir = &args.directory;
-    let failed = |error| Failure::new(Exit::Failure, format!("{}: {error}", dir.display()));
+    let failed = |error| Failure::directory(dir, &error);
     std::fs::create_dir_all(dir).map_err(failed)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(failed)?;
     if json {

@@ -67,7 +67,7 @@ pub struct Args {
     nbd_listen: Option<SocketAddr>,
 
     /// Unix socket of the control API, mode 0600 [default: /run/flagstone/api.sock]
-    #[arg(long, env = "FLAGSTONE_API", value_name = "PATH")]
+    #[arg(long, alias = "api", env = "FLAGSTONE_API", value_name = "PATH")]
     api_socket: Option<PathBuf>,
 
     /// Read settings from a TOML file
@@ -75,11 +75,11 @@ pub struct Args {
     config: Option<PathBuf>,
 
     /// Memory for buffers, fixed at start [default: 256M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
 
     /// NBD connections at a time; more are turned away [default: 128]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
 
     #[command(flatten)]
@@ -115,8 +115,18 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
     }
     let nbd_socket = args.nbd_socket.or(file.nbd_socket);
     let api_socket = args.api_socket.or(file.api_socket);
-    let nbd_socket = nbd_socket.map_or_else(|| default_socket(NBD_SOCKET_DEFAULT), absolute)?;
-    let api_socket = api_socket.map_or_else(|| default_socket(API_SOCKET_DEFAULT), absolute)?;
+    let nbd_socket = nbd_socket.map_or_else(|| default_socket(NBD_SOCKET_DEFAULT), socket)?;
+    let api_socket = api_socket.map_or_else(|| default_socket(API_SOCKET_DEFAULT), socket)?;
+    if nbd_socket == api_socket {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{} can't be both the NBD socket and the control socket; give --nbd-socket and \
+                 --api-socket different paths",
+                api_socket.display()
+            ),
+        ));
+    }
     let defaults = NodeConfig::default();
     let node = NodeConfig {
         pools,
@@ -132,9 +142,22 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
     Ok(Settings { node, api_socket, first_volume: None })
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
-    std::path::absolute(&path)
-        .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))
+/// A socket's absolute path. That its directory is there is asked now, not when the pools have
+/// been opened, which can take a while.
+fn socket(path: PathBuf) -> Result<PathBuf, Failure> {
+    let absolute = std::path::absolute(&path)
+        .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))?;
+    match absolute.parent() {
+        Some(directory) if !directory.is_dir() => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{}: there is no directory {}; make it, or choose another path for the socket",
+                path.display(),
+                directory.display()
+            ),
+        )),
+        _ => Ok(absolute),
+    }
 }
 
 /// A default socket, with its directory made: nobody else makes /run/flagstone.

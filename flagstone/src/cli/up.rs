@@ -10,7 +10,6 @@ use super::{Failure, ready};
 use crate::api::types::{CreateVolume, Volume};
 use crate::config::parse_address;
 use crate::daemon::{self, Ready, Settings};
-use crate::exit::Exit;
 use crate::node::NodeConfig;
 use crate::output;
 use crate::pool::create::{self, CreateOptions, SEGMENT_BYTES_DEFAULT};
@@ -47,7 +46,7 @@ pub struct Args {
     dir: PathBuf,
 
     /// Size of the pool if it is made now; the file is sparse
-    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_block_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", default_value = "10G", value_parser = parse_block_size)]
     size: u64,
 
     /// Serve NBD over TCP too, at this address (port 10809 unless given)
@@ -55,7 +54,7 @@ pub struct Args {
     nbd_listen: Option<SocketAddr>,
 
     /// Memory for buffers [default: 256M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
 
     #[command(flatten)]
@@ -65,10 +64,9 @@ pub struct Args {
 /// Runs the command until a signal stops it.
 pub fn run(args: Args, json: bool) -> Result<(), Failure> {
     args.log.init("warn")?;
-    let failed =
-        |path: &Path, error| Failure::new(Exit::Failure, format!("{}: {error}", path.display()));
-    let dir = std::path::absolute(&args.dir).map_err(|error| failed(&args.dir, error))?;
-    fs::create_dir_all(&dir).map_err(|error| failed(&dir, error))?;
+    let failed = |error| Failure::directory(&args.dir, &error);
+    let dir = std::path::absolute(&args.dir).map_err(failed)?;
+    fs::create_dir_all(&dir).map_err(failed)?;
     let pool = dir.join(POOL_FILE);
     // An empty file is what a run that was interrupted at the wrong moment leaves behind.
     if fs::metadata(&pool).map_or(true, |meta| meta.len() == 0) {
@@ -124,14 +122,15 @@ fn guide(ready: &Ready<'_>) -> String {
 fn try_it(volume: &Volume, ready: &Ready<'_>) -> String {
     let uri = volume.uris.first().map_or("", String::as_str);
     let (name, api) = (&volume.name, ready.api_socket.display());
+    let sample = (volume.size_bytes >> 20).min(256);
     let socket = ready.endpoints.socket.as_deref().unwrap_or(Path::new("")).display();
     format!(
         "\nTry it:\n\
         \x20 nbdinfo '{uri}'\n\
         \x20 qemu-img convert -n -O raw disk.qcow2 '{uri}'\n\
-        \x20 fio --name=try --ioengine=nbd --uri='{uri}' --rw=randrw --bs=4k --iodepth=32 --size=256M\n\
+        \x20 fio --name=try --ioengine=nbd --uri='{uri}' --rw=randrw --bs=4k --iodepth=32 --size={sample}M\n\
         \x20 sudo nbd-client -unix '{socket}' -N {name} /dev/nbd0\n\
         \x20     && sudo mkfs.ext4 /dev/nbd0 && sudo mount /dev/nbd0 /mnt\n\
-        \x20 flagstone volume create data --size 20G --api '{api}'\n"
+        \x20 flagstone volume create data --size 20G --api-socket '{api}'\n"
     )
 }

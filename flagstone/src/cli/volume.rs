@@ -34,7 +34,7 @@ pub struct CreateArgs {
     name: String,
 
     /// Size that clients see, a multiple of 4096 bytes: 10G, 512MiB, ...
-    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
     size: u64,
 
     /// Path or UUID of the pool [default: the one with the most free space]
@@ -79,7 +79,7 @@ pub struct ResizeArgs {
     name: String,
 
     /// New size, a multiple of 4096 bytes and not less than the present one
-    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
     size: u64,
 
     #[command(flatten)]

@@ -15,7 +15,8 @@ use flagstone_ring::{
 };
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::watch;
 
@@ -58,17 +59,17 @@ pub enum StartError {
         /// Why.
         error: OpenError,
     },
-    /// A socket can't be listened on.
     /// The end of a pool is missing.
     #[error(transparent)]
     Truncated(#[from] Truncated),
+    /// A socket can't be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The memory setting doesn't suffice.
     #[error(
-        "{given_bytes} bytes of buffers are too few for {connections} connections and {pools} \
-         pools: at least {least_bytes} are needed; raise the memory setting or lower the number \
-         of connections"
+        "{} of memory for buffers is too little for {connections} connections and {pools} pools: \
+         at least {} ({least_bytes} bytes) are needed; raise the memory setting or lower the \
+         number of connections", Human(*given_bytes), Human(*least_bytes)
     )]
     Memory {
         /// The setting.
@@ -156,7 +157,7 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
     let block = BLOCK_SIZE as u64;
     in_range("the memory in bytes", config.memory_bytes, 1 << 20, u64::from(u32::MAX) * block)?;
     for (i, path) in config.pools.iter().enumerate() {
-        if config.pools[..i].contains(path) {
+        if config.pools[..i].iter().any(|other| is_same(other, path)) {
             return Err(StartError::PoolTwice { path: path.clone() });
         }
     }
@@ -164,6 +165,12 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
         return Err(StartError::NoListener);
     }
     Ok(())
+}
+
+/// Whether both paths lead to the same file, which a lock would tell too, but as another's use.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    a == b || identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
 }
 
 /// The thread: sets everything up, says so, and serves until it is told to stop.
@@ -229,7 +236,12 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
 
     // Listening comes last: whoever connects is served.
     let unix: Option<OwnedFd> = config.nbd_unix.as_deref().map(listen_unix).transpose()?;
-    let tcp: Option<OwnedFd> = config.nbd_tcp.map(listen_tcp).transpose()?;
+    let tcp: Option<OwnedFd> = config.nbd_tcp.map(listen_tcp).transpose().inspect_err(|_| {
+        if let Some(socket) = &config.nbd_unix {
+            // Made just now, and nobody will ever listen on it.
+            let _ = std::fs::remove_file(socket);
+        }
+    })?;
     let nbd_tcp = tcp.as_ref().and_then(local_address);
     let (sender, mailbox) = ring.mailbox(CONTROL_QUEUE);
     let endpoints = NbdEndpoints { socket: config.nbd_unix.clone(), listen: nbd_tcp };

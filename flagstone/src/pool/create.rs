@@ -14,6 +14,7 @@ use flagstone_ring::{Allocation, CreateFileError, Device, DeviceOpenError, OpenM
 use crate::exit::Exit;
 use crate::probe::{self, Found, Kind, ProbeError};
 use crate::progress::Progress;
+use crate::size::Human;
 
 /// Segment size unless told otherwise, in bytes.
 pub const SEGMENT_BYTES_DEFAULT: u32 = 4 << 20;
@@ -103,6 +104,22 @@ pub enum CreateError {
         /// What does not fit.
         source: GeometryError,
     },
+    /// Larger than any pool can be.
+    #[error("{}: {} is too large; a pool must be smaller than 4 PiB", path.display(), Human(*size_bytes))]
+    TooLarge {
+        /// The target.
+        path: PathBuf,
+        /// The size asked for, in bytes.
+        size_bytes: u64,
+    },
+    /// The file's directory is not there.
+    #[error("{}: there is no directory {}; make it first", path.display(), directory.display())]
+    NoDirectory {
+        /// The target.
+        path: PathBuf,
+        /// What it should lie in.
+        directory: PathBuf,
+    },
     /// The file can't be made.
     #[error(transparent)]
     File(#[from] CreateFileError),
@@ -147,6 +164,8 @@ impl CreateError {
             Self::Probe(ProbeError::Unsuitable { .. })
             | Self::SizeMissing { .. }
             | Self::FileOnly { .. }
+            | Self::TooLarge { .. }
+            | Self::NoDirectory { .. }
             | Self::Shape { .. } => Exit::Usage,
             _ => Exit::Failure,
         }
@@ -177,6 +196,12 @@ fn in_new_file(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
     let Some(size_bytes) = options.size_bytes else {
         return Err(CreateError::SizeMissing { path: path.clone(), state: "does not exist" });
     };
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.is_dir()
+    {
+        let (path, directory) = (path.clone(), directory.to_owned());
+        return Err(CreateError::NoDirectory { path, directory });
+    }
     let allocation =
         if options.preallocate { Allocation::Preallocated } else { Allocation::Sparse };
     let device = {
@@ -233,9 +258,13 @@ fn on_device(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
 
 /// Whether a pool of this size and segment size is possible.
 fn shape(options: &CreateOptions, size_bytes: u64) -> Result<(), CreateError> {
-    Geometry::choose(size_bytes, options.segment_bytes)
-        .map(drop)
-        .map_err(|source| CreateError::Shape { path: options.path.clone(), source })
+    let path = options.path.clone();
+    match Geometry::choose(size_bytes, options.segment_bytes) {
+        Ok(_) => Ok(()),
+        // More blocks than can be numbered.
+        Err(GeometryError::Inconsistent { .. }) => Err(CreateError::TooLarge { path, size_bytes }),
+        Err(source) => Err(CreateError::Shape { path, source }),
+    }
 }
 
 /// What is on the target and may be overwritten; refused if it may not.

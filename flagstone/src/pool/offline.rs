@@ -45,12 +45,12 @@ pub fn device_exit(error: &DeviceOpenError) -> Exit {
     match error {
         DeviceOpenError::InUse { .. } => Exit::InUse,
         DeviceOpenError::WrongType { .. } => Exit::Usage,
+        DeviceOpenError::NotFound { .. } => Exit::Damaged,
         _ => Exit::Failure,
     }
 }
 
 /// The exit status of a pool that can't be opened.
-        DeviceOpenError::NotFound { .. } => Exit::Damaged,
 #[must_use]
 pub fn pool_exit(error: &OpenError) -> Exit {
     match error {
@@ -66,7 +66,7 @@ pub fn pool_exit(error: &OpenError) -> Exit {
 pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, OfflineError> {
     let mut device = open(path)?;
     flagstone_engine::check(&mut device, progress)
-        .map_err(|source| OfflineError::Pool { path: path.to_owned(), source })
+        .map_err(|error| explain(error, &mut device, path))
 }
 
 /// Describes the pool at `path`.

@@ -25,14 +25,14 @@ pub struct Args {
     path: PathBuf,
 
     /// Size of the file, at least 64M; not for block devices
-    #[arg(long, value_name = "SIZE", value_parser = parse_block_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
     size: Option<u64>,
 
     /// Size of a segment: a power of two from 1M to 64M
     ///
     /// Space is reused in whole segments. The default suits SSDs and files; large segments suit
     /// large slow disks.
-    #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = parse_segment_size)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", default_value = "4M", value_parser = parse_segment_size)]
     segment_size: u32,
 
     /// Allocate and zero the whole file now
