@@ -105,14 +105,21 @@ fn tcp(authority: &str) -> Result<NbdAddress, NbdUriError> {
             None => (authority, None),
         },
     };
-    if host.is_empty() {
+    let host = unescape(host)?;
+    let literal = authority.starts_with('[');
+    if host.is_empty() || !host.chars().all(|c| in_host(c, literal)) {
         return Err(NbdUriError::Host);
     }
     let port = match port {
         Some(port) => port.parse().ok().filter(|&p| p > 0).ok_or(NbdUriError::Port)?,
         None => DEFAULT_PORT,
     };
-    Ok(NbdAddress::Tcp { host: unescape(host)?, port })
+    Ok(NbdAddress::Tcp { host, port })
+}
+
+/// What a host name or, as a literal in brackets, an IPv6 address with its zone is made of.
+fn in_host(c: char, literal: bool) -> bool {
+    c.is_ascii_alphanumeric() || "-._~".contains(c) || (literal && ":%".contains(c))
 }
 
 /// Undoes percent-encoding. A `+` stays a plus: this is a URI, not a form.
@@ -140,8 +147,8 @@ impl fmt::Display for NbdUri {
                 write!(f, "nbd+unix:///{}?socket=", Escaped(&self.name))?;
                 write!(f, "{}", Escaped(&path.to_string_lossy()))
             }
-            NbdAddress::Tcp { host, port } if host.contains(':') => {
-                write!(f, "nbd://[{host}]:{port}/{}", Escaped(&self.name))
+            NbdAddress::Tcp { host, port } if host.contains([':', '%']) => {
+                write!(f, "nbd://[{}]:{port}/{}", Escaped(host), Escaped(&self.name))
             }
             NbdAddress::Tcp { host, port } => {
                 write!(f, "nbd://{host}:{port}/{}", Escaped(&self.name))
@@ -182,6 +189,7 @@ mod tests {
             ("nbd://localhost:1234/disk", tcp("localhost", 1234), "disk"),
             ("nbd://[::1]:1234/a/b", tcp("::1", 1234), "a/b"),
             ("nbd://[::1]", tcp("::1", 10809), ""),
+            ("nbd://[fe80::1%25eth0]:7/x", tcp("fe80::1%eth0", 7), "x"),
             ("nbd+unix:///?socket=/run/s", NbdAddress::Unix("/run/s".into()), ""),
             ("nbd+unix:///demo?socket=/run/s", NbdAddress::Unix("/run/s".into()), "demo"),
             ("nbd+unix:///a%20b?x=1&socket=/a%3Fb", NbdAddress::Unix("/a?b".into()), "a b"),
@@ -207,6 +215,11 @@ mod tests {
             ("nbd:///name", E::Host),
             ("nbd://[::1/x", E::Host),
             ("nbd://[::1]x/x", E::Host),
+            ("nbd://a]:8]:6/x", E::Host),
+            ("nbd://a:8]:6/x", E::Host),
+            ("nbd://u@h/x", E::Host),
+            ("nbd://a\u{5}b/x", E::Host),
+            ("nbd://a%2Fb/x", E::Host),
             ("nbd://h:0/x", E::Port),
             ("nbd://h:65536/x", E::Port),
             ("nbd://h:x/x", E::Port),
