@@ -271,6 +271,33 @@ fn a_failed_pool_is_told_at_the_end_too() {
 }
 
 #[test]
+fn a_pool_deleted_under_the_daemon_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    pool(dir);
+    let daemon = Daemon::serve(dir, "p");
+    let state = || {
+        let (_, pools) = http(&dir.join("api.sock"), "GET", "/v1/pools", "");
+        serde_json::from_str::<Value>(&pools).unwrap()["pools"][0]["state"].clone()
+    };
+    assert_eq!(state(), "running");
+    // Under another name it is still there.
+    std::fs::rename(dir.join("p"), dir.join("q")).unwrap();
+    assert_eq!(state(), "running");
+    std::fs::remove_file(dir.join("q")).unwrap();
+    assert_eq!(state(), "deleted");
+    let (_, metrics) = http(&dir.join("api.sock"), "GET", "/metrics", "");
+    assert!(metrics.contains("flagstone_pool_deleted{pool=\"p\","), "{metrics}");
+    // It is served as long as the daemon runs.
+    daemon.run(&["volume", "create", "v", "--size", "64M"]).succeeded();
+    run(dir, &["bench", "nbd", &daemon.uri("v"), "--rw", "randwrite", "--ops", "100"]).succeeded();
+    daemon.signal(Signal::TERM);
+    let (status, log) = daemon.wait();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("error: p was deleted while it was served"), "{log}");
+}
+
+#[test]
 fn the_service_manager_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -67,14 +67,17 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 6] = [
+const POOL_GAUGES: [PoolGauge; 7] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
     ("pool_free_bytes", "Bytes that can be written now", |p| p.free_bytes),
     ("pool_provisioned_bytes", "Sum of the volumes' sizes", |p| p.provisioned_bytes),
     ("pool_running", "1 if the pool serves, 0 if it has failed", |p| {
-        u64::from(p.state == PoolState::Running)
+        u64::from(p.state != PoolState::Failed)
+    }),
+    ("pool_deleted", "1 if the pool's file has been deleted", |p| {
+        u64::from(p.state == PoolState::Deleted)
     }),
 ];
 

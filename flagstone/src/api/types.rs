@@ -71,6 +71,8 @@ pub enum PoolState {
     Running,
     /// Its device failed a write or flush: nothing more is written until the daemon is restarted.
     Failed,
+    /// Its file has been deleted: it is served as before, and gone when the daemon stops.
+    Deleted,
 }
 
 impl PoolState {
@@ -80,6 +82,7 @@ impl PoolState {
         match self {
             Self::Running => "running",
             Self::Failed => "failed",
+            Self::Deleted => "deleted",
         }
     }
 }
@@ -93,7 +96,7 @@ pub struct Pool {
     pub path: String,
     /// Whether it serves.
     pub state: PoolState,
-    /// Why it failed, if it did.
+    /// Why it is not just running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Size of the file or device.

@@ -77,7 +77,8 @@ impl Backend for NodeBackend {
             let pools = node.pools().await.map_err(api_error)?;
             let volumes = node.volumes().await.map_err(api_error)?;
             let stats = node.stats().await.map_err(api_error)?;
-            let pools = pools.into_iter().map(pool).collect();
+            let is_deleted = |status: &PoolStatus| node.deleted_pools().any(|p| *p == status.path);
+            let pools = pools.into_iter().map(|status| pool(is_deleted(&status), status)).collect();
             let volumes = volumes.into_iter().map(volume).collect();
             Ok(Snapshot { pools, volumes, stats })
         })
@@ -125,8 +126,12 @@ fn volume(status: VolumeStatus) -> Volume {
     }
 }
 
-fn pool(status: PoolStatus) -> Pool {
+fn pool(deleted: bool, status: PoolStatus) -> Pool {
     let (state, reason) = match status.state {
+        node::PoolState::Running if deleted => (
+            PoolState::Deleted,
+            Some("its file has been deleted, and with the daemon its data will be gone".to_owned()),
+        ),
         node::PoolState::Running => (PoolState::Running, None),
         node::PoolState::Failed { reason } => (PoolState::Failed, Some(reason)),
     };

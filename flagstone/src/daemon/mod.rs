@@ -7,10 +7,13 @@
 
 pub mod backend;
 
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flagstone_ring::ListenError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,6 +31,9 @@ use crate::pool::offline;
 use crate::uri::NbdEndpoints;
 
 use self::backend::NodeBackend;
+
+/// How often is asked whether the pools' files are still there.
+const FILE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -72,6 +78,12 @@ pub enum DaemonError {
     /// The node ended by itself, or badly.
     #[error(transparent)]
     Node(#[from] NodeExit),
+    /// Files of pools were deleted while they were served.
+    #[error("{} was deleted while it was served; what was in it is lost", list(pools))]
+    Deleted {
+        /// Which, as given; at least one.
+        pools: Vec<PathBuf>,
+    },
     /// The node ended by itself and gave no reason.
     #[error("the reactor ended unasked; see the log")]
     Ended,
@@ -88,6 +100,10 @@ impl DaemonError {
             _ => Exit::Failure,
         }
     }
+}
+
+fn list(pools: &[PathBuf]) -> String {
+    pools.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Runs a daemon until it is told to stop. `announce` is called once, when connections are
@@ -144,6 +160,7 @@ async fn serve(
                 Ok(())
             }
             () = node.stopped() => Err(DaemonError::Ended),
+            never = watch_files(&node) => match never {},
         };
         notify::notify(notify::STOPPING);
         drop(stop_api);
@@ -154,6 +171,7 @@ async fn serve(
         ended
     }
     .await;
+    let deleted: Vec<_> = node.deleted_pools().map(Path::to_owned).collect();
     node.shutdown();
     tokio::select! {
         () = node.stopped() => {}
@@ -161,7 +179,27 @@ async fn serve(
     }
     // How the node ended says more than that it did.
     join(node).await?;
-    served
+    served?;
+    if deleted.is_empty() { Ok(()) } else { Err(DaemonError::Deleted { pools: deleted }) }
+}
+
+/// Looks from time to time whether the pools' files still have names, and tells once if not: while
+/// the daemon runs, the data can still be saved.
+async fn watch_files(node: &NodeHandle) -> Infallible {
+    let mut interval = tokio::time::interval(FILE_INTERVAL);
+    let mut told = BTreeSet::new();
+    loop {
+        interval.tick().await;
+        for path in node.deleted_pools() {
+            if told.insert(path) {
+                tracing::error!(
+                    pool = %path.display(),
+                    "the pool's file has been deleted: it is still served, but all that is in it \
+                     is gone when this daemon stops; copy its volumes elsewhere before that"
+                );
+            }
+        }
+    }
 }
 
 async fn join(node: NodeHandle) -> Result<(), DaemonError> {

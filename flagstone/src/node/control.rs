@@ -7,12 +7,14 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
+
+use super::files::PoolFile;
 
 /// What a node is started with.
 #[derive(Clone, Debug)]
@@ -332,6 +334,7 @@ pub struct NodeHandle {
     pub(super) thread: Thread,
     pub(super) stopped: watch::Receiver<bool>,
     pub(super) nbd_tcp: Option<SocketAddr>,
+    pub(super) files: Arc<[PoolFile]>,
 }
 
 impl fmt::Debug for NodeHandle {
@@ -434,6 +437,12 @@ impl NodeHandle {
     #[must_use]
     pub const fn nbd_tcp(&self) -> Option<SocketAddr> {
         self.nbd_tcp
+    }
+
+    /// The pools whose files have been deleted while they are served, as given in
+    /// [`NodeConfig::pools`]: their data will be gone when the node ends. Asks the file system.
+    pub fn deleted_pools(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().filter(|file| file.is_deleted()).map(PoolFile::path)
     }
 
     /// Begins the clean stop. Asking again changes nothing; a node that has ended is fine too.

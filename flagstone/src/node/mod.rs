@@ -7,6 +7,7 @@ mod catalog;
 mod connection;
 pub mod control;
 mod errno;
+mod files;
 mod finish;
 pub mod limits;
 mod manage;

@@ -1,6 +1,7 @@
 //! Starting a node: the thread, its ring, the pools and the listening sockets.
 
 use super::control::{ControlError, NodeConfig, NodeExit, NodeHandle, Post};
+use super::files::PoolFile;
 use super::limits::{CONTROL_QUEUE, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
 use super::pool::Pool;
 use super::reactor::{Parts, Reactor};
@@ -99,6 +100,7 @@ pub enum StartError {
 struct Ready {
     post: Post,
     nbd_tcp: Option<SocketAddr>,
+    files: Arc<[PoolFile]>,
 }
 
 /// Opens the pools, recovering them where needed, and serves them on a thread of their own.
@@ -125,6 +127,7 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, StartError> {
             thread: Arc::new(Mutex::new(Some(thread))),
             stopped,
             nbd_tcp: ready.nbd_tcp,
+            files: ready.files,
         }),
         Ok(Err(error)) => {
             // It has told why and is on its way out.
@@ -246,6 +249,7 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
     let (sender, mailbox) = ring.mailbox(CONTROL_QUEUE);
     let endpoints = NbdEndpoints { socket: config.nbd_unix.clone(), listen: nbd_tcp };
     let handshake_ns = u64::try_from(config.handshake_timeout.as_nanos()).unwrap_or(u64::MAX / 2);
+    let files = pools.iter().map(|pool| PoolFile::new(&pool.path, &pool.device)).collect();
     let parts = Parts {
         pools,
         endpoints,
@@ -264,7 +268,7 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
             MailError::Closed(request) => (ControlError::Stopping, request),
         })
     });
-    Ok((reactor, Ready { post, nbd_tcp }))
+    Ok((reactor, Ready { post, nbd_tcp, files }))
 }
 
 fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {
