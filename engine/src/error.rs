@@ -83,6 +83,17 @@ pub enum OpenError {
         /// What is wrong with the first copy.
         first: DecodeError,
     },
+    /// The journal goes with a newer superblock than any that could be read.
+    #[error(
+        "superblock {generation} is not the newest: the journal belongs to metadata epoch {epoch}, \
+         whose superblock can't be read in any of its three places"
+    )]
+    SuperblockStale {
+        /// Generation of the newest superblock that was found.
+        generation: u64,
+        /// Epoch that a journal block names.
+        epoch: u64,
+    },
     /// The superblock describes a pool that does not fit the device.
     #[error(transparent)]
     Geometry(#[from] GeometryError),

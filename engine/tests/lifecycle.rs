@@ -2,9 +2,10 @@
 
 mod support;
 
-use flagstone_block::{BLOCK_SIZE, Durability, ZeroMode};
-use flagstone_engine::{PoolState, StatusKind, SubmitError};
-use support::{World, block};
+use flagstone_block::{BLOCK_SIZE, BlockIo, Durability, ZeroMode};
+use flagstone_engine::format::superblock::{SLOTS, Superblock, TAIL_BYTES};
+use flagstone_engine::{Engine, OpenError, PoolState, StatusKind, SubmitError};
+use support::{Arena, Disk, OPEN, World, block};
 
 const MIB: u64 = 1 << 20;
 const B: u64 = BLOCK_SIZE as u64;
@@ -246,4 +247,34 @@ fn keeping_a_huge_range_costs_neither_memory_nor_space_twice() {
     world.delete(volume);
     world.engine.check().unwrap();
     assert_eq!(world.engine.usage().kept, 0);
+}
+
+/// All copies of the newest superblock gone, an older one left: what that describes was given up
+/// long ago, and opening it would bring back an old pool and overwrite the new.
+#[test]
+fn an_old_superblock_is_no_substitute_for_the_newest() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("data", 1 << 20);
+    // Recovery compacts the metadata and writes the next superblock.
+    let mut world = world.kill();
+    world.write(volume, 0, &block(1)).unwrap();
+    world.flush();
+    let mut disk = world.disk;
+    let generation = |disk: &mut Disk, offset| {
+        let mut bytes = [0; BLOCK_SIZE];
+        disk.read_at(offset, &mut bytes).unwrap();
+        Superblock::decode(offset, &bytes).map_or(0, |superblock| superblock.generation)
+    };
+    let tail = disk.size() - TAIL_BYTES;
+    let places: Vec<u64> = SLOTS.into_iter().flatten().chain([tail]).collect();
+    let newest = places.iter().map(|&at| generation(&mut disk, at)).max().unwrap();
+    for at in places {
+        if generation(&mut disk, at) == newest {
+            disk.write_at(at, &[0x5a; BLOCK_SIZE]).unwrap();
+        }
+    }
+    let mut arena = Arena::new(4096);
+    let error = Engine::open(&mut disk, &mut arena, &OPEN).unwrap_err();
+    let (generation, epoch) = (newest - 1, 2);
+    assert_eq!(error, OpenError::SuperblockStale { generation, epoch });
 }

@@ -29,11 +29,13 @@ pub(super) fn superblock(
         if position + BLOCK_SIZE as u64 > end {
             continue;
         }
-        // An unreadable place is a damaged copy, not the end.
-        let found = match io.read_at(position, &mut block) {
+        // An unreadable place is a damaged copy, not the end; but, as every read, it is tried
+        // once more before it is given up: the copy may be the newest.
+        let mut read = || match io.read_at(position, &mut block) {
             Ok(()) => Superblock::decode(position, &block),
             Err(_) => Err(DecodeError::Checksum),
         };
+        let found = read().or_else(|_| read());
         match found {
             Ok(superblock) => {
                 if best.is_none_or(|b| superblock.generation > b.generation) {
@@ -119,6 +121,13 @@ pub(super) fn journal(
             tail = tail.max(header.tail);
             flushed = flushed.max(header.flushed);
             last_seen = last_seen.max(header.jseq);
+            if header.meta_epoch > superblock.meta_epoch {
+                // Only a superblock that was durable before gave the chain that epoch.
+                return Err(OpenError::SuperblockStale {
+                    generation: superblock.generation,
+                    epoch: header.meta_epoch,
+                });
+            }
             if header.meta_epoch == superblock.meta_epoch {
                 meta_pages = meta_pages.max(header.meta_pages);
             }
