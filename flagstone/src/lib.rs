@@ -1,4 +1,7 @@
 //! The flagstone library and binary: daemon, command line, control API.
+//!
+//! To embed a pool into a program, start at [`Pool`]. The modules are the parts of the daemon and
+//! the command, and change with them.
 
 pub mod api;
 pub mod bench;
@@ -6,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod exit;
+mod library;
 pub mod logging;
 pub mod name;
 pub mod node;
@@ -16,3 +20,6 @@ pub mod probe;
 pub mod progress;
 pub mod size;
 pub mod uri;
+
+pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
+pub use node::{ControlError, IoError, NodeExit, PoolState, PoolStatus, VolumeStatus};

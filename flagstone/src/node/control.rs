@@ -63,6 +63,8 @@ pub struct VolumeStatus {
     pub connections: u32,
     /// Where it can be reached; NBD URIs.
     pub uris: Vec<String>,
+    /// What [`super::local::LocalRequest`] calls it; never that of another volume.
+    pub(crate) handle: u64,
 }
 
 /// Whether a pool serves.

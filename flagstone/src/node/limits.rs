@@ -56,6 +56,12 @@ pub const REQUESTS_MAX: usize = 1024;
 /// Requests in flight beyond the guaranteed ones, for all connections together.
 pub const REQUESTS_SHARED: usize = 8192;
 
+/// Requests of this process in flight, where it embeds the node.
+pub const LOCAL_REQUESTS: usize = 1024;
+
+/// Engine calls for one request of this process before others get their turn.
+pub const LOCAL_CALLS: usize = 64;
+
 /// Steps that a connection may take before others get their turn.
 pub const TURN_STEPS: u32 = 256;
 

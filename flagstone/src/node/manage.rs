@@ -286,6 +286,7 @@ impl Reactor {
             mapped_bytes,
             connections: entry.connections,
             uris: self.endpoints.uris(&entry.name),
+            handle: entry.handle(),
         }
     }
 
@@ -314,7 +315,7 @@ impl Reactor {
         let (in_use, total) = self.buffer_bytes();
         NodeStats {
             uptime_ns: self.ring.now_ns() - self.started_ns,
-            requests_now: self.requests.len() as u32,
+            requests_now: (self.requests.len() + self.local.len()) as u32,
             buffer_bytes_now: in_use,
             buffer_bytes_total: total,
             ring_enters: self.ring.counters().enters,

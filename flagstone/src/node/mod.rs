@@ -1,7 +1,7 @@
 //! The node: one reactor thread that serves pools over NBD.
 //!
 //! [`start()`] makes the thread, [`NodeHandle`] speaks to it. What runs on the thread is
-//! described in [`reactor`]'s header; who may hold how much of what, in [`limits`].
+//! described in `reactor`'s header; who may hold how much of what, in [`limits`].
 
 mod catalog;
 mod connection;
@@ -10,6 +10,7 @@ mod errno;
 mod files;
 mod finish;
 pub mod limits;
+pub(crate) mod local;
 mod manage;
 mod pool;
 mod reactor;
@@ -25,6 +26,8 @@ pub use control::{
     ControlError, ControlRequest, FailedPool, NodeConfig, NodeExit, NodeHandle, NodeStats,
     PoolState, PoolStatus, VolumeStatus,
 };
+pub use local::IoError;
+pub(crate) use start::{LocalSender, start_local};
 pub use start::{StartError, start};
 
 #[cfg(test)]

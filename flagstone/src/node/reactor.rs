@@ -10,8 +10,8 @@
 //! Everything of a node lives in [`Reactor`], on one thread; nothing here locks, blocks or, once
 //! queues have grown to what the load needs, allocates. The parts: [`super::serve`] parses and
 //! starts requests, [`super::submit`] hands them to the engines, [`super::finish`] takes what
-//! they answer, [`super::transmit`] sends, [`super::manage`] performs control requests,
-//! [`super::stop`] ends it.
+//! they answer, [`super::transmit`] sends, [`super::local`] serves this process itself,
+//! [`super::manage`] performs control requests, [`super::stop`] ends it.
 
 use super::catalog::Catalog;
 use super::connection::{Connection, Phase};
@@ -20,6 +20,7 @@ use super::limits::{
     CONNECTION_BLOCKS, ENGINE_MARGIN_BLOCKS, HEADER_BLOCKS, RECEIVE_BLOCKS, REQUESTS_GUARANTEED,
     REQUESTS_SHARED, RESERVE_BLOCKS, RETRY_NS, WRITE_BYTES,
 };
+use super::local::{Local, LocalRequest};
 use super::manage::{Change, PendingChange};
 use super::pool::Pool;
 use super::request::{Data, Name, Piece, Request};
@@ -57,6 +58,9 @@ pub(super) struct Reactor {
     /// Control requests that an engine was too busy to take.
     pub(super) pending_changes: VecDeque<PendingChange>,
 
+    /// Requests of this process itself.
+    pub(super) local: Local,
+
     /// Connections that want a turn: blocked ones are tried again each time something happened.
     pub(super) queue: VecDeque<u32>,
     /// A connection used up its turn with work left, so there must be no sleep.
@@ -83,6 +87,7 @@ pub(super) struct Parts {
     pub(super) pools: Vec<Pool>,
     pub(super) endpoints: NbdEndpoints,
     pub(super) mailbox: Mailbox<ControlRequest>,
+    pub(super) local: Option<Mailbox<LocalRequest>>,
     pub(super) handshake_ns: u64,
     pub(super) max_connections: u32,
 }
@@ -116,6 +121,7 @@ impl Reactor {
             pieces: Slab::with_capacity(requests),
             changes: Slab::with_capacity(16),
             pending_changes: VecDeque::new(),
+            local: Local::new(parts.local),
             queue: VecDeque::with_capacity(parts.max_connections as usize),
             hungry: false,
             engine_busy: false,
@@ -162,6 +168,7 @@ impl Reactor {
         for _ in 0..ROUNDS {
             self.retry_changes();
             self.run_queue();
+            self.run_local();
             if !self.pump(now_ns) {
                 break;
             }
@@ -219,11 +226,16 @@ impl Reactor {
                     Some(Name::Request(request)) => self.part_done(request, completion.result),
                     Some(Name::Piece(piece)) => self.piece_done(piece, completion.result),
                     Some(Name::Control(change)) => self.change_done(change, completion.result),
+                    Some(Name::Local(part)) => self.local_part_done(part, completion.result),
+                    Some(Name::LocalPiece(piece)) => {
+                        self.local_piece_done(piece, completion.result);
+                    }
                     None => debug_assert!(false, "a tag that was never given out"),
                 }
             }
         }
-        let waiting = !self.queue.is_empty() || !self.pending_changes.is_empty();
+        let waiting =
+            !self.queue.is_empty() || !self.pending_changes.is_empty() || self.local.is_waiting();
         (answered && waiting) || self.pools.iter().any(|pool| pool.touched)
     }
 
@@ -262,7 +274,10 @@ impl Reactor {
                     self.release_if_over(c);
                 }
             }
-            Event::Woken => self.read_mail(),
+            Event::Woken => {
+                self.read_mail();
+                self.local.woken();
+            }
             Event::Timer { user, .. } => self.handshake_timed_out(user),
         }
     }
@@ -388,11 +403,10 @@ impl Reactor {
     /// Memory for data of a READ: `wanted` blocks, or fewer but not less than `least`, from the
     /// shared part or the connection's reserve.
     pub(super) fn take_data(&mut self, c: u32, wanted: u32, least: u32) -> Option<Data> {
-        let margin = ENGINE_MARGIN_BLOCKS * self.pools.len() as u32;
+        // As much as it leaves free to others: used + n <= free - n.
+        let free = self.shared_free();
         let connection = &mut self.connections[c as usize];
         let arena = self.ring.buffers();
-        // As much as it leaves free to others: used + n <= free - n.
-        let free = arena.free_blocks().saturating_sub(margin);
         let allowed = free.saturating_sub(connection.shared_blocks) / 2;
         let mut blocks = wanted.min(allowed);
         while blocks >= least {
@@ -411,6 +425,12 @@ impl Reactor {
         connection.reserve_taken = true;
         let buffer = connection.reserve.part(0, wanted.min(connection.reserve.blocks));
         Some(Data { buffer, reserve: true })
+    }
+
+    /// Blocks that are free for data of READs.
+    pub(super) fn shared_free(&self) -> u32 {
+        let margin = ENGINE_MARGIN_BLOCKS * self.pools.len() as u32;
+        self.ring.buffers_ref().free_blocks().saturating_sub(margin)
     }
 
     pub(super) fn give_back(&mut self, c: u32, data: Data) {

@@ -92,6 +92,10 @@ pub(super) enum Name {
     Piece(u32),
     /// A control request.
     Control(u32),
+    /// A part of a request of this process, but not of a read.
+    Local(u32),
+    /// A part of a read of this process.
+    LocalPiece(u32),
 }
 
 impl Name {
@@ -100,6 +104,8 @@ impl Name {
             Self::Request(index) => (0, index),
             Self::Piece(index) => (1, index),
             Self::Control(index) => (2, index),
+            Self::Local(index) => (3, index),
+            Self::LocalPiece(index) => (4, index),
         };
         Tag(kind << 32 | u64::from(index))
     }
@@ -110,6 +116,8 @@ impl Name {
             0 => Some(Self::Request(index)),
             1 => Some(Self::Piece(index)),
             2 => Some(Self::Control(index)),
+            3 => Some(Self::Local(index)),
+            4 => Some(Self::LocalPiece(index)),
             _ => None,
         }
     }
@@ -121,9 +129,10 @@ mod tests {
 
     #[test]
     fn tags_lead_back_to_their_names() {
-        for name in [Name::Request(0), Name::Piece(u32::MAX), Name::Control(7)] {
+        let names = [Name::Request(0), Name::Piece(u32::MAX), Name::Control(7)];
+        for name in names.into_iter().chain([Name::Local(1), Name::LocalPiece(2)]) {
             assert_eq!(Name::of(name.tag()), Some(name));
         }
-        assert_eq!(Name::of(Tag(3 << 32)), None);
+        assert_eq!(Name::of(Tag(5 << 32)), None);
     }
 }

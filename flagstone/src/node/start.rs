@@ -2,7 +2,8 @@
 
 use super::control::{ControlError, NodeConfig, NodeExit, NodeHandle, Post};
 use super::files::PoolFile;
-use super::limits::{CONTROL_QUEUE, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
+use super::limits::{CONTROL_QUEUE, LOCAL_REQUESTS, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
+use super::local::LocalRequest;
 use super::pool::Pool;
 use super::reactor::{Parts, Reactor};
 use crate::pool::Truncated;
@@ -11,8 +12,8 @@ use crate::uri::NbdEndpoints;
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{Engine, OpenError, OpenOptions};
 use flagstone_ring::{
-    AddError, Device, DeviceOpenError, ListenError, MailError, OpenMode, Ring, RingConfig,
-    RingError, SpinPolicy, SyncDevice, listen_tcp, listen_unix,
+    AddError, Device, DeviceOpenError, ListenError, MailError, MailSender, OpenMode, Ring,
+    RingConfig, RingError, SpinPolicy, SyncDevice, listen_tcp, listen_unix,
 };
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -101,7 +102,11 @@ struct Ready {
     post: Post,
     nbd_tcp: Option<SocketAddr>,
     files: Arc<[PoolFile]>,
+    local: Option<LocalSender>,
 }
+
+/// Where requests of this process go.
+pub(crate) type LocalSender = MailSender<LocalRequest>;
 
 /// Opens the pools, recovering them where needed, and serves them on a thread of their own.
 /// Returns when connections are accepted.
@@ -109,26 +114,49 @@ struct Ready {
 /// # Errors
 /// [`StartError`]. Nothing is left running.
 pub fn start(config: NodeConfig) -> Result<NodeHandle, StartError> {
+    if config.nbd_unix.is_none() && config.nbd_tcp.is_none() {
+        return Err(StartError::NoListener);
+    }
+    start_thread(config, false).map(|(node, _)| node)
+}
+
+/// As [`start()`], for this process itself, through the sender: there need be no listener.
+///
+/// # Errors
+/// [`StartError`]. Nothing is left running.
+pub(crate) fn start_local(config: NodeConfig) -> Result<(NodeHandle, LocalSender), StartError> {
+    let (node, sender) = start_thread(config, true)?;
+    let ended = || StartError::Thread { error: std::io::Error::other("it has no mailbox") };
+    Ok((node, sender.ok_or_else(ended)?))
+}
+
+fn start_thread(
+    config: NodeConfig,
+    local: bool,
+) -> Result<(NodeHandle, Option<LocalSender>), StartError> {
     check(&config)?;
     let (ready, is_ready) = mpsc::sync_channel(1);
     let (stopping, stopped) = watch::channel(false);
     let thread = std::thread::Builder::new()
         .name("flagstone-node".into())
         .spawn(move || {
-            let outcome = serve(config, &ready);
+            let outcome = serve(config, local, &ready);
             // Nobody may be waiting, which is fine.
             let _ = stopping.send(true);
             outcome
         })
         .map_err(|error| StartError::Thread { error })?;
     match is_ready.recv() {
-        Ok(Ok(ready)) => Ok(NodeHandle {
-            post: ready.post,
-            thread: Arc::new(Mutex::new(Some(thread))),
-            stopped,
-            nbd_tcp: ready.nbd_tcp,
-            files: ready.files,
-        }),
+        Ok(Ok(ready)) => {
+            let node = NodeHandle {
+                post: ready.post,
+                thread: Arc::new(Mutex::new(Some(thread))),
+                stopped,
+                nbd_tcp: ready.nbd_tcp,
+                files: ready.files,
+            };
+            Ok((node, ready.local))
+        }
         Ok(Err(error)) => {
             // It has told why and is on its way out.
             let _ = thread.join();
@@ -164,9 +192,6 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
             return Err(StartError::PoolTwice { path: path.clone() });
         }
     }
-    if config.nbd_unix.is_none() && config.nbd_tcp.is_none() {
-        return Err(StartError::NoListener);
-    }
     Ok(())
 }
 
@@ -179,9 +204,10 @@ fn is_same(a: &Path, b: &Path) -> bool {
 /// The thread: sets everything up, says so, and serves until it is told to stop.
 fn serve(
     config: NodeConfig,
+    local: bool,
     ready: &mpsc::SyncSender<Result<Ready, StartError>>,
 ) -> Result<(), NodeExit> {
-    let (mut reactor, told) = match set_up(config) {
+    let (mut reactor, told) = match set_up(config, local) {
         Ok(set_up) => set_up,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -195,7 +221,7 @@ fn serve(
     reactor.run()
 }
 
-fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
+fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartError> {
     let arena_blocks = (config.memory_bytes / BLOCK_SIZE as u64) as u32;
     let mut ring = Ring::new(RingConfig {
         entries: RING_ENTRIES,
@@ -247,6 +273,8 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
     })?;
     let nbd_tcp = tcp.as_ref().and_then(local_address);
     let (sender, mailbox) = ring.mailbox(CONTROL_QUEUE);
+    let (local, local_mailbox) =
+        if local { Some(ring.mailbox(LOCAL_REQUESTS)) } else { None }.unzip();
     let endpoints = NbdEndpoints { socket: config.nbd_unix.clone(), listen: nbd_tcp };
     let handshake_ns = u64::try_from(config.handshake_timeout.as_nanos()).unwrap_or(u64::MAX / 2);
     let files = pools.iter().map(|pool| PoolFile::new(&pool.path, &pool.device)).collect();
@@ -254,6 +282,7 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
         pools,
         endpoints,
         mailbox,
+        local: local_mailbox,
         handshake_ns: handshake_ns.min(u64::MAX / 2),
         max_connections: config.max_connections,
     };
@@ -268,7 +297,7 @@ fn set_up(config: NodeConfig) -> Result<(Reactor, Ready), StartError> {
             MailError::Closed(request) => (ControlError::Stopping, request),
         })
     });
-    Ok((reactor, Ready { post, nbd_tcp, files }))
+    Ok((reactor, Ready { post, nbd_tcp, files, local }))
 }
 
 fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {

@@ -71,7 +71,7 @@ impl Reactor {
                     self.kill(c);
                 }
             }
-            let idle = self.requests.len() == 0 && self.changes.len() == 0;
+            let idle = self.requests.len() == 0 && self.changes.len() == 0 && self.local.is_idle();
             if !idle || self.free_connections.len() < self.connections.len() {
                 return None;
             }

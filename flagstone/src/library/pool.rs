@@ -1,0 +1,237 @@
+//! Pools: opening, closing, and their volumes.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::Volume;
+use super::block_on::block_on;
+use crate::node::limits::LOCAL_REQUESTS;
+use crate::node::{
+    self, ControlError, LocalSender, NodeConfig, NodeExit, NodeHandle, PoolStatus, StartError,
+    VolumeStatus,
+};
+use crate::pool::create::{self, CreateError, SEGMENT_BYTES_DEFAULT};
+
+/// How a pool is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Memory for buffers in bytes, fixed while the pool is open. The map of what lies where comes
+    /// on top: 4.5 KiB for every 2 MiB that hold data.
+    pub memory_bytes: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { memory_bytes: 64 << 20 }
+    }
+}
+
+/// How a pool is made.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Size of the file in bytes, a multiple of 4096 from 64 MiB; needed if the file does not
+    /// exist or is empty, refused for a block device.
+    pub size_bytes: Option<u64>,
+    /// Segment size in bytes, a power of two from 1 MiB to 64 MiB.
+    pub segment_bytes: u32,
+    /// Allocate and zero the whole file now.
+    pub preallocate: bool,
+    /// Format even if the target holds something, which is lost.
+    pub force: bool,
+    /// How it is opened then.
+    pub open: OpenOptions,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            size_bytes: None,
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            preallocate: false,
+            force: false,
+            open: OpenOptions::default(),
+        }
+    }
+}
+
+/// Why a pool could not be made or opened. Nothing is left running or locked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// It could not be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] StartError),
+}
+
+/// An open pool. Clones are the same pool.
+///
+/// It is locked against every other process, and driven by a thread of its own. It is closed by
+/// [`Pool::close`], or when the last clone and the last of its volumes are dropped, which waits
+/// until everything is durable; the end of the process loses nothing that was acknowledged.
+///
+/// Its own methods wait for their answers; don't call them where a future must not block.
+///
+/// ```
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("pool");
+/// use flagstone::{CreateOptions, OpenOptions, Pool};
+///
+/// let options = CreateOptions { size_bytes: Some(64 << 20), ..CreateOptions::default() };
+/// let pool = Pool::create(&path, &options)?;
+/// let volume = pool.create_volume("data", 16 << 20)?;
+/// volume.write(4096, b"hello")?;
+/// volume.flush()?;
+/// pool.close()?;
+///
+/// let pool = Pool::open(&path, &OpenOptions::default())?;
+/// let mut hello = [0; 5];
+/// pool.volume("data")?.read(4096, &mut hello)?;
+/// assert_eq!(&hello, b"hello");
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+/// The node, stopped when nobody needs it any more.
+pub(super) struct Inner {
+    node: NodeHandle,
+    pub(super) sender: LocalSender,
+    /// As many as the reactor takes at a time, so that its mailbox has room.
+    pub(super) permits: Semaphore,
+}
+
+impl Inner {
+    fn close(&self) -> Result<(), NodeExit> {
+        self.node.shutdown();
+        let outcome = self.node.join();
+        // Somebody else may have been first, and still be waiting.
+        block_on(self.node.stopped());
+        outcome
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "a pool was not closed cleanly");
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("node", &self.inner.node).finish()
+    }
+}
+
+impl Pool {
+    /// Formats a file, made if absent, or a block device, and opens it.
+    ///
+    /// # Errors
+    /// [`PoolError`]. A target that holds anything is refused without
+    /// [`CreateOptions::force`], one that is in use always.
+    pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, PoolError> {
+        let path = path.as_ref();
+        create::create(&create::CreateOptions {
+            path: path.to_owned(),
+            size_bytes: options.size_bytes,
+            segment_bytes: options.segment_bytes,
+            preallocate: options.preallocate,
+            force: options.force,
+            quiet: true,
+        })?;
+        Self::open(path, &options.open)
+    }
+
+    /// Opens a pool, recovering it if it was not closed.
+    ///
+    /// # Errors
+    /// [`PoolError::Open`].
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, PoolError> {
+        let config = NodeConfig {
+            pools: vec![path.as_ref().to_owned()],
+            memory_bytes: options.memory_bytes,
+            // There is no listener; the ring wants room for one.
+            max_connections: 1,
+            ..NodeConfig::default()
+        };
+        let (node, sender) = node::start_local(config)?;
+        let permits = Semaphore::new(LOCAL_REQUESTS);
+        Ok(Self { inner: Arc::new(Inner { node, sender, permits }) })
+    }
+
+    /// Makes a thin volume of `size_bytes`, a multiple of 4096. It is durable when this returns.
+    /// One that exists with this name and size is opened as it is.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the name or size can't be, the name is taken, the pool is full or failed.
+    pub fn create_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, ControlError> {
+        let uuid = *uuid::Uuid::new_v4().as_bytes();
+        let made = self.inner.node.create_volume(name.to_owned(), size_bytes, uuid, None);
+        Ok(Volume::new(&self.inner, &block_on(made)?))
+    }
+
+    /// Opens a volume.
+    ///
+    /// # Errors
+    /// [`ControlError::NoSuchVolume`], [`ControlError::Stopping`] if the pool is closed.
+    pub fn volume(&self, name: &str) -> Result<Volume, ControlError> {
+        let found = block_on(self.inner.node.volume(name.to_owned()))?;
+        Ok(Volume::new(&self.inner, &found))
+    }
+
+    /// Every volume as it is now, by name.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`] if the pool is closed.
+    pub fn volumes(&self) -> Result<Vec<VolumeStatus>, ControlError> {
+        block_on(self.inner.node.volumes())
+    }
+
+    /// Grows a volume to `size_bytes`, a multiple of 4096; durable when this returns. Handles that
+    /// are open may use the new size at once, but tell the old one.
+    ///
+    /// # Errors
+    /// [`ControlError`]: there is none, it would shrink, the pool is full or failed.
+    pub fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), ControlError> {
+        block_on(self.inner.node.resize_volume(name.to_owned(), size_bytes)).map(drop)
+    }
+
+    /// Deletes a volume and its data; durable when this returns. Requests of handles that are
+    /// open fail with [`IoError::VolumeDeleted`](crate::IoError::VolumeDeleted).
+    ///
+    /// # Errors
+    /// [`ControlError`]: there is none, or the pool has failed.
+    pub fn delete_volume(&self, name: &str) -> Result<(), ControlError> {
+        block_on(self.inner.node.delete_volume(name.to_owned(), true)).map(drop)
+    }
+
+    /// The pool as it is now.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`] if the pool is closed.
+    pub fn status(&self) -> Result<PoolStatus, ControlError> {
+        let pools = block_on(self.inner.node.pools())?;
+        pools.into_iter().next().ok_or(ControlError::Stopping)
+    }
+
+    /// Finishes what is under way, makes everything durable and closes the pool, for its clones and
+    /// volumes as well: they fail with [`IoError::Closed`](crate::IoError::Closed) from then on.
+    /// Waits for the end. Closing again is a success that changes nothing, whatever came of the
+    /// first time.
+    ///
+    /// # Errors
+    /// [`NodeExit`]: the pool was not closed cleanly. What was flushed is there; the next opening
+    /// recovers it.
+    pub fn close(&self) -> Result<(), NodeExit> {
+        self.inner.close()
+    }
+}

@@ -1,0 +1,250 @@
+//! The library against a vector, and what it does at its edges.
+
+use std::path::PathBuf;
+
+use super::block_on::block_on;
+use super::{CreateOptions, OpenOptions, Pool};
+use crate::IoError;
+use crate::node::ControlError;
+
+const MIB: u64 = 1 << 20;
+
+struct Site {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Site {
+    fn new(size_bytes: u64) -> (Self, Pool) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("pool");
+        let options = CreateOptions { size_bytes: Some(size_bytes), ..CreateOptions::default() };
+        let pool = Pool::create(&path, &options).expect("nothing is there");
+        (Self { _directory: directory, path }, pool)
+    }
+
+    fn open(&self) -> Pool {
+        Pool::open(&self.path, &OpenOptions::default()).expect("it was closed")
+    }
+}
+
+/// A small generator, so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|at| (seed.wrapping_mul(31).wrapping_add(at / 7) ^ at) as u8).collect()
+}
+
+fn read(volume: &super::Volume, offset: u64, len: u64) -> Vec<u8> {
+    let mut into = vec![0; len as usize];
+    volume.read(offset, &mut into).expect("it lies in the volume");
+    into
+}
+
+#[test]
+fn a_volume_behaves_like_a_vector_through_closing_and_opening() {
+    const SIZE: u64 = 4 * MIB;
+    let (site, mut pool) = Site::new(256 * MIB);
+    let mut volume = pool.create_volume("v", SIZE).expect("there is room");
+    let mut model = vec![0_u8; SIZE as usize];
+    let mut random = Random(1);
+    for round in 0..1200 {
+        let mut offset = random.below(SIZE);
+        let bound = [500, 5000, 50_000, 1_000_000][random.below(4) as usize];
+        let mut len = 1 + random.below(bound);
+        if random.below(2) == 0 {
+            offset &= !4095;
+            len = len.next_multiple_of(4096);
+        }
+        let len = len.min(SIZE - offset);
+        let range = offset as usize..(offset + len) as usize;
+        match random.below(10) {
+            0..3 => {
+                let data = pattern(round, len as usize);
+                model[range].copy_from_slice(&data);
+                volume.write(offset, &data).expect("there is room");
+            }
+            3 => {
+                let data = pattern(round, len as usize);
+                model[range].copy_from_slice(&data);
+                let back = block_on(volume.write_async(offset, data.clone()));
+                assert_eq!(back, Ok(data));
+            }
+            4 => {
+                model[range].fill(0);
+                volume.write_zeroes(offset, len).expect("it lies in the volume");
+            }
+            5 => {
+                volume.discard(offset, len).expect("it lies in the volume");
+                let (first, end) = (offset.next_multiple_of(4096), (offset + len) & !4095);
+                if first < end {
+                    model[first as usize..end as usize].fill(0);
+                }
+            }
+            6 => volume.flush().expect("a file can be synced"),
+            7 if round % 5 == 0 => {
+                drop(volume);
+                // Both ways of closing it.
+                if round % 2 == 0 {
+                    pool.close().expect("a clean stop");
+                }
+                drop(pool);
+                pool = site.open();
+                volume = pool.volume("v").expect("it was made");
+                assert_eq!(volume.size(), SIZE);
+            }
+            _ => assert!(read(&volume, offset, len) == model[range], "round {round}"),
+        }
+    }
+    assert!(read(&volume, 0, SIZE) == model);
+}
+
+#[test]
+fn many_threads_and_futures_share_a_pool() {
+    let (_site, pool) = Site::new(256 * MIB);
+    let volume = pool.create_volume("v", 64 * MIB).expect("there is room");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let volume = volume.clone();
+            scope.spawn(move || {
+                // More than may be under way at a time; all are started before any is waited for.
+                let base = thread * 16 * MIB;
+                let offset = |i: u64| base + i * 4096;
+                let runtime = tokio::runtime::Builder::new_current_thread().build();
+                let runtime = runtime.expect("a runtime without drivers");
+                runtime.block_on(async {
+                    let writes: Vec<_> = (0..800)
+                        .map(|i| volume.write_async(offset(i), pattern(base + i, 4096)))
+                        .map(tokio::spawn)
+                        .collect();
+                    for write in writes {
+                        write.await.expect("no panic").expect("there is room");
+                    }
+                    volume.flush_async().await.expect("a file can be synced");
+                    let reads: Vec<_> = (0..800)
+                        .map(|i| volume.read_async(offset(i), vec![0; 4096]))
+                        .map(tokio::spawn)
+                        .collect();
+                    for (i, read) in reads.into_iter().enumerate() {
+                        let data = read.await.expect("no panic").expect("it was written");
+                        assert!(data == pattern(base + i as u64, 4096), "block {i}");
+                    }
+                });
+            });
+        }
+    });
+    assert_eq!(pool.volumes().expect("it is open")[0].mapped_bytes, 4 * 800 * 4096);
+}
+
+#[test]
+fn a_request_is_larger_than_all_memory() {
+    let (_site, pool) = Site::new(512 * MIB);
+    let volume = pool.create_volume("v", 256 * MIB).expect("there is room");
+    let data = pattern(3, 100 << 20);
+    volume.write(5000, &data).expect("there is room");
+    assert!(read(&volume, 5000, 100 << 20) == data);
+    volume.discard(0, 256 * MIB).expect("it lies in the volume");
+    assert!(read(&volume, 0, 256 * MIB).iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn damage_is_told_with_its_place_and_spares_the_rest() {
+    let (site, pool) = Site::new(64 * MIB);
+    let volume = pool.create_volume("v", 4 * MIB).expect("there is room");
+    let data: Vec<u8> = (0..256_u64).flat_map(|i| pattern(i * 977, 4096)).collect();
+    volume.write(0, &data).expect("there is room");
+    drop((volume, pool));
+    let mut device = std::fs::read(&site.path).expect("a file of our own");
+    let block = &data[100 * 4096..101 * 4096];
+    let at = device.chunks_exact(4096).position(|chunk| chunk == block).expect("it was written");
+    device[at * 4096 + 17] ^= 1;
+    std::fs::write(&site.path, &device).expect("a file of our own");
+
+    let pool = site.open();
+    let volume = pool.volume("v").expect("it was made");
+    let mut into = vec![7; MIB as usize];
+    assert_eq!(volume.read(0, &mut into), Err(IoError::Damaged { offset: 100 * 4096 }));
+    assert!(into.iter().all(|&byte| byte == 7), "nothing is handed out");
+    assert!(read(&volume, 0, 100 * 4096) == data[..100 * 4096]);
+    assert!(read(&volume, 101 * 4096, 50_000) == data[101 * 4096..][..50_000]);
+    // Written anew, it is whole again.
+    volume.write(100 * 4096, block).expect("there is room");
+    assert!(read(&volume, 0, MIB) == data);
+}
+
+#[test]
+fn futures_that_are_dropped_half_way_harm_nobody() {
+    let (_site, pool) = Site::new(256 * MIB);
+    let volume = pool.create_volume("v", 64 * MIB).expect("there is room");
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut refused = 0;
+    for i in 0..5000 {
+        let mut write = Box::pin(volume.write_async(i % 1000 * 4096, pattern(i % 1000, 4096)));
+        match write.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(Err(IoError::Busy)) => refused += 1,
+            std::task::Poll::Ready(outcome) => panic!("{outcome:?}"),
+            std::task::Poll::Pending => {}
+        }
+    }
+    assert!(refused < 5000);
+    // One that was waited for comes after all that were taken before it.
+    while let Err(error) = volume.flush() {
+        assert_eq!(error, IoError::Busy);
+    }
+    volume.write(1000 * 4096, b"x").expect("there is room");
+    for i in 0..1000 {
+        let found = read(&volume, i * 4096, 4096);
+        assert!(found == pattern(i, 4096) || found == [0; 4096], "block {i}");
+    }
+    pool.close().expect("a clean stop");
+}
+
+#[test]
+fn edges_are_errors_and_nothing_is_nothing() {
+    let (site, pool) = Site::new(64 * MIB);
+    let volume = pool.create_volume("v", MIB).expect("there is room");
+    assert_eq!(volume.write(MIB - 10, &[1; 11]), Err(IoError::OutOfRange));
+    assert_eq!(volume.read(u64::MAX - 4, &mut [0; 10]), Err(IoError::OutOfRange));
+    assert_eq!(volume.discard(0, MIB + 1), Err(IoError::OutOfRange));
+    assert_eq!(volume.write_zeroes(MIB, u64::MAX), Err(IoError::OutOfRange));
+    assert_eq!(volume.write(MIB - 10, &[1; 10]), Ok(()));
+    assert_eq!((volume.write(0, &[]), volume.read(0, &mut []), volume.discard(0, 0)), {
+        (Ok(()), Ok(()), Ok(()))
+    });
+
+    pool.resize_volume("v", 2 * MIB).expect("there is room");
+    assert_eq!(volume.write(MIB, &[2; 4096]), Ok(()));
+    assert_eq!((volume.size(), pool.volume("v").expect("it is there").size()), (MIB, 2 * MIB));
+    let refused = pool.resize_volume("v", MIB).expect_err("volumes only grow");
+    assert!(matches!(refused, ControlError::Shrink { .. }));
+
+    let big = pool.create_volume("big", 1 << 40).expect("it is thin");
+    let full = (0..64).find_map(|i| big.write(i * MIB, &pattern(i, 1 << 20)).err());
+    assert_eq!(full, Some(IoError::NoSpace));
+    pool.delete_volume("big").expect("it is there");
+    assert_eq!(big.write(0, &[0; 4096]), Err(IoError::VolumeDeleted));
+    assert!(matches!(pool.volume("big"), Err(ControlError::NoSuchVolume { .. })));
+
+    // A future that was never polled never began.
+    drop(volume.write_async(0, vec![9; 4096]));
+    let second = Pool::open(&site.path, &OpenOptions::default());
+    assert!(second.is_err_and(|error| error.to_string().contains("in use")));
+    assert_eq!(read(&volume, 0, 1), [0]);
+
+    pool.close().expect("a clean stop");
+    pool.close().expect("it is closed");
+    assert_eq!(volume.write(0, &[1; 4096]), Err(IoError::Closed));
+    assert_eq!(volume.flush(), Err(IoError::Closed));
+    assert_eq!(pool.volumes(), Err(ControlError::Stopping));
+    // Its lock is gone though a handle is left.
+    let again = site.open();
+    assert_eq!(read(&again.volume("v").expect("it was made"), MIB, 3), [2; 3]);
+}

@@ -1,0 +1,207 @@
+//! Volumes: reads, writes, flushes, discards, from any thread.
+
+use std::fmt;
+use std::sync::Arc;
+
+use flagstone_block::ZeroMode;
+use flagstone_ring::MailError;
+use tokio::sync::oneshot;
+
+use super::block_on::block_on;
+use super::pool::Inner;
+use crate::node::local::{LocalOp, LocalRequest};
+use crate::node::{IoError, VolumeStatus};
+
+/// An open volume. Clones are the same volume.
+///
+/// Offsets and lengths are bytes and need no alignment, but a write that covers only a part of a
+/// 4096-byte block has to read the rest of it first. Requests under way at the same time may
+/// happen in any order; where they overlap, the result is one of them for each block.
+///
+/// Each request has a blocking form, and one that ends in `_async` and gives a future. The futures
+/// need no particular runtime, do nothing before they are polled, and own what they need. One
+/// that is dropped in the middle leaves its request to be finished, or not: whoever needs to know
+/// must wait. At most 1024 requests of a pool are under way at a time; more wait.
+#[derive(Clone)]
+pub struct Volume {
+    inner: Arc<Inner>,
+    name: Arc<str>,
+    handle: u64,
+    size_bytes: u64,
+}
+
+impl fmt::Debug for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, size_bytes, .. } = self;
+        f.debug_struct("Volume")
+            .field("name", name)
+            .field("size_bytes", size_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Volume {
+    pub(super) fn new(inner: &Arc<Inner>, status: &VolumeStatus) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            name: status.name.as_str().into(),
+            handle: status.handle,
+            size_bytes: status.size_bytes,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its size in bytes, when this handle was opened. It may have grown since.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Fills `into` from `offset`. What was never written reads as zeroes.
+    ///
+    /// # Errors
+    /// [`IoError`]; `into` is then as it was.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), IoError> {
+        let data = block_on(self.request(LocalOp::Read, offset, vec![0; into.len()]))?;
+        into.copy_from_slice(&data);
+        Ok(())
+    }
+
+    /// Stores `data` at `offset`. It survives the death of this process when this returns, and
+    /// power loss after the next flush.
+    ///
+    /// # Errors
+    /// [`IoError`]; any part of it may have been stored.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+        block_on(self.request(LocalOp::Write, offset, data.to_vec())).map(drop)
+    }
+
+    /// Makes everything durable that was answered before, of all volumes of the pool: it survives
+    /// power loss.
+    ///
+    /// # Errors
+    /// [`IoError`]: nothing is known of what was written since the last success.
+    pub fn flush(&self) -> Result<(), IoError> {
+        block_on(self.request(LocalOp::Flush, 0, Vec::new())).map(drop)
+    }
+
+    /// Gives the space of whole blocks in `len` bytes from `offset` back to the pool; they read as
+    /// zeroes then. Parts of blocks at the ends keep their content.
+    ///
+    /// # Errors
+    /// [`IoError`]; any part of it may have been discarded.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        block_on(self.zero(offset, len, ZeroMode::Discard)).map(drop)
+    }
+
+    /// Makes every byte of `len` from `offset` read as zero, and gives the space of whole blocks
+    /// back to the pool.
+    ///
+    /// # Errors
+    /// [`IoError`]; any part of it may have happened.
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        block_on(self.zero(offset, len, ZeroMode::MayUnmap)).map(drop)
+    }
+
+    /// As [`Volume::read`]: fills `into`, whose length says how much, and gives it back.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn read_async(
+        &self,
+        offset: u64,
+        into: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, IoError>> + Send + 'static {
+        self.request(LocalOp::Read, offset, into)
+    }
+
+    /// As [`Volume::write`]: stores `data` and gives it back, to be used again.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn write_async(
+        &self,
+        offset: u64,
+        data: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, IoError>> + Send + 'static {
+        self.request(LocalOp::Write, offset, data)
+    }
+
+    /// As [`Volume::flush`]. It covers what was answered before the future is first polled.
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn flush_async(&self) -> impl Future<Output = Result<(), IoError>> + Send + 'static {
+        let flush = self.request(LocalOp::Flush, 0, Vec::new());
+        async move { flush.await.map(drop) }
+    }
+
+    /// As [`Volume::discard`].
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn discard_async(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<(), IoError>> + Send + 'static {
+        self.zero(offset, len, ZeroMode::Discard)
+    }
+
+    /// As [`Volume::write_zeroes`].
+    ///
+    /// # Errors
+    /// [`IoError`].
+    pub fn write_zeroes_async(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<(), IoError>> + Send + 'static {
+        self.zero(offset, len, ZeroMode::MayUnmap)
+    }
+
+    fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+    ) -> impl Future<Output = Result<(), IoError>> + Send + 'static {
+        let zero = self.request(LocalOp::Zero { len, mode }, offset, Vec::new());
+        async move { zero.await.map(drop) }
+    }
+
+    /// Sends a request to the reactor and waits for its answer.
+    fn request(
+        &self,
+        op: LocalOp,
+        offset: u64,
+        data: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, IoError>> + Send + 'static {
+        let (inner, handle) = (Arc::clone(&self.inner), self.handle);
+        async move {
+            let request_len = match op {
+                LocalOp::Read | LocalOp::Write => Some(data.len() as u64),
+                LocalOp::Zero { len, .. } => Some(len),
+                LocalOp::Flush => None,
+            };
+            if request_len == Some(0) {
+                return Ok(data);
+            }
+            // Held until the answer is here; never refused, because nobody closes the semaphore.
+            let _permit = inner.permits.acquire().await.map_err(|_| IoError::Closed)?;
+            let (reply, answer) = oneshot::channel();
+            let request = LocalRequest { handle, op, offset, data, reply };
+            inner.sender.send(request).map_err(|error| match error {
+                MailError::Full(_) => IoError::Busy,
+                MailError::Closed(_) => IoError::Closed,
+            })?;
+            // A dropped reply channel means that the reactor ended first.
+            answer.await.unwrap_or(Err(IoError::Closed))
+        }
+    }
+}
