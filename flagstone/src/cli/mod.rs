@@ -69,14 +69,15 @@ Environment:
 
 Exit status:
   0  success
-  1  something failed at run time
+  1  something failed at run time, or a pool failed while it was served
   2  wrong usage or configuration; nothing was touched
   3  the pool, device or socket is in use
-  4  the pool is damaged, or there is no pool
+  4  the pool is damaged, or there is no pool (at that path, or in what is there)
   5  the target holds data and --force was not given
   6  no daemon answers at the control socket
   7  the daemon has no such volume or pool
-  8  the daemon refused the request";
+  8  the daemon refused the request
+  A daemon that a second signal ends at once exits with 128 plus the signal's number.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
