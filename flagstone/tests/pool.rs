@@ -120,8 +120,10 @@ fn what_cannot_be_a_pool_is_refused() {
     let dir = dir.path();
     run(dir, &["pool", "create", ".", "--force"]).failed(2, "is a directory");
     run(dir, &["pool", "create", "/dev/null", "--force"]).failed(2, "character device");
+    file(dir, "file", 0);
     run(dir, &["pool", "check", "missing"]).failed(4, "missing does not exist");
     run(dir, &["pool", "inspect", "missing"]).failed(4, "missing does not exist");
+    run(dir, &["pool", "check", "file/missing"]).failed(4, "Not a directory");
     run(dir, &["pool", "inspect", "."]).failed(2, "neither");
     file(dir, "blank", 64 << 20);
     run(dir, &["pool", "check", "blank"]).failed(4, "no Flagstone pool");

@@ -8,6 +8,7 @@ use super::control::{
 use super::reactor::Reactor;
 use super::request::Name;
 use crate::name::check_name;
+use crate::pool::explain;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
 use flagstone_engine::{IoFault, SubmitError, VolumeSpec, limits::VOLUME_BYTES};
 use std::path::PathBuf;
@@ -298,7 +299,7 @@ impl Reactor {
             path: pool.path.clone(),
             uuid: pool.engine.pool_uuid(),
             state: match pool.failure {
-                Some(error) => PoolState::Failed { reason: error.to_string() },
+                Some(error) => PoolState::Failed { reason: explain(error) },
                 None => PoolState::Running,
             },
             device_bytes: pool.device.size(),

@@ -5,6 +5,8 @@ use flagstone_engine::{Engine, PoolState};
 use flagstone_ring::{Device, DeviceId};
 use std::path::PathBuf;
 
+use crate::pool::explain;
+
 /// See the module's documentation.
 pub(super) struct Pool {
     /// As configured.
@@ -28,7 +30,7 @@ impl Pool {
         if let PoolState::Failed(error) = self.engine.state() {
             tracing::error!(
                 pool = %self.path.display(),
-                %error,
+                error = explain(error),
                 "the pool has failed: it is only read from now on; when its device is well \
                  again, a restart recovers it"
             );

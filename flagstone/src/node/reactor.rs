@@ -245,7 +245,10 @@ impl Reactor {
                 let Some(pool) = self.pools.iter_mut().find(|pool| pool.id == device) else {
                     return;
                 };
-                if let Err(error) = result {
+                // Once the pool has failed, its other writes under way have nothing to add.
+                if let Err(error) = result
+                    && pool.failure.is_none()
+                {
                     tracing::error!(pool = %pool.path.display(), %error, "a device command failed");
                 }
                 pool.engine.device_done(self.ring.buffers(), token, result);

@@ -6,7 +6,7 @@ use super::limits::{CONTROL_QUEUE, LOCAL_REQUESTS, MAX_CONNECTIONS, MAX_POOLS, S
 use super::local::LocalRequest;
 use super::pool::Pool;
 use super::reactor::{Parts, Reactor};
-use crate::pool::Truncated;
+use crate::pool::{Truncated, explain};
 use crate::size::Human;
 use crate::uri::NbdEndpoints;
 use flagstone_block::BLOCK_SIZE;
@@ -54,7 +54,7 @@ pub enum StartError {
     #[error(transparent)]
     Device(#[from] DeviceOpenError),
     /// A pool can't be opened.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {}", path.display(), told(error))]
     Pool {
         /// As configured.
         path: PathBuf,
@@ -95,6 +95,13 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+}
+
+fn told(error: &OpenError) -> String {
+    match error {
+        OpenError::Device(error) => explain(*error),
+        _ => error.to_string(),
+    }
 }
 
 /// What the thread tells its starter once it serves.

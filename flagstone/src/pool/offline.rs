@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use flagstone_engine::{CheckReport, Inspection, OpenError};
 use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
+use rustix::io::Errno;
 
 use super::Truncated;
 use crate::exit::Exit;
@@ -46,6 +47,8 @@ pub fn device_exit(error: &DeviceOpenError) -> Exit {
         DeviceOpenError::InUse { .. } => Exit::InUse,
         DeviceOpenError::WrongType { .. } => Exit::Usage,
         DeviceOpenError::NotFound { .. } => Exit::Damaged,
+        // A part of the path is a file: there is nothing at its end either.
+        DeviceOpenError::Os { errno: Errno::NOTDIR, .. } => Exit::Damaged,
         _ => Exit::Failure,
     }
 }
