@@ -53,12 +53,16 @@ fn up_serves_a_volume_and_finds_it_again() {
     daemon.stop();
     assert!(!data.join("api.sock").exists());
 
-    let daemon = Daemon::start(dir, &["--json", "up"]);
+    let daemon = Daemon::start(dir, &["--json", "up", "--size", "2G"]);
     let ready: Value = serde_json::from_str(&daemon.ready).unwrap();
+    assert_eq!(ready["pools"][0]["device_bytes"], 1 << 30);
     assert_eq!(ready["volumes"].as_array().unwrap().len(), 2);
     assert_eq!(ready["volumes"][0]["uuid"], uuid);
     assert!(ready["volumes"][0]["mapped_bytes"].as_u64().unwrap() > 0);
-    daemon.stop();
+    daemon.signal(Signal::TERM);
+    let (status, log) = daemon.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("the pool exists with 1 GiB; --size 2 GiB counts only"), "{log}");
     run(dir, &["pool", "check", "flagstone-data/pool.flagstone"]).succeeded();
 }
 

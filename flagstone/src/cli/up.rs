@@ -21,6 +21,9 @@ const POOL_FILE: &str = "pool.flagstone";
 /// The NBD socket in the directory.
 const NBD_SOCKET: &str = "nbd.sock";
 
+/// The pool's size unless told otherwise.
+const POOL_BYTES: u64 = 10 << 30;
+
 /// The demo volume's name.
 const VOLUME: &str = "demo";
 
@@ -45,9 +48,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH", default_value = UP_DIR_DEFAULT)]
     dir: PathBuf,
 
-    /// Size of the pool if it is made now; the file is sparse
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", default_value = "10G", value_parser = parse_block_size)]
-    size: u64,
+    /// Size of the pool if it is made now; the file is sparse [default: 10G]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
+    size: Option<u64>,
 
     /// Serve NBD over TCP too, at this address (port 10809 unless given)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
@@ -68,18 +71,7 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
     let dir = std::path::absolute(&args.dir).map_err(failed)?;
     fs::create_dir_all(&dir).map_err(failed)?;
     let pool = dir.join(POOL_FILE);
-    // An empty file is what a run that was interrupted at the wrong moment leaves behind.
-    if fs::metadata(&pool).map_or(true, |meta| meta.len() == 0) {
-        let options = CreateOptions {
-            path: pool.clone(),
-            size_bytes: Some(args.size),
-            segment_bytes: SEGMENT_BYTES_DEFAULT,
-            preallocate: false,
-            force: false,
-            quiet: json,
-        };
-        create::create(&options).map_err(|error| Failure::new(error.exit(), error))?;
-    }
+    let pool_bytes = make_pool(&pool, args.size, json)?;
     let defaults = NodeConfig::default();
     let settings = Settings {
         node: NodeConfig {
@@ -92,7 +84,7 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
         api_socket: dir.join(UP_API_SOCKET),
         first_volume: Some(CreateVolume {
             name: VOLUME.to_owned(),
-            size_bytes: VOLUME_BYTES.min(args.size / 2).next_multiple_of(1 << 20),
+            size_bytes: VOLUME_BYTES.min(pool_bytes / 2).next_multiple_of(1 << 20),
             pool: None,
         }),
     };
@@ -100,6 +92,33 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
         if json { ready::json(ready) } else { output::line(&guide(ready)) }
     };
     daemon::run(settings, announce).map_err(|error| Failure::new(error.exit(), error))
+}
+
+/// Makes the pool if it is absent; its size in bytes.
+fn make_pool(path: &Path, size: Option<u64>, quiet: bool) -> Result<u64, Failure> {
+    // An empty file is what a run that was interrupted at the wrong moment leaves behind.
+    if let Some(there) = fs::metadata(path).ok().map(|meta| meta.len()).filter(|&len| len > 0) {
+        if let Some(size) = size.filter(|&size| size != there) {
+            tracing::warn!(
+                pool = %path.display(),
+                "the pool exists with {}; --size {} counts only when it is made",
+                Human(there),
+                Human(size)
+            );
+        }
+        return Ok(there);
+    }
+    let size = size.unwrap_or(POOL_BYTES);
+    let options = CreateOptions {
+        path: path.to_owned(),
+        size_bytes: Some(size),
+        segment_bytes: SEGMENT_BYTES_DEFAULT,
+        preallocate: false,
+        force: false,
+        quiet,
+    };
+    create::create(&options).map_err(|error| Failure::new(error.exit(), error))?;
+    Ok(size)
 }
 
 /// The ready line and what a newcomer wants to paste.
