@@ -4,35 +4,53 @@ use std::process::ExitCode;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// Done.
-    Success = 0,
+    Success,
     /// Something failed at run time: an I/O error, no memory, no permission.
-    Failure = 1,
+    Failure,
     /// The command line or the configuration file is wrong; nothing was touched.
-    Usage = 2,
+    Usage,
     /// The pool, device or socket is in use by another process.
-    InUse = 3,
-    /// The pool is damaged, or there is none: not at that path, or not in what is there.
-    Damaged = 4,
+    InUse,
+    /// The pool is damaged.
+    Damaged,
+    /// There is no pool: nothing at that path, or something else. To a script that wants a pool
+    /// this is the same as a damaged one, so the status is too; the code in JSON tells them apart.
+    NoPool,
     /// The target holds data, and `--force` was not given.
-    HoldsData = 5,
+    HoldsData,
     /// No daemon answers at the control socket.
-    Unreachable = 6,
+    Unreachable,
     /// The daemon has no volume, pool or path of that name.
-    NotFound = 7,
+    NotFound,
     /// The daemon refused the request; its message says why.
-    Refused = 8,
+    Refused,
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.status())
     }
 }
 
 impl Exit {
+    /// The exit status.
+    #[must_use]
+    pub const fn status(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::InUse => 3,
+            Self::Damaged | Self::NoPool => 4,
+            Self::HoldsData => 5,
+            Self::Unreachable => 6,
+            Self::NotFound => 7,
+            Self::Refused => 8,
+        }
+    }
+
     /// The name that stands for the status in JSON.
     #[must_use]
     pub const fn code(self) -> &'static str {
@@ -42,6 +60,7 @@ impl Exit {
             Self::Usage => "usage",
             Self::InUse => "in_use",
             Self::Damaged => "damaged",
+            Self::NoPool => "no_pool",
             Self::HoldsData => "holds_data",
             Self::Unreachable => "unreachable",
             Self::NotFound => "not_found",

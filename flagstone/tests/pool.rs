@@ -123,6 +123,10 @@ fn what_cannot_be_a_pool_is_refused() {
     file(dir, "file", 0);
     run(dir, &["pool", "check", "missing"]).failed(4, "missing does not exist");
     run(dir, &["pool", "inspect", "missing"]).failed(4, "missing does not exist");
+    for name in ["missing", "file"] {
+        let ran = run(dir, &["--json", "pool", "check", name]).failed(4, "no_pool");
+        serde_json::from_str::<Value>(&ran.stderr).unwrap();
+    }
     run(dir, &["pool", "check", "file/missing"]).failed(4, "Not a directory");
     run(dir, &["pool", "inspect", "."]).failed(2, "neither");
     file(dir, "blank", 64 << 20);
@@ -203,6 +207,7 @@ fn a_truncated_pool_is_told_with_both_sizes() {
             assert!(ran.stderr.contains(&sizes), "{ran:?}");
             assert!(ran.stderr.contains("Restore it"), "{ran:?}");
         }
+        run(dir, &["--json", "pool", "check", "p"]).failed(4, "\"damaged\"");
         assert_eq!(fs::metadata(dir.join("p")).unwrap().len(), left);
     }
 }

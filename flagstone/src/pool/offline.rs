@@ -46,9 +46,9 @@ pub fn device_exit(error: &DeviceOpenError) -> Exit {
     match error {
         DeviceOpenError::InUse { .. } => Exit::InUse,
         DeviceOpenError::WrongType { .. } => Exit::Usage,
-        DeviceOpenError::NotFound { .. } => Exit::Damaged,
+        DeviceOpenError::NotFound { .. } => Exit::NoPool,
         // A part of the path is a file: there is nothing at its end either.
-        DeviceOpenError::Os { errno: Errno::NOTDIR, .. } => Exit::Damaged,
+        DeviceOpenError::Os { errno: Errno::NOTDIR, .. } => Exit::NoPool,
         _ => Exit::Failure,
     }
 }
@@ -57,6 +57,7 @@ pub fn device_exit(error: &DeviceOpenError) -> Exit {
 #[must_use]
 pub fn pool_exit(error: &OpenError) -> Exit {
     match error {
+        OpenError::NoSuperblock { .. } => Exit::NoPool,
         OpenError::Device(_) | OpenError::Memory { .. } => Exit::Failure,
         _ => Exit::Damaged,
     }
