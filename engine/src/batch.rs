@@ -454,6 +454,7 @@ impl Engine {
                 }
             }
             Effect::SegmentSeal { segment } => {
+                self.switch_moved(segment, lsn);
                 self.segs.sealed(segment, lsn);
                 self.counters.seals += 1;
             }
@@ -511,6 +512,12 @@ impl Engine {
         }
         // Records that are not retired are in no page yet.
         tail.min(self.journal.retired).max(self.journal.tail_durable)
+    }
+
+    /// Data blocks in batches that are not retired.
+    pub(crate) fn blocks_in_flight(&self) -> u64 {
+        let batches = self.flight.iter().chain(&self.filling);
+        batches.map(|&i| u64::from(self.batches[i as usize].blocks)).sum()
     }
 
     /// Whether nothing waits in the journal's batches.

@@ -109,11 +109,14 @@ impl Engine {
         }
     }
 
-    fn compaction_due(&self) -> bool {
+    /// Whether the chain has grown so much, or segments are so few, that it should be shortened.
+    pub(crate) fn compaction_due(&self) -> bool {
         let segments = self.meta.segments.len();
+        // What it states now would take this many at most.
+        let needed = self.chain_segments() as usize;
         segments > 2 * self.meta_baseline + 1
-            || (segments > self.meta_baseline
-                && (self.meta.next_segment == NO_SEGMENT || self.segs.free() < self.reserve()))
+            || (segments > self.meta_baseline && self.meta.next_segment == NO_SEGMENT)
+            || (segments > needed && self.segs.free() <= self.floor())
     }
 
     pub(crate) fn advance_compaction(&mut self, bufs: &mut impl Buffers) {

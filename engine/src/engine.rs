@@ -12,9 +12,10 @@
 //! 3. A segment is reused only if whatever superseded its blocks, and its free record, are
 //!    durable.
 //! 4. LSNs rise strictly; the map changes in LSN order only.
-//! 5. User writes never take the segments reserved for metadata.
+//! 5. User writes never take the segments reserved for metadata and the cleaner.
 
 use crate::batch::Batch;
+use crate::clean::Cleaner;
 use crate::compact::Compaction;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
@@ -62,7 +63,7 @@ pub enum PoolState {
 /// Space of a pool, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolUsage {
-    /// Data blocks of all segments.
+    /// What volumes may map in all: without metadata, and what it and the cleaner need.
     pub capacity: u64,
     /// Blocks that volumes map.
     pub live: u64,
@@ -105,6 +106,19 @@ pub struct Counters {
     pub rmws: u64,
     /// Metadata compactions.
     pub compactions: u64,
+    /// Segments that the cleaner emptied.
+    pub segments_cleaned: u64,
+    /// Live blocks that it wrote again elsewhere. Write amplification is
+    /// `1 + blocks_moved / blocks_written`.
+    pub blocks_moved: u64,
+    /// Blocks that it read, with the dead ones in between.
+    pub clean_blocks_read: u64,
+    /// Damaged blocks that it left where they are.
+    pub clean_bad_blocks: u64,
+    /// Damaged blocks that it moved, still damaged, because segments ran out.
+    pub clean_bad_moved: u64,
+    /// Segments that it can't empty because their summary is damaged.
+    pub summaries_damaged: u64,
 }
 
 /// One pool. See the module's documentation.
@@ -154,6 +168,7 @@ pub struct Engine {
     pub(crate) flush: FlushState,
     pub(crate) reads: Reads,
     pub(crate) rmws: Rmws,
+    pub(crate) cleaner: Cleaner,
     /// A state machine moved on without any I/O that would bring the next call of `pump`.
     pub(crate) again: bool,
     pub(crate) failed: Option<DeviceError>,
@@ -172,6 +187,7 @@ pub fn own_blocks(geo: &Geometry) -> u32 {
         + 4 * crate::limits::META_PAGES as u32
         + 2
         + 2 * RMWS as u32
+        + crate::clean::OWN_BLOCKS
 }
 
 impl Engine {
@@ -210,6 +226,12 @@ impl Engine {
             self.read_done(bufs, op, first, blocks, retried, result);
             return;
         }
+        // A read that fails is no failure of the pool.
+        match token {
+            Token::CleanSummary => return self.clean_summary_read(bufs, result),
+            Token::CleanRead(i) => return self.clean_read_done(i, result),
+            _ => {}
+        }
         let ignored = matches!(token, Token::BatchData(_))
             && self.planted.has(crate::plant::Plant::IgnoreWriteErrors);
         if let Err(error) = result
@@ -228,7 +250,8 @@ impl Engine {
             }
             Token::Superblock => self.super_write.io_left -= 1,
             Token::Flush => self.flush_done(),
-            Token::Read { .. } => {}
+            Token::CleanWrite(chunk) => self.clean_write_done(chunk),
+            Token::CleanSummary | Token::CleanRead(_) | Token::Read { .. } => {}
         }
     }
 
@@ -252,6 +275,7 @@ impl Engine {
                 self.advance_rmws(bufs);
                 self.advance_seals(bufs);
                 self.advance_segments(bufs);
+                self.advance_cleaner(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);
                 self.advance_compaction(bufs);
@@ -316,13 +340,13 @@ impl Engine {
         let block = flagstone_block::BLOCK_SIZE as u64;
         let census = self.segs.census();
         PoolUsage {
-            capacity: u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks) * block,
+            capacity: self.usable_blocks() * block,
             live: self.segs.live() * block,
             kept: self.kept * block,
             available: self.available_blocks().saturating_sub(self.promised()) * block,
             segments: self.geo.segments,
             segments_free: self.segs.free(),
-            segments_reserved: self.reserve().min(self.segs.free()),
+            segments_reserved: self.floor().min(self.segs.free()),
             segments_meta: census[crate::segment::SegmentState::Meta as usize],
         }
     }

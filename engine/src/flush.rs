@@ -152,7 +152,9 @@ impl Engine {
         self.flush.issued += 1;
         self.flush.wanted = false;
         // What is still in flight is not covered and makes the pool dirty at once.
-        let uncovered = !self.is_quiet();
+        let uncovered = !self.is_quiet()
+            || self.cleaner.is_writing()
+            || self.sealing.iter().any(|sealing| sealing.stage == SealStage::Writing);
         self.flush.dirty_since_ns = uncovered.then_some(self.now_ns);
         self.flush.dirty_bytes = 0;
         self.counters.flushes += 1;

@@ -5,6 +5,7 @@
 
 mod batch;
 mod check;
+mod clean;
 mod compact;
 mod control;
 mod engine;

@@ -23,7 +23,32 @@ pub const RMWS: usize = 64;
 /// Flush and FUA requests waiting for a device flush.
 pub const FLUSH_WAITERS: usize = 4096;
 /// Summaries under construction or being written.
-pub const SUMMARIES: usize = 4;
+pub const SUMMARIES: usize = 10;
+/// Runs of a victim's blocks being read by the cleaner, and the blocks of one.
+pub const CLEAN_READS: usize = 4;
+/// See [`CLEAN_READS`].
+pub const CLEAN_RUN_BLOCKS: u32 = 64;
+/// Dead blocks that the cleaner reads along rather than issue another read.
+pub const CLEAN_GAP_BLOCKS: u32 = 8;
+/// Write buffers of the cleaner, and the blocks of one: one being filled per class, and as many
+/// under way.
+pub const CLEAN_CHUNKS: usize = 2 * CLEAN_CLASSES;
+/// See [`CLEAN_CHUNKS`].
+pub const CLEAN_CHUNK_BLOCKS: u32 = 32;
+/// Streams of moved blocks, by age.
+pub const CLEAN_CLASSES: usize = 3;
+/// Pools with fewer segments than this have one such stream only.
+pub const CLEAN_CLASSES_SEGMENTS: u32 = 64;
+/// Times that a damaged run is read again before its damaged blocks are moved as they are.
+pub const CLEAN_RETRIES: u8 = 4;
+/// Summary buffers that the cleaner leaves to user segments.
+pub const CLEAN_SUMMARIES: usize = 2;
+/// Rows of the segment table that one search for a victim looks at.
+pub const CLEAN_SCAN: u32 = 8192;
+/// Blocks that the cleaner copies in one turn, so that it never holds up requests for long.
+pub const CLEAN_STEP_BLOCKS: u32 = 64;
+/// The cleaner keeps at least this many segments free for user writes.
+pub const CLEAN_AHEAD_SEGMENTS: u32 = 2;
 /// Metadata pages being filled or written, per chain.
 pub const META_PAGES: usize = 4;
 /// Blocks one discard or write-zeroes record may cover (1 GiB), so that applying it is short.
@@ -58,5 +83,7 @@ pub const SELF_FLUSH_NS: u64 = 1_000_000_000;
 pub const SELF_FLUSH_BYTES: u64 = 64 << 20;
 
 const _: () = assert!(BATCHES_EAGER < BATCHES);
+// A victim's summary, an output per class and the one being sealed, and those left to users.
+const _: () = assert!(SUMMARIES > CLEAN_SUMMARIES + CLEAN_CLASSES + 2);
 const _: () = assert!(READ_BLOCKS >= BATCH_BLOCKS);
 const _: () = assert!(JOURNAL_BLOCKS_MIN as u64 > 4 * JOURNAL_RESERVE);

@@ -39,6 +39,16 @@ pub enum Plant {
     SuperblockFirst,
     /// Metadata compaction leaves the holes out.
     CompactWithoutHoles,
+    /// The cleaner switches map entries that have changed since it read the block.
+    SwitchBlindly,
+    /// Moved blocks count as new versions.
+    MoveAsNew,
+    /// The seal of moved blocks is logged before the flush.
+    SealMovedBeforeFlush,
+    /// What a seal emptied is freed before the seal is durable.
+    FreeMovedTooSoon,
+    /// Recovery takes the blocks of a cleaned segment in the order in which they lie.
+    ReplayMovedUnsorted,
 }
 
 impl Plant {
@@ -60,6 +70,11 @@ impl Plant {
         Self::IgnoreWriteErrors,
         Self::SuperblockFirst,
         Self::CompactWithoutHoles,
+        Self::SwitchBlindly,
+        Self::MoveAsNew,
+        Self::SealMovedBeforeFlush,
+        Self::FreeMovedTooSoon,
+        Self::ReplayMovedUnsorted,
     ];
 }
 

@@ -22,6 +22,7 @@ impl Engine {
         row.state = SegmentState::Sealing;
         row.entries = open.next as u16;
         row.first_lsn = open.first_lsn;
+        row.mean_lsn = open.described().mean_lsn;
         row.footer_crc = footer_crc;
         self.sealing.push(Sealing {
             segment: open.segment,
@@ -29,6 +30,7 @@ impl Engine {
             first_jseq: open.first_jseq,
             last_jseq: self.journal.next - 1,
             resumed: open.in_meta > 0,
+            moved: false,
             stage: SealStage::Writing,
         });
         let offset = self.geo.segment_offset(open.segment, shape.data_blocks);
@@ -39,11 +41,9 @@ impl Engine {
 
     pub(crate) fn summary_written(&mut self, segment: u32) {
         if let Some(sealing) = self.sealing.iter_mut().find(|s| s.segment == segment) {
-            sealing.stage = if self.planted.has(Plant::SealBeforeFlush) {
-                SealStage::Durable
-            } else {
-                SealStage::Written
-            };
+            let unflushed = self.planted.has(Plant::SealBeforeFlush)
+                || (sealing.moved && self.planted.has(Plant::SealMovedBeforeFlush));
+            sealing.stage = if unflushed { SealStage::Durable } else { SealStage::Written };
             self.summaries.extend(sealing.summary.take());
         }
     }
@@ -97,10 +97,10 @@ impl Engine {
             }
         }
         // With no segment to spare, the way to free is worth a flush of its own.
-        if self.segs.free() <= self.reserve() + 1
-            && self.is_quiet()
+        if self.segs.free() <= self.floor() + 1
+            && (self.is_quiet() || !self.cleaner.is_idle())
             && (self.segs.dead_waits_for().is_some_and(|lsn| lsn > self.flush.lsn_durable)
-                || self.segs.has_freeing())
+                || self.segs.has_freeing(self.journal.retired))
         {
             self.flush.want();
         }

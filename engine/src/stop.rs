@@ -67,6 +67,7 @@ impl Engine {
                 let quiet = self.is_quiet()
                     && self.rmws.is_idle()
                     && self.compaction.is_none()
+                    && self.cleaner.is_idle()
                     && sealed
                     && self.journal.durable == self.journal.next;
                 if quiet && self.open_segment_fits_chain() {
@@ -135,5 +136,6 @@ impl Engine {
         }
         self.super_write.release(bufs);
         self.rmws.release(bufs);
+        self.cleaner.release(bufs);
     }
 }

@@ -16,6 +16,9 @@ pub(crate) enum Token {
     CompactionPage(u32),
     Superblock,
     Flush,
+    CleanSummary,
+    CleanRead(u32),
+    CleanWrite(u32),
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
@@ -29,6 +32,9 @@ impl Token {
             Self::CompactionPage(page) => (5, 0, page),
             Self::Superblock => (6, 0, 0),
             Self::Flush => (7, 0, 0),
+            Self::CleanSummary => (9, 0, 0),
+            Self::CleanRead(i) => (10, i, 0),
+            Self::CleanWrite(i) => (11, i, 0),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
@@ -54,6 +60,9 @@ impl Token {
                 blocks: (low as u16) >> 1,
                 retried: low & 1 != 0,
             },
+            9 => Self::CleanSummary,
+            10 => Self::CleanRead(index),
+            11 => Self::CleanWrite(index),
             _ => return None,
         })
     }

@@ -86,36 +86,48 @@ impl Engine {
         self.kept + self.promising
     }
 
-    /// Refuses what would take space that kept zeroes are promised. The promise holds against
-    /// other writes; a log needs new space for an overwrite whatever was promised.
+    /// Refuses what would take space that the pool does not have, or that kept zeroes are
+    /// promised. An overwrite takes none: the cleaner gets back what it leaves behind.
     pub(crate) fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<(), SubmitError> {
-        let promised = self.promised();
-        if promised == 0 || self.available_blocks() >= promised + u64::from(blocks) {
+        let (promised, available) = (self.promised(), self.available_blocks());
+        if available >= promised + u64::from(blocks) {
             return Ok(());
         }
         let volume = self.volumes.get(volume).ok_or(SubmitError::NoVolume)?;
-        let promised = (0..u64::from(blocks))
-            .all(|b| volume.map.get(&self.slab, Lba(lba.0 + b)) == Mapping::Kept);
-        if promised { Ok(()) } else { Err(SubmitError::NoSpace) }
+        let is_new = |b: &u64| volume.map.get(&self.slab, Lba(lba.0 + b)) == Mapping::Hole;
+        let new = (0..u64::from(blocks)).filter(is_new).count() as u64;
+        if new == 0 || available >= promised + new { Ok(()) } else { Err(SubmitError::NoSpace) }
     }
 
     /// Segments that only metadata may take: a whole copy of the chain that compaction would
     /// write, its reserved next segment, and one for the present chain to grow into meanwhile.
     pub(crate) fn reserve(&self) -> u32 {
+        self.chain_segments() + 2
+    }
+
+    /// Segments that a compacted chain takes at most.
+    pub(crate) fn chain_segments(&self) -> u32 {
         let bytes = self.volumes.record_bytes()
             + self.geo.segments as usize * 48
             + self.slab.used() * 152
             + self.touched as usize * ZERO_BYTES
             + self.geo.shape.data_blocks as usize * write_bytes(1);
         let pages = (bytes / (PAGE_RECORD_BYTES - 152) + 1) as u32;
-        pages.div_ceil(self.geo.pages()) + 2
+        pages.div_ceil(self.geo.pages())
     }
 
-    /// Blocks that user writes may take before the pool is full.
+    /// Blocks that volumes may map in all: without the metadata and what is reserved for it and
+    /// for the cleaner, and without a part that must be garbage, so that cleaning can end.
+    pub(crate) fn usable_blocks(&self) -> u64 {
+        let data_blocks = u64::from(self.geo.shape.data_blocks);
+        let meta = self.segs.meta() + self.reserve() + self.cleaner_reserve();
+        let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
+        usable.saturating_sub((usable / 32).max(data_blocks))
+    }
+
+    /// Blocks that user writes may add before the pool is full.
     pub(crate) fn available_blocks(&self) -> u64 {
-        let segments = u64::from(self.segs.free().saturating_sub(self.reserve()));
-        let open = self.open.as_ref().map_or(0, |open| self.geo.shape.data_blocks - open.next);
-        segments * u64::from(self.geo.shape.data_blocks) + u64::from(open)
+        self.usable_blocks().saturating_sub(self.segs.live() + self.blocks_in_flight())
     }
 
     /// A batch and how many of `wanted` data blocks it has room for, at least one.
@@ -145,7 +157,7 @@ impl Engine {
             self.flush.want();
             return Err(SubmitError::Busy);
         }
-        if self.segs.free() <= self.reserve() {
+        if self.segs.free() <= self.floor() {
             return Err(self.no_segment());
         }
         let batch = self.batch_with_room(bufs, SEGMENT_OPEN_BYTES + write_bytes(1), false)?;
@@ -179,8 +191,11 @@ impl Engine {
         let coming = self.segs.dying() > 0
             || !self.graves.is_empty()
             || !self.is_quiet()
-            || self.sealing.iter().any(|s| self.segs.row(s.segment).live == 0)
-            || self.compaction.is_some();
+            // What is dead in them counts once they are sealed.
+            || !self.sealing.is_empty()
+            || self.compaction.is_some()
+            || self.compaction_due()
+            || self.starve();
         if coming {
             self.flush.want();
             SubmitError::Busy

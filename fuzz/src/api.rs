@@ -78,6 +78,10 @@ impl Backend for Fake {
             provisioned_bytes: 0,
             volumes: volumes.len() as u32,
             direct_io: true,
+            segments: 12,
+            segments_free: 8,
+            written_bytes: 4096,
+            moved_bytes: 0,
         };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
     }

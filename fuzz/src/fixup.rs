@@ -75,18 +75,21 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && i == a.len()
 }
 
-/// The bytes of a field, as a little-endian number.
+/// The bytes of a field, as a little-endian number; zero if the structure is cut off before.
 #[must_use]
 pub fn get(block: &[u8], field: Field) -> u64 {
     let mut wide = [0; 8];
-    wide[..field.size].copy_from_slice(&block[field.offset..field.offset + field.size]);
+    if let Some(bytes) = block.get(field.offset..field.offset + field.size) {
+        wide[..field.size].copy_from_slice(bytes);
+    }
     u64::from_le_bytes(wide)
 }
 
-/// Overwrites a field of at most 8 bytes.
+/// Overwrites a field of at most 8 bytes, if the structure is long enough to have it.
 pub fn put(block: &mut [u8], field: Field, value: u64) {
-    block[field.offset..field.offset + field.size]
-        .copy_from_slice(&value.to_le_bytes()[..field.size]);
+    if let Some(bytes) = block.get_mut(field.offset..field.offset + field.size) {
+        bytes.copy_from_slice(&value.to_le_bytes()[..field.size]);
+    }
 }
 
 /// Sets magic and type number.

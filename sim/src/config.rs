@@ -25,6 +25,8 @@ pub enum Theme {
     Full,
     /// Most of the pool is at rest, so that the few segments left are used again and again.
     Reuse,
+    /// Most of the pool is live, and all of it is overwritten: the cleaner works all the time.
+    Clean,
     /// So many discards that the metadata chain is compacted while serving.
     Metadata,
     /// The disk damages what it holds.
@@ -43,6 +45,7 @@ impl Theme {
         Self::Churn,
         Self::Full,
         Self::Reuse,
+        Self::Clean,
         Self::Metadata,
         Self::Damage,
         Self::Errors,
@@ -198,6 +201,7 @@ impl Config {
             (Theme::Churn, 15),
             (Theme::Full, 3),
             (Theme::Reuse, 8),
+            (Theme::Clean, 8),
             (Theme::Metadata, 2),
             (Theme::Damage, 20),
             (Theme::Errors, 17),
@@ -350,6 +354,37 @@ impl Config {
                 self.tick_ns = 1_000;
                 self.nbd = false;
                 self.lives = rng.between(1, 3) as u32;
+            }
+            Theme::Clean => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = if rng.one_in(4) { 96 * MIB } else { 64 * MIB };
+                self.ballast_leaves = Some(rng.pick(&[40, 300, 1_500, 4_000]) + rng.below(100));
+                self.volumes = vec![rng.pick(&[20, 260]) * 4096];
+                self.blocks_max = rng.pick(&[1, 8, 40, 100]);
+                self.events = (300, rng.between(600, 6_000));
+                self.depth = rng.pick(&[4, 16, 40]);
+                self.eager = 60;
+                self.mix.partial = rng.pick(&[0, 0, 2, 10]);
+                self.mix.read = rng.pick(&[0, 5, 20]);
+                self.mix.flush = rng.pick(&[0, 0, 1]);
+                self.mix.discard = rng.pick(&[0, 2, 6]);
+                (self.mix.create, self.mix.delete) = (rng.pick(&[0, 1]), rng.pick(&[0, 0, 1]));
+                self.long = rng.pick(&[0, 0, 1]);
+                self.fua = rng.pick(&[0, 0, 5]);
+                self.hot_blocks = 0;
+                self.tick_ns = rng.pick(&[1_000, 100_000]);
+                self.nbd = false;
+                self.lives = rng.between(1, 4) as u32;
+                if rng.one_in(6) {
+                    self.rot = 50;
+                    self.rot_running = rng.pick(&[0, 3_000]);
+                    self.rates.read_flip = rng.pick(&[0, 3_000]);
+                    self.rates.read_error = rng.pick(&[0, 3_000]);
+                }
+                if rng.one_in(8) {
+                    self.rates.write_error = 300;
+                    self.rates.flush_error = rng.pick(&[0, 1_000]);
+                }
             }
             Theme::Metadata => {
                 self.segment_bytes = MIB as u32;

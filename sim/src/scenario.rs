@@ -40,6 +40,7 @@ enum Trigger {
     Seals(u64),
     Freed(u64),
     Compactions(u64),
+    Moved(u64),
 }
 
 impl Trigger {
@@ -50,6 +51,7 @@ impl Trigger {
             Self::Seals(n) => counters.seals >= n,
             Self::Freed(n) => counters.segments_freed >= n,
             Self::Compactions(n) => counters.compactions >= n,
+            Self::Moved(n) => counters.blocks_moved >= n,
         }
     }
 }
@@ -111,6 +113,10 @@ fn live(world: &mut World) -> Check {
         world.disk.set_rates(world.config.rates);
         serve(world, &mut clients)?;
         end_life(world, &mut clients)?;
+        if world.moved_bad() {
+            // What the damage took is gone for good, and the model does not know what that was.
+            return Ok(());
+        }
         clients.forget();
         world.disk.set_rates(FaultRates::default());
         if world.rng.percent(world.config.rot) {
@@ -180,6 +186,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
     let events = world.rng.between(least, most);
     let trigger = match world.rng.below(8) {
         0..6 if world.config.theme == Theme::Metadata => Trigger::Compactions(2),
+        0..4 if world.config.theme == Theme::Clean => Trigger::Moved(world.rng.skewed(2_000)),
         0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
         2 => Trigger::Seals(world.rng.between(1, 4)),
         3 => Trigger::Freed(world.rng.between(1, 4)),

@@ -113,7 +113,7 @@ layout! {
     LAYOUT, "segment footer" {
         MAGIC: 0, 4; TYPE: 4, 2; VERSION: 6, 2; CRC32: 8, 4; SEGMENT: 12, 4;
         POOL_UUID: 16, 16; GENERATION: 32, 8; FIRST_LSN: 40, 8; LAST_LSN: 48, 8;
-        MEAN_WRITE_TIME: 56, 8; ENTRIES_CRC: 64, 4; ENTRIES: 68, 2; CLASS: 70, 1;
+        MEAN_LSN: 56, 8; ENTRIES_CRC: 64, 4; ENTRIES: 68, 2; CLASS: 70, 1;
     }
 }
 
@@ -128,6 +128,8 @@ pub struct Footer {
     pub first_lsn: u64,
     /// LSN of the newest entry.
     pub last_lsn: u64,
+    /// Mean LSN of the entries: how old the segment's blocks are.
+    pub mean_lsn: u64,
     /// Checksum of the entries in use.
     pub entries_crc: u32,
     /// Entries in use, from data block 0.
@@ -145,6 +147,7 @@ impl Footer {
         put_u64(block, at::GENERATION, self.generation);
         put_u64(block, at::FIRST_LSN, self.first_lsn);
         put_u64(block, at::LAST_LSN, self.last_lsn);
+        put_u64(block, at::MEAN_LSN, self.mean_lsn);
         put_u32(block, at::ENTRIES_CRC, self.entries_crc);
         put_u16(block, at::ENTRIES, self.entries);
         block[at::CLASS] = self.class;
@@ -170,6 +173,7 @@ impl Footer {
             generation: get_u64(block, at::GENERATION),
             first_lsn: get_u64(block, at::FIRST_LSN),
             last_lsn: get_u64(block, at::LAST_LSN),
+            mean_lsn: get_u64(block, at::MEAN_LSN),
             entries_crc: get_u32(block, at::ENTRIES_CRC),
             entries: get_u16(block, at::ENTRIES),
             class: block[at::CLASS],
@@ -178,6 +182,7 @@ impl Footer {
             (at::GENERATION, footer.generation),
             (at::FIRST_LSN, footer.first_lsn),
             (at::LAST_LSN, footer.last_lsn),
+            (at::MEAN_LSN, footer.mean_lsn),
         ] {
             if value >= super::SEQUENCE_MAX {
                 return Err(DecodeError::Field { at: at as u16 });

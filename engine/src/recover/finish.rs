@@ -3,6 +3,7 @@
 use super::RecoveryReport;
 use super::load::{Loaded, TailSegment, load};
 use crate::batch::Batch;
+use crate::clean::Cleaner;
 use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
 use crate::flush::FlushState;
@@ -15,7 +16,7 @@ use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
-use crate::segment::{OpenSegment, SegmentState, seal_summary};
+use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::super_write::SuperWrite;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
@@ -88,6 +89,7 @@ impl Engine {
         }
         let super_buffers = [take(1)?, take(1)?];
         let rmws = Rmws::new(bufs, Self::guards_off(options.planted)).ok_or(memory)?;
+        let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
         let mut segs = loaded.replay.segs;
         segs.index_free();
         let superblock = loaded.superblock;
@@ -154,6 +156,7 @@ impl Engine {
             flush: FlushState::new(loaded.last_lsn),
             reads: Reads::default(),
             rmws,
+            cleaner,
             again: false,
             failed: None,
             stop: Stop::new(),
@@ -240,22 +243,24 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
         }
         let generation = loaded.next_generation;
         loaded.next_generation += 1;
-        let footer_crc = seal_summary(
-            &mut summary,
-            &loaded.superblock.pool_uuid,
-            &shape,
-            tail.segment,
+        let described = Summary {
+            segment: tail.segment,
             generation,
-            first.lsn,
-            last.lsn,
-            tail.blocks.len() as u16,
-        );
+            first_lsn: first.lsn,
+            last_lsn: last.lsn,
+            mean_lsn: first.lsn.midpoint(last.lsn),
+            entries: tail.blocks.len() as u16,
+            class: 0,
+        };
+        let pool = &loaded.superblock.pool_uuid;
+        let footer_crc = seal_summary(&mut summary, pool, &shape, &described);
         io.write_at(loaded.geo.segment_offset(tail.segment, shape.data_blocks), &summary)?;
         let row = loaded.replay.segs.row_mut(tail.segment);
         row.state = SegmentState::Sealed;
         row.entries = tail.blocks.len() as u16;
         row.generation = generation;
         row.first_lsn = first.lsn;
+        row.mean_lsn = described.mean_lsn;
         row.footer_crc = footer_crc;
     }
     loaded.tails.extend(resumed);

@@ -7,6 +7,7 @@ use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
 use crate::meta_chain::NO_SEGMENT;
+use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::Volumes;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
@@ -29,16 +30,49 @@ pub(crate) struct Replay {
 /// A summary being merged.
 struct Cursor {
     segment: u32,
+    generation: u64,
     first_lsn: u64,
     entries: Vec<u8>,
+    /// Blocks in the order of their LSNs. Users' segments are written in that order, the
+    /// cleaner's are not.
+    order: Vec<u16>,
     next: usize,
 }
 
 impl Cursor {
-    fn entry(&self) -> Option<(u64, Entry)> {
-        let bytes = self.entries.get(self.next * ENTRY_BYTES..(self.next + 1) * ENTRY_BYTES)?;
-        let entry = Entry::decode(bytes);
-        Some((self.first_lsn.saturating_add(u64::from(entry.lsn_delta)), entry))
+    fn new(seal: &Seal, footer: &Footer, entries: &[u8], planted: Planted) -> Self {
+        let mut order: Vec<u16> = (0..footer.entries).collect();
+        let sorted = seal.class == 0 || planted.has(Plant::ReplayMovedUnsorted);
+        if !sorted {
+            order.sort_by_key(|&i| Self::at(entries, i).lsn_delta);
+        }
+        Self {
+            segment: seal.segment,
+            generation: seal.generation,
+            first_lsn: footer.first_lsn,
+            entries: entries.to_vec(),
+            order,
+            next: 0,
+        }
+    }
+
+    fn at(entries: &[u8], block: u16) -> Entry {
+        let at = usize::from(block) * ENTRY_BYTES;
+        Entry::decode(&entries[at..at + ENTRY_BYTES])
+    }
+
+    /// The next entry, with its block and its LSN.
+    fn entry(&self) -> Option<(u64, u32, Entry)> {
+        let &block = self.order.get(self.next)?;
+        let entry = Self::at(&self.entries, block);
+        let lsn = self.first_lsn.saturating_add(u64::from(entry.lsn_delta));
+        Some((lsn, u32::from(block), entry))
+    }
+
+    /// Where it comes in the merge. Of two copies of one version the later made wins, so that a
+    /// segment that was just emptied stays empty.
+    fn place(&self) -> Option<(u64, u64)> {
+        self.entry().map(|(lsn, ..)| (lsn, self.generation))
     }
 }
 
@@ -52,6 +86,7 @@ pub(super) fn replay(
     changes: &[OwnedRecord],
     chain: &ChainEnd,
     tails: &[TailSegment],
+    planted: Planted,
 ) -> Result<Replay, OpenError> {
     let mut state = Replay {
         volumes,
@@ -65,25 +100,25 @@ pub(super) fn replay(
     let mut changes = changes.iter().peekable();
     let mut open: Vec<Cursor> = Vec::new();
     // Next entry of each open summary, by LSN.
-    let mut heap: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
+    let mut heap: BinaryHeap<Reverse<((u64, u64), usize)>> = BinaryHeap::new();
     let mut ready: VecDeque<Cursor> = VecDeque::new();
     let mut unread = sealed.as_slice();
     loop {
         if ready.is_empty() && !unread.is_empty() {
             let (now, later) = unread.split_at(unread.len().min(PREFETCH));
             unread = later;
-            read_summaries(io, geo, pool, now, &mut ready)?;
+            state.read_summaries(io, pool, now, planted, &mut ready)?;
         }
         // Open every summary that begins before the next entry or change.
         let next_change = changes.peek().map(|r| r.order());
-        let next_entry = heap.peek().map(|Reverse((lsn, _))| *lsn);
+        let next_entry = heap.peek().map(|Reverse(((lsn, _), _))| *lsn);
         if let Some(summary) = ready.front()
             && next_entry.is_none_or(|lsn| summary.first_lsn <= lsn)
             && next_change.is_none_or(|(lsn, _)| summary.first_lsn <= lsn)
         {
             let summary = ready.pop_front().expect("just seen");
-            if let Some((lsn, _)) = summary.entry() {
-                heap.push(Reverse((lsn, open.len())));
+            if let Some(place) = summary.place() {
+                heap.push(Reverse((place, open.len())));
                 open.push(summary);
             }
             continue;
@@ -92,14 +127,14 @@ pub(super) fn replay(
             (None, None) => break,
             (Some(lsn), change) if change.is_none_or(|change| (lsn, false) <= change) => {
                 let Some(Reverse((_, i))) = heap.pop() else { break };
-                if let Some((lsn, entry)) = open[i].entry() {
-                    let pbn = geo.pbn(open[i].segment, open[i].next as u32);
+                if let Some((lsn, block, entry)) = open[i].entry() {
+                    let pbn = geo.pbn(open[i].segment, block);
                     state.write(entry.volume, lsn, entry.lba, pbn, entry.crc, entry.vseq);
                 }
                 open[i].next += 1;
-                match open[i].entry() {
-                    Some((lsn, _)) => heap.push(Reverse((lsn, i))),
-                    None => open[i].entries = Vec::new(),
+                match open[i].place() {
+                    Some(place) => heap.push(Reverse((place, i))),
+                    None => (open[i].entries, open[i].order) = (Vec::new(), Vec::new()),
                 }
             }
             _ => {
@@ -113,52 +148,50 @@ pub(super) fn replay(
     Ok(state)
 }
 
-fn read_summaries(
-    io: &mut dyn BlockIo,
-    geo: &Geometry,
-    pool: &[u8; 16],
-    seals: &[Seal],
-    into: &mut VecDeque<Cursor>,
-) -> Result<(), OpenError> {
-    let bytes = geo.shape.summary_blocks() as usize * BLOCK_SIZE;
-    let mut buffer = vec![0; bytes * seals.len()];
-    let mut reads: Vec<ReadAt<'_>> = buffer
-        .chunks_exact_mut(bytes)
-        .zip(seals)
-        .map(|(into, seal)| ReadAt {
-            offset: geo.segment_offset(seal.segment, geo.shape.data_blocks),
-            into,
-        })
-        .collect();
-    let mut results = Vec::new();
-    io.read_many(&mut reads, &mut results);
-    for ((seal, read), result) in seals.iter().zip(&reads).zip(&results) {
-        let damaged =
-            OpenError::SummaryDamaged { segment: seal.segment, generation: seal.generation };
-        if result.is_err() {
-            return Err(damaged);
-        }
-        let (table, footer) = read.into.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
-        let (footer, crc) =
-            Footer::decode(pool, seal.segment, &geo.shape, footer).map_err(|_| damaged)?;
-        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
-        if crc != seal.footer_crc
-            || footer.generation != seal.generation
-            || crate::format::crc32(entries) != footer.entries_crc
-        {
-            return Err(damaged);
-        }
-        into.push_back(Cursor {
-            segment: seal.segment,
-            first_lsn: footer.first_lsn,
-            entries: entries.to_vec(),
-            next: 0,
-        });
-    }
-    Ok(())
-}
-
 impl Replay {
+    fn read_summaries(
+        &mut self,
+        io: &mut dyn BlockIo,
+        pool: &[u8; 16],
+        seals: &[Seal],
+        planted: Planted,
+        into: &mut VecDeque<Cursor>,
+    ) -> Result<(), OpenError> {
+        let geo = self.geo;
+        let bytes = geo.shape.summary_blocks() as usize * BLOCK_SIZE;
+        let mut buffer = vec![0; bytes * seals.len()];
+        let mut reads: Vec<ReadAt<'_>> = buffer
+            .chunks_exact_mut(bytes)
+            .zip(seals)
+            .map(|(into, seal)| ReadAt {
+                offset: geo.segment_offset(seal.segment, geo.shape.data_blocks),
+                into,
+            })
+            .collect();
+        let mut results = Vec::new();
+        io.read_many(&mut reads, &mut results);
+        for ((seal, read), result) in seals.iter().zip(&reads).zip(&results) {
+            let damaged =
+                OpenError::SummaryDamaged { segment: seal.segment, generation: seal.generation };
+            if result.is_err() {
+                return Err(damaged);
+            }
+            let (table, footer) = read.into.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
+            let (footer, crc) =
+                Footer::decode(pool, seal.segment, &geo.shape, footer).map_err(|_| damaged)?;
+            let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
+            if crc != seal.footer_crc
+                || footer.generation != seal.generation
+                || crate::format::crc32(entries) != footer.entries_crc
+            {
+                return Err(damaged);
+            }
+            self.segs.row_mut(seal.segment).mean_lsn = footer.mean_lsn;
+            into.push_back(Cursor::new(seal, &footer, entries, planted));
+        }
+        Ok(())
+    }
+
     fn place_segments(
         &mut self,
         sealed: &[Seal],

@@ -3,5 +3,5 @@
 mod open;
 mod table;
 
-pub(crate) use open::{OpenSegment, SealStage, Sealing, seal_summary};
+pub(crate) use open::{OpenSegment, SealStage, Sealing, Summary, seal_summary};
 pub use table::{SegmentState, SegmentTable};

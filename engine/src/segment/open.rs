@@ -46,6 +46,18 @@ impl OpenSegment {
         self.next > 0 && lsn - self.first_lsn > u64::from(u32::MAX) - 64
     }
 
+    pub(crate) fn described(&self) -> Summary {
+        Summary {
+            segment: self.segment,
+            generation: self.generation,
+            first_lsn: self.first_lsn,
+            last_lsn: self.last_lsn,
+            mean_lsn: self.first_lsn.midpoint(self.last_lsn),
+            entries: self.next as u16,
+            class: 0,
+        }
+    }
+
     /// Completes the summary; returns the footer's checksum.
     pub(crate) fn close(
         &self,
@@ -54,37 +66,37 @@ impl OpenSegment {
         shape: &SegmentShape,
     ) -> u32 {
         let bytes = bufs.bytes_mut(self.summary);
-        seal_summary(
-            &mut bytes[..shape.summary_blocks() as usize * BLOCK_SIZE],
-            pool,
-            shape,
-            self.segment,
-            self.generation,
-            self.first_lsn,
-            self.last_lsn,
-            self.next as u16,
-        )
+        let summary = &mut bytes[..shape.summary_blocks() as usize * BLOCK_SIZE];
+        seal_summary(summary, pool, shape, &self.described())
     }
+}
+
+/// What a segment's footer says of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Summary {
+    pub(crate) segment: u32,
+    pub(crate) generation: u64,
+    pub(crate) first_lsn: u64,
+    pub(crate) last_lsn: u64,
+    pub(crate) mean_lsn: u64,
+    pub(crate) entries: u16,
+    pub(crate) class: u8,
 }
 
 /// Writes the footer behind an entry table and clears what is unused between them; returns the
 /// footer's checksum. `summary` is `shape.summary_blocks()` long.
-#[allow(clippy::too_many_arguments)] // one row of the format each; a struct would only rename them
 pub(crate) fn seal_summary(
     summary: &mut [u8],
     pool: &[u8; 16],
     shape: &SegmentShape,
-    segment: u32,
-    generation: u64,
-    first_lsn: u64,
-    last_lsn: u64,
-    entries: u16,
+    described: &Summary,
 ) -> u32 {
+    let &Summary { segment, generation, first_lsn, last_lsn, mean_lsn, entries, class } = described;
     let (table, footer) = summary.split_at_mut(shape.entry_blocks as usize * BLOCK_SIZE);
     let used = usize::from(entries) * ENTRY_BYTES;
     table[used..].fill(0);
     let entries_crc = crate::format::crc32(&table[..used]);
-    Footer { segment, generation, first_lsn, last_lsn, entries_crc, entries, class: 0 }
+    Footer { segment, generation, first_lsn, last_lsn, mean_lsn, entries_crc, entries, class }
         .encode(pool, footer)
 }
 
@@ -98,6 +110,8 @@ pub(crate) struct Sealing {
     /// Journal block of its last record.
     pub(crate) last_jseq: u64,
     pub(crate) resumed: bool,
+    /// Holds moved blocks; the map is switched to them when its seal record is retired.
+    pub(crate) moved: bool,
     pub(crate) stage: SealStage,
 }
 

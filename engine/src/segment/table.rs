@@ -44,6 +44,12 @@ pub struct Segment {
     pub(crate) footer_crc: u32,
     pub(crate) generation: u64,
     pub(crate) first_lsn: u64,
+    /// Mean LSN of its blocks: how old they are.
+    pub(crate) mean_lsn: u64,
+    /// No victim for the cleaner: it is being emptied, or can't be.
+    pub(crate) left_alone: bool,
+    /// It was emptied but for damaged blocks.
+    pub(crate) holds_bad: bool,
 }
 
 /// All segments of a pool.
@@ -56,6 +62,10 @@ pub struct SegmentTable {
     /// Freeing segments with the journal block that must be durable.
     freeing: VecDeque<(u32, u64)>,
     live: u64,
+    events: u64,
+    /// Sealed segments, and live blocks in them.
+    sealed: (u32, u64),
+    meta: u32,
 }
 
 impl SegmentTable {
@@ -71,6 +81,9 @@ impl SegmentTable {
             footer_crc: 0,
             generation: 0,
             first_lsn: 0,
+            mean_lsn: 0,
+            left_alone: false,
+            holds_bad: false,
         };
         Self {
             rows: vec![row; segments as usize],
@@ -78,12 +91,23 @@ impl SegmentTable {
             dead: VecDeque::with_capacity(segments as usize),
             freeing: VecDeque::with_capacity(segments as usize),
             live: 0,
+            events: 0,
+            sealed: (0, 0),
+            meta: 0,
         }
+    }
+
+    /// Rises whenever there may be more to clean than before.
+    pub(crate) fn events(&self) -> u64 {
+        self.events
     }
 
     /// Fills the free list from the states; once, when states are known.
     pub(crate) fn index_free(&mut self) {
         self.free.clear();
+        self.meta = self.rows.iter().filter(|row| row.state == SegmentState::Meta).count() as u32;
+        let sealed = self.rows.iter().filter(|row| row.state == SegmentState::Sealed);
+        self.sealed = sealed.fold((0, 0), |(n, live), row| (n + 1, live + u64::from(row.live)));
         let free = |row: &Segment| row.state == SegmentState::Free;
         self.free.extend((0u32..).zip(&self.rows).filter(|(_, row)| free(row)).map(|(i, _)| i));
     }
@@ -115,6 +139,20 @@ impl SegmentTable {
         (self.dead.len() + self.freeing.len()) as u32
     }
 
+    /// Segments that hold metadata, or are reserved as its next.
+    #[must_use]
+    pub fn meta(&self) -> u32 {
+        self.meta
+    }
+
+    /// Whether there is so much room between the live blocks of sealed segments that putting
+    /// them closer together would set a segment free.
+    #[must_use]
+    pub fn can_gain(&self, data_blocks: u32) -> bool {
+        let (segments, live) = self.sealed;
+        u64::from(segments) * u64::from(data_blocks) >= live + u64::from(data_blocks)
+    }
+
     /// Live blocks in all segments.
     #[must_use]
     pub fn live(&self) -> u64 {
@@ -127,6 +165,9 @@ impl SegmentTable {
         let row = self.row_mut(segment);
         debug_assert_eq!((row.state, row.live, row.pins), (SegmentState::Free, 0, 0));
         row.state = state;
+        (row.left_alone, row.holds_bad) = (false, false);
+        row.class = 0;
+        self.meta += u32::from(state == SegmentState::Meta);
         Some(segment)
     }
 
@@ -134,7 +175,9 @@ impl SegmentTable {
     pub(crate) fn release(&mut self, segment: u32) {
         let row = self.row_mut(segment);
         debug_assert_eq!((row.live, row.pins), (0, 0));
+        let meta = row.state == SegmentState::Meta;
         row.state = SegmentState::Free;
+        self.meta -= u32::from(meta);
         self.free.push_back(segment);
     }
 
@@ -146,24 +189,32 @@ impl SegmentTable {
 
     /// A map entry no longer does, because of the record `lsn`.
     pub(crate) fn died(&mut self, segment: u32, lsn: u64) {
+        self.events += 1;
         let row = &mut self.rows[segment as usize];
         row.live -= 1;
         self.live -= 1;
-        if row.live == 0 && row.state == SegmentState::Sealed {
-            self.bury(segment, lsn);
+        if row.state == SegmentState::Sealed {
+            self.sealed.1 -= 1;
+            if row.live == 0 {
+                self.bury(segment, lsn);
+            }
         }
     }
 
     /// The seal record of `segment` is written.
     pub(crate) fn sealed(&mut self, segment: u32, lsn: u64) {
+        self.events += 1;
         let row = self.row_mut(segment);
         row.state = SegmentState::Sealed;
-        if row.live == 0 {
+        let live = u64::from(row.live);
+        self.sealed = (self.sealed.0 + 1, self.sealed.1 + live);
+        if live == 0 {
             self.bury(segment, lsn);
         }
     }
 
     fn bury(&mut self, segment: u32, lsn: u64) {
+        self.sealed.0 -= 1;
         self.row_mut(segment).state = SegmentState::Dead;
         self.dead.push_back((segment, lsn));
     }
@@ -204,9 +255,10 @@ impl SegmentTable {
         }
     }
 
-    /// Whether a segment waits for its free record to become durable.
-    pub(crate) fn has_freeing(&self) -> bool {
-        !self.freeing.is_empty()
+    /// Whether a segment waits for its free record, in a journal block below `retired`, to
+    /// become durable.
+    pub(crate) fn has_freeing(&self, retired: u64) -> bool {
+        self.freeing.front().is_some_and(|&(_, jseq)| jseq < retired)
     }
 
     /// Journal blocks below `durable` are durable: frees what waited for that.

@@ -191,7 +191,7 @@ impl World {
                 Err(error) => return Err(error),
             }
         }
-        panic!("busy for ever");
+        panic!("busy for ever: {:?} {:?}", self.engine.usage(), self.engine.counters());
     }
 
     pub fn create(&mut self, name: &str, size: u64) -> VolumeId {

@@ -67,12 +67,16 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 7] = [
+const POOL_GAUGES: [PoolGauge; 11] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
     ("pool_free_bytes", "Bytes that can be written now", |p| p.free_bytes),
     ("pool_provisioned_bytes", "Sum of the volumes' sizes", |p| p.provisioned_bytes),
+    ("pool_segments", "Segments of the log", |p| u64::from(p.segments)),
+    ("pool_segments_free", "Segments that may be written", |p| u64::from(p.segments_free)),
+    ("pool_written_bytes", "Bytes written for clients since opening", |p| p.written_bytes),
+    ("pool_moved_bytes", "Bytes moved by the cleaner since opening", |p| p.moved_bytes),
     ("pool_running", "1 if the pool serves, 0 if it has failed", |p| {
         u64::from(p.state != PoolState::Failed)
     }),

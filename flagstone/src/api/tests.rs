@@ -60,6 +60,10 @@ impl Backend for Fake {
             provisioned_bytes: 9,
             volumes: volumes.len() as u32,
             direct_io: true,
+            segments: 20,
+            segments_free: 10,
+            written_bytes: 4096,
+            moved_bytes: 8192,
         };
         let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))

@@ -113,6 +113,19 @@ pub struct Pool {
     pub volumes: u32,
     /// The device is driven past the page cache (`O_DIRECT`).
     pub direct_io: bool,
+    /// Segments of the log.
+    #[serde(default)]
+    pub segments: u32,
+    /// Segments that may be written.
+    #[serde(default)]
+    pub segments_free: u32,
+    /// Bytes written for clients since the pool was opened.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// Bytes that the cleaner has written again since then to set segments free: write
+    /// amplification is `1 + moved_bytes / written_bytes`.
+    #[serde(default)]
+    pub moved_bytes: u64,
 }
 
 /// Every pool.

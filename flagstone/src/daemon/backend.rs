@@ -147,6 +147,10 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         provisioned_bytes: status.provisioned_bytes,
         volumes: status.volumes,
         direct_io: status.direct_io,
+        segments: status.segments,
+        segments_free: status.segments_free,
+        written_bytes: status.written_bytes,
+        moved_bytes: status.moved_bytes,
     }
 }
 

@@ -102,6 +102,14 @@ pub struct PoolStatus {
     pub volumes: u32,
     /// The device is driven past the page cache (`O_DIRECT`).
     pub direct_io: bool,
+    /// Segments, and how many of them are free.
+    pub segments: u32,
+    /// See `segments`.
+    pub segments_free: u32,
+    /// Bytes written for clients since the pool was opened.
+    pub written_bytes: u64,
+    /// Bytes that the cleaner wrote again since then.
+    pub moved_bytes: u64,
 }
 
 /// What the node has done since it started. All counters only rise, except those called `_now`.

@@ -293,7 +293,7 @@ impl Reactor {
 
     fn pool_status(&self, p: usize) -> PoolStatus {
         let pool = &self.pools[p];
-        let usage = pool.engine.usage();
+        let (usage, counters) = (pool.engine.usage(), pool.engine.counters());
         let served = || self.catalog.iter().filter(|entry| entry.pool == p as u32);
         PoolStatus {
             path: pool.path.clone(),
@@ -309,6 +309,10 @@ impl Reactor {
             provisioned_bytes: served().map(|entry| entry.size).sum(),
             volumes: served().count() as u32,
             direct_io: pool.device.is_direct(),
+            segments: usage.segments,
+            segments_free: usage.segments_free,
+            written_bytes: counters.blocks_written * BLOCK_SIZE as u64,
+            moved_bytes: counters.blocks_moved * BLOCK_SIZE as u64,
         }
     }
 

@@ -110,6 +110,12 @@ pub struct Stats {
     pub ring_turns: u64,
     /// Compactions while serving.
     pub compactions_serving: u64,
+    /// Segments that the cleaner emptied, and blocks that it moved.
+    pub segments_cleaned: u64,
+    /// See `segments_cleaned`.
+    pub blocks_moved: u64,
+    /// Damaged blocks that the cleaner moved.
+    pub bad_moved: u64,
 }
 
 impl Stats {
@@ -126,6 +132,9 @@ impl Stats {
         self.batches += other.batches;
         self.ring_turns += other.ring_turns;
         self.compactions_serving += other.compactions_serving;
+        self.segments_cleaned += other.segments_cleaned;
+        self.blocks_moved += other.blocks_moved;
+        self.bad_moved += other.bad_moved;
     }
 }
 
@@ -191,7 +200,7 @@ impl World {
             log,
             rng,
             disk,
-            arena: Arena::new(760 + config.arena_blocks),
+            arena: Arena::new(1400 + config.arena_blocks),
             config,
             oracle: Oracle::default(),
             engine: None,

@@ -69,6 +69,13 @@ impl World {
         self.bounds = Bounds::Answered;
     }
 
+    /// Whether a damaged block was moved at some time: the damage is then in its content, and
+    /// undoing that of the disk brings it no more back.
+    pub fn moved_bad(&self) -> bool {
+        let now = self.engine.as_ref().map_or(0, |engine| engine.counters().clean_bad_moved);
+        self.stats.bad_moved + now > 0
+    }
+
     /// The process is gone, with everything it had in memory.
     pub(crate) fn bury(&mut self) {
         if let Some(engine) = self.engine.take() {
@@ -77,6 +84,9 @@ impl World {
             self.stats.seals += counters.seals;
             self.stats.compactions += counters.compactions;
             self.stats.batches += counters.batches;
+            self.stats.segments_cleaned += counters.segments_cleaned;
+            self.stats.blocks_moved += counters.blocks_moved;
+            self.stats.bad_moved += counters.clean_bad_moved;
             self.stats.ring_turns += counters.batches / u64::from(engine.geometry().journal_blocks);
             self.stats.compactions_serving +=
                 counters.compactions.saturating_sub(self.compactions_at_open);

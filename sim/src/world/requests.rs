@@ -339,6 +339,7 @@ impl World {
                 // A block is read once more before it is given up. A failed flush may have dropped what was written.
                 if known.is_some_and(|known| known.touched && known.count >= 2)
                     || self.device_failed
+                    || self.moved_bad()
                 {
                     return Ok(());
                 }
@@ -363,7 +364,9 @@ impl World {
             (IoFault::Device, _) => Ok(()),
             (IoFault::BadBlock { lba }, Some(place)) => {
                 self.stats.bad_blocks += 1;
-                let known = self.own_reads_touched > touched_before || self.device_failed;
+                let known = self.own_reads_touched > touched_before
+                    || self.device_failed
+                    || self.moved_bad();
                 if lba != place.lba || !known {
                     return Err(self.fail(format!(
                         "a read-modify-write found block {lba} damaged, but it is not"

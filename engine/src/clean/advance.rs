@@ -1,0 +1,339 @@
+//! Emptying a victim: its summary, its live blocks, and their copies.
+
+use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage};
+use crate::engine::Engine;
+use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
+use crate::limits::{
+    CLEAN_GAP_BLOCKS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS, CLEAN_SUMMARIES,
+};
+use crate::map::Mapping;
+use crate::plant::Plant;
+use crate::token::Token;
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError, Lba};
+
+/// What became of a block that was to be copied.
+enum Copied {
+    Done,
+    /// No output or buffer is to be had now.
+    Waits,
+}
+
+/// Makes sure that what a failed read left in a buffer is not by chance what it should be, and no
+/// later read takes it for sound.
+fn spoil(block: &mut [u8], crc: u32) {
+    if crate::format::crc32(block) == crc {
+        block[0] ^= 0xff;
+    }
+}
+
+impl Engine {
+    /// Takes the cleaner as far as it can go.
+    pub(crate) fn advance_cleaner(&mut self, bufs: &mut impl Buffers) {
+        // A read-modify-write that was accepted before a stop may still need the space.
+        if self.stop.is_begun() && self.rmws.is_idle() {
+            return self.abandon_cleaning();
+        }
+        self.copy_spans(bufs);
+        self.read_spans(bufs);
+        self.end_victim();
+        if self.cleaner.victim.is_none() && self.is_cleaning_due() {
+            self.begin_victim();
+        }
+        self.advance_outputs(bufs);
+    }
+
+    fn begin_victim(&mut self) {
+        // There is no use in another search before the table changes.
+        let now = (self.segs.events(), self.is_pressed());
+        if self.cleaner.exhausted_at == Some(now) {
+            return self.close_outputs_if_starved();
+        }
+        if self.summaries.len() <= CLEAN_SUMMARIES {
+            return;
+        }
+        let Some(segment) = self.choose_victim() else {
+            self.cleaner.exhausted_at = Some(now);
+            return self.close_outputs_if_starved();
+        };
+        self.cleaner.starved = false;
+        self.learn_lifetime(segment);
+        let summary = self.summaries.pop().expect("just counted");
+        let row = self.segs.row_mut(segment);
+        let again = row.holds_bad;
+        (row.left_alone, row.holds_bad) = (true, false);
+        // It may die meanwhile, but must not be written again under the reads.
+        row.pins += 1;
+        let generation = row.generation;
+        self.cleaner.victim = Some(Victim {
+            segment,
+            generation,
+            stage: VictimStage::ReadingSummary { retried: false },
+            summary: Some(summary),
+            again,
+            next: 0,
+        });
+        self.read_summary(segment, summary);
+    }
+
+    fn read_summary(&mut self, segment: u32, summary: flagstone_block::Buffer) {
+        let shape = self.geo.shape;
+        let offset = self.geo.segment_offset(segment, shape.data_blocks);
+        let buffer = summary.part(0, shape.summary_blocks());
+        self.emit(Token::CleanSummary, DeviceCommand::Read { offset, buffer });
+    }
+
+    /// The victim's summary was read, or could not be.
+    pub(crate) fn clean_summary_read(
+        &mut self,
+        bufs: &mut impl Buffers,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(mut victim) = self.cleaner.victim.take() else { return };
+        let VictimStage::ReadingSummary { retried } = victim.stage else { return };
+        let Some(summary) = victim.summary else { return };
+        if result.is_ok() && self.list_moves(bufs, &victim, summary) {
+            self.summaries.push(summary);
+            victim.summary = None;
+            victim.stage = VictimStage::Moving;
+            self.cleaner.victim = Some(victim);
+        } else if !retried && !self.stop.is_begun() {
+            victim.stage = VictimStage::ReadingSummary { retried: true };
+            self.read_summary(victim.segment, summary);
+            self.cleaner.victim = Some(victim);
+        } else {
+            // What it holds can still be read; it can only not be moved. The row stays marked.
+            self.summaries.push(summary);
+            self.segs.row_mut(victim.segment).pins -= 1;
+            self.counters.summaries_damaged += u64::from(!self.stop.is_begun());
+        }
+        self.again = true;
+    }
+
+    /// Lists the live blocks of the victim; false if its summary is damaged.
+    fn list_moves(
+        &mut self,
+        bufs: &impl Buffers,
+        victim: &Victim,
+        summary: flagstone_block::Buffer,
+    ) -> bool {
+        let shape = self.geo.shape;
+        let bytes = &bufs.bytes(summary)[..shape.summary_blocks() as usize * BLOCK_SIZE];
+        let (table, footer) = bytes.split_at(shape.entry_blocks as usize * BLOCK_SIZE);
+        let row = self.segs.row(victim.segment);
+        let Ok((footer, crc)) = Footer::decode(&self.pool, victim.segment, &shape, footer) else {
+            return false;
+        };
+        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
+        if crc != row.footer_crc || crate::format::crc32(entries) != footer.entries_crc {
+            return false;
+        }
+        self.cleaner.moves.clear();
+        for (block, entry) in (0u32..).zip(entries.chunks_exact(ENTRY_BYTES)) {
+            let entry = Entry::decode(entry);
+            let moved = Move {
+                block,
+                volume: entry.volume,
+                lba: entry.lba,
+                vseq: entry.vseq,
+                lsn: footer.first_lsn + u64::from(entry.lsn_delta),
+                crc: entry.crc,
+            };
+            if self.is_live(victim.segment, &moved) {
+                self.cleaner.moves.push(moved);
+            }
+        }
+        true
+    }
+
+    /// Whether the map names the block where it was read.
+    pub(super) fn is_live(&self, segment: u32, moved: &Move) -> bool {
+        let here = Mapping::Block { pbn: self.geo.pbn(segment, moved.block), crc: moved.crc };
+        self.volumes
+            .get(moved.volume)
+            .is_some_and(|volume| volume.map.get(&self.slab, Lba(moved.lba)) == here)
+    }
+
+    /// Reads ahead: runs of live blocks, across small gaps, since one long read costs less than
+    /// two short ones.
+    fn read_spans(&mut self, _bufs: &mut impl Buffers) {
+        let Some(victim) = &self.cleaner.victim else { return };
+        if victim.stage != VictimStage::Moving {
+            return;
+        }
+        let (segment, mut next) = (victim.segment, victim.next);
+        for i in 0..self.cleaner.spans.len() {
+            if self.cleaner.spans[i].stage != SpanStage::Idle {
+                continue;
+            }
+            let moves = &self.cleaner.moves[next..];
+            let Some(first) = moves.first().map(|m| m.block) else { break };
+            let mut count = 1;
+            while count < moves.len()
+                && moves[count].block - first < CLEAN_RUN_BLOCKS
+                && moves[count].block - moves[count - 1].block <= CLEAN_GAP_BLOCKS
+            {
+                count += 1;
+            }
+            let blocks = moves[count - 1].block - first + 1;
+            let span = &mut self.cleaner.spans[i];
+            let buffer = span.buffer;
+            *span = Span {
+                buffer,
+                stage: SpanStage::Reading,
+                first,
+                blocks,
+                at: next,
+                to: next + count,
+                retries: 0,
+                failed: false,
+            };
+            next += count;
+            self.read_span(i, segment);
+        }
+        if let Some(victim) = &mut self.cleaner.victim {
+            victim.next = next;
+        }
+    }
+
+    fn read_span(&mut self, i: usize, segment: u32) {
+        let span = &self.cleaner.spans[i];
+        let offset = self.geo.segment_offset(segment, span.first);
+        let buffer = span.buffer.part(0, span.blocks);
+        self.counters.clean_blocks_read += u64::from(span.blocks);
+        self.emit(Token::CleanRead(i as u32), DeviceCommand::Read { offset, buffer });
+    }
+
+    /// A run of the victim was read, or could not be.
+    pub(crate) fn clean_read_done(&mut self, i: u32, result: Result<(), DeviceError>) {
+        let span = &mut self.cleaner.spans[i as usize];
+        span.stage = SpanStage::Ready;
+        span.failed = result.is_err();
+    }
+
+    /// Copies what was read to outputs, as far as buffers and this turn's share go.
+    fn copy_spans(&mut self, bufs: &mut impl Buffers) {
+        let Some(victim) = &self.cleaner.victim else { return };
+        let (segment, generation, again) = (victim.segment, victim.generation, victim.again);
+        let mut left = CLEAN_STEP_BLOCKS;
+        for i in 0..self.cleaner.spans.len() {
+            while self.cleaner.spans[i].stage == SpanStage::Ready {
+                let span = self.cleaner.spans[i];
+                if span.at == span.to {
+                    self.cleaner.spans[i].stage = SpanStage::Idle;
+                    break;
+                }
+                if left == 0 {
+                    self.again = true;
+                    return;
+                }
+                let moved = self.cleaner.moves[span.at];
+                if self.is_live(segment, &moved) {
+                    left -= 1;
+                    let block = span.buffer.part(moved.block - span.first, 1);
+                    let good = !span.failed && crate::format::crc32(bufs.bytes(block)) == moved.crc;
+                    let last_resort = again || self.is_pressed();
+                    if !good && span.retries < if last_resort { CLEAN_RETRIES } else { 1 } {
+                        // As every read, once more before it is given up; and more often when
+                        // that is for good.
+                        let span = &mut self.cleaner.spans[i];
+                        span.retries += 1;
+                        span.stage = SpanStage::Reading;
+                        self.counters.read_retries += 1;
+                        self.read_span(i, segment);
+                        break;
+                    }
+                    // A damaged block stays where it is, and its segment with it: another read may
+                    // do better. When space runs out it is moved as it is, still damaged.
+                    if good || last_resort {
+                        let target = Target { moved, segment, generation };
+                        if !good {
+                            spoil(bufs.bytes_mut(block), moved.crc);
+                        }
+                        if let Copied::Waits = self.copy_block(bufs, block, target) {
+                            return;
+                        }
+                        self.counters.clean_bad_moved += u64::from(!good);
+                    } else {
+                        self.segs.row_mut(segment).holds_bad = true;
+                        self.counters.clean_bad_blocks += 1;
+                    }
+                }
+                self.cleaner.spans[i].at += 1;
+            }
+        }
+    }
+
+    fn copy_block(
+        &mut self,
+        bufs: &mut impl Buffers,
+        from: flagstone_block::Buffer,
+        mut target: Target,
+    ) -> Copied {
+        let Some(o) = self.output_for(bufs, target.moved.lsn) else { return Copied::Waits };
+        let Some(c) = self.chunk_of(o) else { return Copied::Waits };
+        let chunk = &mut self.cleaner.chunks[c as usize];
+        let at = chunk.buffer.part(chunk.blocks, 1);
+        chunk.blocks += 1;
+        // Through the stack: a buffer can't be read while another is written.
+        let mut block = [0; BLOCK_SIZE];
+        block.copy_from_slice(&bufs.bytes(from)[..BLOCK_SIZE]);
+        bufs.bytes_mut(at)[..BLOCK_SIZE].copy_from_slice(&block);
+        if self.planted.has(Plant::MoveAsNew) {
+            target.moved.lsn = self.next_lsn;
+        }
+        self.append_target(o, target);
+        Copied::Done
+    }
+
+    /// Lets go of a victim once all of it is copied.
+    fn end_victim(&mut self) {
+        let Some(victim) = &self.cleaner.victim else { return };
+        let over = victim.stage == VictimStage::Moving
+            && victim.next == self.cleaner.moves.len()
+            && self.cleaner.spans.iter().all(|span| span.stage == SpanStage::Idle);
+        if over {
+            self.segs.row_mut(victim.segment).pins -= 1;
+            self.counters.segments_cleaned += 1;
+            self.cleaner.victim = None;
+            self.again = true;
+        }
+    }
+
+    /// For a stop: begins nothing, lets the device finish, forgets what is not being sealed. The
+    /// copies are of no use then, and the originals are where they were.
+    fn abandon_cleaning(&mut self) {
+        for span in &mut self.cleaner.spans {
+            if span.stage == SpanStage::Ready {
+                span.stage = SpanStage::Idle;
+            }
+        }
+        let reading = self.cleaner.spans.iter().any(|span| span.stage == SpanStage::Reading);
+        if let Some(victim) = &self.cleaner.victim
+            && victim.stage == VictimStage::Moving
+            && !reading
+        {
+            self.segs.row_mut(victim.segment).pins -= 1;
+            self.cleaner.victim = None;
+            self.again = true;
+        }
+        for o in 0..self.cleaner.outputs.len() {
+            let output = &mut self.cleaner.outputs[o];
+            let begun = matches!(output.stage, OutputStage::Filling | OutputStage::Closing);
+            if !begun || output.writes > 0 {
+                continue;
+            }
+            output.stage = OutputStage::Idle;
+            output.targets.clear();
+            let (segment, class) = (output.segment, output.class);
+            if let Some(c) = output.chunk.take() {
+                self.cleaner.chunks[c as usize].idle = true;
+            }
+            self.summaries.extend(output.summary.take());
+            if self.cleaner.filling[class] == Some(o as u32) {
+                self.cleaner.filling[class] = None;
+            }
+            self.segs.release(segment);
+            self.again = true;
+        }
+    }
+}

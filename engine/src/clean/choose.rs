@@ -1,0 +1,86 @@
+//! Which segment to clean, and when.
+
+use super::OutputStage;
+use crate::engine::Engine;
+use crate::limits::{CLEAN_AHEAD_SEGMENTS, CLEAN_SCAN};
+use crate::segment::SegmentState;
+
+impl Engine {
+    /// Free segments below which the cleaner works: as few as will do, since garbage that is
+    /// left alone for longer costs less to collect.
+    fn clean_below(&self) -> u32 {
+        self.floor() + CLEAN_AHEAD_SEGMENTS.max(self.geo.segments / 128).min(self.geo.segments / 8)
+    }
+
+    /// Whether another victim should be taken.
+    pub(super) fn is_cleaning_due(&self) -> bool {
+        // A deleted volume gives its space back by itself.
+        self.graves.is_empty() && self.segs.free() + self.segs.dying() < self.clean_below()
+    }
+
+    /// The segment that pays best, by cost and benefit: `(1 - u) * age / (1 + u)` with `u` the
+    /// live part (Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured
+    /// File System", 1992). A large table is searched window by window.
+    pub(super) fn choose_victim(&mut self) -> Option<u32> {
+        let segments = self.segs.len();
+        let data_blocks = self.geo.shape.data_blocks;
+        // A victim that is nearly full of live blocks only makes sense when nothing else is left;
+        // and without a segment's worth of garbage in all, moving would not set one free.
+        let pressed = self.is_pressed();
+        if !self.segs.can_gain(data_blocks) {
+            return None;
+        }
+        let most = if pressed { data_blocks - 1 } else { data_blocks / 32 * 31 };
+        // One that was left for its damaged blocks is taken again when space runs out.
+        let settled = self.cleaner.outputs.iter().all(|o| o.stage == OutputStage::Idle);
+        let mut searched = 0;
+        while searched < segments {
+            let window = CLEAN_SCAN.min(segments - searched);
+            let mut best: Option<(f64, u32)> = None;
+            for k in 0..window {
+                let segment = (self.cleaner.cursor + k) % segments;
+                let row = self.segs.row(segment);
+                let left_alone = row.left_alone && !(pressed && settled && row.holds_bad);
+                if row.state != SegmentState::Sealed || left_alone || row.live > most {
+                    continue;
+                }
+                let age = self.applied_lsn.saturating_sub(row.mean_lsn) + 1;
+                let dead = f64::from(data_blocks - row.live);
+                let score = dead * age as f64 / f64::from(data_blocks + row.live);
+                if best.is_none_or(|(other, _)| score > other) {
+                    best = Some((score, segment));
+                }
+            }
+            self.cleaner.cursor = (self.cleaner.cursor + window) % segments;
+            searched += window;
+            if let Some((_, segment)) = best {
+                return Some(segment);
+            }
+        }
+        None
+    }
+
+    /// Learns from a victim how long user data lives.
+    pub(super) fn learn_lifetime(&mut self, segment: u32) {
+        let row = self.segs.row(segment);
+        if row.class == 0 {
+            let lived = self.applied_lsn.saturating_sub(row.mean_lsn);
+            let mean = &mut self.cleaner.lifetime;
+            *mean = if *mean == 0 { lived } else { *mean - *mean / 16 + lived / 16 };
+        }
+    }
+
+    /// The class of a block by its age, after SepBIT (Wang et al., "Separating Data via Block
+    /// Invalidation Time Inference for Write Amplification Reduction in Log-Structured Storage",
+    /// FAST 2022): what has lived long will live long.
+    pub(super) fn class_of(&self, lsn: u64) -> usize {
+        let age = self.applied_lsn.saturating_sub(lsn);
+        let lifetime = self.cleaner.lifetime.max(1);
+        let class = match age / lifetime {
+            0..4 => 0,
+            4..16 => 1,
+            _ => 2,
+        };
+        class.min(self.clean_classes() - 1)
+    }
+}

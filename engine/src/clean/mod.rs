@@ -1,0 +1,263 @@
+//! The cleaner: moves what is live out of segments that are mostly not, so that they can be
+//! written again.
+//!
+//! ```text
+//! choose victim --> read its summary --> read its live blocks, verify, copy to an output
+//!                                             |
+//!   output full: summary written --> flush --> SEGMENT_SEAL logged --> map entries switched
+//!                                                                          |
+//!                        victim: nothing live --> SEGMENT_FREE, as any dead segment
+//! ```
+//!
+//! A moved block keeps the LSN and sequence number of the write that made it. It is the same
+//! version in another place, so recovery, which takes the newest version of each block, can never
+//! prefer it to a later write, discard or deletion; moves need no journal records of their own,
+//! and one that a crash cuts short simply did not happen.
+//!
+//! Invariants:
+//! 1. A block is copied only if its content has the checksum that was written with it.
+//! 2. The map is switched to an output only when its seal record is retired: data and summary are
+//!    durable then. An entry that changed meanwhile is left alone.
+//! 3. A victim is freed like any other segment: by its live count, once the seal that emptied it
+//!    is durable.
+//! 4. Outputs come from segments that user writes may not take ([`Engine::cleaner_reserve`]).
+
+mod advance;
+mod choose;
+mod output;
+
+use crate::engine::Engine;
+use crate::geometry::Geometry;
+use crate::limits::{CLEAN_CHUNKS, CLEAN_CLASSES, CLEAN_READS, CLEAN_RUN_BLOCKS};
+use flagstone_block::{Buffer, Buffers};
+
+/// A live block of the victim.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    block: u32,
+    volume: u32,
+    lba: u64,
+    vseq: u64,
+    lsn: u64,
+    crc: u32,
+}
+
+/// A block that was copied to an output, and where it came from.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    moved: Move,
+    /// Segment it lay in, in this generation: a block number alone may mean another block later.
+    segment: u32,
+    generation: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VictimStage {
+    ReadingSummary { retried: bool },
+    Moving,
+}
+
+/// The segment that is being emptied.
+#[derive(Debug)]
+struct Victim {
+    segment: u32,
+    generation: u64,
+    stage: VictimStage,
+    summary: Option<Buffer>,
+    /// It was left for its damaged blocks before: this time these are moved too.
+    again: bool,
+    /// Next of [`Cleaner::moves`] to be read.
+    next: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SpanStage {
+    Idle,
+    Reading,
+    /// Read; its moves from `at` on are not copied yet.
+    Ready,
+}
+
+/// A run of the victim's blocks in a read buffer.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    buffer: Buffer,
+    stage: SpanStage,
+    /// First block in the segment, and how many.
+    first: u32,
+    blocks: u32,
+    /// Moves `at..to` are not copied yet.
+    at: usize,
+    to: usize,
+    retries: u8,
+    failed: bool,
+}
+
+/// A write buffer: consecutive blocks of one output.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    buffer: Buffer,
+    output: u32,
+    /// Position of its first block in the output.
+    first: u32,
+    blocks: u32,
+    idle: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OutputStage {
+    Idle,
+    /// Takes blocks.
+    Filling,
+    /// Takes no more; its last writes are under way.
+    Closing,
+    /// Its summary is written or its seal is on its way.
+    Sealing,
+}
+
+/// A segment that moved blocks are written to.
+#[derive(Debug)]
+struct Output {
+    stage: OutputStage,
+    segment: u32,
+    generation: u64,
+    /// Index of its placement class.
+    class: usize,
+    first_lsn: u64,
+    last_lsn: u64,
+    lsn_sum: u128,
+    /// Chunk being filled.
+    chunk: Option<u32>,
+    writes: u32,
+    summary: Option<Buffer>,
+    /// One per block, in order.
+    targets: Vec<Target>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Cleaner {
+    victim: Option<Victim>,
+    moves: Vec<Move>,
+    spans: Vec<Span>,
+    chunks: Vec<Chunk>,
+    outputs: Vec<Output>,
+    /// Output that is being filled, per class.
+    filling: [Option<u32>; CLEAN_CLASSES],
+    /// Where the next search for a victim begins.
+    cursor: u32,
+    /// A search found nothing when the segment table had seen this many events, pressed or not.
+    exhausted_at: Option<(u64, bool)>,
+    /// Somebody was refused space since the last victim.
+    starved: bool,
+    /// Mean lifetime of user segments, in LSNs: the measure of hot and cold.
+    lifetime: u64,
+}
+
+/// Blocks that the cleaner takes from the arena.
+pub(crate) const OWN_BLOCKS: u32 =
+    CLEAN_READS as u32 * CLEAN_RUN_BLOCKS + CLEAN_CHUNKS as u32 * crate::limits::CLEAN_CHUNK_BLOCKS;
+
+impl Cleaner {
+    /// Takes its buffers from the arena; `None` if that is too small.
+    pub(crate) fn new(bufs: &mut impl Buffers, geo: &Geometry) -> Option<Self> {
+        let entries = geo.shape.data_blocks as usize;
+        let mut spans = Vec::with_capacity(CLEAN_READS);
+        for _ in 0..CLEAN_READS {
+            spans.push(Span {
+                buffer: bufs.alloc(CLEAN_RUN_BLOCKS)?,
+                stage: SpanStage::Idle,
+                first: 0,
+                blocks: 0,
+                at: 0,
+                to: 0,
+                retries: 0,
+                failed: false,
+            });
+        }
+        let mut chunks = Vec::with_capacity(CLEAN_CHUNKS);
+        for _ in 0..CLEAN_CHUNKS {
+            let buffer = bufs.alloc(crate::limits::CLEAN_CHUNK_BLOCKS)?;
+            chunks.push(Chunk { buffer, output: 0, first: 0, blocks: 0, idle: true });
+        }
+        let output = || Output {
+            stage: OutputStage::Idle,
+            segment: 0,
+            generation: 0,
+            class: 0,
+            first_lsn: 0,
+            last_lsn: 0,
+            lsn_sum: 0,
+            chunk: None,
+            writes: 0,
+            summary: None,
+            targets: Vec::with_capacity(entries),
+        };
+        Some(Self {
+            victim: None,
+            moves: Vec::with_capacity(entries),
+            spans,
+            chunks,
+            // Those being filled, and one more on its way to being sealed.
+            outputs: (0..=CLEAN_CLASSES).map(|_| output()).collect(),
+            filling: [None; CLEAN_CLASSES],
+            cursor: 0,
+            exhausted_at: None,
+            starved: false,
+            lifetime: 0,
+        })
+    }
+
+    /// Whether it holds nothing and waits for nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.victim.is_none()
+            && self.outputs.iter().all(|output| output.stage == OutputStage::Idle)
+            && self.spans.iter().all(|span| span.stage == SpanStage::Idle)
+            && self.chunks.iter().all(|chunk| chunk.idle)
+    }
+
+    /// Whether a chunk is on its way to the device.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.outputs.iter().any(|output| output.writes > 0)
+    }
+
+    /// Gives every buffer back.
+    pub(crate) fn release(&mut self, bufs: &mut impl Buffers) {
+        self.spans.drain(..).for_each(|span| bufs.free(span.buffer));
+        self.chunks.drain(..).for_each(|chunk| bufs.free(chunk.buffer));
+        let victim = self.victim.take().and_then(|victim| victim.summary);
+        let summaries = self.outputs.drain(..).filter_map(|output| output.summary);
+        summaries.chain(victim).for_each(|buffer| bufs.free(buffer));
+    }
+}
+
+impl Engine {
+    /// Placement classes in use: streams of moved blocks of like age. Each holds a segment open,
+    /// which a small pool can't spare.
+    pub(crate) fn clean_classes(&self) -> usize {
+        if self.geo.segments >= crate::limits::CLEAN_CLASSES_SEGMENTS { CLEAN_CLASSES } else { 1 }
+    }
+
+    /// Segments that user writes may not take, so that the cleaner can always go on: an output
+    /// per class and one more, while the first is being sealed.
+    pub(crate) fn cleaner_reserve(&self) -> u32 {
+        self.clean_classes() as u32 + 1
+    }
+
+    /// Segments below which user writes take none.
+    pub(crate) fn floor(&self) -> u32 {
+        self.reserve() + self.cleaner_reserve()
+    }
+
+    /// Whether user writes have to wait for the cleaner.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.segs.free() + self.segs.dying() <= self.floor()
+    }
+
+    /// Notes that somebody waits for space; returns whether the cleaner can do something for them.
+    pub(crate) fn starve(&mut self) -> bool {
+        self.cleaner.starved = true;
+        let searched = self.cleaner.exhausted_at == Some((self.segs.events(), true));
+        !self.cleaner.is_idle() || (self.segs.can_gain(self.geo.shape.data_blocks) && !searched)
+    }
+}

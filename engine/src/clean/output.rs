@@ -1,0 +1,238 @@
+//! Outputs: segments of moved blocks, from the first block to the switch of the map.
+
+use super::{OutputStage, Target};
+use crate::engine::Engine;
+use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES};
+use crate::map::Mapping;
+use crate::plant::Plant;
+use crate::segment::{SealStage, Sealing, SegmentState, Summary, seal_summary};
+use crate::token::Token;
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, Lba};
+
+/// Furthest apart that two LSNs of one segment may be.
+const LSN_SPAN: u64 = u32::MAX as u64 - 64;
+
+impl Engine {
+    /// An output that takes a block with this LSN: of its class or, if no segment can be had for
+    /// that, any. `None` if there is none now.
+    pub(super) fn output_for(&mut self, _bufs: &mut impl Buffers, lsn: u64) -> Option<u32> {
+        // One output after the other when segments are few: partly filled ones gain nothing.
+        let pressed = self.is_pressed();
+        let first = self.cleaner.filling.iter().position(Option::is_some).filter(|_| pressed);
+        let wanted = first.unwrap_or_else(|| self.class_of(lsn));
+        if let Some(o) = self.cleaner.filling[wanted] {
+            let output = &self.cleaner.outputs[o as usize];
+            let span = output.last_lsn.max(lsn) - output.first_lsn.min(lsn);
+            if span <= LSN_SPAN {
+                return Some(o);
+            }
+            self.close_output(o);
+        }
+        if let Some(o) = self.begin_output(wanted) {
+            return Some(o);
+        }
+        self.cleaner.filling.into_iter().flatten().find(|&o| {
+            let output = &self.cleaner.outputs[o as usize];
+            output.last_lsn.max(lsn) - output.first_lsn.min(lsn) <= LSN_SPAN
+        })
+    }
+
+    fn begin_output(&mut self, class: usize) -> Option<u32> {
+        let idle = |output: &super::Output| output.stage == OutputStage::Idle;
+        let o = self.cleaner.outputs.iter().position(idle)?;
+        // The segments below the reserve are the metadata's.
+        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free() <= self.reserve() {
+            return None;
+        }
+        let segment = self.segs.take(SegmentState::Open)?;
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        let row = self.segs.row_mut(segment);
+        row.generation = generation;
+        row.class = class as u8 + 1;
+        let output = &mut self.cleaner.outputs[o];
+        output.stage = OutputStage::Filling;
+        (output.segment, output.generation, output.class) = (segment, generation, class);
+        (output.first_lsn, output.last_lsn, output.lsn_sum) = (u64::MAX, 0, 0);
+        output.summary = self.summaries.pop();
+        self.cleaner.filling[class] = Some(o as u32);
+        Some(o as u32)
+    }
+
+    /// The chunk that output `o` is filling, with room for a block.
+    pub(super) fn chunk_of(&mut self, o: u32) -> Option<u32> {
+        if let Some(c) = self.cleaner.outputs[o as usize].chunk {
+            return Some(c);
+        }
+        let c = self.cleaner.chunks.iter().position(|chunk| chunk.idle)? as u32;
+        let output = &mut self.cleaner.outputs[o as usize];
+        let chunk = &mut self.cleaner.chunks[c as usize];
+        (chunk.output, chunk.first, chunk.blocks) = (o, output.targets.len() as u32, 0);
+        chunk.idle = false;
+        output.chunk = Some(c);
+        Some(c)
+    }
+
+    /// Notes a block that was copied to the chunk of output `o`; sends what is full.
+    pub(super) fn append_target(&mut self, o: u32, target: Target) {
+        let output = &mut self.cleaner.outputs[o as usize];
+        output.targets.push(target);
+        output.first_lsn = output.first_lsn.min(target.moved.lsn);
+        output.last_lsn = output.last_lsn.max(target.moved.lsn);
+        output.lsn_sum += u128::from(target.moved.lsn);
+        self.counters.blocks_moved += 1;
+        let full = output.targets.len() as u32 == self.geo.shape.data_blocks;
+        let chunk = output.chunk.map_or(0, |c| self.cleaner.chunks[c as usize].blocks);
+        if full {
+            self.close_output(o);
+        } else if chunk == CLEAN_CHUNK_BLOCKS {
+            self.send_chunk(o);
+        }
+    }
+
+    fn send_chunk(&mut self, o: u32) {
+        let output = &mut self.cleaner.outputs[o as usize];
+        let Some(c) = output.chunk.take() else { return };
+        output.writes += 1;
+        let chunk = self.cleaner.chunks[c as usize];
+        let offset = self.geo.segment_offset(output.segment, chunk.first);
+        let buffer = chunk.buffer.part(0, chunk.blocks);
+        self.flush.dirty(self.now_ns, buffer.len() as u64);
+        self.emit(Token::CleanWrite(c), DeviceCommand::Write { offset, buffer });
+    }
+
+    /// A chunk is on the device.
+    pub(crate) fn clean_write_done(&mut self, c: u32) {
+        let chunk = &mut self.cleaner.chunks[c as usize];
+        chunk.idle = true;
+        self.cleaner.outputs[chunk.output as usize].writes -= 1;
+    }
+
+    /// Ends an output: no more blocks.
+    pub(super) fn close_output(&mut self, o: u32) {
+        self.send_chunk(o);
+        let output = &mut self.cleaner.outputs[o as usize];
+        output.stage = OutputStage::Closing;
+        if self.cleaner.filling[output.class] == Some(o) {
+            self.cleaner.filling[output.class] = None;
+        }
+    }
+
+    /// Nothing is left to clean, and somebody waits: what was moved so far must do.
+    pub(super) fn close_outputs_if_starved(&mut self) {
+        if self.cleaner.starved && self.is_pressed() {
+            for o in self.cleaner.filling.into_iter().flatten() {
+                self.close_output(o);
+                self.again = true;
+            }
+        }
+    }
+
+    /// Writes the summaries of outputs whose data is on the device.
+    pub(super) fn advance_outputs(&mut self, bufs: &mut impl Buffers) {
+        for o in 0..self.cleaner.outputs.len() {
+            let output = &self.cleaner.outputs[o];
+            if output.stage != OutputStage::Closing
+                || output.writes > 0
+                || self.sealing.len() == self.sealing.capacity()
+            {
+                continue;
+            }
+            if output.targets.is_empty() {
+                // It was begun for a block that then found no buffer.
+                let segment = output.segment;
+                self.summaries.extend(self.cleaner.outputs[o].summary.take());
+                self.cleaner.outputs[o].stage = OutputStage::Idle;
+                self.segs.release(segment);
+                continue;
+            }
+            self.write_output_summary(bufs, o);
+        }
+        // A seal sets segments free; that is worth a flush of its own when they are needed.
+        let sealing = self.sealing.iter().any(|s| s.moved && s.stage == SealStage::Written);
+        if sealing && self.is_cleaning_due() {
+            self.flush.want();
+        }
+    }
+
+    fn write_output_summary(&mut self, bufs: &mut impl Buffers, o: usize) {
+        let shape = self.geo.shape;
+        let output = &mut self.cleaner.outputs[o];
+        let Some(summary) = output.summary.take() else { return };
+        output.stage = OutputStage::Sealing;
+        let bytes = &mut bufs.bytes_mut(summary)[..shape.summary_blocks() as usize * BLOCK_SIZE];
+        for (target, at) in output.targets.iter().zip(bytes.chunks_exact_mut(ENTRY_BYTES)) {
+            let Target { moved, .. } = target;
+            let entry = Entry {
+                volume: moved.volume,
+                crc: moved.crc,
+                lba: moved.lba,
+                flags: 0,
+                vseq: moved.vseq,
+                lsn_delta: (moved.lsn - output.first_lsn) as u32,
+            };
+            entry.encode(at);
+        }
+        let mean_lsn = (output.lsn_sum / output.targets.len() as u128) as u64;
+        let described = Summary {
+            segment: output.segment,
+            generation: output.generation,
+            first_lsn: output.first_lsn,
+            last_lsn: output.last_lsn,
+            mean_lsn,
+            entries: output.targets.len() as u16,
+            class: output.class as u8 + 1,
+        };
+        let footer_crc = seal_summary(bytes, &self.pool, &shape, &described);
+        let row = self.segs.row_mut(output.segment);
+        row.state = SegmentState::Sealing;
+        row.entries = described.entries;
+        row.first_lsn = described.first_lsn;
+        row.mean_lsn = mean_lsn;
+        row.footer_crc = footer_crc;
+        let stage = SealStage::Writing;
+        self.sealing.push(Sealing {
+            segment: output.segment,
+            summary: Some(summary),
+            // No journal record refers to it before its seal.
+            first_jseq: u64::MAX,
+            last_jseq: 0,
+            resumed: false,
+            moved: true,
+            stage,
+        });
+        let segment = output.segment;
+        let offset = self.geo.segment_offset(segment, shape.data_blocks);
+        let buffer = summary.part(0, shape.summary_blocks());
+        self.flush.dirty(self.now_ns, buffer.len() as u64);
+        self.emit(Token::Summary(segment), DeviceCommand::Write { offset, buffer });
+    }
+
+    /// The seal record `lsn` of `segment` is retired: if moved blocks lie there, the map entries
+    /// that still name their old places are switched.
+    pub(crate) fn switch_moved(&mut self, segment: u32, lsn: u64) {
+        let sealing = |output: &super::Output| {
+            output.stage == OutputStage::Sealing && output.segment == segment
+        };
+        let Some(o) = self.cleaner.outputs.iter().position(sealing) else { return };
+        let targets = std::mem::take(&mut self.cleaner.outputs[o].targets);
+        let blind = self.planted.has(Plant::SwitchBlindly);
+        for (block, target) in (0u32..).zip(&targets) {
+            let moved = &target.moved;
+            let here = self.segs.row(target.segment).generation == target.generation
+                && self.is_live(target.segment, moved);
+            if here || (blind && self.volumes.get(moved.volume).is_some()) {
+                let new = Mapping::Block { pbn: self.geo.pbn(segment, block), crc: moved.crc };
+                let too_soon = self.planted.has(Plant::FreeMovedTooSoon);
+                let lsn = if too_soon { 0 } else { lsn };
+                self.map_block(moved.volume, Lba(moved.lba), new, lsn);
+            }
+        }
+        let output = &mut self.cleaner.outputs[o];
+        output.targets = targets;
+        output.targets.clear();
+        output.stage = OutputStage::Idle;
+        self.again = true;
+    }
+}
