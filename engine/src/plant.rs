@@ -45,10 +45,10 @@ pub enum Plant {
     MoveAsNew,
     /// The seal of moved blocks is logged before the flush.
     SealMovedBeforeFlush,
-    /// What a seal emptied is freed before the seal is durable.
-    FreeMovedTooSoon,
-    /// Recovery takes the blocks of a cleaned segment in the order in which they lie.
-    ReplayMovedUnsorted,
+    /// The map is switched to moved blocks when their summary is written, before their seal.
+    SwitchBeforeSeal,
+    /// User writes take the segments that are reserved for the cleaner.
+    UsersTakeReserve,
 }
 
 impl Plant {
@@ -73,8 +73,8 @@ impl Plant {
         Self::SwitchBlindly,
         Self::MoveAsNew,
         Self::SealMovedBeforeFlush,
-        Self::FreeMovedTooSoon,
-        Self::ReplayMovedUnsorted,
+        Self::SwitchBeforeSeal,
+        Self::UsersTakeReserve,
     ];
 }
 

@@ -45,6 +45,9 @@ impl Engine {
                 || (sealing.moved && self.planted.has(Plant::SealMovedBeforeFlush));
             sealing.stage = if unflushed { SealStage::Durable } else { SealStage::Written };
             self.summaries.extend(sealing.summary.take());
+            if sealing.moved && self.planted.has(Plant::SwitchBeforeSeal) {
+                self.switch_moved(segment, self.applied_lsn);
+            }
         }
     }
 

@@ -29,6 +29,7 @@ mod output;
 use crate::engine::Engine;
 use crate::geometry::Geometry;
 use crate::limits::{CLEAN_CHUNKS, CLEAN_CLASSES, CLEAN_READS, CLEAN_RUN_BLOCKS};
+use crate::plant::Plant;
 use flagstone_block::{Buffer, Buffers};
 
 /// A live block of the victim.
@@ -241,6 +242,9 @@ impl Engine {
     /// Segments that user writes may not take, so that the cleaner can always go on: an output
     /// per class and one more, while the first is being sealed.
     pub(crate) fn cleaner_reserve(&self) -> u32 {
+        if self.planted.has(Plant::UsersTakeReserve) {
+            return 0;
+        }
         self.clean_classes() as u32 + 1
     }
 

@@ -224,8 +224,6 @@ impl Engine {
                 && self.is_live(target.segment, moved);
             if here || (blind && self.volumes.get(moved.volume).is_some()) {
                 let new = Mapping::Block { pbn: self.geo.pbn(segment, block), crc: moved.crc };
-                let too_soon = self.planted.has(Plant::FreeMovedTooSoon);
-                let lsn = if too_soon { 0 } else { lsn };
                 self.map_block(moved.volume, Lba(moved.lba), new, lsn);
             }
         }

@@ -127,17 +127,8 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
         page: meta.page,
         prev_crc: meta.prev_crc,
     };
-    let replay = replay(
-        io,
-        &geo,
-        &superblock.pool_uuid,
-        volumes,
-        sealed,
-        &changes,
-        &chain,
-        &tails,
-        planted,
-    )?;
+    let replay =
+        replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
     let highest = [
         superblock.generation,
         superblock.meta_epoch,

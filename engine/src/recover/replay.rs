@@ -7,7 +7,6 @@ use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
 use crate::meta_chain::NO_SEGMENT;
-use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::Volumes;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
@@ -40,10 +39,9 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn new(seal: &Seal, footer: &Footer, entries: &[u8], planted: Planted) -> Self {
+    fn new(seal: &Seal, footer: &Footer, entries: &[u8]) -> Self {
         let mut order: Vec<u16> = (0..footer.entries).collect();
-        let sorted = seal.class == 0 || planted.has(Plant::ReplayMovedUnsorted);
-        if !sorted {
+        if seal.class != 0 {
             order.sort_by_key(|&i| Self::at(entries, i).lsn_delta);
         }
         Self {
@@ -86,7 +84,6 @@ pub(super) fn replay(
     changes: &[OwnedRecord],
     chain: &ChainEnd,
     tails: &[TailSegment],
-    planted: Planted,
 ) -> Result<Replay, OpenError> {
     let mut state = Replay {
         volumes,
@@ -107,7 +104,7 @@ pub(super) fn replay(
         if ready.is_empty() && !unread.is_empty() {
             let (now, later) = unread.split_at(unread.len().min(PREFETCH));
             unread = later;
-            state.read_summaries(io, pool, now, planted, &mut ready)?;
+            state.read_summaries(io, pool, now, &mut ready)?;
         }
         // Open every summary that begins before the next entry or change.
         let next_change = changes.peek().map(|r| r.order());
@@ -154,7 +151,6 @@ impl Replay {
         io: &mut dyn BlockIo,
         pool: &[u8; 16],
         seals: &[Seal],
-        planted: Planted,
         into: &mut VecDeque<Cursor>,
     ) -> Result<(), OpenError> {
         let geo = self.geo;
@@ -187,7 +183,7 @@ impl Replay {
                 return Err(damaged);
             }
             self.segs.row_mut(seal.segment).mean_lsn = footer.mean_lsn;
-            into.push_back(Cursor::new(seal, &footer, entries, planted));
+            into.push_back(Cursor::new(seal, &footer, entries));
         }
         Ok(())
     }
