@@ -171,6 +171,9 @@ pub struct Engine {
     pub(crate) cleaner: Cleaner,
     /// A state machine moved on without any I/O that would bring the next call of `pump`.
     pub(crate) again: bool,
+    /// Being opened: until the superblock that ends recovery is durable, nothing may be written
+    /// but the metadata that it will name, in segments that are free in the old state too.
+    pub(crate) opening: bool,
     pub(crate) failed: Option<DeviceError>,
     pub(crate) stop: Stop,
     pub(crate) counters: Counters,

@@ -15,7 +15,9 @@ impl Engine {
     /// Whether another victim should be taken.
     pub(super) fn is_cleaning_due(&self) -> bool {
         // A deleted volume gives its space back by itself.
-        self.graves.is_empty() && self.segs.free() + self.segs.dying() < self.clean_below()
+        !self.opening
+            && self.graves.is_empty()
+            && self.segs.free() + self.segs.dying() < self.clean_below()
     }
 
     /// The segment that pays best, by cost and benefit: `(1 - u) * age / (1 + u)` with `u` the

@@ -67,6 +67,7 @@ impl Engine {
                 }
             }
         }
+        engine.opening = false;
         engine.segs.bury_empty(engine.applied_lsn);
         Ok((engine, report))
     }
@@ -158,6 +159,7 @@ impl Engine {
             rmws,
             cleaner,
             again: false,
+            opening: true,
             failed: None,
             stop: Stop::new(),
             counters: Default::default(),

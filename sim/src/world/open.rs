@@ -187,7 +187,12 @@ impl World {
                         let layout = self.layout();
                         self.disk.lose_doubtful_journal(&layout);
                     }
-                    self.compactions_at_open = engine.counters().compactions;
+                    let counters = engine.counters();
+                    if (counters.batches, counters.segments_cleaned) != (0, 0) {
+                        let what = format!("opening wrote to the journal: {counters:?}");
+                        return Err(self.fail(what));
+                    }
+                    self.compactions_at_open = counters.compactions;
                     self.engine = Some(engine);
                     return Ok(report);
                 }
