@@ -1,20 +1,22 @@
-//! `flagstone pool`: pools that no daemon has open.
+//! `flagstone pool`: pools that no daemon has open, and the state of those that one has.
 
 mod check;
 mod create;
 mod inspect;
+mod status;
 
 use clap::Subcommand;
 
 use super::Failure;
 use crate::exit::Exit;
 
-/// Make, check and describe pools that no daemon has open
+/// Make, check and describe pools; show the state of those being served
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Create(create::Args),
     Check(check::Args),
     Inspect(inspect::Args),
+    Status(status::Args),
 }
 
 /// Runs the command.
@@ -23,5 +25,6 @@ pub fn run(command: Command, json: bool) -> Result<Exit, Failure> {
         Command::Create(args) => create::run(args, json).map(|()| Exit::Success),
         Command::Check(args) => check::run(&args, json),
         Command::Inspect(args) => inspect::run(&args, json).map(|()| Exit::Success),
+        Command::Status(args) => status::run(&args, json).map(|()| Exit::Success),
     }
 }

@@ -1,0 +1,134 @@
+//! `flagstone pool status`: the pools of a running daemon, and how full they are.
+
+use crate::api::types::{Pool, PoolList, PoolState};
+use crate::cli::Failure;
+use crate::cli::api_args::ApiArgs;
+use crate::output::{self, Table};
+use crate::size::Human;
+
+/// Percent of a pool's capacity from which a hint is printed, and the hint.
+const HINTS: [(u64, &str); 3] = [
+    (93, "nearly full: overwriting is slow now, and new blocks will soon be refused"),
+    (85, "filling up: overwriting costs more from here on; discard, delete, or plan for more"),
+    (75, "three quarters full: the time to plan for more"),
+];
+
+/// Show the pools of a running daemon: state, space, and what cleaning costs
+///
+/// USED is what volumes map and zeroes that are kept allocated; FREE what new blocks may still take.
+/// PROVISIONED, the sum of the volumes' sizes, may exceed the capacity. AMPLIFICATION is how many
+/// blocks were written per block that a client wrote since the pool was opened: the cleaner moves
+/// live blocks to set segments free.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  flagstone pool status
+  flagstone pool status --json | jq '.pools[] | .used_bytes / .capacity_bytes'")]
+pub struct Args {
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
+    let pools = args.api.call(|client| async move { client.pools().await })?;
+    if json {
+        return Ok(output::json(&PoolList { pools })?);
+    }
+    let mut table = Table::new(&[
+        "POOL",
+        "STATE",
+        "CAPACITY>",
+        "USED>",
+        "%>",
+        "FREE>",
+        "PROVISIONED>",
+        "VOLUMES>",
+        "SEGMENTS FREE>",
+        "AMPLIFICATION>",
+    ]);
+    for pool in &pools {
+        table.row([
+            pool.path.clone(),
+            pool.state.as_str().to_owned(),
+            Human(pool.capacity_bytes).to_string(),
+            Human(pool.used_bytes).to_string(),
+            percent(pool).to_string(),
+            Human(pool.free_bytes).to_string(),
+            Human(pool.provisioned_bytes).to_string(),
+            pool.volumes.to_string(),
+            format!("{} of {}", pool.segments_free, pool.segments),
+            amplification(pool),
+        ]);
+    }
+    output::line(&table.render())?;
+    for pool in &pools {
+        if let Some(hint) = hint(pool) {
+            output::line(&format!("{}: {hint}", pool.path))?;
+        }
+    }
+    Ok(())
+}
+
+fn percent(pool: &Pool) -> u64 {
+    (u128::from(pool.used_bytes) * 100 / u128::from(pool.capacity_bytes.max(1))) as u64
+}
+
+/// Blocks written per block that clients wrote; a dash while nothing was.
+fn amplification(pool: &Pool) -> String {
+    if pool.written_bytes == 0 {
+        return "-".to_owned();
+    }
+    format!("{:.2}", 1.0 + pool.moved_bytes as f64 / pool.written_bytes as f64)
+}
+
+fn hint(pool: &Pool) -> Option<String> {
+    if pool.state != PoolState::Running {
+        return Some(pool.reason.clone().unwrap_or_else(|| pool.state.as_str().to_owned()));
+    }
+    let full = percent(pool);
+    HINTS.iter().find(|(from, _)| full >= *from).map(|(_, hint)| (*hint).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(used_bytes: u64, written_bytes: u64, moved_bytes: u64) -> Pool {
+        Pool {
+            uuid: String::new(),
+            path: "/p".to_owned(),
+            state: PoolState::Running,
+            reason: None,
+            device_bytes: 2000,
+            capacity_bytes: 1000,
+            used_bytes,
+            free_bytes: 1000 - used_bytes,
+            provisioned_bytes: 5000,
+            volumes: 1,
+            direct_io: true,
+            segments: 10,
+            segments_free: 5,
+            written_bytes,
+            moved_bytes,
+        }
+    }
+
+    #[test]
+    fn hints_come_at_their_thresholds() {
+        assert_eq!(hint(&pool(749, 0, 0)), None);
+        let hints: Vec<_> = [750, 850, 930].map(|used| hint(&pool(used, 0, 0)).unwrap()).into();
+        assert!(hints[0].starts_with("three quarters"), "{hints:?}");
+        assert!(hints[1].starts_with("filling up"), "{hints:?}");
+        assert!(hints[2].starts_with("nearly full"), "{hints:?}");
+        let failed =
+            Pool { state: PoolState::Failed, reason: Some("gone".into()), ..pool(0, 0, 0) };
+        assert_eq!(hint(&failed).as_deref(), Some("gone"));
+    }
+
+    #[test]
+    fn amplification_counts_what_was_moved() {
+        assert_eq!(amplification(&pool(0, 0, 0)), "-");
+        assert_eq!(amplification(&pool(0, 400, 0)), "1.00");
+        assert_eq!(amplification(&pool(0, 400, 300)), "1.75");
+    }
+}
