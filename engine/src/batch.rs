@@ -85,6 +85,8 @@ pub(crate) struct Batch {
     /// First pool block of the data run.
     pub(crate) pbn: u64,
     pub(crate) blocks: u32,
+    /// Those of them that take space that was free.
+    new_blocks: u32,
     jseq: u64,
     tail: u64,
     used: usize,
@@ -103,6 +105,7 @@ impl Batch {
             io_left: 0,
             pbn: 0,
             blocks: 0,
+            new_blocks: 0,
             jseq: 0,
             tail: 0,
             used: 0,
@@ -150,7 +153,8 @@ impl Engine {
         let batch = &mut self.batches[i as usize];
         batch.jseq = self.journal.next;
         batch.first_lsn = self.next_lsn;
-        (batch.blocks, batch.used, batch.lasting_bytes) = (0, 0, 0);
+        (batch.blocks, batch.new_blocks) = (0, 0);
+        (batch.used, batch.lasting_bytes) = (0, 0);
         batch.logged.clear();
         batch.waiters.clear();
         self.journal.next += 1;
@@ -255,6 +259,8 @@ impl Engine {
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
+        let is_new = |b: &u32| vol.map.get(&self.slab, Lba(lba + u64::from(*b))) == Mapping::Hole;
+        batch.new_blocks += (0..blocks).filter(is_new).count() as u32;
         self.touched += u64::from(vol.map.touch(Lba(lba)));
         self.touched += u64::from(vol.map.touch(Lba(lba + u64::from(blocks) - 1)));
         let lsn = self.next_lsn;
@@ -514,10 +520,10 @@ impl Engine {
         tail.min(self.journal.retired).max(self.journal.tail_durable)
     }
 
-    /// Data blocks in batches that are not retired.
-    pub(crate) fn blocks_in_flight(&self) -> u64 {
+    /// Blocks that were holes, in batches that are not retired.
+    pub(crate) fn new_blocks_in_flight(&self) -> u64 {
         let batches = self.flight.iter().chain(&self.filling);
-        batches.map(|&i| u64::from(self.batches[i as usize].blocks)).sum()
+        batches.map(|&i| u64::from(self.batches[i as usize].new_blocks)).sum()
     }
 
     /// Whether nothing waits in the journal's batches.

@@ -54,6 +54,11 @@ pub(crate) struct Compaction {
 }
 
 impl Compaction {
+    /// Segments of the new chain, its reserved next one among them.
+    pub(crate) fn segments(&self) -> u32 {
+        self.chain.segments.len() as u32 + u32::from(self.chain.next_segment != NO_SEGMENT)
+    }
+
     /// Whether the new chain takes `bytes` bytes of new records now. While it is being stated, a
     /// page is left to the statements: a flood of discards would otherwise take every one that a
     /// flush gives back, and the compaction would never end.

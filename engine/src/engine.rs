@@ -75,7 +75,7 @@ pub struct PoolUsage {
     pub segments: u32,
     /// Segments that may be taken.
     pub segments_free: u32,
-    /// Segments that only metadata may take.
+    /// Segments that only metadata and the cleaner may take.
     pub segments_reserved: u32,
     /// Segments that hold metadata.
     pub segments_meta: u32,

@@ -8,6 +8,9 @@ use crate::limits::{
 };
 use flagstone_block::{BLOCK_BITS, BLOCK_SIZE};
 
+/// Segments that a new pool has at least.
+const SEGMENTS_MIN: u32 = 10;
+
 /// Layout of one pool. `Copy`, so that it can be used while the engine is borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -27,7 +30,7 @@ pub struct Geometry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GeometryError {
     /// The device is too small.
-    #[error("{bytes} bytes are too few: a pool needs at least 64 MiB and 8 segments")]
+    #[error("{bytes} bytes are too few: a pool needs at least 64 MiB and {SEGMENTS_MIN} segments")]
     TooSmall {
         /// Size of the device.
         bytes: u64,
@@ -64,7 +67,12 @@ impl Geometry {
         let journal_blocks = (device_bytes >> BLOCK_BITS >> 7)
             .clamp(u64::from(JOURNAL_BLOCKS_MIN), u64::from(JOURNAL_BLOCKS_MAX))
             as u32;
-        Self::fit(device_bytes, segment_bytes >> BLOCK_BITS, journal_blocks)
+        let geo = Self::fit(device_bytes, segment_bytes >> BLOCK_BITS, journal_blocks)?;
+        // Metadata, its reserve and the cleaner's would leave nothing for volumes.
+        if geo.segments < SEGMENTS_MIN {
+            return Err(GeometryError::TooSmall { bytes: device_bytes });
+        }
+        Ok(geo)
     }
 
     fn fit(

@@ -39,13 +39,13 @@ pub const CLEAN_CHUNK_BLOCKS: u32 = 32;
 pub const CLEAN_CLASSES: usize = 3;
 /// Pools with fewer segments than this have one such stream only.
 pub const CLEAN_CLASSES_SEGMENTS: u32 = 64;
-/// Times that a damaged run is read again before its damaged blocks are moved as they are.
+/// Times that a damaged block is read again before it is moved as it is.
 pub const CLEAN_RETRIES: u8 = 4;
 /// Summary buffers that the cleaner leaves to user segments.
 pub const CLEAN_SUMMARIES: usize = 2;
 /// Rows of the segment table that one search for a victim looks at.
 pub const CLEAN_SCAN: u32 = 8192;
-/// Blocks that the cleaner copies in one turn, so that it never holds up requests for long.
+/// Blocks that the cleaner copies in one step, so that it never holds up requests for long.
 pub const CLEAN_STEP_BLOCKS: u32 = 64;
 /// The cleaner keeps at least this many segments free for user writes.
 pub const CLEAN_AHEAD_SEGMENTS: u32 = 2;

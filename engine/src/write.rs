@@ -1,12 +1,13 @@
 //! Writes: admission, the open segment, and copying into a batch.
 
 use crate::batch::{Effect, Source, Waiter};
+use crate::compact::Compaction;
 use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
 use crate::format::record::{Record, ZERO_BYTES, layout, write_bytes};
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS};
-use crate::map::Mapping;
+use crate::map::{Mapping, VolumeMap};
 use crate::segment::{OpenSegment, SegmentState};
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId};
@@ -47,8 +48,9 @@ impl Engine {
         if blocks == 0 {
             return Err(SubmitError::Busy);
         }
-        let (batch, room) = self.data_room(bufs, blocks.min(u64::from(BATCH_BLOCKS)) as u32)?;
-        self.charge(volume.0, lba, room)?;
+        let blocks = blocks.min(u64::from(BATCH_BLOCKS)) as u32;
+        self.charge(volume.0, lba, blocks)?;
+        let (batch, room) = self.data_room(bufs, blocks)?;
         let bytes = room as usize * BLOCK_SIZE;
         self.await_batch(batch, Waiter { tag, durability, rmw: None });
         self.append_blocks(bufs, batch, volume.0, lba.0, Source::Bytes(&data[..bytes]));
@@ -120,14 +122,19 @@ impl Engine {
     /// for the cleaner, and without a part that must be garbage, so that cleaning can end.
     pub(crate) fn usable_blocks(&self) -> u64 {
         let data_blocks = u64::from(self.geo.shape.data_blocks);
-        let meta = self.segs.meta() + self.reserve() + self.cleaner_reserve();
+        // A compaction's new chain lies in what is reserved for it.
+        let chain = self.compaction.as_ref().map_or(0, Compaction::segments);
+        let meta = self.segs.meta() - chain + self.reserve() + self.cleaner_reserve();
         let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }
 
     /// Blocks that user writes may add before the pool is full.
     pub(crate) fn available_blocks(&self) -> u64 {
-        self.usable_blocks().saturating_sub(self.segs.live() + self.blocks_in_flight())
+        // What deleted volumes still map is on its way back.
+        let deleted: u64 = self.graves.iter().map(VolumeMap::mapped).sum();
+        let taken = self.segs.live() - deleted + self.new_blocks_in_flight();
+        self.usable_blocks().saturating_sub(taken)
     }
 
     /// A batch and how many of `wanted` data blocks it has room for, at least one.
@@ -188,19 +195,15 @@ impl Engine {
 
     /// No segment may be taken: whether one is on its way, or the pool is full.
     pub(crate) fn no_segment(&mut self) -> SubmitError {
-        let coming = self.segs.dying() > 0
-            || !self.graves.is_empty()
-            || !self.is_quiet()
-            // What is dead in them counts once they are sealed.
-            || !self.sealing.is_empty()
-            || self.compaction.is_some()
-            || self.compaction_due()
-            || self.starve();
-        if coming {
+        // What is dead in segments that are being sealed counts once they are.
+        let flush_helps = self.segs.dying() > 0 || !self.sealing.is_empty() || !self.is_quiet();
+        if flush_helps {
             self.flush.want();
-            SubmitError::Busy
-        } else {
-            SubmitError::NoSpace
         }
+        let coming = flush_helps
+            || !self.graves.is_empty()
+            || self.compaction.is_some()
+            || (!self.stop.is_begun() && self.compaction_due());
+        if self.starve() || coming { SubmitError::Busy } else { SubmitError::NoSpace }
     }
 }

@@ -165,3 +165,48 @@ fn a_damaged_block_stays_where_it_is() {
     model.write(&mut world, 17).unwrap();
     model.verify(&mut world);
 }
+
+/// A sector that can't be read must not cost the blocks that are read together with it, however
+/// short of space the pool is; and what it holds is there again when it can be read again.
+#[test]
+fn an_unreadable_block_costs_nobody_else() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let blocks = world.engine.usage().available / B * 97 / 100;
+    let mut model = Model::new(&mut world, "data", blocks);
+    for lba in 0..blocks {
+        model.write(&mut world, lba).unwrap();
+    }
+    world.flush();
+    let wanted = block(model.stamps[17]);
+    let place = world.disk.blocks.iter().find(|(_, bytes)| bytes[..] == wanted[..]);
+    world.disk.unreadable = Some(*place.expect("it lies somewhere").0);
+    let mut numbers = Numbers(13);
+    for _ in 0..2 * blocks {
+        let lba = 100 + numbers.below(blocks - 100);
+        model.write(&mut world, lba).unwrap();
+    }
+    assert!(world.engine.counters().clean_bad_blocks > 0, "it was never met");
+    assert_eq!(world.engine.counters().clean_bad_moved, 0);
+    assert!(world.read(model.volume, 17, 1).is_err());
+    world.disk.unreadable = None;
+    model.verify(&mut world);
+    world.engine.check().unwrap();
+}
+
+/// The space of a deleted volume can be written as soon as the deletion is answered.
+#[test]
+fn a_deleted_volume_makes_room_at_once() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let mut first = Model::new(&mut world, "first", 16 << 10);
+    let mut second = Model::new(&mut world, "second", 16 << 10);
+    let mut full = 0;
+    while let Ok(()) = first.write(&mut world, full) {
+        full += 1;
+    }
+    world.delete(first.volume);
+    for lba in 0..full - 100 {
+        second.write(&mut world, lba).unwrap();
+    }
+    second.verify(&mut world);
+    world.engine.check().unwrap();
+}

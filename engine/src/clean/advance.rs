@@ -1,5 +1,6 @@
 //! Emptying a victim: its summary, its live blocks, and their copies.
 
+use super::choose::Search;
 use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
@@ -18,14 +19,6 @@ enum Copied {
     Waits,
 }
 
-/// Makes sure that what a failed read left in a buffer is not by chance what it should be, and no
-/// later read takes it for sound.
-fn spoil(block: &mut [u8], crc: u32) {
-    if crate::format::crc32(block) == crc {
-        block[0] ^= 0xff;
-    }
-}
-
 impl Engine {
     /// Takes the cleaner as far as it can go.
     pub(crate) fn advance_cleaner(&mut self, bufs: &mut impl Buffers) {
@@ -34,7 +27,7 @@ impl Engine {
             return self.abandon_cleaning();
         }
         self.copy_spans(bufs);
-        self.read_spans(bufs);
+        self.read_spans();
         self.end_victim();
         if self.cleaner.victim.is_none() && self.is_cleaning_due() {
             self.begin_victim();
@@ -51,9 +44,16 @@ impl Engine {
         if self.summaries.len() <= CLEAN_SUMMARIES {
             return;
         }
-        let Some(segment) = self.choose_victim() else {
-            self.cleaner.exhausted_at = Some(now);
-            return self.close_outputs_if_starved();
+        let segment = match self.choose_victim() {
+            Search::Found(segment) => segment,
+            Search::GoOn => {
+                self.again |= now.1;
+                return;
+            }
+            Search::Nothing => {
+                self.cleaner.exhausted_at = Some(now);
+                return self.close_outputs_if_starved();
+            }
         };
         self.cleaner.starved = false;
         self.learn_lifetime(segment);
@@ -104,6 +104,7 @@ impl Engine {
             // What it holds can still be read; it can only not be moved. The row stays marked.
             self.summaries.push(summary);
             self.segs.row_mut(victim.segment).pins -= 1;
+            self.segs.exclude(victim.segment);
             self.counters.summaries_damaged += u64::from(!self.stop.is_begun());
         }
         self.again = true;
@@ -155,7 +156,7 @@ impl Engine {
 
     /// Reads ahead: runs of live blocks, across small gaps, since one long read costs less than
     /// two short ones.
-    fn read_spans(&mut self, _bufs: &mut impl Buffers) {
+    fn read_spans(&mut self) {
         let Some(victim) = &self.cleaner.victim else { return };
         if victim.stage != VictimStage::Moving {
             return;
@@ -185,7 +186,7 @@ impl Engine {
                 at: next,
                 to: next + count,
                 retries: 0,
-                failed: false,
+                refused: false,
             };
             next += count;
             self.read_span(i, segment);
@@ -207,13 +208,15 @@ impl Engine {
     pub(crate) fn clean_read_done(&mut self, i: u32, result: Result<(), DeviceError>) {
         let span = &mut self.cleaner.spans[i as usize];
         span.stage = SpanStage::Ready;
-        span.failed = result.is_err();
+        // A run that can't be read in one piece may be read block by block.
+        span.refused = result.is_err() && span.retries > 0;
     }
 
     /// Copies what was read to outputs, as far as buffers and this turn's share go.
     fn copy_spans(&mut self, bufs: &mut impl Buffers) {
         let Some(victim) = &self.cleaner.victim else { return };
-        let (segment, generation, again) = (victim.segment, victim.generation, victim.again);
+        let (segment, generation) = (victim.segment, victim.generation);
+        let victim_again = victim.again;
         let mut left = CLEAN_STEP_BLOCKS;
         for i in 0..self.cleaner.spans.len() {
             while self.cleaner.spans[i].stage == SpanStage::Ready {
@@ -230,34 +233,40 @@ impl Engine {
                 if self.is_live(segment, &moved) {
                     left -= 1;
                     let block = span.buffer.part(moved.block - span.first, 1);
-                    let good = !span.failed && crate::format::crc32(bufs.bytes(block)) == moved.crc;
-                    let last_resort = again || self.is_pressed();
-                    if !good && span.retries < if last_resort { CLEAN_RETRIES } else { 1 } {
-                        // As every read, once more before it is given up; and more often when
-                        // that is for good.
-                        let span = &mut self.cleaner.spans[i];
-                        span.retries += 1;
-                        span.stage = SpanStage::Reading;
+                    let good = crate::format::crc32(bufs.bytes(block)) == moved.crc;
+                    let short = victim_again || self.is_pressed();
+                    if !good && span.retries < if short { CLEAN_RETRIES } else { 1 } {
+                        // As every read, once more before it is given up, alone, so that a
+                        // neighbour's damage is not taken for its own; and more often when the
+                        // damaged block is to be moved, which is for good.
+                        self.cleaner.spans[i].retries += 1;
+                        self.cleaner.spans[i].stage = SpanStage::Reading;
                         self.counters.read_retries += 1;
-                        self.read_span(i, segment);
+                        let offset = self.geo.segment_offset(segment, moved.block);
+                        let command = DeviceCommand::Read { offset, buffer: block };
+                        self.emit(Token::CleanRead(i as u32), command);
                         break;
                     }
                     // A damaged block stays where it is, and its segment with it: another read may
-                    // do better. When space runs out it is moved as it is, still damaged.
-                    if good || last_resort {
+                    // do better. When segments run out it is moved as it is, still damaged; but
+                    // not one that the device can't read at all just now.
+                    if good || (short && !span.refused) {
                         let target = Target { moved, segment, generation };
-                        if !good {
-                            spoil(bufs.bytes_mut(block), moved.crc);
-                        }
                         if let Copied::Waits = self.copy_block(bufs, block, target) {
                             return;
                         }
                         self.counters.clean_bad_moved += u64::from(!good);
                     } else {
-                        self.segs.row_mut(segment).holds_bad = true;
                         self.counters.clean_bad_blocks += 1;
+                        if victim_again || span.refused {
+                            // There is nothing to be gained from this segment in this life.
+                            self.segs.exclude(segment);
+                        } else {
+                            self.segs.row_mut(segment).holds_bad = true;
+                        }
                     }
                 }
+                self.cleaner.spans[i].retries = 0;
                 self.cleaner.spans[i].at += 1;
             }
         }
@@ -269,7 +278,7 @@ impl Engine {
         from: flagstone_block::Buffer,
         mut target: Target,
     ) -> Copied {
-        let Some(o) = self.output_for(bufs, target.moved.lsn) else { return Copied::Waits };
+        let Some(o) = self.output_for(target.moved.lsn) else { return Copied::Waits };
         let Some(c) = self.chunk_of(o) else { return Copied::Waits };
         let chunk = &mut self.cleaner.chunks[c as usize];
         let at = chunk.buffer.part(chunk.blocks, 1);
@@ -333,6 +342,7 @@ impl Engine {
                 self.cleaner.filling[class] = None;
             }
             self.segs.release(segment);
+            self.cleaner.exhausted_at = None;
             self.again = true;
         }
     }

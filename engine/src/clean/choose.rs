@@ -5,6 +5,14 @@ use crate::engine::Engine;
 use crate::limits::{CLEAN_AHEAD_SEGMENTS, CLEAN_SCAN};
 use crate::segment::SegmentState;
 
+/// What a search for a victim came to.
+pub(super) enum Search {
+    Found(u32),
+    /// Not all of the table was looked at yet.
+    GoOn,
+    Nothing,
+}
+
 impl Engine {
     /// Free segments below which the cleaner works: as few as will do, since garbage that is
     /// left alone for longer costs less to collect.
@@ -22,44 +30,46 @@ impl Engine {
 
     /// The segment that pays best, by cost and benefit: `(1 - u) * age / (1 + u)` with `u` the
     /// live part (Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured
-    /// File System", 1992). A large table is searched window by window.
-    pub(super) fn choose_victim(&mut self) -> Option<u32> {
+    /// File System", 1992). A large table is searched window by window, one per call.
+    pub(super) fn choose_victim(&mut self) -> Search {
         let segments = self.segs.len();
         let data_blocks = self.geo.shape.data_blocks;
         // A victim that is nearly full of live blocks only makes sense when nothing else is left;
         // and without a segment's worth of garbage in all, moving would not set one free.
         let pressed = self.is_pressed();
         if !self.segs.can_gain(data_blocks) {
-            return None;
+            return Search::Nothing;
         }
-        let most = if pressed { data_blocks - 1 } else { data_blocks / 32 * 31 };
-        // One that was left for its damaged blocks is taken again when space runs out.
+        let most = if pressed { data_blocks - 1 } else { data_blocks * 31 / 32 };
+        // One that was left for its damaged blocks is taken again when segments run out.
         let settled = self.cleaner.outputs.iter().all(|o| o.stage == OutputStage::Idle);
-        let mut searched = 0;
-        while searched < segments {
-            let window = CLEAN_SCAN.min(segments - searched);
-            let mut best: Option<(f64, u32)> = None;
-            for k in 0..window {
-                let segment = (self.cleaner.cursor + k) % segments;
-                let row = self.segs.row(segment);
-                let left_alone = row.left_alone && !(pressed && settled && row.holds_bad);
-                if row.state != SegmentState::Sealed || left_alone || row.live > most {
-                    continue;
-                }
-                let age = self.applied_lsn.saturating_sub(row.mean_lsn) + 1;
-                let dead = f64::from(data_blocks - row.live);
-                let score = dead * age as f64 / f64::from(data_blocks + row.live);
-                if best.is_none_or(|(other, _)| score > other) {
-                    best = Some((score, segment));
-                }
+        let window = CLEAN_SCAN.min(segments - self.cleaner.searched);
+        let mut best: Option<(f64, u32)> = None;
+        for k in 0..window {
+            let segment = (self.cleaner.cursor + k) % segments;
+            let row = self.segs.row(segment);
+            let left_alone = row.left_alone && !(pressed && settled && row.holds_bad);
+            if row.state != SegmentState::Sealed || left_alone || row.live > most {
+                continue;
             }
-            self.cleaner.cursor = (self.cleaner.cursor + window) % segments;
-            searched += window;
-            if let Some((_, segment)) = best {
-                return Some(segment);
+            let age = self.applied_lsn.saturating_sub(row.mean_lsn) + 1;
+            let dead = f64::from(data_blocks - row.live);
+            let score = dead * age as f64 / f64::from(data_blocks + row.live);
+            if best.is_none_or(|(other, _)| score > other) {
+                best = Some((score, segment));
             }
         }
-        None
+        self.cleaner.cursor = (self.cleaner.cursor + window) % segments;
+        self.cleaner.searched += window;
+        if let Some((_, segment)) = best {
+            self.cleaner.searched = 0;
+            return Search::Found(segment);
+        }
+        if self.cleaner.searched < segments {
+            return Search::GoOn;
+        }
+        self.cleaner.searched = 0;
+        Search::Nothing
     }
 
     /// Learns from a victim how long user data lives.

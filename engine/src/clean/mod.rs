@@ -15,7 +15,8 @@
 //! and one that a crash cuts short simply did not happen.
 //!
 //! Invariants:
-//! 1. A block is copied only if its content has the checksum that was written with it.
+//! 1. A block is copied only if its content has the checksum that was written with it; or, when
+//!    segments run out, if it was read five times without that: it stays as damaged as it is.
 //! 2. The map is switched to an output only when its seal record is retired: data and summary are
 //!    durable then. An entry that changed meanwhile is left alone.
 //! 3. A victim is freed like any other segment: by its live count, once the seal that emptied it
@@ -90,8 +91,9 @@ struct Span {
     /// Moves `at..to` are not copied yet.
     at: usize,
     to: usize,
+    /// Times that block `at` was read again, alone, and whether the device refused the last.
     retries: u8,
-    failed: bool,
+    refused: bool,
 }
 
 /// A write buffer: consecutive blocks of one output.
@@ -147,6 +149,8 @@ pub(crate) struct Cleaner {
     filling: [Option<u32>; CLEAN_CLASSES],
     /// Where the next search for a victim begins.
     cursor: u32,
+    /// Rows that this search has looked at.
+    searched: u32,
     /// A search found nothing when the segment table had seen this many events, pressed or not.
     exhausted_at: Option<(u64, bool)>,
     /// Somebody was refused space since the last victim.
@@ -173,7 +177,7 @@ impl Cleaner {
                 at: 0,
                 to: 0,
                 retries: 0,
-                failed: false,
+                refused: false,
             });
         }
         let mut chunks = Vec::with_capacity(CLEAN_CHUNKS);
@@ -203,6 +207,7 @@ impl Cleaner {
             outputs: (0..=CLEAN_CLASSES).map(|_| output()).collect(),
             filling: [None; CLEAN_CLASSES],
             cursor: 0,
+            searched: 0,
             exhausted_at: None,
             starved: false,
             lifetime: 0,

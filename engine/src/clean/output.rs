@@ -16,7 +16,7 @@ const LSN_SPAN: u64 = u32::MAX as u64 - 64;
 impl Engine {
     /// An output that takes a block with this LSN: of its class or, if no segment can be had for
     /// that, any. `None` if there is none now.
-    pub(super) fn output_for(&mut self, _bufs: &mut impl Buffers, lsn: u64) -> Option<u32> {
+    pub(super) fn output_for(&mut self, lsn: u64) -> Option<u32> {
         // One output after the other when segments are few: partly filled ones gain nothing.
         let pressed = self.is_pressed();
         let first = self.cleaner.filling.iter().position(Option::is_some).filter(|_| pressed);
@@ -145,6 +145,7 @@ impl Engine {
                 self.summaries.extend(self.cleaner.outputs[o].summary.take());
                 self.cleaner.outputs[o].stage = OutputStage::Idle;
                 self.segs.release(segment);
+                self.cleaner.exhausted_at = None;
                 continue;
             }
             self.write_output_summary(bufs, o);
@@ -161,6 +162,11 @@ impl Engine {
         let output = &mut self.cleaner.outputs[o];
         let Some(summary) = output.summary.take() else { return };
         output.stage = OutputStage::Sealing;
+        // Higher than that of every segment its blocks came from, so that recovery prefers the
+        // copies and what was emptied stays empty.
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        output.generation = generation;
         let bytes = &mut bufs.bytes_mut(summary)[..shape.summary_blocks() as usize * BLOCK_SIZE];
         for (target, at) in output.targets.iter().zip(bytes.chunks_exact_mut(ENTRY_BYTES)) {
             let Target { moved, .. } = target;
@@ -177,7 +183,7 @@ impl Engine {
         let mean_lsn = (output.lsn_sum / output.targets.len() as u128) as u64;
         let described = Summary {
             segment: output.segment,
-            generation: output.generation,
+            generation,
             first_lsn: output.first_lsn,
             last_lsn: output.last_lsn,
             mean_lsn,
@@ -187,6 +193,7 @@ impl Engine {
         let footer_crc = seal_summary(bytes, &self.pool, &shape, &described);
         let row = self.segs.row_mut(output.segment);
         row.state = SegmentState::Sealing;
+        row.generation = generation;
         row.entries = described.entries;
         row.first_lsn = described.first_lsn;
         row.mean_lsn = mean_lsn;

@@ -50,6 +50,8 @@ pub struct Segment {
     pub(crate) left_alone: bool,
     /// It was emptied but for damaged blocks.
     pub(crate) holds_bad: bool,
+    /// Sealed, but not counted among those that cleaning can gain from.
+    excluded: bool,
 }
 
 /// All segments of a pool.
@@ -84,6 +86,7 @@ impl SegmentTable {
             mean_lsn: 0,
             left_alone: false,
             holds_bad: false,
+            excluded: false,
         };
         Self {
             rows: vec![row; segments as usize],
@@ -145,6 +148,15 @@ impl SegmentTable {
         self.meta
     }
 
+    /// The cleaner can't empty this segment: what is dead in it can't be gained.
+    pub(crate) fn exclude(&mut self, segment: u32) {
+        let row = &mut self.rows[segment as usize];
+        if row.state == SegmentState::Sealed && !row.excluded {
+            row.excluded = true;
+            self.sealed = (self.sealed.0 - 1, self.sealed.1 - u64::from(row.live));
+        }
+    }
+
     /// Whether there is so much room between the live blocks of sealed segments that putting
     /// them closer together would set a segment free.
     #[must_use]
@@ -165,7 +177,7 @@ impl SegmentTable {
         let row = self.row_mut(segment);
         debug_assert_eq!((row.state, row.live, row.pins), (SegmentState::Free, 0, 0));
         row.state = state;
-        (row.left_alone, row.holds_bad) = (false, false);
+        (row.left_alone, row.holds_bad, row.excluded) = (false, false, false);
         row.class = 0;
         self.meta += u32::from(state == SegmentState::Meta);
         Some(segment)
@@ -194,7 +206,7 @@ impl SegmentTable {
         row.live -= 1;
         self.live -= 1;
         if row.state == SegmentState::Sealed {
-            self.sealed.1 -= 1;
+            self.sealed.1 -= u64::from(!row.excluded);
             if row.live == 0 {
                 self.bury(segment, lsn);
             }
@@ -214,7 +226,7 @@ impl SegmentTable {
     }
 
     fn bury(&mut self, segment: u32, lsn: u64) {
-        self.sealed.0 -= 1;
+        self.sealed.0 -= u32::from(!self.row(segment).excluded);
         self.row_mut(segment).state = SegmentState::Dead;
         self.dead.push_back((segment, lsn));
     }

@@ -55,11 +55,13 @@ pub struct Disk {
     pub writes: u64,
     /// Every write from this one on fails.
     pub fail_from: Option<u64>,
+    /// Reads of this block fail, and of everything read together with it.
+    pub unreadable: Option<u64>,
 }
 
 impl Disk {
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None }
+        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None, unreadable: None }
     }
 }
 
@@ -70,6 +72,11 @@ impl BlockIo for Disk {
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
         if offset + into.len() as u64 > self.size {
             return Err(DeviceError::OutOfRange { offset });
+        }
+        let first = offset / BLOCK_SIZE as u64;
+        let read = first..first + (into.len() / BLOCK_SIZE) as u64;
+        if self.unreadable.is_some_and(|block| read.contains(&block)) {
+            return Err(DeviceError::Os { errno: 5 });
         }
         for (i, block) in into.chunks_exact_mut(BLOCK_SIZE).enumerate() {
             match self.blocks.get(&(offset / BLOCK_SIZE as u64 + i as u64)) {
