@@ -49,7 +49,7 @@ impl Engine {
             return Err(SubmitError::Busy);
         }
         let blocks = blocks.min(u64::from(BATCH_BLOCKS)) as u32;
-        self.charge(volume.0, lba, blocks)?;
+        let blocks = self.charge(volume.0, lba, blocks)?;
         let (batch, room) = self.data_room(bufs, blocks)?;
         let bytes = room as usize * BLOCK_SIZE;
         self.await_batch(batch, Waiter { tag, durability, rmw: None });
@@ -88,17 +88,24 @@ impl Engine {
         self.kept + self.promising
     }
 
-    /// Refuses what would take space that the pool does not have, or that kept zeroes are
-    /// promised. An overwrite takes none: the cleaner gets back what it leaves behind.
-    pub(crate) fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<(), SubmitError> {
-        let (promised, available) = (self.promised(), self.available_blocks());
-        if available >= promised + u64::from(blocks) {
-            return Ok(());
+    /// How many of `blocks` blocks from `lba` may be written, at least one: what would take space
+    /// that the pool does not have, or that kept zeroes are promised, is refused. An overwrite
+    /// takes none: the cleaner gets back what it leaves behind.
+    pub(crate) fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<u32, SubmitError> {
+        let mut room = self.available_blocks().saturating_sub(self.promised());
+        if room >= u64::from(blocks) {
+            return Ok(blocks);
         }
         let volume = self.volumes.get(volume).ok_or(SubmitError::NoVolume)?;
-        let is_new = |b: &u64| volume.map.get(&self.slab, Lba(lba.0 + b)) == Mapping::Hole;
-        let new = (0..u64::from(blocks)).filter(is_new).count() as u64;
-        if new == 0 || available >= promised + new { Ok(()) } else { Err(SubmitError::NoSpace) }
+        for b in 0..blocks {
+            if volume.map.get(&self.slab, Lba(lba.0 + u64::from(b))) == Mapping::Hole {
+                if room == 0 {
+                    return if b > 0 { Ok(b) } else { Err(SubmitError::NoSpace) };
+                }
+                room -= 1;
+            }
+        }
+        Ok(blocks)
     }
 
     /// Segments that only metadata may take: a whole copy of the chain that compaction would

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use flagstone::node::{self, NodeConfig};
-use flagstone::pool::create::{self, CreateOptions, SEGMENT_BYTES_DEFAULT};
+use flagstone::pool::create::{self, CreateOptions};
 use flagstone_nbd::Style;
 use flagstone_nbd::proto::*;
 use flagstone_nbd::testing::{Client, Event, encode};
@@ -137,7 +137,7 @@ fn a_warm_node_allocates_nothing() {
     let options = CreateOptions {
         path: pool.clone(),
         size_bytes: Some(256 << 20),
-        segment_bytes: SEGMENT_BYTES_DEFAULT,
+        segment_bytes: None,
         preallocate: false,
         force: false,
         quiet: true,

@@ -57,7 +57,7 @@ fn sizes_and_shapes_have_limits() {
     run(dir, &["pool", "create", "p"]).failed(2, "--size");
     run(dir, &["pool", "create", "p", "--size", "63M"]).failed(2, "64 MiB");
     run(dir, &["pool", "create", "p", "--size", "100M", "--segment-size", "64M"])
-        .failed(2, "8 segments");
+        .failed(2, "10 segments");
     run(dir, &["pool", "create", "missing/p", "--size", "64M"])
         .failed(2, "there is no directory missing");
     run(dir, &["pool", "create", "p", "--size", "5P"]).failed(2, "smaller than 4 PiB");
@@ -161,7 +161,7 @@ fn a_check_names_the_damaged_block() {
     // No block twice, in order, the first of them flushed: what was not flushed may be lost and
     // is no damage. Recovery knows of a flush by the records after it.
     let uri = daemon.uri("v");
-    let job = ["--rw", "write", "--ops", "256", "--depth", "1", "--flush-every", "64"];
+    let job = ["--rw", "write", "--ops", "240", "--depth", "1", "--flush-every", "60"];
     run(dir, &[&["bench", "nbd", &uri], &job[..]].concat()).succeeded();
     daemon.crash();
     let checked = run(dir, &["--json", "pool", "check", "p"]).succeeded().json();

@@ -12,7 +12,7 @@ use crate::config::parse_address;
 use crate::daemon::{self, Ready, Settings};
 use crate::node::NodeConfig;
 use crate::output;
-use crate::pool::create::{self, CreateOptions, SEGMENT_BYTES_DEFAULT};
+use crate::pool::create::{self, CreateOptions};
 use crate::size::{Human, parse_block_size, parse_size};
 
 /// The pool's file in the directory.
@@ -112,7 +112,7 @@ fn make_pool(path: &Path, size: Option<u64>, quiet: bool) -> Result<u64, Failure
     let options = CreateOptions {
         path: path.to_owned(),
         size_bytes: Some(size),
-        segment_bytes: SEGMENT_BYTES_DEFAULT,
+        segment_bytes: None,
         preallocate: false,
         force: false,
         quiet,

@@ -13,7 +13,7 @@ use crate::node::{
     self, ControlError, LocalSender, NodeConfig, NodeExit, NodeHandle, PoolStatus, StartError,
     VolumeStatus,
 };
-use crate::pool::create::{self, CreateError, SEGMENT_BYTES_DEFAULT};
+use crate::pool::create::{self, CreateError};
 
 /// How a pool is opened.
 #[derive(Clone, Debug)]
@@ -30,31 +30,19 @@ impl Default for OpenOptions {
 }
 
 /// How a pool is made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
     /// Size of the file in bytes, a multiple of 4096 from 64 MiB; needed if the file does not
     /// exist or is empty, refused for a block device.
     pub size_bytes: Option<u64>,
-    /// Segment size in bytes, a power of two from 1 MiB to 64 MiB.
-    pub segment_bytes: u32,
+    /// Segment size in bytes, a power of two from 1 MiB to 64 MiB; `None` for what suits the size.
+    pub segment_bytes: Option<u32>,
     /// Allocate and zero the whole file now.
     pub preallocate: bool,
     /// Format even if the target holds something, which is lost.
     pub force: bool,
     /// How it is opened then.
     pub open: OpenOptions,
-}
-
-impl Default for CreateOptions {
-    fn default() -> Self {
-        Self {
-            size_bytes: None,
-            segment_bytes: SEGMENT_BYTES_DEFAULT,
-            preallocate: false,
-            force: false,
-            open: OpenOptions::default(),
-        }
-    }
 }
 
 /// Why a pool could not be made or opened. Nothing is left running or locked.

@@ -18,6 +18,11 @@ use crate::size::Human;
 
 /// Segment size unless told otherwise, in bytes.
 pub const SEGMENT_BYTES_DEFAULT: u32 = 4 << 20;
+/// The same for pools below [`SMALL_POOL_BYTES`]. Metadata and cleaner keep some segments for
+/// themselves, of which a small pool should not consist.
+pub const SEGMENT_BYTES_SMALL: u32 = 1 << 20;
+/// See [`SEGMENT_BYTES_SMALL`].
+pub const SMALL_POOL_BYTES: u64 = 1 << 30;
 
 /// Bytes written between two reports of progress.
 const STEP_BYTES: u64 = 4 << 20;
@@ -29,8 +34,8 @@ pub struct CreateOptions {
     pub path: PathBuf,
     /// Size of the file in bytes; needed if it does not exist or is empty, refused for a device.
     pub size_bytes: Option<u64>,
-    /// Segment size in bytes, a power of two from 1 MiB to 64 MiB.
-    pub segment_bytes: u32,
+    /// Segment size in bytes, a power of two from 1 MiB to 64 MiB; `None` for what suits the size.
+    pub segment_bytes: Option<u32>,
     /// Allocate and zero the whole file now.
     pub preallocate: bool,
     /// Format even if the target holds something.
@@ -256,10 +261,18 @@ fn on_device(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
     format(options, device, overwritten)
 }
 
+impl CreateOptions {
+    fn segment_bytes(&self, size_bytes: u64) -> u32 {
+        let small = size_bytes < SMALL_POOL_BYTES;
+        let suits = if small { SEGMENT_BYTES_SMALL } else { SEGMENT_BYTES_DEFAULT };
+        self.segment_bytes.unwrap_or(suits)
+    }
+}
+
 /// Whether a pool of this size and segment size is possible.
 fn shape(options: &CreateOptions, size_bytes: u64) -> Result<(), CreateError> {
     let path = options.path.clone();
-    match Geometry::choose(size_bytes, options.segment_bytes) {
+    match Geometry::choose(size_bytes, options.segment_bytes(size_bytes)) {
         Ok(_) => Ok(()),
         // More blocks than can be numbered.
         Err(GeometryError::Inconsistent { .. }) => Err(CreateError::TooLarge { path, size_bytes }),
@@ -324,7 +337,7 @@ fn format(
     let format = FormatOptions {
         pool_uuid: *uuid.as_bytes(),
         nonce: uuid::Uuid::new_v4().as_u64_pair().0,
-        segment_bytes: options.segment_bytes,
+        segment_bytes: options.segment_bytes(size_bytes),
     };
     let geometry = Engine::format(&mut device, &format).map_err(|error| match error {
         FormatError::Geometry(source) => CreateError::Shape { path: path.clone(), source },
@@ -337,7 +350,7 @@ fn format(
         uuid: uuid.hyphenated().to_string(),
         size_bytes,
         capacity_bytes: u64::from(geometry.segments) * segment_data_bytes,
-        segment_bytes: options.segment_bytes,
+        segment_bytes: format.segment_bytes,
         segments: geometry.segments,
         overwritten: overwritten.map(|(what, _)| what),
     })

@@ -30,10 +30,10 @@ pub struct Args {
 
     /// Size of a segment: a power of two from 1M to 64M
     ///
-    /// Space is reused in whole segments. The default suits SSDs and files; large segments suit
-    /// large slow disks.
-    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", default_value = "4M", value_parser = parse_segment_size)]
-    segment_size: u32,
+    /// Space is reused in whole segments. The default, 4M and below 1G of pool 1M, suits SSDs and
+    /// files; large segments suit large slow disks.
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_segment_size)]
+    segment_size: Option<u32>,
 
     /// Allocate and zero the whole file now
     ///

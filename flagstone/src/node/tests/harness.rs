@@ -37,7 +37,7 @@ impl Site {
             let device = Device::open(&path, OpenMode::Exclusive).expect("a file of our own");
             let mut io = SyncDevice::new(device);
             let options =
-                FormatOptions { pool_uuid: [i as u8 + 1; 16], nonce: 1, segment_bytes: 4 << 20 };
+                FormatOptions { pool_uuid: [i as u8 + 1; 16], nonce: 1, segment_bytes: 1 << 20 };
             Engine::format(&mut io, &options).expect("it is large enough");
             io.flush().expect("a file can be synced");
             pools.push(path);
