@@ -5,11 +5,9 @@ use crate::format::segment::SegmentShape;
 use crate::format::superblock::{SUPERBLOCK_END, Superblock, TAIL_BYTES};
 use crate::limits::{
     JOURNAL_BLOCKS_MAX, JOURNAL_BLOCKS_MIN, POOL_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SEGMENTS_MIN,
 };
 use flagstone_block::{BLOCK_BITS, BLOCK_SIZE};
-
-/// Segments that a new pool has at least.
-const SEGMENTS_MIN: u32 = 10;
 
 /// Layout of one pool. `Copy`, so that it can be used while the engine is borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +66,6 @@ impl Geometry {
             .clamp(u64::from(JOURNAL_BLOCKS_MIN), u64::from(JOURNAL_BLOCKS_MAX))
             as u32;
         let geo = Self::fit(device_bytes, segment_bytes >> BLOCK_BITS, journal_blocks)?;
-        // Metadata, its reserve and the cleaner's would leave nothing for volumes.
         if geo.segments < SEGMENTS_MIN {
             return Err(GeometryError::TooSmall { bytes: device_bytes });
         }

@@ -64,10 +64,16 @@ pub const VOLUME_BYTES: u64 = 1 << 52;
 
 /// Smallest device a pool fits on.
 pub const POOL_BYTES_MIN: u64 = 64 << 20;
+/// Segments that a new pool has at least: with fewer, metadata, its reserve and the cleaner's
+/// would leave nothing for volumes.
+pub const SEGMENTS_MIN: u32 = 10;
 /// Segment sizes that a pool may be formatted with.
 pub const SEGMENT_BYTES_MIN: u32 = 1 << 20;
 /// See [`SEGMENT_BYTES_MIN`].
 pub const SEGMENT_BYTES_MAX: u32 = 64 << 20;
+/// Furthest apart that the LSNs of two blocks of one segment may be: they are written as 32-bit
+/// deltas.
+pub const LSN_SPAN: u64 = u32::MAX as u64 - 64;
 /// Journal ring: 1/128 of the pool between these two, in blocks.
 pub const JOURNAL_BLOCKS_MIN: u32 = 2048;
 /// See [`JOURNAL_BLOCKS_MIN`].

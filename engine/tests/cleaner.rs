@@ -210,3 +210,31 @@ fn a_deleted_volume_makes_room_at_once() {
     second.verify(&mut world);
     world.engine.check().unwrap();
 }
+
+/// A device that refuses to read for a while costs no segment for longer than that.
+#[test]
+fn what_can_be_read_again_is_moved_after_all() {
+    let mut world = World::format(64 * MIB, 1 << 20);
+    let blocks = world.engine.usage().available / B * 98 / 100;
+    let mut model = Model::new(&mut world, "data", blocks);
+    for lba in 0..blocks {
+        model.write(&mut world, lba).unwrap();
+    }
+    world.flush();
+    let wanted = block(model.stamps[17]);
+    let place = world.disk.blocks.iter().find(|(_, bytes)| bytes[..] == wanted[..]);
+    let first = *place.expect("it lies somewhere").0;
+    world.disk.unreadable = Some(first);
+    let mut numbers = Numbers(17);
+    while world.engine.counters().clean_bad_blocks == 0 {
+        model.write(&mut world, 100 + numbers.below(blocks - 100)).unwrap();
+    }
+    world.disk.unreadable = None;
+    for _ in 0..3 * blocks {
+        model.write(&mut world, 100 + numbers.below(blocks - 100)).unwrap();
+    }
+    let moved = world.disk.blocks.iter().any(|(at, bytes)| *at != first && bytes[..] == wanted[..]);
+    assert!(moved, "{:?}", world.engine.counters());
+    model.verify(&mut world);
+    world.engine.check().unwrap();
+}

@@ -51,16 +51,17 @@ impl Engine {
                 return;
             }
             Search::Nothing => {
-                self.cleaner.exhausted_at = Some(now);
+                // What changed while the search went on may have been looked at before that.
+                self.cleaner.exhausted_at = Some((self.cleaner.searched_from, now.1));
                 return self.close_outputs_if_starved();
             }
         };
         self.cleaner.starved = false;
         self.learn_lifetime(segment);
         let summary = self.summaries.pop().expect("just counted");
+        let again = self.segs.take_bad(segment);
         let row = self.segs.row_mut(segment);
-        let again = row.holds_bad;
-        (row.left_alone, row.holds_bad) = (true, false);
+        row.left_alone = true;
         // It may die meanwhile, but must not be written again under the reads.
         row.pins += 1;
         let generation = row.generation;
@@ -101,11 +102,13 @@ impl Engine {
             self.read_summary(victim.segment, summary);
             self.cleaner.victim = Some(victim);
         } else {
-            // What it holds can still be read; it can only not be moved. The row stays marked.
+            // What it holds can still be read; it can only not be moved.
             self.summaries.push(summary);
             self.segs.row_mut(victim.segment).pins -= 1;
-            self.segs.exclude(victim.segment);
-            self.counters.summaries_damaged += u64::from(!self.stop.is_begun());
+            if !victim.again {
+                self.segs.hold_bad(victim.segment);
+                self.counters.summaries_damaged += u64::from(!self.stop.is_begun());
+            }
         }
         self.again = true;
     }
@@ -258,11 +261,10 @@ impl Engine {
                         self.counters.clean_bad_moved += u64::from(!good);
                     } else {
                         self.counters.clean_bad_blocks += 1;
-                        if victim_again || span.refused {
-                            // There is nothing to be gained from this segment in this life.
-                            self.segs.exclude(segment);
-                        } else {
-                            self.segs.row_mut(segment).holds_bad = true;
+                        // The second time, long after the first, there is nothing to be gained
+                        // from this segment in this life.
+                        if !victim_again {
+                            self.segs.hold_bad(segment);
                         }
                     }
                 }

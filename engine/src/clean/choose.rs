@@ -37,19 +37,30 @@ impl Engine {
         // A victim that is nearly full of live blocks only makes sense when nothing else is left;
         // and without a segment's worth of garbage in all, moving would not set one free.
         let pressed = self.is_pressed();
-        if !self.segs.can_gain(data_blocks) {
+        let gain = self.segs.can_gain(data_blocks);
+        // One that could not be read is taken again when segments run out and there is nothing
+        // else; not before the copies of its other blocks count.
+        let settled = self.cleaner.outputs.iter().all(|o| o.stage == OutputStage::Idle);
+        let last_resort = pressed && settled && self.segs.holding_bad() > 0;
+        if self.cleaner.searched == 0 {
+            self.cleaner.searched_from = self.segs.events();
+            self.cleaner.last_resort = None;
+        }
+        if !gain && !last_resort {
+            self.cleaner.searched = 0;
             return Search::Nothing;
         }
         let most = if pressed { data_blocks - 1 } else { data_blocks * 31 / 32 };
-        // One that was left for its damaged blocks is taken again when segments run out.
-        let settled = self.cleaner.outputs.iter().all(|o| o.stage == OutputStage::Idle);
         let window = CLEAN_SCAN.min(segments - self.cleaner.searched);
         let mut best: Option<(f64, u32)> = None;
         for k in 0..window {
             let segment = (self.cleaner.cursor + k) % segments;
             let row = self.segs.row(segment);
-            let left_alone = row.left_alone && !(pressed && settled && row.holds_bad);
-            if row.state != SegmentState::Sealed || left_alone || row.live > most {
+            if last_resort && self.segs.holds_bad(segment) {
+                self.cleaner.last_resort = Some(segment);
+            }
+            let fit = gain && !row.left_alone && row.live <= most;
+            if row.state != SegmentState::Sealed || !fit {
                 continue;
             }
             let age = self.applied_lsn.saturating_sub(row.mean_lsn) + 1;
@@ -69,7 +80,10 @@ impl Engine {
             return Search::GoOn;
         }
         self.cleaner.searched = 0;
-        Search::Nothing
+        match self.cleaner.last_resort.take() {
+            Some(segment) if last_resort && self.segs.holds_bad(segment) => Search::Found(segment),
+            _ => Search::Nothing,
+        }
     }
 
     /// Learns from a victim how long user data lives.

@@ -21,7 +21,10 @@
 //!    durable then. An entry that changed meanwhile is left alone.
 //! 3. A victim is freed like any other segment: by its live count, once the seal that emptied it
 //!    is durable.
-//! 4. Outputs come from segments that user writes may not take ([`Engine::cleaner_reserve`]).
+//! 4. A segment of which something can't be read is set aside and tried once more when segments
+//!    run out; until then, and if it fails again, what is dead in it counts as lost. So a wait for
+//!    the cleaner always ends: with a free segment, or because nothing is left to try.
+//! 5. Outputs come from segments that user writes may not take ([`Engine::cleaner_reserve`]).
 
 mod advance;
 mod choose;
@@ -66,7 +69,8 @@ struct Victim {
     generation: u64,
     stage: VictimStage,
     summary: Option<Buffer>,
-    /// It was left for its damaged blocks before: this time these are moved too.
+    /// It was left before, for what could not be read: this time damaged blocks are moved too,
+    /// and what is refused again is given up.
     again: bool,
     /// Next of [`Cleaner::moves`] to be read.
     next: usize,
@@ -149,8 +153,11 @@ pub(crate) struct Cleaner {
     filling: [Option<u32>; CLEAN_CLASSES],
     /// Where the next search for a victim begins.
     cursor: u32,
-    /// Rows that this search has looked at.
+    /// Rows that this search has looked at, and the events when it began.
     searched: u32,
+    searched_from: u64,
+    /// A row that this search met which is worth another try if there is nothing better.
+    last_resort: Option<u32>,
     /// A search found nothing when the segment table had seen this many events, pressed or not.
     exhausted_at: Option<(u64, bool)>,
     /// Somebody was refused space since the last victim.
@@ -208,6 +215,8 @@ impl Cleaner {
             filling: [None; CLEAN_CLASSES],
             cursor: 0,
             searched: 0,
+            searched_from: 0,
+            last_resort: None,
             exhausted_at: None,
             starved: false,
             lifetime: 0,
@@ -267,6 +276,7 @@ impl Engine {
     pub(crate) fn starve(&mut self) -> bool {
         self.cleaner.starved = true;
         let searched = self.cleaner.exhausted_at == Some((self.segs.events(), true));
-        !self.cleaner.is_idle() || (self.segs.can_gain(self.geo.shape.data_blocks) && !searched)
+        let hope = self.segs.can_gain(self.geo.shape.data_blocks) || self.segs.holding_bad() > 0;
+        !self.cleaner.is_idle() || (hope && !searched)
     }
 }

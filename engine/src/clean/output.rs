@@ -1,17 +1,21 @@
 //! Outputs: segments of moved blocks, from the first block to the switch of the map.
 
-use super::{OutputStage, Target};
+use super::{Output, OutputStage, Target};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
-use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES};
+use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LSN_SPAN};
 use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState, Summary, seal_summary};
 use crate::token::Token;
 use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, Lba};
 
-/// Furthest apart that two LSNs of one segment may be.
-const LSN_SPAN: u64 = u32::MAX as u64 - 64;
+impl Output {
+    /// Whether the LSN is near enough to the others to be written as a delta.
+    fn spans(&self, lsn: u64) -> bool {
+        self.last_lsn.max(lsn) - self.first_lsn.min(lsn) <= LSN_SPAN
+    }
+}
 
 impl Engine {
     /// An output that takes a block with this LSN: of its class or, if no segment can be had for
@@ -22,9 +26,7 @@ impl Engine {
         let first = self.cleaner.filling.iter().position(Option::is_some).filter(|_| pressed);
         let wanted = first.unwrap_or_else(|| self.class_of(lsn));
         if let Some(o) = self.cleaner.filling[wanted] {
-            let output = &self.cleaner.outputs[o as usize];
-            let span = output.last_lsn.max(lsn) - output.first_lsn.min(lsn);
-            if span <= LSN_SPAN {
+            if self.cleaner.outputs[o as usize].spans(lsn) {
                 return Some(o);
             }
             self.close_output(o);
@@ -32,14 +34,12 @@ impl Engine {
         if let Some(o) = self.begin_output(wanted) {
             return Some(o);
         }
-        self.cleaner.filling.into_iter().flatten().find(|&o| {
-            let output = &self.cleaner.outputs[o as usize];
-            output.last_lsn.max(lsn) - output.first_lsn.min(lsn) <= LSN_SPAN
-        })
+        let mut filling = self.cleaner.filling.into_iter().flatten();
+        filling.find(|&o| self.cleaner.outputs[o as usize].spans(lsn))
     }
 
     fn begin_output(&mut self, class: usize) -> Option<u32> {
-        let idle = |output: &super::Output| output.stage == OutputStage::Idle;
+        let idle = |output: &Output| output.stage == OutputStage::Idle;
         let o = self.cleaner.outputs.iter().position(idle)?;
         // The segments below the reserve are the metadata's.
         if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free() <= self.reserve() {
@@ -219,9 +219,8 @@ impl Engine {
     /// The seal record `lsn` of `segment` is retired: if moved blocks lie there, the map entries
     /// that still name their old places are switched.
     pub(crate) fn switch_moved(&mut self, segment: u32, lsn: u64) {
-        let sealing = |output: &super::Output| {
-            output.stage == OutputStage::Sealing && output.segment == segment
-        };
+        let sealing =
+            |output: &Output| output.stage == OutputStage::Sealing && output.segment == segment;
         let Some(o) = self.cleaner.outputs.iter().position(sealing) else { return };
         let targets = std::mem::take(&mut self.cleaner.outputs[o].targets);
         let blind = self.planted.has(Plant::SwitchBlindly);

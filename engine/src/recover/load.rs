@@ -7,7 +7,7 @@ use crate::error::OpenError;
 use crate::format::SEQUENCE_MAX;
 use crate::format::superblock::{FLAG_CLEAN, Superblock};
 use crate::geometry::Geometry;
-use crate::limits::VOLUME_BYTES;
+use crate::limits::{LSN_SPAN, VOLUME_BYTES};
 use crate::map::VolumeMap;
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
@@ -323,9 +323,9 @@ fn tail_segments(
     let mut tails = Vec::new();
     for (segment, blocks) in by_segment {
         let lsn = blocks.values().next().map_or(0, |b| b.lsn);
-        let span = u64::from(u32::MAX) - 64;
         let ordered = blocks.values().is_sorted_by_key(|b| b.lsn);
-        let spanned = blocks.values().next_back().is_some_and(|b| b.lsn.saturating_sub(lsn) > span);
+        let spanned =
+            blocks.values().next_back().is_some_and(|b| b.lsn.saturating_sub(lsn) > LSN_SPAN);
         if !blocks.keys().copied().eq(0..blocks.len() as u32) || !ordered || spanned {
             return Err(OpenError::Record { lsn });
         }

@@ -1,6 +1,7 @@
 //! The segment being filled, and those whose summary is on its way.
 
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer, SegmentShape};
+use crate::limits::LSN_SPAN;
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers};
 
 /// The segment that user writes go to.
@@ -43,7 +44,7 @@ impl OpenSegment {
 
     /// Whether the next record's LSN is too far from the first to be written as a delta.
     pub(crate) fn lsn_span_used_up(&self, lsn: u64) -> bool {
-        self.next > 0 && lsn - self.first_lsn > u64::from(u32::MAX) - 64
+        self.next > 0 && lsn - self.first_lsn > LSN_SPAN
     }
 
     pub(crate) fn described(&self) -> Summary {

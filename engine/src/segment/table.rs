@@ -48,8 +48,9 @@ pub struct Segment {
     pub(crate) mean_lsn: u64,
     /// No victim for the cleaner: it is being emptied, or can't be.
     pub(crate) left_alone: bool,
-    /// It was emptied but for damaged blocks.
-    pub(crate) holds_bad: bool,
+    /// Sealed and left to itself because something of it could not be read; worth another try
+    /// when segments run out.
+    holds_bad: bool,
     /// Sealed, but not counted among those that cleaning can gain from.
     excluded: bool,
 }
@@ -65,8 +66,10 @@ pub struct SegmentTable {
     freeing: VecDeque<(u32, u64)>,
     live: u64,
     events: u64,
-    /// Sealed segments, and live blocks in them.
+    /// Sealed segments that cleaning can gain from, and live blocks in them.
     sealed: (u32, u64),
+    /// Rows with `holds_bad`.
+    holding_bad: u32,
     meta: u32,
 }
 
@@ -96,6 +99,7 @@ impl SegmentTable {
             live: 0,
             events: 0,
             sealed: (0, 0),
+            holding_bad: 0,
             meta: 0,
         }
     }
@@ -155,6 +159,35 @@ impl SegmentTable {
             row.excluded = true;
             self.sealed = (self.sealed.0 - 1, self.sealed.1 - u64::from(row.live));
         }
+    }
+
+    /// As [`SegmentTable::exclude`], until [`SegmentTable::take_bad`]: something of the segment
+    /// can't be read just now.
+    pub(crate) fn hold_bad(&mut self, segment: u32) {
+        self.exclude(segment);
+        let row = &mut self.rows[segment as usize];
+        if row.state == SegmentState::Sealed && !row.holds_bad {
+            row.holds_bad = true;
+            self.holding_bad += 1;
+        }
+    }
+
+    /// Whether the segment is one of those that something could not be read of; from now on it
+    /// is not.
+    pub(crate) fn take_bad(&mut self, segment: u32) -> bool {
+        let row = &mut self.rows[segment as usize];
+        self.holding_bad -= u32::from(row.holds_bad);
+        std::mem::take(&mut row.holds_bad)
+    }
+
+    /// Whether the segment is worth another try.
+    pub(crate) fn holds_bad(&self, segment: u32) -> bool {
+        self.row(segment).holds_bad
+    }
+
+    /// Segments that are worth another try.
+    pub(crate) fn holding_bad(&self) -> u32 {
+        self.holding_bad
     }
 
     /// Whether there is so much room between the live blocks of sealed segments that putting
@@ -226,6 +259,7 @@ impl SegmentTable {
     }
 
     fn bury(&mut self, segment: u32, lsn: u64) {
+        self.take_bad(segment);
         self.sealed.0 -= u32::from(!self.row(segment).excluded);
         self.row_mut(segment).state = SegmentState::Dead;
         self.dead.push_back((segment, lsn));
