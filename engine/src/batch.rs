@@ -11,7 +11,7 @@ use crate::limits::{BATCH_BLOCKS, BATCH_BLOCKS_EAGER, BATCH_RECORDS, BATCHES_EAG
 use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::token::Token;
-use crate::volume::VolumeState;
+use crate::volume::{VolumeSettings, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, Durability, Lba, Tag};
 
 /// What a record does when its batch is retired.
@@ -24,6 +24,8 @@ pub(crate) enum Effect {
         pbn: u64,
         crcs: u32,
         blocks: u32,
+        /// Those of them that take space that was free, at most.
+        new: u32,
     },
     /// `promised` of the blocks are newly kept.
     Zero {
@@ -39,6 +41,10 @@ pub(crate) enum Effect {
     VolumeResize {
         volume: u32,
         size: u64,
+    },
+    VolumeSet {
+        volume: u32,
+        settings: VolumeSettings,
     },
     VolumeDelete {
         volume: u32,
@@ -85,8 +91,6 @@ pub(crate) struct Batch {
     /// First pool block of the data run.
     pub(crate) pbn: u64,
     pub(crate) blocks: u32,
-    /// Those of them that take space that was free.
-    new_blocks: u32,
     jseq: u64,
     tail: u64,
     used: usize,
@@ -105,7 +109,6 @@ impl Batch {
             io_left: 0,
             pbn: 0,
             blocks: 0,
-            new_blocks: 0,
             jseq: 0,
             tail: 0,
             used: 0,
@@ -153,7 +156,7 @@ impl Engine {
         let batch = &mut self.batches[i as usize];
         batch.jseq = self.journal.next;
         batch.first_lsn = self.next_lsn;
-        (batch.blocks, batch.new_blocks) = (0, 0);
+        batch.blocks = 0;
         (batch.used, batch.lasting_bytes) = (0, 0);
         batch.logged.clear();
         batch.waiters.clear();
@@ -259,14 +262,15 @@ impl Engine {
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
-        let is_new = |b: &u32| vol.map.get(&self.slab, Lba(lba + u64::from(*b))) == Mapping::Hole;
-        batch.new_blocks += (0..blocks).filter(is_new).count() as u32;
         self.touched += u64::from(vol.map.touch(Lba(lba)));
         self.touched += u64::from(vol.map.touch(Lba(lba + u64::from(blocks) - 1)));
         let lsn = self.next_lsn;
         let record =
             Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs[..4 * blocks as usize] };
-        let effect = Effect::Write { volume, lba, pbn, crcs: at, blocks };
+        let vol = self.volumes.get(volume).expect("just looked up");
+        let new = self.new_blocks(vol, lba, blocks);
+        self.begin_taking(volume, u64::from(new));
+        let effect = Effect::Write { volume, lba, pbn, crcs: at, blocks, new };
         self.log_encoded(bufs, i, effect, &record);
         let open = self.open.as_mut().expect("still open");
         for b in 0..blocks {
@@ -411,6 +415,7 @@ impl Engine {
         let forget = match logged.effect {
             Effect::Zero { .. } => self.planted.has(Plant::ForgetDiscards),
             Effect::VolumeDelete { .. } => self.planted.has(Plant::ForgetDeletes),
+            Effect::VolumeSet { .. } => self.planted.has(Plant::ForgetSettings),
             _ => false,
         };
         if forget {
@@ -431,15 +436,17 @@ impl Engine {
 
     fn apply(&mut self, i: u32, effect: Effect, lsn: u64) {
         match effect {
-            Effect::Write { volume, lba, pbn, crcs, blocks } => {
+            Effect::Write { volume, lba, pbn, crcs, blocks, new } => {
+                self.end_taking(volume, u64::from(new));
                 for b in 0..blocks {
                     let crc = self.batches[i as usize].crcs[(crcs + b) as usize];
                     let mapping = Mapping::Block { pbn: pbn + u64::from(b), crc };
                     self.map_block(volume, Lba(lba + u64::from(b)), mapping, lsn);
                 }
+                self.recount_held(volume);
             }
             Effect::Zero { volume, lba, blocks, keep, promised } => {
-                self.promising -= promised;
+                self.end_zero(volume, keep, promised);
                 self.unmap(volume, lba, blocks, keep, lsn);
             }
             Effect::VolumeCreate { volume } => {
@@ -452,8 +459,14 @@ impl Engine {
                     volume.info.size = size;
                 }
             }
+            Effect::VolumeSet { volume, settings } => {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.info.settings = settings;
+                }
+            }
             Effect::VolumeDelete { volume } => {
                 if let Some(volume) = self.volumes.remove(volume) {
+                    self.release_reservation(&volume);
                     self.kept -= volume.map.kept();
                     self.touched -= volume.map.touched();
                     self.graves.push_back(volume.map);
@@ -495,6 +508,19 @@ impl Engine {
             }
             self.complete(waiter.tag, Err(IoFault::Device));
         }
+        for k in 0..self.batches[i as usize].logged.len() {
+            match self.batches[i as usize].logged[k].effect {
+                Effect::Write { volume, new, .. } => {
+                    self.end_taking(volume, u64::from(new));
+                    self.recount_held(volume);
+                }
+                Effect::Zero { volume, keep, promised, .. } => {
+                    self.end_zero(volume, keep, promised);
+                    self.recount_held(volume);
+                }
+                _ => {}
+            }
+        }
         self.spare_batches.push(i);
     }
 
@@ -520,10 +546,10 @@ impl Engine {
         tail.min(self.journal.retired).max(self.journal.tail_durable)
     }
 
-    /// Blocks that were holes, in batches that are not retired.
-    pub(crate) fn new_blocks_in_flight(&self) -> u64 {
+    /// What records do that are not retired.
+    pub(crate) fn effects_under_way(&self) -> impl Iterator<Item = Effect> {
         let batches = self.flight.iter().chain(&self.filling);
-        batches.map(|&i| u64::from(self.batches[i as usize].new_blocks)).sum()
+        batches.flat_map(|&i| self.batches[i as usize].logged.iter().map(|logged| logged.effect))
     }
 
     /// Whether nothing waits in the journal's batches.

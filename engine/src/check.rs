@@ -2,6 +2,7 @@
 //!
 //! The offline faces load a pool exactly as opening does, write nothing, and read every block.
 
+use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::format::superblock::Superblock;
@@ -12,6 +13,7 @@ use crate::recover::{Loaded, RecoveryReport, load};
 use crate::segment::SegmentState;
 use crate::volume::{Volume, VolumeInfo};
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, ReadAt};
+use std::collections::HashMap;
 
 /// Problems listed by name; further ones are only counted.
 const PROBLEMS_LISTED: usize = 1000;
@@ -236,6 +238,22 @@ pub enum Inconsistency {
         /// Sum over the maps.
         mapped: u64,
     },
+    /// What requests under way will take differs from what is counted.
+    #[error("{counted} blocks are counted as about to be taken, but {due} are")]
+    Coming {
+        /// The counter: of the pool, or of a volume.
+        counted: u64,
+        /// Sum over what is under way.
+        due: u64,
+    },
+    /// What is held back for reservations differs from what they are short of.
+    #[error("{counted} blocks are counted as held back, but {due} are due")]
+    Held {
+        /// The counter: of the pool, or of a volume.
+        counted: u64,
+        /// What follows from reservation and map.
+        due: u64,
+    },
     /// The leaves that were ever written to differ from the maps'.
     #[error("{counted} leaves are counted as written to, the maps have {touched}")]
     Touched {
@@ -289,9 +307,53 @@ impl Engine {
         if mapped != self.kept {
             return Err(Inconsistency::Kept { counted: self.kept, mapped });
         }
+        self.check_space()?;
         let touched = self.volumes.iter().map(|v| v.map.touched()).sum();
         if touched != self.touched {
             return Err(Inconsistency::Touched { counted: self.touched, touched });
+        }
+        Ok(())
+    }
+
+    /// Recounts what is under way and what is held back.
+    fn check_space(&self) -> Result<(), Inconsistency> {
+        let mut coming: HashMap<u32, u64> = HashMap::new();
+        let (mut new_blocks, mut promising) = (0, 0);
+        for effect in self.effects_under_way() {
+            let (volume, blocks) = match effect {
+                Effect::Write { volume, new, .. } => {
+                    new_blocks += u64::from(new);
+                    (volume, u64::from(new))
+                }
+                Effect::Zero { volume, promised, .. } => {
+                    promising += promised;
+                    (volume, promised)
+                }
+                _ => continue,
+            };
+            *coming.entry(volume).or_default() += blocks;
+        }
+        for volume in self.rmws.charged() {
+            new_blocks += 1;
+            *coming.entry(volume).or_default() += 1;
+        }
+        let compare = |counted: u64, due: u64| match counted == due {
+            true => Ok(()),
+            false => Err(Inconsistency::Coming { counted, due }),
+        };
+        compare(self.space.coming, new_blocks)?;
+        compare(self.space.promising, promising)?;
+        let mut held = 0;
+        for volume in self.volumes.iter() {
+            compare(volume.coming, coming.get(&volume.info.id).copied().unwrap_or(0))?;
+            let due = volume.reserved_blocks().saturating_sub(volume.taken());
+            if volume.held != due {
+                return Err(Inconsistency::Held { counted: volume.held, due });
+            }
+            held += due;
+        }
+        if held != self.space.held {
+            return Err(Inconsistency::Held { counted: self.space.held, due: held });
         }
         Ok(())
     }

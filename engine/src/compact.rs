@@ -17,7 +17,7 @@ use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;
-use crate::volume::VolumeState;
+use crate::volume::{VolumeSettings, VolumeState};
 use flagstone_block::{Buffers, DeviceCommand};
 
 /// Records stated per turn, so that a large pool's compaction does not hold up its requests.
@@ -203,6 +203,11 @@ impl Engine {
                     uuid: volume.info.uuid,
                     size: volume.info.size,
                     vseq: volume.next_vseq,
+                    settings: if self.planted.has(Plant::CompactWithoutSettings) {
+                        VolumeSettings::default()
+                    } else {
+                        volume.info.settings
+                    },
                     name: &volume.info.name,
                 };
                 compaction.chain.append(

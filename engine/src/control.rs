@@ -5,8 +5,7 @@ use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::record::{RECORD_BYTES_MAX, Record};
 use crate::limits::{NAME_BYTES, VOLUME_BYTES, VOLUMES};
-use crate::map::VolumeMap;
-use crate::volume::{Volume, VolumeInfo, VolumeState};
+use crate::volume::{Volume, VolumeInfo, VolumeSettings, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Tag, VolumeId};
 
 /// A volume to be created.
@@ -18,6 +17,8 @@ pub struct VolumeSpec<'a> {
     pub name: &'a str,
     /// Bytes, a multiple of 4096.
     pub size: u64,
+    /// What its owner sets.
+    pub settings: VolumeSettings,
 }
 
 fn check_size(size: u64) -> Result<(), SubmitError> {
@@ -31,8 +32,8 @@ impl Engine {
     /// Creates a thin volume; it serves once the completion with `tag` is there.
     ///
     /// # Errors
-    /// `Busy`, `NoSpace`, `VolumeExists`, `VolumeName`, `VolumeSize`, `TooManyVolumes`, `Failed`,
-    /// `Stopping`: nothing happened.
+    /// `Busy`, `NoSpace`, `VolumeExists`, `VolumeName`, `VolumeSize`, `ReservationSize`,
+    /// `ReservationUnbacked`, `TooManyVolumes`, `Failed`, `Stopping`: nothing happened.
     pub fn create_volume(
         &mut self,
         bufs: &mut impl Buffers,
@@ -50,7 +51,11 @@ impl Engine {
         if self.volumes.len() >= VOLUMES || self.next_volume == u32::MAX {
             return Err(SubmitError::TooManyVolumes);
         }
+        if !spec.settings.fit(spec.size) {
+            return Err(SubmitError::ReservationSize);
+        }
         self.check_flush_room(Durability::Fua)?;
+        self.check_backed(None, spec.settings, spec.size)?;
         if self.segs.free() < self.reserve() {
             // What compaction needs is gone already, unless it is about to give some back.
             return Err(self.no_segment());
@@ -64,18 +69,59 @@ impl Engine {
             uuid: spec.uuid,
             size: spec.size,
             vseq: 0,
+            settings: spec.settings,
             name: spec.name,
         };
         self.log_encoded(bufs, batch, Effect::VolumeCreate { volume: id }, &record);
         self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
-        self.volumes.insert(Volume {
-            info: VolumeInfo { id, uuid: spec.uuid, name: spec.name.to_owned(), size: spec.size },
-            state: VolumeState::Creating,
-            map: VolumeMap::default(),
-            logged_size: spec.size,
-            next_vseq: 1,
-        });
+        let VolumeSpec { uuid, name, size, settings } = *spec;
+        let info = VolumeInfo { id, uuid, name: name.to_owned(), size, settings };
+        self.volumes.insert(Volume::new(info, VolumeState::Creating, 1));
+        self.count_reservation(id);
         Ok(VolumeId(id))
+    }
+
+    /// Changes what the owner of a volume may set. A reservation counts from now on, not only
+    /// from the completion on; space that is no longer reserved is anybody's at once.
+    ///
+    /// # Errors
+    /// `Busy`, `NoVolume`, `ReservationSize`, `ReservationUnbacked`, `Failed`, `Stopping`: nothing
+    /// happened.
+    pub fn set_volume(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        volume: VolumeId,
+        settings: VolumeSettings,
+    ) -> Result<(), SubmitError> {
+        self.ready()?;
+        let vol = self.active(volume)?;
+        // Not the size that is being written: the growth may be lost and this may not.
+        if !settings.fit(vol.info.size) {
+            return Err(SubmitError::ReservationSize);
+        }
+        let (same, size) = (vol.logged_settings == settings, vol.logged_size);
+        self.check_flush_room(Durability::Fua)?;
+        if same {
+            self.answer_without_record(tag, Durability::Fua);
+            return Ok(());
+        }
+        self.check_backed(Some(volume.0), settings, size)?;
+        let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
+        let vol = self.volumes.get_mut(volume.0).ok_or(SubmitError::NoVolume)?;
+        let vseq = vol.next_vseq;
+        vol.next_vseq += 1;
+        vol.logged_settings = settings;
+        self.count_reservation(volume.0);
+        let effect = Effect::VolumeSet { volume: volume.0, settings };
+        self.log(bufs, batch, effect, |lsn| Record::VolumeSet {
+            volume: volume.0,
+            lsn,
+            settings,
+            vseq,
+        });
+        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        Ok(())
     }
 
     /// Deletes a volume: refuses its requests at once, returns its space in the background.
@@ -128,6 +174,7 @@ impl Engine {
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
         vol.logged_size = size;
+        self.count_reservation(volume.0);
         let effect = Effect::VolumeResize { volume: volume.0, size };
         self.log(bufs, batch, effect, |lsn| Record::VolumeResize {
             volume: volume.0,

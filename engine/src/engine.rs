@@ -28,6 +28,7 @@ use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
 use crate::segment::{OpenSegment, Sealing, SegmentTable};
+use crate::space::Space;
 use crate::stop::Stop;
 use crate::super_write::SuperWrite;
 use crate::token::Token;
@@ -69,8 +70,12 @@ pub struct PoolUsage {
     pub live: u64,
     /// Zero blocks whose space is kept.
     pub kept: u64,
-    /// What user writes may still take before the pool is full.
+    /// What writes of volumes without a reservation may still take before the pool is full.
     pub available: u64,
+    /// What reservations hold back beyond what their volumes take.
+    pub held: u64,
+    /// Dead blocks in segments that are not free: what cleaning has still to bring back.
+    pub debt: u64,
     /// Segments in all.
     pub segments: u32,
     /// Segments that may be taken.
@@ -142,8 +147,9 @@ pub struct Engine {
     /// Maps of deleted volumes, being taken apart.
     pub(crate) graves: VecDeque<VolumeMap>,
     pub(crate) kept: u64,
-    /// Kept zero blocks that records under way will add.
-    pub(crate) promising: u64,
+    pub(crate) space: Space,
+    /// See [`Engine::set_full_wait_ns`].
+    pub(crate) full_wait_ns: u64,
     /// Leaves that were ever written to, of all volumes.
     pub(crate) touched: u64,
 
@@ -305,7 +311,22 @@ impl Engine {
         if self.again || !self.graves.is_empty() {
             return Some(self.now_ns);
         }
-        self.flush.deadline_ns()
+        [self.flush.deadline_ns(), self.rmws.held_until()].into_iter().flatten().min()
+    }
+
+    /// How long a read-modify-write of a volume that waits may be held when the pool has become
+    /// full since it was taken, in nanoseconds; 60 seconds unless told otherwise. Requests that
+    /// were not taken are the caller's to hold.
+    pub fn set_full_wait_ns(&mut self, wait_ns: u64) {
+        self.full_wait_ns = wait_ns;
+        self.again |= self.rmws.held_until().is_some();
+    }
+
+    /// Blocks that were written and are dead, in segments that are not free.
+    fn dead_blocks(&self) -> u64 {
+        let open = self.open.as_ref().map(|open| (open.segment, open.next));
+        let open = open.map_or(0, |(segment, next)| next - self.segs.row(segment).live);
+        u64::from(open) + self.segs.dead_blocks()
     }
 
     /// The pool's state.
@@ -346,7 +367,9 @@ impl Engine {
             capacity: self.usable_blocks() * block,
             live: self.segs.live() * block,
             kept: self.kept * block,
-            available: self.available_blocks().saturating_sub(self.promised()) * block,
+            available: self.room() * block,
+            held: self.space.held * block,
+            debt: self.dead_blocks() * block,
             segments: self.geo.segments,
             segments_free: self.segs.free(),
             segments_reserved: self.floor().min(self.segs.free()),
@@ -374,14 +397,6 @@ impl Engine {
     pub fn volume(&self, id: flagstone_block::VolumeId) -> Option<&VolumeInfo> {
         let volume = self.volumes.get(id.0)?;
         (volume.state == crate::volume::VolumeState::Active).then_some(&volume.info)
-    }
-
-    /// Bytes that a volume maps, and bytes of zeroes that it keeps allocated.
-    #[must_use]
-    pub fn volume_usage(&self, id: flagstone_block::VolumeId) -> Option<(u64, u64)> {
-        let map = &self.volumes.get(id.0)?.map;
-        let block = flagstone_block::BLOCK_SIZE as u64;
-        Some((map.mapped() * block, map.kept() * block))
     }
 
     pub(crate) fn ready(&self) -> Result<(), SubmitError> {

@@ -29,6 +29,15 @@ pub enum SubmitError {
     /// The size is zero, too large, not a multiple of 4096, or smaller than now.
     #[error("a volume's size is a multiple of 4096 up to 4 PiB, and can only grow")]
     VolumeSize,
+    /// The reservation is not a multiple of 4096, or exceeds the volume's size.
+    #[error("a reservation is a multiple of 4096 up to the volume's size")]
+    ReservationSize,
+    /// The pool can't give so much to one volume alone.
+    #[error("the pool can't back that reservation: {available} bytes at most")]
+    ReservationUnbacked {
+        /// Largest reservation that the volume could have now, in bytes.
+        available: u64,
+    },
     /// The pool holds as many volumes as it may.
     #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
     TooManyVolumes,

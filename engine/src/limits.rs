@@ -59,6 +59,8 @@ pub const RECLAIM_LEAVES: usize = 16;
 pub const VOLUMES: usize = 1 << 20;
 /// Bytes of a volume name.
 pub const NAME_BYTES: usize = 128;
+/// How long a request that was taken waits for space, in nanoseconds.
+pub const FULL_WAIT_NS: u64 = 60_000_000_000;
 /// Largest volume: what a 40-bit block address of a segment entry can name (4 PiB).
 pub const VOLUME_BYTES: u64 = 1 << 52;
 

@@ -49,6 +49,20 @@ pub enum Plant {
     SwitchBeforeSeal,
     /// User writes take the segments that are reserved for the cleaner.
     UsersTakeReserve,
+    /// Volumes take what is reserved for others.
+    TakeReserved,
+    /// Changes of a volume's settings don't reach the metadata chain.
+    ForgetSettings,
+    /// Metadata compaction leaves the settings of volumes out.
+    CompactWithoutSettings,
+    /// What a discard gives back of a reserved volume becomes anybody's.
+    LoseReturned,
+    /// A read-modify-write that fails keeps the space that it was to take.
+    KeepCharge,
+    /// Requests for zeroes that keep their space are charged for good if they are answered.
+    KeepPromise,
+    /// A grown pool's new segments are used before the superblock that has them is durable.
+    GrowTooSoon,
 }
 
 impl Plant {
@@ -75,6 +89,13 @@ impl Plant {
         Self::SealMovedBeforeFlush,
         Self::SwitchBeforeSeal,
         Self::UsersTakeReserve,
+        Self::TakeReserved,
+        Self::ForgetSettings,
+        Self::CompactWithoutSettings,
+        Self::LoseReturned,
+        Self::KeepCharge,
+        Self::KeepPromise,
+        Self::GrowTooSoon,
     ];
 }
 

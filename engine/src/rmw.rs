@@ -36,6 +36,10 @@ struct Rmw {
     from: u32,
     bytes: u32,
     zero: bool,
+    /// It is counted as taking a block.
+    charged: bool,
+    /// Since when there has been no space for it.
+    full_since_ns: Option<u64>,
     /// Block 0 is the block, block 1 holds the new bytes.
     buffer: Buffer,
 }
@@ -45,6 +49,7 @@ pub(crate) struct Rmws {
     slots: Vec<Rmw>,
     spare: Vec<u32>,
     guards_off: bool,
+    held_until_ns: Option<u64>,
 }
 
 impl Rmws {
@@ -61,15 +66,33 @@ impl Rmws {
                 from: 0,
                 bytes: 0,
                 zero: false,
+                charged: false,
+                full_since_ns: None,
                 buffer: bufs.alloc(2)?,
             });
         }
-        Some(Self { slots, spare: (0..RMWS as u32).rev().collect(), guards_off })
+        Some(Self {
+            slots,
+            spare: (0..RMWS as u32).rev().collect(),
+            guards_off,
+            held_until_ns: None,
+        })
     }
 
     pub(crate) fn release(&mut self, bufs: &mut impl Buffers) {
         self.slots.drain(..).for_each(|rmw| bufs.free(rmw.buffer));
         self.spare.clear();
+    }
+
+    /// When the first of those that wait for space gives up.
+    pub(crate) fn held_until(&self) -> Option<u64> {
+        self.held_until_ns
+    }
+
+    /// Those that are counted as taking a block.
+    pub(crate) fn charged(&self) -> impl Iterator<Item = u32> {
+        let charged = |r: &&Rmw| r.stage != Stage::Vacant && r.charged;
+        self.slots.iter().filter(charged).map(|r| r.volume)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -110,6 +133,15 @@ impl Engine {
         if self.rmws.unguarded(volume.0, lba.0, 1) == 0 {
             return Err(SubmitError::Busy);
         }
+        if self.rmws.spare.is_empty() {
+            return Err(SubmitError::Busy);
+        }
+        // Its space is set aside now, so that it is not refused when its data is nobody's any more.
+        self.charge(volume.0, lba, 1)?;
+        let charged = self.new_blocks(self.active(volume)?, lba.0, 1) > 0;
+        if charged {
+            self.begin_taking(volume.0, 1);
+        }
         let i = self.rmws.spare.pop().ok_or(SubmitError::Busy)?;
         let from = offset as usize % BLOCK_SIZE;
         let settled = if self.rmws.guards_off { 0 } else { self.journal.next };
@@ -117,6 +149,7 @@ impl Engine {
         rmw.stage = Stage::Settling(settled);
         (rmw.tag, rmw.durability, rmw.volume, rmw.lba) = (tag, durability, volume.0, lba.0);
         (rmw.from, rmw.bytes, rmw.zero) = (from as u32, bytes as u32, data.is_none());
+        (rmw.charged, rmw.full_since_ns) = (charged, None);
         if let Some(data) = data {
             bufs.bytes_mut(rmw.buffer.part(1, 1))[..bytes].copy_from_slice(data);
         }
@@ -129,6 +162,7 @@ impl Engine {
         if self.rmws.is_idle() {
             return;
         }
+        self.rmws.held_until_ns = None;
         for i in 0..self.rmws.slots.len() as u32 {
             let rmw = self.rmws.slots[i as usize];
             match rmw.stage {
@@ -171,11 +205,15 @@ impl Engine {
         }
         let batch = match self.data_room(bufs, 1) {
             Ok((batch, _)) => batch,
-            Err(SubmitError::NoSpace) => return self.end_rmw(i, Err(IoFault::NoSpace)),
+            Err(SubmitError::NoSpace) => return self.hold_rmw(i),
             Err(_) => return,
         };
-        if self.charge(rmw.volume, Lba(rmw.lba), 1).is_err() {
-            return self.end_rmw(i, Err(IoFault::NoSpace));
+        self.uncharge_rmw(i);
+        match self.charge(rmw.volume, Lba(rmw.lba), 1) {
+            Ok(_) => {}
+            // Metadata has grown since.
+            Err(SubmitError::NoSpace) => return self.hold_rmw(i),
+            Err(_) => return,
         }
         let (from, bytes) = (rmw.from as usize, rmw.bytes as usize);
         let (block, new) = bufs.bytes_mut(rmw.buffer).split_at_mut(BLOCK_SIZE);
@@ -190,7 +228,32 @@ impl Engine {
         self.append_blocks(bufs, batch, rmw.volume, rmw.lba, Source::Block(rmw.buffer));
     }
 
+    /// There is no space for a write that was taken: it fails, or it waits as its volume does.
+    fn hold_rmw(&mut self, i: u32) {
+        let (now_ns, wait_ns) = (self.now_ns, self.full_wait_ns);
+        let rmw = &mut self.rmws.slots[i as usize];
+        let until_ns = rmw.full_since_ns.get_or_insert(now_ns).saturating_add(wait_ns);
+        let volume = rmw.volume;
+        if now_ns >= until_ns || !self.waits(volume) {
+            return self.end_rmw(i, Err(IoFault::NoSpace));
+        }
+        let first = self.rmws.held_until_ns.get_or_insert(until_ns);
+        *first = (*first).min(until_ns);
+    }
+
+    fn uncharge_rmw(&mut self, i: u32) {
+        let rmw = &mut self.rmws.slots[i as usize];
+        if std::mem::take(&mut rmw.charged) {
+            let volume = rmw.volume;
+            self.end_taking(volume, 1);
+            self.recount_held(volume);
+        }
+    }
+
     fn end_rmw(&mut self, i: u32, result: Result<(), IoFault>) {
+        if !self.planted.has(Plant::KeepCharge) {
+            self.uncharge_rmw(i);
+        }
         let tag = self.rmws.slots[i as usize].tag;
         self.rmws.finish(i);
         self.complete(tag, result);

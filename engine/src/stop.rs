@@ -46,6 +46,7 @@ impl Engine {
     pub fn shutdown(&mut self) {
         if !self.stop.is_begun() {
             self.stop.stage = Stage::Draining;
+            self.set_full_wait_ns(0);
         }
     }
 

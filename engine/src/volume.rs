@@ -2,6 +2,8 @@
 
 use crate::format::record::volume_bytes;
 use crate::map::VolumeMap;
+use crate::space::reserved_leaves;
+use flagstone_block::BLOCK_SIZE;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -16,6 +18,35 @@ pub(crate) enum VolumeState {
     Deleting,
 }
 
+/// What becomes of a write that needs space when the pool has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// It is refused.
+    Error,
+    /// Whoever drives the engine holds it until there is space again, or for so long that there
+    /// seems to come none. The engine itself refuses it as well, but for what it has taken already.
+    #[default]
+    Wait,
+}
+
+/// What the owner of a volume may set, and change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeSettings {
+    /// What becomes of writes when the pool is full.
+    pub on_full: OnFull,
+    /// Bytes that are the volume's alone whether it uses them or not: a multiple of 4096, not
+    /// more than its size.
+    pub reserved: u64,
+}
+
+impl VolumeSettings {
+    /// Whether a volume of `size` bytes can have them.
+    #[must_use]
+    pub fn fit(&self, size: u64) -> bool {
+        self.reserved <= size && self.reserved.is_multiple_of(BLOCK_SIZE as u64)
+    }
+}
+
 /// What the outside may know of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -27,6 +58,8 @@ pub struct VolumeInfo {
     pub name: String,
     /// Bytes.
     pub size: u64,
+    /// What its owner has set.
+    pub settings: VolumeSettings,
 }
 
 #[derive(Debug)]
@@ -37,10 +70,51 @@ pub(crate) struct Volume {
     /// Size that the last growth gives, also while it is being written: a later one must not
     /// shrink the volume again.
     pub(crate) logged_size: u64,
+    /// As the last change makes them, also while that is being written: what is reserved is held
+    /// back from the moment it is asked for.
+    pub(crate) logged_settings: VolumeSettings,
     pub(crate) next_vseq: u64,
+    /// Blocks that requests under way will add to what it takes: at least those.
+    pub(crate) coming: u64,
+    /// Discards under way. What they cover looks mapped, but will not be.
+    pub(crate) discards: u32,
+    /// Blocks held back for it: what it takes falls so short of its reservation.
+    pub(crate) held: u64,
+    /// Map leaves that are counted for its reservation.
+    pub(crate) held_leaves: u64,
 }
 
 impl Volume {
+    pub(crate) fn new(info: VolumeInfo, state: VolumeState, next_vseq: u64) -> Self {
+        Self {
+            state,
+            map: VolumeMap::default(),
+            logged_size: info.size,
+            logged_settings: info.settings,
+            next_vseq,
+            coming: 0,
+            discards: 0,
+            held: 0,
+            held_leaves: 0,
+            info,
+        }
+    }
+
+    /// Blocks that it takes or is about to take.
+    pub(crate) fn taken(&self) -> u64 {
+        self.map.mapped() + self.map.kept() + self.coming
+    }
+
+    /// Blocks of its reservation.
+    pub(crate) fn reserved_blocks(&self) -> u64 {
+        self.logged_settings.reserved >> flagstone_block::BLOCK_BITS
+    }
+
+    /// Map leaves that its reservation may fill.
+    pub(crate) fn reserved_leaves(&self) -> u64 {
+        reserved_leaves(self.logged_settings.reserved, self.logged_size)
+    }
+
     pub(crate) fn blocks(&self) -> u64 {
         self.info.size >> flagstone_block::BLOCK_BITS
     }

@@ -7,7 +7,6 @@ use crate::error::SubmitError;
 use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
 use crate::format::record::{Record, ZERO_BYTES, layout, write_bytes};
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS};
-use crate::map::{Mapping, VolumeMap};
 use crate::segment::{OpenSegment, SegmentState};
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId};
@@ -83,31 +82,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Blocks promised to kept zeroes, with those whose record is still under way.
-    pub(crate) fn promised(&self) -> u64 {
-        self.kept + self.promising
-    }
-
-    /// How many of `blocks` blocks from `lba` may be written, at least one: what would take space
-    /// that the pool does not have, or that kept zeroes are promised, is refused. An overwrite
-    /// takes none: the cleaner gets back what it leaves behind.
-    pub(crate) fn charge(&self, volume: u32, lba: Lba, blocks: u32) -> Result<u32, SubmitError> {
-        let mut room = self.available_blocks().saturating_sub(self.promised());
-        if room >= u64::from(blocks) {
-            return Ok(blocks);
-        }
-        let volume = self.volumes.get(volume).ok_or(SubmitError::NoVolume)?;
-        for b in 0..blocks {
-            if volume.map.get(&self.slab, Lba(lba.0 + u64::from(b))) == Mapping::Hole {
-                if room == 0 {
-                    return if b > 0 { Ok(b) } else { Err(SubmitError::NoSpace) };
-                }
-                room -= 1;
-            }
-        }
-        Ok(blocks)
-    }
-
     /// Segments that only metadata may take: a whole copy of the chain that compaction would
     /// write, its reserved next segment, and one for the present chain to grow into meanwhile.
     pub(crate) fn reserve(&self) -> u32 {
@@ -120,6 +94,7 @@ impl Engine {
             + self.geo.segments as usize * 48
             + self.slab.used() * 152
             + self.touched as usize * ZERO_BYTES
+            + self.space.leaves as usize * (152 + ZERO_BYTES)
             + self.geo.shape.data_blocks as usize * write_bytes(1);
         let pages = (bytes / (PAGE_RECORD_BYTES - 152) + 1) as u32;
         pages.div_ceil(self.geo.pages())
@@ -134,14 +109,6 @@ impl Engine {
         let meta = self.segs.meta() - chain + self.reserve() + self.cleaner_reserve();
         let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
-    }
-
-    /// Blocks that user writes may add before the pool is full.
-    pub(crate) fn available_blocks(&self) -> u64 {
-        // What deleted volumes still map is on its way back.
-        let deleted: u64 = self.graves.iter().map(VolumeMap::mapped).sum();
-        let taken = self.segs.live() - deleted + self.new_blocks_in_flight();
-        self.usable_blocks().saturating_sub(taken)
     }
 
     /// A batch and how many of `wanted` data blocks it has room for, at least one.

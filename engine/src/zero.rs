@@ -6,6 +6,7 @@ use crate::error::SubmitError;
 use crate::format::record::{Record, ZERO_BYTES};
 use crate::limits::ZERO_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafState};
+use crate::plant::Plant;
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId, ZeroMode};
 
 impl Engine {
@@ -56,14 +57,11 @@ impl Engine {
             }
         }
         let blocks = unguarded.min(ZERO_BLOCKS);
-        // What is kept already is not charged again.
+        // What is kept already, or mapped, is not charged again.
         let promised = match self.volumes.get(volume.0) {
-            Some(vol) if keep => blocks - vol.map.kept_in(&self.slab, lba, lba + blocks),
+            Some(vol) if keep => self.newly_kept(vol, lba, blocks)?,
             _ => 0,
         };
-        if promised > 0 && self.available_blocks() < self.promised() + promised {
-            return Err(SubmitError::NoSpace);
-        }
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
         let vol = self.volumes.get_mut(volume.0).expect("checked above");
         let vseq = vol.next_vseq;
@@ -76,7 +74,7 @@ impl Engine {
                 at = (at / LEAF_BLOCKS as u64 + 1) * LEAF_BLOCKS as u64;
             }
         }
-        self.promising += promised;
+        self.begin_zero(volume.0, keep, promised);
         let effect = Effect::Zero { volume: volume.0, lba, blocks, keep, promised };
         self.log(bufs, batch, effect, |lsn| Record::Zero {
             volume: volume.0,
@@ -120,9 +118,13 @@ impl Engine {
     pub(crate) fn unmap(&mut self, volume: u32, lba: u64, blocks: u64, keep: bool, lsn: u64) {
         let Some(vol) = self.volumes.get_mut(volume) else { return };
         let (segs, geo) = (&mut self.segs, self.geo);
-        let before = vol.map.kept();
+        let (before, taken) = (vol.map.kept(), vol.taken());
         let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
         vol.map.zero(&mut self.slab, lba, lba + blocks, keep, &mut dead);
         self.kept = self.kept + vol.map.kept() - before;
+        self.space.epoch += u64::from(vol.taken() < taken);
+        if !self.planted.has(Plant::LoseReturned) {
+            self.recount_held(volume);
+        }
     }
 }

@@ -133,7 +133,7 @@ fn the_data_path_allocates_nothing() {
     let (engine, _) = Engine::open(&mut disk, &mut arena, &OPEN).unwrap();
     let buffer = arena.alloc(16).unwrap();
     let mut driver = Driver { disk, arena, engine };
-    let spec = VolumeSpec { uuid: [1; 16], name: "v", size: 4 << 20 };
+    let spec = VolumeSpec { uuid: [1; 16], name: "v", size: 4 << 20, settings: Default::default() };
     let volume = driver.engine.create_volume(&mut driver.arena, Tag(0), &spec).unwrap();
     while driver.turn() == 0 {}
     let data = block(1);

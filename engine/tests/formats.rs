@@ -7,6 +7,7 @@ use flagstone_engine::format::record::{Record, Records, layout};
 use flagstone_engine::format::segment::{Footer, SegmentShape};
 use flagstone_engine::format::superblock::Superblock;
 use flagstone_engine::format::{journal, meta, segment, superblock};
+use flagstone_engine::{OnFull, VolumeSettings};
 use proptest::prelude::*;
 
 fn documented(document: &str, title: &str) -> Vec<(usize, usize, String)> {
@@ -55,7 +56,13 @@ fn a_four_mebibyte_segment_holds_1013_data_blocks() {
 
 fn any_record() -> impl Strategy<Value = (u8, Vec<u64>, Vec<u8>, String)> {
     let numbers = prop::collection::vec(0..1u64 << 40, 24);
-    (0u8..9, numbers, prop::collection::vec(any::<u8>(), 4..=128), "[a-z0-9]{1,128}")
+    (0u8..10, numbers, prop::collection::vec(any::<u8>(), 4..=128), "[a-z0-9]{1,128}")
+}
+
+/// Any settings.
+fn settings(n: &[u64]) -> VolumeSettings {
+    let on_full = if n[6].is_multiple_of(2) { OnFull::Error } else { OnFull::Wait };
+    VolumeSettings { on_full, reserved: n[5] }
 }
 
 proptest! {
@@ -67,8 +74,9 @@ proptest! {
         let record = match kind {
             0 => Record::Write { volume, lsn, lba: n[2], pbn: n[3], vseq: n[4], crcs },
             1 => Record::Zero { volume, lsn, lba: n[2], blocks: n[3] as u32 % (1 << 18) + 1, keep: n[4] % 2 == 0, vseq: n[5] },
-            2 => Record::Volume { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], vseq: n[4], name: &name },
+            2 => Record::Volume { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], vseq: n[4], settings: settings(&n), name: &name },
             3 => Record::VolumeResize { volume, lsn, size: n[2], vseq: n[3] },
+            9 => Record::VolumeSet { volume, lsn, settings: settings(&n), vseq: n[4] },
             4 => Record::VolumeDelete { volume, lsn },
             5 => Record::SegmentSeal { segment: n[2] as u32, lsn, class: n[3] as u8, entries: n[4] as u16, generation: n[5], first_lsn: n[6], footer_crc: n[7] as u32 },
             6 => Record::SegmentFree { segment: n[2] as u32, lsn, generation: n[3] },

@@ -101,7 +101,8 @@ fn volumes_that_fill_the_metadata_are_refused_in_time() {
     let (mut turns, mut refused) = (0, false);
     while !refused {
         let name = format!("{:0>128}", ids.len());
-        let spec = VolumeSpec { uuid: [1; 16], name: &name, size: 4096 };
+        let spec =
+            VolumeSpec { uuid: [1; 16], name: &name, size: 4096, settings: Default::default() };
         let tag = world.tag();
         match world.engine.create_volume(&mut world.arena, tag, &spec) {
             Ok(id) => {

@@ -180,7 +180,7 @@ impl World {
     }
 
     pub(crate) fn create(&mut self, name: &str, size: u64) -> Result<VolumeId, SubmitError> {
-        let spec = VolumeSpec { uuid: [1; 16], name, size };
+        let spec = VolumeSpec { uuid: [1; 16], name, size, settings: Default::default() };
         let (id, completion) = self.submit(|e, a, t| e.create_volume(a, t, &spec))?;
         completion.result.map(|()| id).map_err(|_| SubmitError::Failed)
     }

@@ -2,8 +2,8 @@
 
 use crate::world::{Check, Submitted, World, WritePart, payload};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, ZeroMode};
-use flagstone_engine::SubmitError;
 use flagstone_engine::limits::VOLUME_BYTES;
+use flagstone_engine::{OnFull, SubmitError, VolumeSettings};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -17,9 +17,10 @@ enum Job {
     Zero { volume: u32, offset: u64, len: u64, mode: ZeroMode, durability: Durability },
     Read { volume: u32, first: u64, blocks: u32 },
     Flush,
-    Create { name: String, size: u64 },
+    Create { name: String, size: u64, settings: VolumeSettings },
     Delete { volume: u32 },
     Resize { volume: u32, size: u64 },
+    Set { volume: u32, settings: VolumeSettings },
 }
 
 /// What came of offering a request.
@@ -113,6 +114,7 @@ impl Client {
                 let more = world.rng.skewed(1 << 14) * BLOCK;
                 Some(Job::Resize { volume, size: (size + more).min(VOLUME_BYTES) })
             }
+            11 => Some(Job::Set { volume, settings: settings(world, size) }),
             _ => None,
         })
     }
@@ -125,8 +127,23 @@ impl Client {
         } else {
             format!("volume{}", self.names)
         };
-        Job::Create { name, size: (1 + world.rng.skewed(4096)) * BLOCK }
+        let size = (1 + world.rng.skewed(4096)) * BLOCK;
+        let settings = settings(world, size);
+        Job::Create { name, size, settings }
     }
+}
+
+/// Settings for a volume of `size` bytes: mostly without a reservation.
+pub(crate) fn settings(world: &mut World, size: u64) -> VolumeSettings {
+    let on_full = world.rng.pick(&[OnFull::Error, OnFull::Wait]);
+    let blocks = (size / BLOCK).min(1 << 14);
+    let reserved = match world.rng.below(6) {
+        0 => blocks,
+        1 => world.rng.below(blocks + 1),
+        2 => world.rng.skewed(blocks),
+        _ => 0,
+    };
+    VolumeSettings { on_full, reserved: reserved * BLOCK }
 }
 
 /// A range of a volume: mostly in its hot part, as long as the seed likes.
@@ -211,9 +228,10 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
             submitted
         }
         Job::Flush => world.flush(0)?,
-        Job::Create { name, size } => world.create(name, *size)?.map(|_| ()),
+        Job::Create { name, size, settings } => world.create(name, *size, *settings)?.map(|_| ()),
         Job::Delete { volume } => world.delete(*volume)?,
         Job::Resize { volume, size } => world.resize(*volume, *size)?,
+        Job::Set { volume, settings } => world.set(*volume, *settings)?,
     };
     Ok(match submitted {
         Submitted::Taken(()) => (None, Offer::Progress),

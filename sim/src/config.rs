@@ -77,12 +77,14 @@ pub struct Mix {
     pub delete: u32,
     /// Growth.
     pub resize: u32,
+    /// Changes of settings.
+    pub set: u32,
 }
 
 impl Mix {
     /// As an array, in the order of the fields.
     #[must_use]
-    pub fn weights(&self) -> [u32; 11] {
+    pub fn weights(&self) -> [u32; 12] {
         [
             self.write,
             self.partial,
@@ -95,6 +97,7 @@ impl Mix {
             self.create,
             self.delete,
             self.resize,
+            self.set,
         ]
     }
 }
@@ -214,6 +217,7 @@ impl Config {
         if config.nbd {
             // Volumes come and go by another way than NBD.
             (config.mix.create, config.mix.delete, config.mix.resize) = (0, 0, 0);
+            config.mix.set = 0;
         }
         config
     }
@@ -232,6 +236,7 @@ impl Config {
             create: some(1),
             delete: some(1),
             resize: some(1),
+            set: some(1),
         };
         let volumes = rng.between(1, 3);
         let volumes = (0..volumes).map(|_| (1 + rng.skewed(2048)) * 4096).collect();
@@ -324,6 +329,10 @@ impl Config {
                 self.segment_bytes = MIB as u32;
                 self.pool_bytes = 64 * MIB;
                 self.volumes = vec![rng.pick(&[12_000, 14_000, 20_000]) * 4096];
+                if rng.one_in(2) {
+                    self.volumes.push(rng.pick(&[40, 700, 3_000]) * 4096);
+                    self.mix.set = 2;
+                }
                 self.blocks_max = 100;
                 self.events = (1_000, rng.between(1_000, 5_000));
                 self.depth = rng.pick(&[8, 32]);

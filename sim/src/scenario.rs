@@ -1,6 +1,6 @@
 //! A seed from beginning to end: several lives of one pool, then a reckoning.
 
-use crate::client::{Client, Offer};
+use crate::client::{Client, Offer, settings};
 use crate::config::{Ends, Theme};
 use crate::disk::{CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
@@ -8,7 +8,7 @@ use crate::nbd::Front;
 use crate::oracle::Oracle;
 use crate::world::{Check, Stats, Submitted, Twist, World, WritePart, payload};
 use flagstone_block::{BLOCK_SIZE, Durability};
-use flagstone_engine::{Counters, PoolState};
+use flagstone_engine::{Counters, PoolState, SubmitError, VolumeSettings};
 
 /// How a seed ended.
 #[derive(Clone, Debug)]
@@ -142,7 +142,13 @@ fn previous_pool(world: &mut World) -> Check {
 
 fn first_volumes(world: &mut World) -> Check {
     for (i, size) in world.config.volumes.clone().into_iter().enumerate() {
-        if let Submitted::Refused(error) = world.create(&format!("first{i}"), size)? {
+        let name = format!("first{i}");
+        let settings = settings(world, size);
+        let mut created = world.create(&name, size, settings)?;
+        if let Submitted::Refused(SubmitError::ReservationUnbacked { .. }) = created {
+            created = world.create(&name, size, VolumeSettings::default())?;
+        }
+        if let Submitted::Refused(error) = created {
             return Err(world.fail(format!("the first volume was refused: {error}")));
         }
         world.settle()?;
@@ -158,7 +164,9 @@ fn fill(world: &mut World) -> Check {
     if blocks == 0 {
         return Ok(());
     }
-    let Submitted::Taken(volume) = world.create("ballast", blocks * block)? else {
+    let Submitted::Taken(volume) =
+        world.create("ballast", blocks * block, VolumeSettings::default())?
+    else {
         return Err(world.fail("the ballast was refused"));
     };
     world.settle()?;
@@ -252,6 +260,13 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
 /// Nothing moves: either time has to pass, or somebody is forgotten.
 fn idle(world: &mut World) -> Check {
     if world.disk.in_flight() > 0 {
+        return Ok(());
+    }
+    if let Some(at) = world.engine().next_timer_ns()
+        && world.outstanding() >= world.config.depth
+    {
+        // Those that wait for space give up in time.
+        world.now_ns = world.now_ns.max(at);
         return Ok(());
     }
     if world.outstanding() >= world.config.depth {

@@ -9,6 +9,7 @@ use super::DecodeError;
 use super::bytes::{get_u16, get_u32, get_u48, get_u64, put_u16, put_u32, put_u48, put_u64};
 use crate::limits::NAME_BYTES;
 use crate::map::LEAF_BLOCKS;
+use crate::volume::{OnFull, VolumeSettings};
 
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
@@ -19,8 +20,11 @@ const SEGMENT_SEAL: u8 = 6;
 const SEGMENT_FREE: u8 = 7;
 const HOLES: u8 = 8;
 const SEGMENT_OPEN: u8 = 15;
+const VOLUME_SET: u8 = 16;
 
 const ZERO_KEEP: u8 = 1;
+/// In VOLUME and VOLUME_SET: writes wait when the pool is full.
+const VOLUME_WAITS: u8 = 1;
 const HOLES_KEPT: u8 = 1;
 /// Bytes of a leaf bitmap.
 const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
@@ -54,10 +58,13 @@ pub mod layout {
         }
         volume, "record VOLUME" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
-            UUID: 16, 16; SIZE: 32, 8; VSEQ: 40, 8; NAME_BYTES: 48, 2; PARENT: 52, 4; NAME: 56, 1;
+            UUID: 16, 16; SIZE: 32, 8; VSEQ: 40, 8; NAME_BYTES: 48, 2; PARENT: 52, 4; RESERVED: 56, 8; NAME: 64, 1;
         }
         volume_resize, "record VOLUME_RESIZE" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8; SIZE: 16, 8; VSEQ: 24, 8;
+        }
+        volume_set, "record VOLUME_SET" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8; RESERVED: 16, 8; VSEQ: 24, 8;
         }
         volume_delete, "record VOLUME_DELETE" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8; VSEQ: 16, 8;
@@ -127,6 +134,8 @@ pub enum Record<'a> {
         size: u64,
         /// Place in the volume's order.
         vseq: u64,
+        /// What its owner has set.
+        settings: VolumeSettings,
         /// Unique in the pool.
         name: &'a str,
     },
@@ -138,6 +147,17 @@ pub enum Record<'a> {
         lsn: u64,
         /// Bytes.
         size: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+    },
+    /// The volume has these settings from here on.
+    VolumeSet {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// What its owner has set.
+        settings: VolumeSettings,
         /// Place in the volume's order.
         vseq: u64,
     },
@@ -213,7 +233,23 @@ pub const fn volume_bytes(name: &str) -> usize {
 /// Bytes of a ZERO record.
 pub const ZERO_BYTES: usize = 40;
 /// Largest record of any kind but WRITE.
-pub const RECORD_BYTES_MAX: usize = 56 + NAME_BYTES.next_multiple_of(8) + 16;
+pub const RECORD_BYTES_MAX: usize = layout::volume::at::NAME + NAME_BYTES.next_multiple_of(8) + 16;
+
+const fn volume_flags(settings: VolumeSettings) -> u8 {
+    match settings.on_full {
+        OnFull::Error => 0,
+        OnFull::Wait => VOLUME_WAITS,
+    }
+}
+
+fn volume_settings(flags: u8, reserved: u64) -> Result<VolumeSettings, DecodeError> {
+    let on_full = match flags {
+        0 => OnFull::Error,
+        VOLUME_WAITS => OnFull::Wait,
+        _ => return Err(DecodeError::Field { at: 1 }),
+    };
+    Ok(VolumeSettings { on_full, reserved })
+}
 
 const fn bitmap_bytes(kept: bool) -> usize {
     layout::holes::at::HOLES + if kept { 2 * BITMAP_BYTES } else { BITMAP_BYTES }
@@ -237,7 +273,8 @@ impl<'a> Record<'a> {
             Self::Write { crcs, .. } => write_bytes(crcs.len() / 4),
             Self::Zero { .. } => ZERO_BYTES,
             Self::Volume { name, .. } => volume_bytes(name),
-            Self::VolumeResize { .. } | Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
+            Self::VolumeResize { .. } | Self::VolumeSet { .. } => 32,
+            Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
             Self::VolumeDelete { .. } => 24,
             Self::SegmentSeal { .. } => 48,
             Self::Holes { kept, .. } => bitmap_bytes(kept.iter().any(|w| *w != 0)),
@@ -252,6 +289,7 @@ impl<'a> Record<'a> {
             | Self::Zero { lsn, .. }
             | Self::Volume { lsn, .. }
             | Self::VolumeResize { lsn, .. }
+            | Self::VolumeSet { lsn, .. }
             | Self::VolumeDelete { lsn, .. }
             | Self::SegmentSeal { lsn, .. }
             | Self::SegmentFree { lsn, .. }
@@ -288,9 +326,10 @@ impl<'a> Record<'a> {
                 put_u32(b, at::BLOCKS, blocks);
                 put_u64(b, at::VSEQ, vseq);
             }
-            Self::Volume { volume, lsn, uuid, size, vseq, name } => {
+            Self::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
                 use layout::volume::at;
-                head(b, VOLUME, 0, 0, volume, lsn);
+                head(b, VOLUME, volume_flags(settings), 0, volume, lsn);
+                put_u64(b, at::RESERVED, settings.reserved);
                 b[at::UUID..at::UUID + 16].copy_from_slice(&uuid);
                 put_u64(b, at::SIZE, size);
                 put_u64(b, at::VSEQ, vseq);
@@ -302,6 +341,12 @@ impl<'a> Record<'a> {
                 use layout::volume_resize::at;
                 head(b, VOLUME_RESIZE, 0, 0, volume, lsn);
                 put_u64(b, at::SIZE, size);
+                put_u64(b, at::VSEQ, vseq);
+            }
+            Self::VolumeSet { volume, lsn, settings, vseq } => {
+                use layout::volume_set::at;
+                head(b, VOLUME_SET, volume_flags(settings), 0, volume, lsn);
+                put_u64(b, at::RESERVED, settings.reserved);
                 put_u64(b, at::VSEQ, vseq);
             }
             Self::VolumeDelete { volume, lsn } => head(b, VOLUME_DELETE, 0, 0, volume, lsn),
@@ -408,13 +453,20 @@ impl<'a> Record<'a> {
                 let name = std::str::from_utf8(&b[at::NAME..at::NAME + name_bytes])
                     .map_err(|_| bad(at::NAME))?;
                 let (size, vseq) = (get_u64(b, at::SIZE), get_u64(b, at::VSEQ));
-                Self::Volume { volume, lsn, uuid, size, vseq, name }
+                let settings = volume_settings(flags, get_u64(b, at::RESERVED))?;
+                Self::Volume { volume, lsn, uuid, size, vseq, settings, name }
             }
             VOLUME_RESIZE => {
                 use layout::volume_resize::at;
                 let b = need(32)?;
                 let (size, vseq) = (get_u64(b, at::SIZE), get_u64(b, at::VSEQ));
                 Self::VolumeResize { volume, lsn, size, vseq }
+            }
+            VOLUME_SET => {
+                use layout::volume_set::at;
+                let b = need(32)?;
+                let settings = volume_settings(flags, get_u64(b, at::RESERVED))?;
+                Self::VolumeSet { volume, lsn, settings, vseq: get_u64(b, at::VSEQ) }
             }
             VOLUME_DELETE => {
                 need(24)?;
@@ -465,7 +517,9 @@ impl<'a> Record<'a> {
         };
         let sequence = match record {
             Self::Write { vseq, .. } | Self::Zero { vseq, .. } => vseq,
-            Self::Volume { vseq, .. } | Self::VolumeResize { vseq, .. } => vseq,
+            Self::Volume { vseq, .. }
+            | Self::VolumeResize { vseq, .. }
+            | Self::VolumeSet { vseq, .. } => vseq,
             Self::SegmentSeal { generation, first_lsn, .. } => generation.max(first_lsn),
             Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => {
                 generation

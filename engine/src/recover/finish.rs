@@ -11,7 +11,7 @@ use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::format::superblock::SLOTS;
 use crate::journal::Journal;
-use crate::limits::{BATCH_BLOCKS, BATCHES, SUMMARIES};
+use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Planted;
 use crate::read::Reads;
@@ -54,6 +54,7 @@ impl Engine {
         let report = loaded.report.clone();
         let needs_compaction = !loaded.journal_empty;
         let mut engine = Self::assemble(bufs, loaded, options)?;
+        engine.count_reservations();
         if needs_compaction {
             if !engine.begin_compaction(bufs) {
                 return Err(OpenError::NoRoom { free: engine.segs.free() });
@@ -137,7 +138,8 @@ impl Engine {
             next_volume: loaded.next_volume,
             graves: VecDeque::new(),
             kept,
-            promising: 0,
+            space: Default::default(),
+            full_wait_ns: FULL_WAIT_NS,
             touched,
             next_lsn: loaded.last_lsn + 1,
             applied_lsn: loaded.last_lsn,

@@ -8,7 +8,6 @@ use crate::format::SEQUENCE_MAX;
 use crate::format::superblock::{FLAG_CLEAN, Superblock};
 use crate::geometry::Geometry;
 use crate::limits::{LSN_SPAN, VOLUME_BYTES};
-use crate::map::VolumeMap;
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::volume::{Volume, VolumeInfo, VolumeState, Volumes};
@@ -342,11 +341,15 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
     let mut table: BTreeMap<u32, (VolumeInfo, u64, u64)> = BTreeMap::new();
     for record in ordered {
         match record {
-            OwnedRecord::Volume { volume, lsn, uuid, size, vseq, name } => {
+            OwnedRecord::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
                 if *size == 0 || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
                     return Err(OpenError::Record { lsn: *lsn });
                 }
-                let info = VolumeInfo { id: *volume, uuid: *uuid, name: name.clone(), size: *size };
+                let (id, uuid, name) = (*volume, *uuid, name.clone());
+                let info = VolumeInfo { id, uuid, name, size: *size, settings: *settings };
+                if !info.settings.fit(info.size) {
+                    return Err(OpenError::Record { lsn: *lsn });
+                }
                 table.insert(*volume, (info, (*vseq).max(1), *lsn));
             }
             OwnedRecord::VolumeResize { volume, lsn, size, vseq } => {
@@ -355,6 +358,15 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
                         return Err(OpenError::Record { lsn: *lsn });
                     }
                     info.size = *size;
+                    *next = (*next).max(vseq + 1);
+                }
+            }
+            OwnedRecord::VolumeSet { volume, lsn, settings, vseq } => {
+                if let Some((info, next, _)) = table.get_mut(volume) {
+                    if !settings.fit(info.size) {
+                        return Err(OpenError::Record { lsn: *lsn });
+                    }
+                    info.settings = *settings;
                     *next = (*next).max(vseq + 1);
                 }
             }
@@ -370,9 +382,7 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
         if volumes.named(&info.name).is_some() {
             return Err(OpenError::Record { lsn });
         }
-        let (state, map) = (VolumeState::Active, VolumeMap::default());
-        let logged_size = info.size;
-        volumes.insert(Volume { info, state, map, logged_size, next_vseq });
+        volumes.insert(Volume::new(info, VolumeState::Active, next_vseq));
     }
     Ok(volumes)
 }

@@ -1,19 +1,68 @@
 //! Records that outlive the block they were read from.
 
 use crate::format::record::{LeafBits, Record};
+use crate::volume::VolumeSettings;
 
 /// As [`Record`], owned.
 #[derive(Clone, Debug)]
 pub(super) enum OwnedRecord {
-    Write { volume: u32, lsn: u64, lba: u64, pbn: u64, vseq: u64, crcs: Box<[u32]> },
-    Zero { volume: u32, lsn: u64, lba: u64, blocks: u32, keep: bool, vseq: u64 },
-    Volume { volume: u32, lsn: u64, uuid: [u8; 16], size: u64, vseq: u64, name: String },
-    VolumeResize { volume: u32, lsn: u64, size: u64, vseq: u64 },
-    VolumeDelete { volume: u32, lsn: u64 },
+    Write {
+        volume: u32,
+        lsn: u64,
+        lba: u64,
+        pbn: u64,
+        vseq: u64,
+        crcs: Box<[u32]>,
+    },
+    Zero {
+        volume: u32,
+        lsn: u64,
+        lba: u64,
+        blocks: u32,
+        keep: bool,
+        vseq: u64,
+    },
+    Volume {
+        volume: u32,
+        lsn: u64,
+        uuid: [u8; 16],
+        size: u64,
+        vseq: u64,
+        settings: VolumeSettings,
+        name: String,
+    },
+    VolumeResize {
+        volume: u32,
+        lsn: u64,
+        size: u64,
+        vseq: u64,
+    },
+    VolumeSet {
+        volume: u32,
+        lsn: u64,
+        settings: VolumeSettings,
+        vseq: u64,
+    },
+    VolumeDelete {
+        volume: u32,
+        lsn: u64,
+    },
     Seal(Seal),
-    Free { segment: u32, lsn: u64, generation: u64 },
-    Holes { volume: u32, lsn: u64, lba: u64, bits: Box<(LeafBits, LeafBits)> },
-    Open { lsn: u64, generation: u64 },
+    Free {
+        segment: u32,
+        lsn: u64,
+        generation: u64,
+    },
+    Holes {
+        volume: u32,
+        lsn: u64,
+        lba: u64,
+        bits: Box<(LeafBits, LeafBits)>,
+    },
+    Open {
+        lsn: u64,
+        generation: u64,
+    },
 }
 
 /// A seal record.
@@ -42,6 +91,7 @@ impl OwnedRecord {
             | Self::Zero { lsn, .. }
             | Self::Volume { lsn, .. }
             | Self::VolumeResize { lsn, .. }
+            | Self::VolumeSet { lsn, .. }
             | Self::VolumeDelete { lsn, .. }
             | Self::Free { lsn, .. }
             | Self::Holes { lsn, .. }
@@ -69,11 +119,14 @@ impl From<&Record<'_>> for OwnedRecord {
             Record::Zero { volume, lsn, lba, blocks, keep, vseq } => {
                 Self::Zero { volume, lsn, lba, blocks, keep, vseq }
             }
-            Record::Volume { volume, lsn, uuid, size, vseq, name } => {
-                Self::Volume { volume, lsn, uuid, size, vseq, name: name.to_owned() }
+            Record::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
+                Self::Volume { volume, lsn, uuid, size, vseq, settings, name: name.to_owned() }
             }
             Record::VolumeResize { volume, lsn, size, vseq } => {
                 Self::VolumeResize { volume, lsn, size, vseq }
+            }
+            Record::VolumeSet { volume, lsn, settings, vseq } => {
+                Self::VolumeSet { volume, lsn, settings, vseq }
             }
             Record::VolumeDelete { volume, lsn } => Self::VolumeDelete { volume, lsn },
             Record::SegmentSeal {

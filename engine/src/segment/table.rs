@@ -71,6 +71,7 @@ pub struct SegmentTable {
     /// Rows with `holds_bad`.
     holding_bad: u32,
     meta: u32,
+    released: u64,
 }
 
 impl SegmentTable {
@@ -101,6 +102,7 @@ impl SegmentTable {
             sealed: (0, 0),
             holding_bad: 0,
             meta: 0,
+            released: 0,
         }
     }
 
@@ -223,6 +225,7 @@ impl SegmentTable {
         let meta = row.state == SegmentState::Meta;
         row.state = SegmentState::Free;
         self.meta -= u32::from(meta);
+        self.released += 1;
         self.free.push_back(segment);
     }
 
@@ -315,6 +318,19 @@ impl SegmentTable {
             self.freeing.pop_front();
             self.release(segment);
         }
+    }
+
+    /// Segments that were set free, of all kinds.
+    pub(crate) fn released(&self) -> u64 {
+        self.released
+    }
+
+    /// Dead blocks in segments that were filled and are not free. Looks at every row.
+    pub(crate) fn dead_blocks(&self) -> u64 {
+        use SegmentState::{Dead, Freeing, Sealed, Sealing};
+        let filled = |row: &&Segment| matches!(row.state, Sealing | Sealed | Dead | Freeing);
+        let rows = self.rows.iter().filter(filled);
+        rows.map(|row| u64::from(u32::from(row.entries).saturating_sub(row.live))).sum()
     }
 
     /// Segments per state, in the order of [`SegmentState`].

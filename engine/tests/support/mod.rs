@@ -7,7 +7,8 @@ use flagstone_block::{
     VolumeId, ZeroMode,
 };
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, OpenOptions, RecoveryReport, SubmitError, VolumeSpec,
+    Completion, Engine, FormatOptions, OpenOptions, RecoveryReport, SubmitError, VolumeSettings,
+    VolumeSpec,
 };
 use std::collections::HashMap;
 
@@ -202,10 +203,25 @@ impl World {
     }
 
     pub fn create(&mut self, name: &str, size: u64) -> VolumeId {
-        let spec = VolumeSpec { uuid: [1; 16], name, size };
-        let (id, completion) = self.submit(|e, a, t| e.create_volume(a, t, &spec)).unwrap();
+        self.create_with(name, size, VolumeSettings::default()).unwrap()
+    }
+
+    pub fn create_with(
+        &mut self,
+        name: &str,
+        size: u64,
+        settings: VolumeSettings,
+    ) -> Result<VolumeId, SubmitError> {
+        let spec = VolumeSpec { uuid: [1; 16], name, size, settings };
+        let (id, completion) = self.submit(|e, a, t| e.create_volume(a, t, &spec))?;
         completion.result.unwrap();
-        id
+        Ok(id)
+    }
+
+    pub fn set(&mut self, volume: VolumeId, settings: VolumeSettings) -> Result<(), SubmitError> {
+        let set = self.submit(|e, a, t| e.set_volume(a, t, volume, settings))?;
+        set.1.result.unwrap();
+        Ok(())
     }
 
     pub fn delete(&mut self, volume: VolumeId) {

@@ -10,7 +10,9 @@ use super::request::Name;
 use crate::name::check_name;
 use crate::pool::explain;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
-use flagstone_engine::{IoFault, SubmitError, VolumeSpec, limits::VOLUME_BYTES};
+use flagstone_engine::{
+    IoFault, OnFull, SubmitError, VolumeSettings, VolumeSpec, limits::VOLUME_BYTES,
+};
 use std::path::PathBuf;
 
 /// A change of the set of volumes that an engine could not take yet.
@@ -197,7 +199,8 @@ impl Reactor {
         let bufs = self.ring.buffers();
         let outcome = match &kind {
             Kind::Create { name, size_bytes, uuid } => {
-                let spec = VolumeSpec { uuid: *uuid, name, size: *size_bytes };
+                let settings = VolumeSettings { on_full: OnFull::Error, reserved: 0 };
+                let spec = VolumeSpec { uuid: *uuid, name, size: *size_bytes, settings };
                 pool.engine.create_volume(bufs, tag, &spec).map(|id| Made::Created {
                     entry: Entry {
                         name: name.clone(),
@@ -278,7 +281,7 @@ impl Reactor {
 
     fn status_of(&self, entry: &Entry) -> VolumeStatus {
         let pool = &self.pools[entry.pool as usize];
-        let mapped_bytes = pool.engine.volume_usage(entry.id).map_or(0, |(mapped, _)| mapped);
+        let mapped_bytes = pool.engine.volume_usage(entry.id).map_or(0, |usage| usage.mapped);
         VolumeStatus {
             name: entry.name.clone(),
             uuid: entry.uuid,

@@ -1,9 +1,9 @@
 //! Judging what a recovery found, and going on from there.
 
-use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, base, never_written};
+use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, Volume, base, never_written};
 use crate::content::{Place, describe_bytes, is_zero};
 use flagstone_block::BLOCK_SIZE;
-use flagstone_engine::StatusKind;
+use flagstone_engine::{StatusKind, VolumeSettings};
 use std::collections::BTreeMap;
 
 /// Which requests must have survived.
@@ -29,6 +29,8 @@ pub struct FoundVolume {
     pub uuid: [u8; 16],
     /// Its size in bytes.
     pub size: u64,
+    /// Its settings.
+    pub settings: VolumeSettings,
 }
 
 /// What a recovery found, told block by block.
@@ -159,6 +161,9 @@ impl Oracle {
             if let Some(&(_, op)) = volume.sizes.iter().find(matching) {
                 newest = newest.max(self.op(op).accepted);
             }
+            let settings =
+                self.settings_found(*id, volume, found, |op| self.required(op, bounds))?;
+            newest = newest.max(self.op(settings).accepted);
             for &(size, op) in &volume.sizes {
                 if size > found.size && self.required(op, bounds) {
                     return Err(format!(
@@ -186,6 +191,26 @@ impl Oracle {
             }
         }
         Ok(newest)
+    }
+
+    /// The oldest change that gave a volume the settings that were found, and that `must` allows.
+    fn settings_found(
+        &self,
+        id: u32,
+        volume: &Volume,
+        found: &FoundVolume,
+        must: impl Fn(OpId) -> bool,
+    ) -> Result<OpId, String> {
+        let oldest = volume.settings.iter().rposition(|&(_, op)| must(op)).unwrap_or(0);
+        let fits = |&&(settings, _): &&(VolumeSettings, OpId)| settings == found.settings;
+        match volume.settings[oldest..].iter().find(fits) {
+            Some(&(_, op)) => Ok(op),
+            None => Err(format!(
+                "volume {id} has the settings {:?}, but {:?} were promised",
+                found.settings,
+                &volume.settings[oldest..]
+            )),
+        }
     }
 
     /// First and last version that the block at `place` may be.
@@ -223,6 +248,7 @@ impl Oracle {
             if volume.sizes.iter().any(|&(size, op)| size > found.size && before(op)) {
                 return Err(format!("volume {id} shrank, but something newer survived"));
             }
+            self.settings_found(*id, volume, found, before)?;
             for (&lba, history) in &volume.blocks {
                 let place = Place { volume: *id, lba };
                 let (first, last) = self.found_versions(place, history, found.size)?;
@@ -245,6 +271,7 @@ impl Oracle {
             volume.created = BASE;
             volume.deleted = None;
             volume.sizes = vec![(there[id].size, BASE)];
+            volume.settings = vec![(there[id].settings, BASE)];
             let end = there[id].size / BLOCK_SIZE as u64;
             volume.blocks.retain(|&lba, history| {
                 if lba >= end {

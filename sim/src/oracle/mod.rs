@@ -16,6 +16,7 @@
 //!    submission and completion; and never an older one than an earlier read returned.
 //! 6. *Zeroes*: a discarded or zeroed block is such a version like any other.
 //! 7. *Volumes*: a change that was answered is there; a deleted volume does not come back.
+//! 8. *Reservations*: a volume is not refused space that is reserved for it.
 //!
 //! The model is deliberately ignorant of the log, the journal and the map.
 
@@ -25,7 +26,7 @@ pub use judge::{Bounds, Found, FoundVolume};
 
 use crate::content::{Content, Place, describe_bytes, is_zero};
 use flagstone_block::BLOCK_SIZE;
-use flagstone_engine::{StatusExtent, StatusKind};
+use flagstone_engine::{StatusExtent, StatusKind, VolumeSettings};
 use std::collections::BTreeMap;
 
 /// A request since the last recovery.
@@ -70,6 +71,7 @@ pub struct Volume {
     created: OpId,
     deleted: Option<OpId>,
     sizes: Vec<(u64, OpId)>,
+    settings: Vec<(VolumeSettings, OpId)>,
     blocks: BTreeMap<u64, History>,
 }
 
@@ -247,6 +249,7 @@ impl Oracle {
         name: &str,
         uuid: [u8; 16],
         size: u64,
+        settings: VolumeSettings,
     ) -> Result<OpId, String> {
         if self.volumes.contains_key(&id) {
             return Err(format!("volume number {id} was given out twice"));
@@ -258,6 +261,7 @@ impl Oracle {
             created: op,
             deleted: None,
             sizes: vec![(size, op)],
+            settings: vec![(settings, op)],
             blocks: BTreeMap::new(),
         };
         self.volumes.insert(id, volume);
@@ -280,6 +284,38 @@ impl Oracle {
             volume.sizes.push((size, op));
         }
         op
+    }
+
+    /// A change of a volume's settings was accepted.
+    pub fn set(&mut self, id: u32, settings: VolumeSettings) -> OpId {
+        let op = self.accept();
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.settings.push((settings, op));
+        }
+        op
+    }
+
+    /// The settings that a volume was given last.
+    #[must_use]
+    pub fn settings(&self, id: u32) -> VolumeSettings {
+        let last = self.volumes.get(&id).and_then(|volume| volume.settings.last());
+        last.map_or(VolumeSettings::default(), |&(settings, _)| settings)
+    }
+
+    /// Blocks that a volume may certainly still take, whatever others do: what it takes at most
+    /// falls so short of its reservation.
+    #[must_use]
+    pub fn reserved_room(&self, id: u32) -> u64 {
+        let Some(volume) = self.volumes.get(&id) else { return 0 };
+        let answered = |&(_, op): &(VolumeSettings, OpId)| self.op(op).answered != NEVER;
+        let last = volume.settings.iter().rposition(answered).unwrap_or(0);
+        let reserved = volume.settings[last..].iter().map(|(settings, _)| settings.reserved);
+        let may_take = |history: &&History| {
+            let oldest = self.oldest(history) as usize;
+            history.versions[oldest..].iter().any(|v| v.kind != StatusKind::Hole)
+        };
+        let taken = volume.blocks.values().filter(may_take).count() as u64;
+        (reserved.min().unwrap_or(0) / BLOCK_SIZE as u64).saturating_sub(taken)
     }
 
     /// Size that every request sent from now on may count on, 0 until the volume serves.

@@ -5,7 +5,7 @@ use crate::content::Place;
 use crate::oracle::{Found, FoundVolume};
 use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
 use flagstone_engine::limits::CLEAN_CLASSES;
-use flagstone_engine::{IoFault, StatusKind};
+use flagstone_engine::{IoFault, StatusKind, VolumeUsage};
 
 /// Blocks read at once.
 const RUN: u64 = 256;
@@ -21,6 +21,7 @@ impl World {
                 name: volume.name.clone(),
                 uuid: volume.uuid,
                 size: volume.size,
+                settings: volume.settings,
             });
         }
         found.volumes.sort_by_key(|volume| volume.id);
@@ -146,11 +147,20 @@ impl World {
     pub fn check_accounts(&mut self) -> Check {
         let block = BLOCK_SIZE as u64;
         let volumes: Vec<u32> = self.oracle.live_volumes().collect();
-        let (mut live, mut kept) = (0, 0);
+        let (mut live, mut kept, mut held) = (0, 0, 0);
         for volume in volumes {
             let (data, zeroes) = self.oracle.usage(volume);
             let told = self.engine().volume_usage(VolumeId(volume));
-            if told != Some((data * block, zeroes * block)) {
+            let reserved = self.oracle.settings(volume).reserved;
+            let mapped = data * block;
+            let due = VolumeUsage {
+                mapped,
+                exclusive: mapped,
+                kept: zeroes * block,
+                held: reserved.saturating_sub(mapped + zeroes * block),
+            };
+            held += due.held;
+            if told != Some(due) {
                 return Err(self.fail(format!(
                     "volume {volume} has {data} blocks of data and {zeroes} of kept zeroes, but is \
                      said to use {told:?} bytes"
@@ -160,9 +170,10 @@ impl World {
             kept += zeroes;
         }
         let usage = self.engine().usage();
-        if (usage.live, usage.kept) != (live * block, kept * block) {
+        if (usage.live, usage.kept, usage.held) != (live * block, kept * block, held) {
             return Err(self.fail(format!(
-                "{live} blocks of data and {kept} of kept zeroes are there, but the pool says {usage:?}"
+                "{live} blocks of data, {kept} of kept zeroes, {held} bytes held back are there, but \
+                 the pool says {usage:?}"
             )));
         }
         Ok(())

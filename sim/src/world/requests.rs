@@ -3,7 +3,9 @@
 use super::{Attempts, Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
-use flagstone_engine::{Completion, IoFault, StatusExtent, StatusKind, SubmitError, VolumeSpec};
+use flagstone_engine::{
+    Completion, IoFault, StatusExtent, StatusKind, SubmitError, VolumeSettings, VolumeSpec,
+};
 
 /// Part of a client's write that is offered to the engine.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +49,10 @@ impl World {
         let arena = &mut self.arena;
         let taken = match engine.write(arena, tag, VolumeId(volume), offset, data, durability) {
             Ok(taken) => taken as u64,
-            Err(error) => return self.refused("write", data.len() as u64, error),
+            Err(error) => {
+                self.check_reservation(volume, 1, error)?;
+                return self.refused("write", data.len() as u64, error);
+            }
         };
         // Whole blocks, or the rest of one block.
         let block = BLOCK_SIZE as u64;
@@ -94,7 +99,10 @@ impl World {
             engine.zero(&mut self.arena, tag, VolumeId(volume), offset, len, mode, durability);
         let taken = match answer {
             Ok(taken) => taken,
-            Err(error) => return self.refused("zeroing", len, error),
+            Err(error) => {
+                self.check_reservation(volume, len.div_ceil(BLOCK_SIZE as u64), error)?;
+                return self.refused("zeroing", len, error);
+            }
         };
         let block = BLOCK_SIZE as u64;
         let whole = offset.is_multiple_of(block) && len >= block;
@@ -160,23 +168,28 @@ impl World {
     }
 
     /// Submits the creation of a volume.
-    pub fn create(&mut self, name: &str, size: u64) -> Check<Submitted<u32>> {
+    pub fn create(
+        &mut self,
+        name: &str,
+        size: u64,
+        settings: VolumeSettings,
+    ) -> Check<Submitted<u32>> {
         let tag = self.peek_tag();
         let mut uuid = [0; 16];
         uuid[..8].copy_from_slice(&self.rng.next().to_le_bytes());
-        let spec = VolumeSpec { uuid, name, size };
+        let spec = VolumeSpec { uuid, name, size, settings };
         let engine = self.engine.as_mut().expect("the process lives");
         let id = match engine.create_volume(&mut self.arena, tag, &spec) {
             Ok(id) => id.0,
             Err(error) => return self.refused("create", 0, error),
         };
-        let op = match self.oracle.create(id, name, uuid, size) {
+        let op = match self.oracle.create(id, name, uuid, size, settings) {
             Ok(op) => op,
             Err(what) => return Err(self.fail(what)),
         };
         self.enter(0, Request::Volume(op))?;
         self.log.step(&[5, u64::from(id), size], || {
-            format!("create volume {id} {name:?} of {size} bytes")
+            format!("create volume {id} {name:?} of {size} bytes, {settings:?}")
         });
         Ok(Submitted::Taken(id))
     }
@@ -247,6 +260,35 @@ impl World {
         }
     }
 
+    /// Submits a change of a volume's settings.
+    pub fn set(&mut self, volume: u32, settings: VolumeSettings) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        let engine = self.engine.as_mut().expect("the process lives");
+        match engine.set_volume(&mut self.arena, tag, VolumeId(volume), settings) {
+            Ok(()) => {}
+            Err(error) => return self.refused("set", 0, error),
+        }
+        let op = self.oracle.set(volume, settings);
+        self.enter(0, Request::Volume(op))?;
+        self.log.step(&[11, u64::from(volume), settings.reserved], || {
+            format!("volume {volume} is set to {settings:?}")
+        });
+        Ok(Submitted::Taken(()))
+    }
+
+    /// A volume must not be refused what is reserved for it; unless damage keeps the cleaner from
+    /// setting segments free.
+    fn check_reservation(&mut self, volume: u32, blocks: u64, error: SubmitError) -> Check {
+        let room = self.oracle.reserved_room(volume);
+        let damaged = self.moved_bad() || self.disk.is_damaged() || self.device_failed;
+        if error == SubmitError::NoSpace && room >= blocks && !damaged {
+            return Err(self.fail(format!(
+                "{blocks} blocks of volume {volume} refused as full, but {room} are reserved for it"
+            )));
+        }
+        Ok(())
+    }
+
     /// Judges a refusal.
     fn refused<T>(&mut self, what: &str, bytes: u64, error: SubmitError) -> Check<Submitted<T>> {
         self.log.step(&[9], || format!("{what} of {bytes} bytes refused: {error}"));
@@ -263,6 +305,7 @@ impl World {
                     )));
                 }
             }
+            SubmitError::ReservationUnbacked { .. } | SubmitError::ReservationSize => {}
             SubmitError::NoVolume | SubmitError::Stopping | SubmitError::VolumeExists => {}
             _ => return Err(self.fail(format!("{what} refused: {error}"))),
         }
