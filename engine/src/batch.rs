@@ -91,6 +91,8 @@ pub(crate) struct Batch {
     /// First pool block of the data run.
     pub(crate) pbn: u64,
     pub(crate) blocks: u32,
+    /// Leaves that its records may make dense, at most.
+    pub(crate) new_leaves: u64,
     jseq: u64,
     tail: u64,
     used: usize,
@@ -109,6 +111,7 @@ impl Batch {
             io_left: 0,
             pbn: 0,
             blocks: 0,
+            new_leaves: 0,
             jseq: 0,
             tail: 0,
             used: 0,
@@ -156,7 +159,7 @@ impl Engine {
         let batch = &mut self.batches[i as usize];
         batch.jseq = self.journal.next;
         batch.first_lsn = self.next_lsn;
-        batch.blocks = 0;
+        (batch.blocks, batch.new_leaves) = (0, 0);
         (batch.used, batch.lasting_bytes) = (0, 0);
         batch.logged.clear();
         batch.waiters.clear();
@@ -259,6 +262,9 @@ impl Engine {
         let batch_crcs = batch.crcs;
         batch.blocks += blocks;
         let pbn = batch.pbn + u64::from(at);
+        let new_leaves = self.new_leaves(volume, lba, u64::from(blocks));
+        let batch = &mut self.batches[i as usize];
+        batch.new_leaves += new_leaves;
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
@@ -475,6 +481,7 @@ impl Engine {
             Effect::SegmentSeal { segment } => {
                 self.switch_moved(segment, lsn);
                 self.segs.sealed(segment, lsn);
+                self.log_since += u64::from(self.segs.row(segment).entries);
                 self.counters.seals += 1;
             }
             Effect::SegmentFree { segment } => self.segs.free_logged(segment),
@@ -550,6 +557,12 @@ impl Engine {
     pub(crate) fn effects_under_way(&self) -> impl Iterator<Item = Effect> {
         let batches = self.flight.iter().chain(&self.filling);
         batches.flat_map(|&i| self.batches[i as usize].logged.iter().map(|logged| logged.effect))
+    }
+
+    /// Leaves that batches which are not retired may make dense, at most.
+    pub(crate) fn new_leaves_in_flight(&self) -> u64 {
+        let batches = self.flight.iter().chain(&self.filling);
+        batches.map(|&i| self.batches[i as usize].new_leaves).sum()
     }
 
     /// Whether nothing waits in the journal's batches.

@@ -9,10 +9,10 @@ use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
 use crate::plant::Planted;
-use crate::recover::{Loaded, RecoveryReport, load};
+use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
 use crate::volume::{Volume, VolumeInfo};
-use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, ReadAt};
+use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Lba, ReadAt};
 use std::collections::HashMap;
 
 /// Problems listed by name; further ones are only counted.
@@ -44,6 +44,21 @@ pub struct CheckReport {
     pub bad_blocks: u64,
     /// The first of them.
     pub listed: Vec<BadBlock>,
+    /// Where the checkpoint's leaf pages and the summaries don't say the same.
+    pub disagreement: Option<Disagreement>,
+}
+
+/// A block of which the leaf pages say something else than the summaries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disagreement {
+    /// Name of the volume.
+    pub volume: String,
+    /// Block in the volume.
+    pub lba: u64,
+    /// What opening makes of it.
+    pub pages: Mapping,
+    /// What the summaries make of it.
+    pub summaries: Mapping,
 }
 
 impl CheckReport {
@@ -52,7 +67,7 @@ impl CheckReport {
     /// the other.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.bad_blocks == 0
+        self.bad_blocks == 0 && self.disagreement.is_none()
     }
 }
 
@@ -101,8 +116,10 @@ pub fn check(
     io: &mut dyn BlockIo,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CheckReport, OpenError> {
-    let loaded = load(io, Planted::default())?;
-    let mut report = CheckReport { recovery: loaded.report.clone(), ..CheckReport::default() };
+    let loaded = load(io, Planted::default(), Source::Checkpoint)?;
+    let disagreement = disagreement(&loaded, &load(io, Planted::default(), Source::Summaries)?);
+    let recovery = loaded.report.clone();
+    let mut report = CheckReport { recovery, disagreement, ..CheckReport::default() };
     let total = loaded.replay.segs.live();
     let mut buffer = vec![0; LEAF_BLOCKS * BLOCK_SIZE];
     progress(0, total);
@@ -118,6 +135,54 @@ pub fn check(
         }
     }
     Ok(report)
+}
+
+/// Makes the map of a stopped pool both ways, from the leaf pages and from the summaries, and
+/// compares them.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn compare_maps(
+    io: &mut dyn BlockIo,
+    planted: Planted,
+) -> Result<Option<Disagreement>, OpenError> {
+    let pages = load(io, planted, Source::Checkpoint)?;
+    let summaries = load(io, planted, Source::Summaries)?;
+    Ok(disagreement(&pages, &summaries))
+}
+
+/// The first block of which two ways to load a pool don't say the same. Of two copies of one
+/// version either will do.
+fn disagreement(pages: &Loaded, summaries: &Loaded) -> Option<Disagreement> {
+    let same = |a: Mapping, b: Mapping| match (a, b) {
+        (Mapping::Block { crc: a, .. }, Mapping::Block { crc: b, .. }) => a == b,
+        _ => a == b,
+    };
+    for volume in pages.replay.volumes.iter() {
+        let other = summaries.replay.volumes.get(volume.info.id)?;
+        let leaves = volume.map.leaves().max(other.map.leaves());
+        let mut leaf = 0;
+        while leaf < leaves {
+            let (one, skip) = volume.map.leaf(leaf);
+            let (two, skip_too) = other.map.leaf(leaf);
+            let empty = |state| matches!(state, LeafState::Untouched | LeafState::AllHole);
+            if empty(one) && empty(two) {
+                leaf += skip.min(skip_too);
+                continue;
+            }
+            let lba = leaf * LEAF_BLOCKS as u64;
+            for lba in lba..(lba + LEAF_BLOCKS as u64).min(volume.blocks()) {
+                let pages = volume.map.get(&pages.replay.slab, Lba(lba));
+                let summaries = other.map.get(&summaries.replay.slab, Lba(lba));
+                if !same(pages, summaries) {
+                    let volume = volume.info.name.clone();
+                    return Some(Disagreement { volume, lba, pages, summaries });
+                }
+            }
+            leaf += 1;
+        }
+    }
+    None
 }
 
 fn check_leaf(
@@ -169,7 +234,7 @@ fn check_leaf(
 /// # Errors
 /// See [`OpenError`].
 pub fn inspect(io: &mut dyn BlockIo) -> Result<Inspection, OpenError> {
-    let loaded = load(io, Planted::default())?;
+    let loaded = load(io, Planted::default(), Source::Checkpoint)?;
     let segs = &loaded.replay.segs;
     let mut segments: Vec<SegmentInfo> = (0..segs.len())
         .map(|segment| {
@@ -214,8 +279,9 @@ pub enum Inconsistency {
         /// Count over the maps.
         mapped: u32,
     },
-    /// A map entry names a block of a segment that can't hold live data.
-    #[error("segment {segment} is {state:?} but holds live data")]
+    /// A map entry names a block of a segment that can't hold live data, or a leaf's page lies in
+    /// one that holds no pages.
+    #[error("segment {segment} is {state:?} but holds live data, or a leaf page")]
     State {
         /// Segment number.
         segment: u32,
@@ -277,6 +343,13 @@ impl Engine {
             while leaf < map.leaves() {
                 let (state, leaves) = map.leaf(leaf);
                 if let LeafState::Dense(index) = state {
+                    if let Some(page) = self.slab.get(index).page() {
+                        let segment = self.geo.locate(page.pbn).0;
+                        let state = self.segs.row(segment).state;
+                        if state != SegmentState::Map {
+                            return Err(Inconsistency::State { segment, state });
+                        }
+                    }
                     for i in 0..LEAF_BLOCKS {
                         if let Mapping::Block { pbn, .. } = self.slab.get(index).get(i) {
                             mapped[self.geo.locate(pbn).0 as usize] += 1;
@@ -288,7 +361,7 @@ impl Engine {
         }
         for (segment, mapped) in (0u32..).zip(mapped) {
             let row = self.segs.row(segment);
-            if row.live != mapped {
+            if row.live != mapped && row.state != SegmentState::Map {
                 return Err(Inconsistency::Live { segment, counted: row.live, mapped });
             }
             let may_live = matches!(

@@ -1,24 +1,31 @@
-//! Metadata compaction: a fresh chain that says what the old one says, shorter.
+//! Checkpoint: a fresh metadata chain that describes the pool as it is, so that recovery reads
+//! what was logged since and nothing else.
 //!
 //! The new chain states the volumes, the sealed segments, the blocks of a segment that was open
-//! when the pool was last closed, and the holes of every leaf that was ever written to. Without
-//! the holes, summaries of old segments would bring discarded blocks back. While it is being
-//! written, new records go to both chains, so it does not stop anything; the switch is one
-//! superblock write.
+//! when the pool was last closed, and every leaf of the map that was ever written to: where its
+//! page lies, and its holes. Leaves that have changed since their last page get a new one (see
+//! [`crate::leaf_writer`]). While the chain is being written, new records go to both chains, so
+//! it does not stop anything; the switch is one superblock write.
 //!
 //! A statement carries the LSN up to which the map had been changed when it was made; replay
-//! orders it behind the records with that LSN.
+//! orders it behind the records with that LSN. Segments are stated before leaves: the pages hold
+//! every entry of a segment that is stated as sealed, and its summary need not be read.
+//!
+//! The holes are there for when a page is damaged: the map can then be made anew from all
+//! summaries, and without them old ones would bring discarded blocks back.
 
 use crate::engine::Engine;
-use crate::format::record::{LeafBits, RECORD_BYTES_MAX, Record, write_bytes};
-use crate::limits::ZERO_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafState};
+use crate::format::record::{RECORD_BYTES_MAX, Record, write_bytes};
+use crate::limits::{
+    CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, ZERO_BLOCKS,
+};
+use crate::map::{LEAF_BLOCKS, LeafPage, LeafState};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;
 use crate::volume::{VolumeSettings, VolumeState};
-use flagstone_block::{Buffers, DeviceCommand};
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand};
 
 /// Records stated per turn, so that a large pool's compaction does not hold up its requests.
 const STATEMENTS_PER_TURN: usize = 256;
@@ -29,7 +36,7 @@ enum Cursor {
     Volumes { slot: usize },
     Segments { segment: u32 },
     OpenSegment { block: u32 },
-    Holes { slot: usize, leaf: u64 },
+    Leaves { slot: usize, leaf: u64 },
     End,
 }
 
@@ -84,6 +91,12 @@ impl Engine {
             }
             return false;
         };
+        let (mut chain, lsn) = (chain, self.applied_lsn);
+        let jseq = self.journal.retired - 1;
+        let record = Record::Checkpoint { lsn };
+        chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+        self.begin_leaf_pages();
+        self.log_since = 0;
         self.compaction =
             Some(Compaction { chain, cursor: Cursor::Volumes { slot: 0 }, stage: Stage::Stating });
         true
@@ -119,9 +132,21 @@ impl Engine {
         let segments = self.meta.segments.len();
         // What it states now would take this many at most.
         let needed = self.chain_segments() as usize;
-        segments > 2 * self.meta_baseline + 1
+        self.log_since >= self.checkpoint_interval()
+            || segments > 2 * self.meta_baseline + 1
             || (segments > self.meta_baseline && self.meta.next_segment == NO_SEGMENT)
-            || (segments > needed && self.segs.free() <= self.floor())
+            || (segments > needed
+                && (self.segs.free() <= self.floor() || self.available_blocks() == 0))
+            || (self.is_reserve_short() && self.leaf_pages_are_loose())
+    }
+
+    /// Blocks of log after which a checkpoint is due.
+    fn checkpoint_interval(&self) -> u64 {
+        let block = BLOCK_SIZE as u64;
+        let pool = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
+        let least = (CHECKPOINT_LOG_BYTES_MIN / block).min(pool / 4);
+        let most = CHECKPOINT_LOG_BYTES_MAX / block;
+        (self.segs.live() / CHECKPOINT_LOG_DIVISOR).clamp(least, most)
     }
 
     pub(crate) fn advance_compaction(&mut self, bufs: &mut impl Buffers) {
@@ -135,19 +160,24 @@ impl Engine {
                     {
                         break;
                     }
-                    self.state_next(bufs, &mut compaction);
+                    if !self.state_next(bufs, &mut compaction) {
+                        break;
+                    }
                 }
                 // A resumed segment that is being sealed is covered by its seal record, which
                 // reaches this chain when it is retired.
                 if compaction.cursor == Cursor::End && !self.sealing.iter().any(|s| s.resumed) {
                     compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                    self.send_leaf_pages();
                     compaction.stage = Stage::Writing(compaction.chain.page);
                 }
             }
             Stage::Writing(pages) => {
                 if self.planted.has(Plant::SuperblockFirst) {
                     compaction.stage = Stage::Flushing(0);
-                } else if compaction.chain.written_pages() >= pages {
+                } else if compaction.chain.written_pages() >= pages
+                    && (self.leaf_writer.is_written() || self.planted.has(Plant::LeafPagesLate))
+                {
                     compaction.stage = Stage::Flushing(self.flush.want());
                 }
             }
@@ -182,21 +212,27 @@ impl Engine {
         for segment in old.segments.into_iter().chain(next) {
             self.segs.release(segment);
         }
+        self.end_leaf_pages();
         self.meta_baseline = self.meta.segments.len();
         self.again = true;
         self.counters.compactions += 1;
     }
 
-    fn state_next(&mut self, bufs: &mut impl Buffers, compaction: &mut Compaction) {
-        let (next, record) = self.statement(bufs, compaction.cursor);
+    /// Makes the next statement; false if that must wait for a leaf page to be written.
+    fn state_next(&mut self, bufs: &mut impl Buffers, compaction: &mut Compaction) -> bool {
+        let step = match compaction.cursor {
+            Cursor::Leaves { slot, leaf } => self.leaf_statement(bufs, slot, leaf),
+            cursor => Some(self.statement(bufs, cursor)),
+        };
+        let Some((next, record)) = step else { return false };
         compaction.cursor = next;
         // True once everything retired so far is durable.
         let jseq = self.journal.retired - 1;
-        let mut crc_bytes = [0; 4];
+        let crc_bytes;
         let record = match record {
-            None => return,
+            None => return true,
             Some(Statement::Volume(slot)) => {
-                let Some(volume) = self.volumes.slot(slot) else { return };
+                let Some(volume) = self.volumes.slot(slot) else { return true };
                 let record = Record::Volume {
                     volume: volume.info.id,
                     lsn: self.applied_lsn,
@@ -218,7 +254,7 @@ impl Engine {
                     jseq,
                     &record,
                 );
-                return;
+                return true;
             }
             Some(Statement::Block { volume, lsn, lba, pbn, vseq, crc }) => {
                 crc_bytes = u32::to_le_bytes(crc);
@@ -227,7 +263,7 @@ impl Engine {
             Some(Statement::Plain(record)) => record,
         };
         compaction.chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
-        let _ = crc_bytes;
+        true
     }
 
     /// What stands at `cursor`, and where the next statement is.
@@ -256,6 +292,8 @@ impl Engine {
                     generation: row.generation,
                     first_lsn: row.first_lsn,
                     footer_crc: row.footer_crc,
+                    mean_lsn: row.mean_lsn,
+                    stated: true,
                 }));
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
@@ -264,11 +302,9 @@ impl Engine {
                     Cursor::OpenSegment { block: block + 1 },
                     Some(self.block_statement(bufs, block)),
                 ),
-                _ => (Cursor::Holes { slot: 0, leaf: 0 }, None),
+                _ => (Cursor::Leaves { slot: 0, leaf: 0 }, None),
             },
-            Cursor::Holes { slot, .. } if slot == self.volumes.slots() => (Cursor::End, None),
-            Cursor::Holes { slot, leaf } => self.holes_statement(slot, leaf),
-            Cursor::End => (Cursor::End, None),
+            Cursor::Leaves { .. } | Cursor::End => (Cursor::End, None),
         }
     }
 
@@ -286,10 +322,19 @@ impl Engine {
         }
     }
 
-    fn holes_statement(&self, slot: usize, leaf: u64) -> (Cursor, Option<Statement>) {
-        let next_volume = (Cursor::Holes { slot: slot + 1, leaf: 0 }, None);
-        let Some(volume) = self.volumes.slot(slot) else { return next_volume };
-        let lsn = self.applied_lsn;
+    /// As [`Engine::statement`], for a leaf of the map; `None` if its page can't be written now.
+    fn leaf_statement(
+        &mut self,
+        bufs: &mut impl Buffers,
+        slot: usize,
+        leaf: u64,
+    ) -> Option<(Cursor, Option<Statement>)> {
+        if slot == self.volumes.slots() {
+            return Some((Cursor::End, None));
+        }
+        let next_volume = (Cursor::Leaves { slot: slot + 1, leaf: 0 }, None);
+        let Some(volume) = self.volumes.slot(slot) else { return Some(next_volume) };
+        let (id, lsn) = (volume.info.id, self.applied_lsn);
         let mut leaf = leaf;
         while leaf < volume.map.leaves() {
             let (state, leaves) = volume.map.leaf(leaf);
@@ -297,45 +342,35 @@ impl Engine {
             match state {
                 LeafState::Untouched => leaf += leaves,
                 LeafState::AllHole | LeafState::AllKept => {
-                    let (first, mut end) = (lba, leaf + 1);
+                    let mut end = leaf + 1;
                     while end < volume.map.leaves()
                         && volume.map.leaf(end).0 == state
-                        && (end + 1) * LEAF_BLOCKS as u64 - first <= ZERO_BLOCKS
+                        && (end + 1) * LEAF_BLOCKS as u64 - lba <= ZERO_BLOCKS
                     {
                         end += 1;
                     }
-                    let blocks = (end * LEAF_BLOCKS as u64 - first) as u32;
-                    let record = Record::Zero {
-                        volume: volume.info.id,
-                        lsn,
-                        lba: first,
-                        blocks,
-                        keep: state == LeafState::AllKept,
-                        vseq: 0,
-                    };
-                    return self.unless_forgotten(Cursor::Holes { slot, leaf: end }, record);
+                    let blocks = (end * LEAF_BLOCKS as u64 - lba) as u32;
+                    let keep = state == LeafState::AllKept;
+                    let record = Record::Zero { volume: id, lsn, lba, blocks, keep, vseq: 0 };
+                    let forgotten = self.planted.has(Plant::CompactWithoutHoles);
+                    let record = (!forgotten).then_some(Statement::Plain(record));
+                    return Some((Cursor::Leaves { slot, leaf: end }, record));
                 }
                 LeafState::Dense(index) => {
-                    let (holes, kept) = self.slab.get(index).bits();
-                    let next = Cursor::Holes { slot, leaf: leaf + 1 };
-                    if holes == LeafBits::default() && kept == LeafBits::default() {
-                        return (next, None);
+                    let page = self.leaf_page(bufs, id, lba, index)?;
+                    self.leaf_writer.name(&self.geo, page);
+                    let (mut holes, kept) = self.slab.get(index).bits();
+                    if self.planted.has(Plant::CompactWithoutHoles) {
+                        holes = Default::default();
                     }
-                    let record = Record::Holes { volume: volume.info.id, lsn, lba, holes, kept };
-                    return self.unless_forgotten(next, record);
+                    let LeafPage { pbn: page, crc: page_crc } = page;
+                    let record = Record::Leaf { volume: id, lsn, lba, page, page_crc, holes, kept };
+                    let next = Cursor::Leaves { slot, leaf: leaf + 1 };
+                    return Some((next, Some(Statement::Plain(record))));
                 }
             }
         }
-        next_volume
-    }
-
-    fn unless_forgotten(
-        &self,
-        next: Cursor,
-        record: Record<'static>,
-    ) -> (Cursor, Option<Statement>) {
-        let stated = !self.planted.has(Plant::CompactWithoutHoles);
-        (next, stated.then_some(Statement::Plain(record)))
+        Some(next_volume)
     }
 
     /// Copies the records of the open segment's blocks that are not there yet to the chain, as

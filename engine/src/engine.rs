@@ -21,6 +21,7 @@ use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
 use crate::geometry::Geometry;
 use crate::journal::Journal;
+use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES};
 use crate::map::{LeafSlab, Mapping, VolumeMap};
 use crate::meta_chain::MetaChain;
@@ -82,7 +83,7 @@ pub struct PoolUsage {
     pub segments_free: u32,
     /// Segments that only metadata and the cleaner may take.
     pub segments_reserved: u32,
-    /// Segments that hold metadata.
+    /// Segments that hold metadata, the map's leaf pages among it.
     pub segments_meta: u32,
 }
 
@@ -109,8 +110,10 @@ pub struct Counters {
     pub bad_blocks: u64,
     /// Read-modify-writes.
     pub rmws: u64,
-    /// Metadata compactions.
+    /// Checkpoints.
     pub compactions: u64,
+    /// Leaf pages that they wrote.
+    pub leaf_pages: u64,
     /// Segments that the cleaner emptied.
     pub segments_cleaned: u64,
     /// Live blocks that it wrote again elsewhere. Write amplification is
@@ -170,6 +173,10 @@ pub struct Engine {
     /// Chain segments when the last compaction ended, to judge when the next is due.
     pub(crate) meta_baseline: usize,
     pub(crate) compaction: Option<Compaction>,
+    pub(crate) leaf_writer: LeafWriter,
+    /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
+    /// the summaries of.
+    pub(crate) log_since: u64,
     pub(crate) super_write: SuperWrite,
     pub(crate) flush: FlushState,
     pub(crate) reads: Reads,
@@ -197,6 +204,7 @@ pub fn own_blocks(geo: &Geometry) -> u32 {
         + 2
         + 2 * RMWS as u32
         + crate::clean::OWN_BLOCKS
+        + crate::leaf_writer::OWN_BLOCKS
 }
 
 impl Engine {
@@ -260,6 +268,7 @@ impl Engine {
             Token::Superblock => self.super_write.io_left -= 1,
             Token::Flush => self.flush_done(),
             Token::CleanWrite(chunk) => self.clean_write_done(chunk),
+            Token::LeafWrite(chunk) => self.leaf_writer.written(chunk),
             Token::CleanSummary | Token::CleanRead(_) | Token::Read { .. } => {}
         }
     }
@@ -362,7 +371,6 @@ impl Engine {
     #[must_use]
     pub fn usage(&self) -> PoolUsage {
         let block = flagstone_block::BLOCK_SIZE as u64;
-        let census = self.segs.census();
         PoolUsage {
             capacity: self.usable_blocks() * block,
             live: self.segs.live() * block,
@@ -373,7 +381,7 @@ impl Engine {
             segments: self.geo.segments,
             segments_free: self.segs.free(),
             segments_reserved: self.floor().min(self.segs.free()),
-            segments_meta: census[crate::segment::SegmentState::Meta as usize],
+            segments_meta: self.segs.meta(),
         }
     }
 

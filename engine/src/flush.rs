@@ -154,6 +154,8 @@ impl Engine {
         // What is still in flight is not covered and makes the pool dirty at once.
         let uncovered = !self.is_quiet()
             || self.cleaner.is_writing()
+            || !self.leaf_writer.is_written()
+            || self.meta.is_writing()
             || self.sealing.iter().any(|sealing| sealing.stage == SealStage::Writing);
         self.flush.dirty_since_ns = uncovered.then_some(self.now_ns);
         self.flush.dirty_bytes = 0;

@@ -169,6 +169,24 @@ impl Geometry {
         self.shape.blocks / PAGE_BLOCKS
     }
 
+    /// Bits that a pool block number takes in a leaf page, where two more values are used.
+    #[must_use]
+    pub fn pbn_bits(&self) -> u32 {
+        64 - (self.pbn(self.segments, 0) + 1).leading_zeros()
+    }
+
+    /// Blocks of a leaf page: one in pools up to 8 TiB, two in larger ones.
+    #[must_use]
+    pub fn leaf_page_blocks(&self) -> u32 {
+        crate::format::leaf::page_blocks(self.pbn_bits())
+    }
+
+    /// Leaf pages in a segment.
+    #[must_use]
+    pub fn leaf_pages(&self) -> u32 {
+        self.shape.blocks / self.leaf_page_blocks()
+    }
+
     /// The third superblock place.
     #[must_use]
     pub fn superblock_tail(&self) -> u64 {

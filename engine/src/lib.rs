@@ -14,6 +14,7 @@ mod flush;
 pub mod format;
 mod geometry;
 mod journal;
+mod leaf_writer;
 pub mod limits;
 mod map;
 mod meta_chain;
@@ -32,7 +33,10 @@ mod volume;
 mod write;
 mod zero;
 
-pub use check::{BadBlock, CheckReport, Inconsistency, Inspection, SegmentInfo, check, inspect};
+pub use check::{
+    BadBlock, CheckReport, Disagreement, Inconsistency, Inspection, SegmentInfo, check,
+    compare_maps, inspect,
+};
 pub use control::VolumeSpec;
 pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks};
 pub use error::{FormatError, IoFault, OpenError, SubmitError};

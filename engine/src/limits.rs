@@ -51,6 +51,17 @@ pub const CLEAN_STEP_BLOCKS: u32 = 64;
 pub const CLEAN_AHEAD_SEGMENTS: u32 = 2;
 /// Metadata pages being filled or written, per chain.
 pub const META_PAGES: usize = 4;
+/// Write buffers for leaf pages, and the blocks of one.
+pub const LEAF_CHUNKS: usize = 2;
+/// See [`LEAF_CHUNKS`].
+pub const LEAF_CHUNK_BLOCKS: u32 = 16;
+/// A checkpoint is due after this part of what volumes map was written to the log since the last,
+/// so that leaf pages cost about a sixtieth of it ...
+pub const CHECKPOINT_LOG_DIVISOR: u64 = 8;
+/// ... but not before this much (or a quarter of a small pool) ...
+pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 1 << 30;
+/// ... and after this much at the latest, which bounds what recovery reads.
+pub const CHECKPOINT_LOG_BYTES_MAX: u64 = 16 << 30;
 /// Blocks one discard or write-zeroes record may cover (1 GiB), so that applying it is short.
 pub const ZERO_BLOCKS: u64 = 1 << 18;
 /// Leaves released per step of a background reclaim.

@@ -37,8 +37,16 @@ pub enum Plant {
     IgnoreWriteErrors,
     /// The superblock is written before what it refers to is flushed.
     SuperblockFirst,
-    /// Metadata compaction leaves the holes out.
+    /// A checkpoint leaves the holes out.
     CompactWithoutHoles,
+    /// A checkpoint does not wait for its leaf pages.
+    LeafPagesLate,
+    /// Recovery applies entries that a leaf's page already holds or has superseded.
+    ReplayOverPages,
+    /// Recovery doesn't look for entries of a page whose segment was freed since.
+    StaleEntriesStay,
+    /// A map segment that is to be emptied is freed before the superblock names the new pages.
+    FreePagesEarly,
     /// The cleaner switches map entries that have changed since it read the block.
     SwitchBlindly,
     /// Moved blocks count as new versions.
@@ -84,6 +92,10 @@ impl Plant {
         Self::IgnoreWriteErrors,
         Self::SuperblockFirst,
         Self::CompactWithoutHoles,
+        Self::LeafPagesLate,
+        Self::ReplayOverPages,
+        Self::StaleEntriesStay,
+        Self::FreePagesEarly,
         Self::SwitchBlindly,
         Self::MoveAsNew,
         Self::SealMovedBeforeFlush,

@@ -209,8 +209,10 @@ impl Engine {
             Err(_) => return,
         };
         self.uncharge_rmw(i);
-        match self.charge(rmw.volume, Lba(rmw.lba), 1) {
-            Ok(_) => {}
+        let leaves = self.new_leaves(rmw.volume, rmw.lba, 1);
+        let charged = self.charge(rmw.volume, Lba(rmw.lba), 1).map(drop);
+        match charged.and_then(|()| self.charge_leaves(leaves)) {
+            Ok(()) => {}
             // Metadata has grown since.
             Err(SubmitError::NoSpace) => return self.hold_rmw(i),
             Err(_) => return,

@@ -2,13 +2,12 @@
 
 use crate::batch::Effect;
 use crate::engine::Engine;
-use crate::format::record::Record;
+use crate::format::record::{Record, SEGMENT_SEAL_BYTES};
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState};
 use crate::token::Token;
 use flagstone_block::{Buffers, DeviceCommand};
 
-const SEGMENT_SEAL_BYTES: usize = 48;
 const SEGMENT_FREE_BYTES: usize = 32;
 
 impl Engine {
@@ -72,6 +71,8 @@ impl Engine {
                 generation: row.generation,
                 first_lsn: row.first_lsn,
                 footer_crc: row.footer_crc,
+                mean_lsn: row.mean_lsn,
+                stated: false,
             });
             self.sealing[k].stage = SealStage::Logged(self.batch_jseq(batch));
         }

@@ -104,7 +104,7 @@ impl Engine {
     /// Blocks of the segments that the metadata chain may grow by until it is compacted.
     fn chain_slack_blocks(&self) -> u64 {
         let longest = 2 * (self.meta_baseline as u32).max(self.chain_segments()) + 3;
-        u64::from(longest.saturating_sub(self.segs.meta())) * u64::from(self.geo.shape.data_blocks)
+        u64::from(longest.saturating_sub(self.segs.meta() - self.segs.maps())) * u64::from(self.geo.shape.data_blocks)
     }
 
     /// How many of `blocks` blocks from `lba` may be written, at least one: what would take space
@@ -123,7 +123,8 @@ impl Engine {
             if is_hole || discarded {
                 if room == 0 {
                     return match b {
-                        0 if is_hole => Err(SubmitError::NoSpace),
+                        // A shorter chain of metadata may make room.
+                        0 if is_hole && !self.is_compacting() => Err(SubmitError::NoSpace),
                         0 => Err(SubmitError::Busy),
                         _ => Ok(b),
                     };

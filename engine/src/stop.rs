@@ -138,5 +138,6 @@ impl Engine {
         self.super_write.release(bufs);
         self.rmws.release(bufs);
         self.cleaner.release(bufs);
+        self.leaf_writer.release(bufs);
     }
 }

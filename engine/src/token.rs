@@ -19,6 +19,7 @@ pub(crate) enum Token {
     CleanSummary,
     CleanRead(u32),
     CleanWrite(u32),
+    LeafWrite(u32),
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
@@ -35,6 +36,7 @@ impl Token {
             Self::CleanSummary => (9, 0, 0),
             Self::CleanRead(i) => (10, i, 0),
             Self::CleanWrite(i) => (11, i, 0),
+            Self::LeafWrite(i) => (12, i, 0),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
@@ -63,6 +65,7 @@ impl Token {
             9 => Self::CleanSummary,
             10 => Self::CleanRead(index),
             11 => Self::CleanWrite(index),
+            12 => Self::LeafWrite(index),
             _ => return None,
         })
     }

@@ -5,8 +5,11 @@ use crate::compact::Compaction;
 use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
-use crate::format::record::{Record, ZERO_BYTES, layout, write_bytes};
+use crate::format::record::{
+    LEAF_BYTES_MAX, RECORD_BYTES_MAX, Record, SEGMENT_SEAL_BYTES, ZERO_BYTES, layout, write_bytes,
+};
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS};
+use crate::map::{LEAF_BLOCKS, LeafState};
 use crate::segment::{OpenSegment, SegmentState};
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId};
@@ -49,6 +52,7 @@ impl Engine {
         }
         let blocks = blocks.min(u64::from(BATCH_BLOCKS)) as u32;
         let blocks = self.charge(volume.0, lba, blocks)?;
+        self.charge_leaves(self.new_leaves(volume.0, lba.0, u64::from(blocks)))?;
         let (batch, room) = self.data_room(bufs, blocks)?;
         let bytes = room as usize * BLOCK_SIZE;
         self.await_batch(batch, Waiter { tag, durability, rmw: None });
@@ -82,21 +86,49 @@ impl Engine {
         Ok(())
     }
 
-    /// Segments that only metadata may take: a whole copy of the chain that compaction would
-    /// write, its reserved next segment, and one for the present chain to grow into meanwhile.
+    /// Segments that only metadata may take: a whole copy of the chain that a checkpoint would
+    /// write, its reserved next segment, one for the present chain to grow into meanwhile, and
+    /// those for a page of every leaf.
     pub(crate) fn reserve(&self) -> u32 {
-        self.chain_segments() + 2
+        self.chain_segments() + 2 + self.leaf_segments(0)
+    }
+
+    /// Segments that the pages of all leaves take, those of requests under way and of reservations
+    /// among them; or of those of a full pool whose volumes are mapped without gaps, so that a pool's capacity does
+    /// not shrink while it is being filled.
+    fn leaf_segments(&self, more: u64) -> u32 {
+        let blocks = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
+        let under_way = self.new_leaves_in_flight() + more;
+        let leaves = self.slab.used() as u64 + under_way + self.space.leaves;
+        self.segments_of_pages(leaves.max(blocks / LEAF_BLOCKS as u64))
+    }
+
+    /// Refuses a request that may make `leaves` more leaves dense if the segment that their pages
+    /// need is not there.
+    pub(crate) fn charge_leaves(&mut self, leaves: u64) -> Result<(), SubmitError> {
+        if self.leaf_segments(leaves) > self.leaf_segments(0) && self.segs.free() <= self.floor() {
+            return Err(self.no_segment());
+        }
+        Ok(())
+    }
+
+    /// How many of the leaves of `blocks` blocks from `lba` have no entries yet.
+    pub(crate) fn new_leaves(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
+        let Some(volume) = self.volumes.get(volume) else { return 0 };
+        let leaves = lba / LEAF_BLOCKS as u64..(lba + blocks).div_ceil(LEAF_BLOCKS as u64);
+        let new = |leaf: &u64| !matches!(volume.map.leaf(*leaf).0, LeafState::Dense(_));
+        leaves.filter(new).count() as u64
     }
 
     /// Segments that a compacted chain takes at most.
     pub(crate) fn chain_segments(&self) -> u32 {
         let bytes = self.volumes.record_bytes()
-            + self.geo.segments as usize * 48
-            + self.slab.used() * 152
+            + self.geo.segments as usize * SEGMENT_SEAL_BYTES
+            + self.slab.used() * LEAF_BYTES_MAX
             + self.touched as usize * ZERO_BYTES
-            + self.space.leaves as usize * (152 + ZERO_BYTES)
+            + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
             + self.geo.shape.data_blocks as usize * write_bytes(1);
-        let pages = (bytes / (PAGE_RECORD_BYTES - 152) + 1) as u32;
+        let pages = (bytes / (PAGE_RECORD_BYTES - RECORD_BYTES_MAX) + 1) as u32;
         pages.div_ceil(self.geo.pages())
     }
 
@@ -104,9 +136,11 @@ impl Engine {
     /// for the cleaner, and without a part that must be garbage, so that cleaning can end.
     pub(crate) fn usable_blocks(&self) -> u64 {
         let data_blocks = u64::from(self.geo.shape.data_blocks);
-        // A compaction's new chain lies in what is reserved for it.
+        // A checkpoint's new chain and leaf pages lie in what is reserved for them.
         let chain = self.compaction.as_ref().map_or(0, Compaction::segments);
-        let meta = self.segs.meta() - chain + self.reserve() + self.cleaner_reserve();
+        let chains = self.segs.meta() - self.segs.maps() - chain;
+        let maps = (self.segs.maps() - self.leaf_writer.segments()).max(self.leaf_segments(0));
+        let meta = chains + maps + self.reserve() + self.cleaner_reserve();
         let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }
@@ -167,6 +201,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a checkpoint is under way or about to begin.
+    pub(crate) fn is_compacting(&self) -> bool {
+        self.compaction.is_some() || (!self.stop.is_begun() && self.compaction_due())
+    }
+
     /// No segment may be taken: whether one is on its way, or the pool is full.
     pub(crate) fn no_segment(&mut self) -> SubmitError {
         // What is dead in segments that are being sealed counts once they are.
@@ -174,10 +213,7 @@ impl Engine {
         if flush_helps {
             self.flush.want();
         }
-        let coming = flush_helps
-            || !self.graves.is_empty()
-            || self.compaction.is_some()
-            || (!self.stop.is_begun() && self.compaction_due());
+        let coming = flush_helps || !self.graves.is_empty() || self.is_compacting();
         if self.starve() || coming { SubmitError::Busy } else { SubmitError::NoSpace }
     }
 }

@@ -62,7 +62,11 @@ impl Engine {
             Some(vol) if keep => self.newly_kept(vol, lba, blocks)?,
             _ => 0,
         };
+        // A leaf in which only some blocks are kept zeroes has entries: that at either end.
+        let ends = if keep || promised > 0 { 2 } else { self.kept_ends(volume.0, lba, blocks) };
+        self.charge_leaves(ends)?;
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
+        self.batches[batch as usize].new_leaves += ends;
         let vol = self.volumes.get_mut(volume.0).expect("checked above");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
@@ -86,6 +90,14 @@ impl Engine {
         });
         self.await_batch(batch, Waiter { tag, durability, rmw: None });
         Ok(blocks * block)
+    }
+
+    /// How many of the leaves at the ends of a range are kept zeroes as a whole now.
+    fn kept_ends(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
+        let Some(volume) = self.volumes.get(volume) else { return 0 };
+        let ends = [lba / LEAF_BLOCKS as u64, (lba + blocks - 1) / LEAF_BLOCKS as u64];
+        let kept = |leaf: &&u64| volume.map.leaf(**leaf).0 == LeafState::AllKept;
+        ends.iter().filter(kept).count() as u64
     }
 
     /// Blocks from `lba`, up to `blocks`, that were never written to: there is nothing to undo,

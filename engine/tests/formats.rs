@@ -6,7 +6,7 @@ use flagstone_engine::format::field::Layout;
 use flagstone_engine::format::record::{Record, Records, layout};
 use flagstone_engine::format::segment::{Footer, SegmentShape};
 use flagstone_engine::format::superblock::Superblock;
-use flagstone_engine::format::{journal, meta, segment, superblock};
+use flagstone_engine::format::{journal, leaf, meta, segment, superblock};
 use flagstone_engine::{OnFull, VolumeSettings};
 use proptest::prelude::*;
 
@@ -34,6 +34,7 @@ fn every_byte_table_agrees_with_the_code() {
         ("segment", &segment::ENTRY_LAYOUT),
         ("segment", &segment::LAYOUT),
         ("metadata", &meta::LAYOUT),
+        ("leaf", &leaf::LAYOUT),
     ];
     layouts.extend(layout::ALL.iter().map(|layout| ("record", layout)));
     for (document, layout) in layouts {
@@ -78,11 +79,12 @@ proptest! {
             3 => Record::VolumeResize { volume, lsn, size: n[2], vseq: n[3] },
             9 => Record::VolumeSet { volume, lsn, settings: settings(&n), vseq: n[4] },
             4 => Record::VolumeDelete { volume, lsn },
-            5 => Record::SegmentSeal { segment: n[2] as u32, lsn, class: n[3] as u8, entries: n[4] as u16, generation: n[5], first_lsn: n[6], footer_crc: n[7] as u32 },
+            5 => Record::SegmentSeal { segment: n[2] as u32, lsn, class: n[3] as u8, entries: n[4] as u16, generation: n[5], first_lsn: n[6], footer_crc: n[7] as u32, mean_lsn: n[8], stated: n[9] % 2 == 0 },
             6 => Record::SegmentFree { segment: n[2] as u32, lsn, generation: n[3] },
             7 => {
                 let kept = if n[3] % 2 == 0 { [0; 8] } else { std::array::from_fn(|i| n[i + 8] | 1) };
-                Record::Holes { volume, lsn, lba: n[2] & !511, holes: std::array::from_fn(|i| n[i + 16]), kept }
+                let holes = if n[4] % 2 == 0 { [0; 8] } else { std::array::from_fn(|i| n[i + 16]) };
+                Record::Leaf { volume, lsn, lba: n[2] & !511, page: n[5], page_crc: n[6] as u32, holes, kept }
             }
             _ => Record::SegmentOpen { segment: n[2] as u32, lsn, class: n[3] as u8, generation: n[4] },
         };

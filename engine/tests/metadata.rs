@@ -87,7 +87,8 @@ fn a_flood_of_discards_leaves_room_for_the_statements() {
         }
         meta_max = meta_max.max(world.engine.usage().segments_meta);
     }
-    assert!(meta_max <= 8, "{meta_max} segments of metadata");
+    // The pages of 600 leaves take three segments, and as many again during a checkpoint.
+    assert!(meta_max <= 8 + 6, "{meta_max} segments of metadata");
     world.engine.check().unwrap();
 }
 

@@ -216,7 +216,9 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         let mut moved = false;
         if may_send && (!in_flight || world.rng.percent(world.config.eager)) {
             if blocked > 8 {
-                return Err(world.fail("stuck: the engine is busy although nothing is under way"));
+                let usage = world.engine().usage();
+                let what = "stuck: the engine is busy although nothing is under way";
+                return Err(world.fail(format!("{what}: {usage:?}")));
             }
             match clients.offer(world)? {
                 Offer::Busy => blocked += 1,

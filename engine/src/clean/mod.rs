@@ -272,6 +272,14 @@ impl Engine {
         self.segs.free() + self.segs.dying() <= self.floor()
     }
 
+    /// Whether the reserve has shrunk to less than the cleaner needs: not because its outputs lie
+    /// there, but because metadata has grown. One output may just have been sealed whose victims
+    /// are not free yet.
+    pub(crate) fn is_reserve_short(&self) -> bool {
+        let outputs = self.cleaner.outputs.iter().filter(|o| o.stage != OutputStage::Idle).count();
+        self.segs.free() + self.segs.dying() + outputs as u32 + 1 < self.floor()
+    }
+
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.
     pub(crate) fn starve(&mut self) -> bool {
         self.cleaner.starved = true;

@@ -1,6 +1,6 @@
 //! On-disk structures: the only place that knows byte offsets.
 //!
-//! All numbers are little-endian. Every metadata block is 4096 bytes and starts with
+//! All numbers are little-endian. Every metadata block is 4096 bytes (a leaf page one or two such) and starts with
 //! `magic u32, type u16, version u16, crc32 u32`; the CRC (CRC-32/ISO-HDLC) covers bytes
 //! 12..4096. Every block also carries the pool it belongs to and its own position, so that a
 //! misdirected or stale block is recognised. Decoders take arbitrary bytes and never panic.
@@ -10,6 +10,7 @@
 pub(crate) mod bytes;
 pub mod field;
 pub mod journal;
+pub mod leaf;
 pub mod meta;
 pub mod record;
 pub mod segment;
@@ -69,9 +70,9 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-/// Writes magic, type, version and, last, the checksum.
+/// Writes magic, type, version and, last, the checksum, which covers all of `block`.
 pub(crate) fn finish_block(block: &mut [u8], kind: BlockKind) -> u32 {
-    debug_assert_eq!(block.len(), BLOCK_SIZE);
+    debug_assert!(block.len().is_multiple_of(BLOCK_SIZE));
     block[..4].copy_from_slice(&kind.magic);
     put_u16(block, 4, kind.number);
     put_u16(block, 6, FORMAT_VERSION);
@@ -82,7 +83,11 @@ pub(crate) fn finish_block(block: &mut [u8], kind: BlockKind) -> u32 {
 
 /// Checks what [`finish_block`] wrote; returns the block's checksum.
 pub(crate) fn verify_block(block: &[u8], kind: BlockKind) -> Result<u32, DecodeError> {
-    if block.len() != BLOCK_SIZE || block[..4] != kind.magic || get_u16(block, 4) != kind.number {
+    if block.is_empty()
+        || !block.len().is_multiple_of(BLOCK_SIZE)
+        || block[..4] != kind.magic
+        || get_u16(block, 4) != kind.number
+    {
         return Err(DecodeError::Magic);
     }
     let crc = get_u32(block, 8);

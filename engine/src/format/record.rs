@@ -18,14 +18,17 @@ const VOLUME_RESIZE: u8 = 4;
 const VOLUME_DELETE: u8 = 5;
 const SEGMENT_SEAL: u8 = 6;
 const SEGMENT_FREE: u8 = 7;
-const HOLES: u8 = 8;
+const LEAF: u8 = 8;
 const SEGMENT_OPEN: u8 = 15;
 const VOLUME_SET: u8 = 16;
+const CHECKPOINT: u8 = 17;
 
 const ZERO_KEEP: u8 = 1;
 /// In VOLUME and VOLUME_SET: writes wait when the pool is full.
 const VOLUME_WAITS: u8 = 1;
-const HOLES_KEPT: u8 = 1;
+const LEAF_KEPT: u8 = 1;
+const LEAF_HOLES: u8 = 2;
+const SEAL_STATED: u8 = 1;
 /// Bytes of a leaf bitmap.
 const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
 
@@ -72,19 +75,22 @@ pub mod layout {
         segment_seal, "record SEGMENT_SEAL" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
             SEGMENT: 16, 4; CLASS: 20, 1; ENTRIES: 22, 2; GENERATION: 24, 8; FIRST_LSN: 32, 8;
-            FOOTER_CRC: 40, 4;
+            FOOTER_CRC: 40, 4; MEAN_LSN: 48, 8;
         }
         segment_free, "record SEGMENT_FREE" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
             SEGMENT: 16, 4; GENERATION: 24, 8;
         }
-        holes, "record HOLES" {
+        leaf, "record LEAF" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
-            LBA: 16, 6; HOLES: 24, 64; KEPT: 88, 64;
+            LBA: 16, 6; PAGE: 24, 6; PAGE_CRC: 32, 4; BITMAPS: 40, 128;
         }
         segment_open, "record SEGMENT_OPEN" {
             TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
             SEGMENT: 16, 4; CLASS: 20, 1; GENERATION: 24, 8;
+        }
+        checkpoint, "record CHECKPOINT" {
+            TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
         }
     }
 }
@@ -184,6 +190,10 @@ pub enum Record<'a> {
         first_lsn: u64,
         /// Checksum of the footer, which in turn vouches for the entries.
         footer_crc: u32,
+        /// Mean LSN of the entries.
+        mean_lsn: u64,
+        /// Stated by a checkpoint: the leaf pages that it names hold all of the entries already.
+        stated: bool,
     },
     /// Nothing refers to the segment any more; it may be written again once this is durable.
     SegmentFree {
@@ -194,14 +204,19 @@ pub enum Record<'a> {
         /// Generation that was freed.
         generation: u64,
     },
-    /// These blocks of a leaf are not mapped at `lsn`.
-    Holes {
+    /// A leaf of the map as it is at `lsn`: where its page lies, and, for when that is damaged,
+    /// which of its blocks are not mapped.
+    Leaf {
         /// Volume number.
         volume: u32,
         /// Comes after the records up to and with this LSN.
         lsn: u64,
         /// First block of the leaf.
         lba: u64,
+        /// Pool block of its page.
+        page: u64,
+        /// Checksum of the page.
+        page_crc: u32,
         /// Blocks that are holes.
         holes: LeafBits,
         /// Blocks that are zero with their space kept.
@@ -218,6 +233,12 @@ pub enum Record<'a> {
         /// Its new generation.
         generation: u64,
     },
+    /// The statements of the chain that begins with this record describe the pool at this LSN or
+    /// later.
+    Checkpoint {
+        /// Comes after the records up to and with this LSN.
+        lsn: u64,
+    },
 }
 
 /// Bytes that a WRITE record of `blocks` blocks takes.
@@ -232,6 +253,9 @@ pub const fn volume_bytes(name: &str) -> usize {
 }
 /// Bytes of a ZERO record.
 pub const ZERO_BYTES: usize = 40;
+const CHECKPOINT_BYTES: usize = 16;
+/// Bytes of a SEGMENT_SEAL record.
+pub const SEGMENT_SEAL_BYTES: usize = 56;
 /// Largest record of any kind but WRITE.
 pub const RECORD_BYTES_MAX: usize = layout::volume::at::NAME + NAME_BYTES.next_multiple_of(8) + 16;
 
@@ -251,8 +275,18 @@ fn volume_settings(flags: u8, reserved: u64) -> Result<VolumeSettings, DecodeErr
     Ok(VolumeSettings { on_full, reserved })
 }
 
-const fn bitmap_bytes(kept: bool) -> usize {
-    layout::holes::at::HOLES + if kept { 2 * BITMAP_BYTES } else { BITMAP_BYTES }
+/// Bytes of a LEAF record at most.
+pub const LEAF_BYTES_MAX: usize = leaf_bytes(LEAF_KEPT | LEAF_HOLES);
+
+const fn leaf_bytes(flags: u8) -> usize {
+    layout::leaf::at::BITMAPS
+        + (flags & (LEAF_KEPT | LEAF_HOLES)).count_ones() as usize * BITMAP_BYTES
+}
+
+/// Which bitmaps a LEAF record carries: those that are not empty.
+fn leaf_flags(holes: &LeafBits, kept: &LeafBits) -> u8 {
+    let some = |bits: &LeafBits| bits.iter().any(|word| *word != 0);
+    (u8::from(some(holes)) * LEAF_HOLES) | (u8::from(some(kept)) * LEAF_KEPT)
 }
 
 fn put_bits(b: &mut [u8], at: usize, bits: &LeafBits) {
@@ -276,8 +310,9 @@ impl<'a> Record<'a> {
             Self::VolumeResize { .. } | Self::VolumeSet { .. } => 32,
             Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
             Self::VolumeDelete { .. } => 24,
-            Self::SegmentSeal { .. } => 48,
-            Self::Holes { kept, .. } => bitmap_bytes(kept.iter().any(|w| *w != 0)),
+            Self::Checkpoint { .. } => CHECKPOINT_BYTES,
+            Self::SegmentSeal { .. } => SEGMENT_SEAL_BYTES,
+            Self::Leaf { holes, kept, .. } => leaf_bytes(leaf_flags(holes, kept)),
         }
     }
 
@@ -293,8 +328,9 @@ impl<'a> Record<'a> {
             | Self::VolumeDelete { lsn, .. }
             | Self::SegmentSeal { lsn, .. }
             | Self::SegmentFree { lsn, .. }
-            | Self::Holes { lsn, .. }
-            | Self::SegmentOpen { lsn, .. } => lsn,
+            | Self::Leaf { lsn, .. }
+            | Self::SegmentOpen { lsn, .. }
+            | Self::Checkpoint { lsn } => lsn,
         }
     }
 
@@ -350,6 +386,7 @@ impl<'a> Record<'a> {
                 put_u64(b, at::VSEQ, vseq);
             }
             Self::VolumeDelete { volume, lsn } => head(b, VOLUME_DELETE, 0, 0, volume, lsn),
+            Self::Checkpoint { lsn } => head(b, CHECKPOINT, 0, 0, 0, lsn),
             Self::SegmentSeal {
                 segment,
                 lsn,
@@ -358,9 +395,12 @@ impl<'a> Record<'a> {
                 generation,
                 first_lsn,
                 footer_crc,
+                mean_lsn,
+                stated,
             } => {
                 use layout::segment_seal::at;
-                head(b, SEGMENT_SEAL, 0, 0, 0, lsn);
+                head(b, SEGMENT_SEAL, if stated { SEAL_STATED } else { 0 }, 0, 0, lsn);
+                put_u64(b, at::MEAN_LSN, mean_lsn);
                 put_u32(b, at::SEGMENT, segment);
                 b[at::CLASS] = class;
                 put_u16(b, at::ENTRIES, entries);
@@ -374,14 +414,18 @@ impl<'a> Record<'a> {
                 put_u32(b, at::SEGMENT, segment);
                 put_u64(b, at::GENERATION, generation);
             }
-            Self::Holes { volume, lsn, lba, holes, kept } => {
-                use layout::holes::at;
-                let with_kept = kept.iter().any(|w| *w != 0);
-                head(b, HOLES, if with_kept { HOLES_KEPT } else { 0 }, 0, volume, lsn);
+            Self::Leaf { volume, lsn, lba, page, page_crc, holes, kept } => {
+                use layout::leaf::at;
+                let flags = leaf_flags(&holes, &kept);
+                head(b, LEAF, flags, 0, volume, lsn);
                 put_u48(b, at::LBA, lba);
-                put_bits(b, at::HOLES, &holes);
-                if with_kept {
-                    put_bits(b, at::KEPT, &kept);
+                put_u48(b, at::PAGE, page);
+                put_u32(b, at::PAGE_CRC, page_crc);
+                if flags & LEAF_HOLES != 0 {
+                    put_bits(b, at::BITMAPS, &holes);
+                }
+                if flags & LEAF_KEPT != 0 {
+                    put_bits(b, bytes - BITMAP_BYTES, &kept);
                 }
             }
             Self::SegmentOpen { segment, lsn, class, generation } => {
@@ -474,7 +518,7 @@ impl<'a> Record<'a> {
             }
             SEGMENT_SEAL => {
                 use layout::segment_seal::at;
-                let b = need(48)?;
+                let b = need(SEGMENT_SEAL_BYTES)?;
                 Self::SegmentSeal {
                     segment: get_u32(b, at::SEGMENT),
                     lsn,
@@ -483,6 +527,8 @@ impl<'a> Record<'a> {
                     generation: get_u64(b, at::GENERATION),
                     first_lsn: get_u64(b, at::FIRST_LSN),
                     footer_crc: get_u32(b, at::FOOTER_CRC),
+                    mean_lsn: get_u64(b, at::MEAN_LSN),
+                    stated: flags & SEAL_STATED != 0,
                 }
             }
             SEGMENT_FREE => {
@@ -491,16 +537,31 @@ impl<'a> Record<'a> {
                 let generation = get_u64(b, at::GENERATION);
                 Self::SegmentFree { segment: get_u32(b, at::SEGMENT), lsn, generation }
             }
-            HOLES => {
-                use layout::holes::at;
-                let with_kept = flags & HOLES_KEPT != 0;
-                let b = need(bitmap_bytes(with_kept))?;
+            LEAF => {
+                use layout::leaf::at;
+                let b = need(leaf_bytes(flags))?;
                 let lba = get_u48(b, at::LBA);
                 if !lba.is_multiple_of(LEAF_BLOCKS as u64) {
                     return Err(bad(at::LBA));
                 }
-                let kept = if with_kept { get_bits(b, at::KEPT) } else { LeafBits::default() };
-                Self::Holes { volume, lsn, lba, holes: get_bits(b, at::HOLES), kept }
+                let bits = |flag: u8, at: usize| {
+                    if flags & flag != 0 { get_bits(b, at) } else { LeafBits::default() }
+                };
+                let holes = bits(LEAF_HOLES, at::BITMAPS);
+                let kept = bits(LEAF_KEPT, b.len().saturating_sub(BITMAP_BYTES));
+                // A flag whose bitmap is empty would make the length ambiguous.
+                if leaf_flags(&holes, &kept) != flags & (LEAF_HOLES | LEAF_KEPT) {
+                    return Err(bad(1));
+                }
+                Self::Leaf {
+                    volume,
+                    lsn,
+                    lba,
+                    page: get_u48(b, at::PAGE),
+                    page_crc: get_u32(b, at::PAGE_CRC),
+                    holes,
+                    kept,
+                }
             }
             SEGMENT_OPEN => {
                 use layout::segment_open::at;
@@ -513,6 +574,7 @@ impl<'a> Record<'a> {
                     generation,
                 }
             }
+            CHECKPOINT => Self::Checkpoint { lsn },
             _ => return Err(bad(0)),
         };
         let sequence = match record {
@@ -520,20 +582,16 @@ impl<'a> Record<'a> {
             Self::Volume { vseq, .. }
             | Self::VolumeResize { vseq, .. }
             | Self::VolumeSet { vseq, .. } => vseq,
-            Self::SegmentSeal { generation, first_lsn, .. } => generation.max(first_lsn),
+            Self::SegmentSeal { generation, first_lsn, mean_lsn, .. } => {
+                generation.max(first_lsn).max(mean_lsn)
+            }
             Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => {
                 generation
             }
-            Self::VolumeDelete { .. } | Self::Holes { .. } => 0,
+            Self::VolumeDelete { .. } | Self::Leaf { .. } | Self::Checkpoint { .. } => 0,
         };
         if sequence >= super::SEQUENCE_MAX {
             return Err(bad(8));
-        }
-        // A flag whose bitmap is empty would make the length ambiguous.
-        if let Self::Holes { kept, .. } = &record
-            && (flags & HOLES_KEPT != 0) != kept.iter().any(|w| *w != 0)
-        {
-            return Err(bad(1));
         }
         Ok((record, record.encoded_bytes()))
     }

@@ -30,6 +30,16 @@ pub struct Leaf {
     crc: [u32; LEAF_BLOCKS],
     mapped: u16,
     kept: u16,
+    page: Option<LeafPage>,
+}
+
+/// Where a leaf's page lies, and which one it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafPage {
+    /// Pool block.
+    pub pbn: u64,
+    /// Checksum of the page.
+    pub crc: u32,
 }
 
 impl Leaf {
@@ -42,7 +52,24 @@ impl Leaf {
             crc: [0; LEAF_BLOCKS],
             mapped: 0,
             kept: 0,
+            page: None,
         }
+    }
+
+    /// The page on the device that says what the leaf says; `None` if it has changed since.
+    #[must_use]
+    pub fn page(&self) -> Option<LeafPage> {
+        self.page
+    }
+
+    /// Notes that `page` says what the leaf says.
+    pub(super) fn set_page(&mut self, page: LeafPage) {
+        self.page = Some(page);
+    }
+
+    /// Parts the leaf from its page, because it is about to change.
+    pub(super) fn take_page(&mut self) -> Option<LeafPage> {
+        self.page.take()
     }
 
     fn raw(&self, i: usize) -> u64 {
@@ -61,6 +88,7 @@ impl Leaf {
 
     /// Replaces the mapping of block `i`; returns the old one.
     pub fn set(&mut self, i: usize, new: Mapping) -> Mapping {
+        debug_assert_eq!(self.page, None);
         let old = self.get(i);
         match old {
             Mapping::Hole => {}

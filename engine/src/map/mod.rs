@@ -7,13 +7,14 @@
 //! Invariants:
 //! 1. A leaf that was ever written to is never "untouched" again: metadata compaction must
 //!    state its holes, or an older summary would bring its blocks back.
-//! 2. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
+//! 2. A leaf that has a page says what the page says: every change takes the page from it.
+//! 3. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
 
 mod leaf;
 mod slab;
 mod tree;
 
-pub use leaf::{Leaf, Mapping};
+pub use leaf::{Leaf, LeafPage, Mapping};
 pub use slab::LeafSlab;
 pub use tree::{LeafState, VolumeMap};
 

@@ -1,19 +1,31 @@
-//! Storage of dense leaves: chunks that never move, and a free list.
+//! Storage of dense leaves: chunks that never move, and a free list. It also counts, for each
+//! segment, the leaves whose page lies there and still says what they say.
 
-use super::Leaf;
+use super::{Leaf, LeafPage};
+use crate::geometry::Geometry;
 
 const CHUNK_LEAVES: usize = 64;
 
 /// All dense leaves of a pool. Grows by a chunk when a new region is first written; a steady
 /// load allocates nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LeafSlab {
     chunks: Vec<Box<[Leaf]>>,
     free: Vec<u32>,
     used: usize,
+    /// Leaves with a page, by the segment that it lies in.
+    paged: Vec<u32>,
+    geo: Geometry,
 }
 
 impl LeafSlab {
+    /// Room for the leaves of a pool.
+    #[must_use]
+    pub fn new(geo: &Geometry) -> Self {
+        let paged = vec![0; geo.segments as usize];
+        Self { chunks: Vec::new(), free: Vec::new(), used: 0, paged, geo: *geo }
+    }
+
     /// Takes a leaf of holes.
     pub fn take(&mut self) -> u32 {
         if self.free.is_empty() {
@@ -39,9 +51,28 @@ impl LeafSlab {
         &self.chunks[index as usize / CHUNK_LEAVES][index as usize % CHUNK_LEAVES]
     }
 
-    /// The leaf `index`, to be changed.
-    pub fn get_mut(&mut self, index: u32) -> &mut Leaf {
+    fn leaf(&mut self, index: u32) -> &mut Leaf {
         &mut self.chunks[index as usize / CHUNK_LEAVES][index as usize % CHUNK_LEAVES]
+    }
+
+    /// The leaf `index`, to be changed: its page no longer says what it says.
+    pub fn get_mut(&mut self, index: u32) -> &mut Leaf {
+        if let Some(page) = self.leaf(index).take_page() {
+            self.paged[self.geo.locate(page.pbn).0 as usize] -= 1;
+        }
+        self.leaf(index)
+    }
+
+    /// Notes that `page` says what the leaf `index` says.
+    pub fn set_page(&mut self, index: u32, page: LeafPage) {
+        self.get_mut(index).set_page(page);
+        self.paged[self.geo.locate(page.pbn).0 as usize] += 1;
+    }
+
+    /// Leaves whose page lies in `segment`.
+    #[must_use]
+    pub fn paged(&self, segment: u32) -> u32 {
+        self.paged[segment as usize]
     }
 
     /// Dense leaves in use.

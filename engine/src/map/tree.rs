@@ -1,6 +1,6 @@
 //! The radix tree of one volume.
 
-use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES};
+use super::{LEAF_BLOCKS, Leaf, LeafPage, LeafSlab, Mapping, NODE_LEAVES};
 use flagstone_block::Lba;
 
 const UNTOUCHED: u32 = 0;
@@ -165,6 +165,24 @@ impl VolumeMap {
             Mapping::Block { .. } => self.mapped += 1,
         }
         old
+    }
+
+    /// Puts a leaf that was read from a page where there is none; `page` if it still says the same.
+    pub fn place(&mut self, slab: &mut LeafSlab, leaf: u64, content: Leaf, page: Option<LeafPage>) {
+        let lba = leaf * LEAF_BLOCKS as u64;
+        debug_assert_eq!(self.leaf(leaf).0, LeafState::Untouched);
+        self.touch(Lba(lba));
+        if content.mapped() == 0 && content.kept() == 0 {
+            return;
+        }
+        self.mapped += u64::from(content.mapped());
+        self.kept += u64::from(content.kept());
+        let index = slab.take();
+        *slab.get_mut(index) = content;
+        if let Some(page) = page {
+            slab.set_page(index, page);
+        }
+        self.set_slot(lba, index + DENSE);
     }
 
     /// Makes the blocks `lba..end` holes or, with `keep`, kept zeroes, and calls `dead` for each

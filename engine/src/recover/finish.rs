@@ -1,7 +1,7 @@
 //! Opening: from what was loaded to an engine that serves.
 
 use super::RecoveryReport;
-use super::load::{Loaded, TailSegment, load};
+use super::load::{Loaded, Source, TailSegment, load};
 use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::engine::{Engine, own_blocks};
@@ -11,6 +11,7 @@ use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::format::superblock::SLOTS;
 use crate::journal::Journal;
+use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Planted;
@@ -48,7 +49,7 @@ impl Engine {
         // After a kill the device may still hold back what is about to be read. Nothing may be
         // built on it, or given to a client, that a power cut can take away again.
         io.flush()?;
-        let mut loaded = load(io, options.planted)?;
+        let mut loaded = load(io, options.planted, Source::Checkpoint)?;
         repair_superblocks(io, &loaded)?;
         seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
@@ -92,6 +93,7 @@ impl Engine {
         let super_buffers = [take(1)?, take(1)?];
         let rmws = Rmws::new(bufs, Self::guards_off(options.planted)).ok_or(memory)?;
         let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
+        let leaf_writer = LeafWriter::new(bufs).ok_or(memory)?;
         let mut segs = loaded.replay.segs;
         segs.index_free();
         let superblock = loaded.superblock;
@@ -155,6 +157,8 @@ impl Engine {
             meta,
             meta_baseline,
             compaction: None,
+            leaf_writer,
+            log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock.generation),
             flush: FlushState::new(loaded.last_lsn),
             reads: Reads::default(),

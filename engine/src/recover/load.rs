@@ -1,7 +1,8 @@
 //! Reading a pool: from superblock to map, without writing.
 
+use super::pages::{self, Pages};
 use super::records::{OwnedRecord, Placed, Seal};
-use super::replay::{Replay, replay};
+use super::replay::{Input, Replay, replay};
 use super::{RecoveryReport, scan};
 use crate::error::OpenError;
 use crate::format::SEQUENCE_MAX;
@@ -63,8 +64,21 @@ pub(crate) struct ChainEnd {
     pub(crate) prev_crc: u32,
 }
 
+/// What the map is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The checkpoint's leaf pages and what was logged since; if a page is damaged, the summaries.
+    Checkpoint,
+    /// The summaries of all segments.
+    Summaries,
+}
+
 /// Reads everything but data, and the data of the unproven tail.
-pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, OpenError> {
+pub(crate) fn load(
+    io: &mut dyn BlockIo,
+    planted: Planted,
+    source: Source,
+) -> Result<Loaded, OpenError> {
     let mut report = RecoveryReport::default();
     let superblock = scan::superblock(io, &mut report)?;
     let geo = Geometry::of(&superblock, io.size())?;
@@ -103,10 +117,10 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
     };
     let tails = tail_segments(&records, &tail_writes, &geo)?;
     report.open_segments = tails.len() as u32;
-    let volumes = volumes(&records)?;
-    report.volumes = volumes.len() as u32;
+    let volume_rows = volume_rows(&records)?;
+    report.volumes = volume_rows.len() as u32;
+    let pages = Pages::of(&records, segments.freed, &geo)?;
     let sealed: Vec<Seal> = segments.sealed.into_values().collect();
-    report.summaries = sealed.len() as u32;
     let in_tail: Vec<bool> = {
         let mut flags = vec![false; records.len()];
         tail_writes.iter().for_each(|&i| flags[i] = true);
@@ -126,8 +140,32 @@ pub(crate) fn load(io: &mut dyn BlockIo, planted: Planted) -> Result<Loaded, Ope
         page: meta.page,
         prev_crc: meta.prev_crc,
     };
-    let replay =
-        replay(io, &geo, &superblock.pool_uuid, volumes, sealed, &changes, &chain, &tails)?;
+    let input = Input {
+        geo,
+        pool: superblock.pool_uuid,
+        sealed: &sealed,
+        changes: &changes,
+        chain: &chain,
+        tails: &tails,
+        pages: &pages,
+        planted,
+    };
+    let from_pages = match source {
+        Source::Checkpoint => {
+            let leaves = pages::read(io, &input, &mut report)?;
+            leaves.map(|leaves| replay(io, &input, volumes(&volume_rows)?, Some(leaves)))
+        }
+        Source::Summaries => None,
+    };
+    let replay = match from_pages.transpose()?.flatten() {
+        Some(replay) => replay,
+        None => {
+            report.rebuilt = source == Source::Checkpoint;
+            let replay = replay(io, &input, volumes(&volume_rows)?, None)?;
+            replay.expect("only pages can be found wanting")
+        }
+    };
+    report.summaries = replay.summaries;
     let highest = [
         superblock.generation,
         superblock.meta_epoch,
@@ -334,11 +372,14 @@ fn tail_segments(
     Ok(tails)
 }
 
+/// A volume, its next sequence number, and the LSN of its record.
+type VolumeRow = (VolumeInfo, u64, u64);
+
 /// The volume table: the last word about each volume.
-fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
+fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
     let mut ordered: Vec<&OwnedRecord> = records.iter().map(|r| &r.record).collect();
     ordered.sort_by_key(|r| r.lsn());
-    let mut table: BTreeMap<u32, (VolumeInfo, u64, u64)> = BTreeMap::new();
+    let mut table: BTreeMap<u32, VolumeRow> = BTreeMap::new();
     for record in ordered {
         match record {
             OwnedRecord::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
@@ -376,13 +417,18 @@ fn volumes(records: &[Placed]) -> Result<Volumes, OpenError> {
             _ => {}
         }
     }
+    Ok(table.into_values().collect())
+}
+
+/// The volumes, with empty maps.
+fn volumes(rows: &[VolumeRow]) -> Result<Volumes, OpenError> {
     let mut volumes = Volumes::default();
-    for (info, next_vseq, lsn) in table.into_values() {
+    for (info, next_vseq, lsn) in rows {
         // A name is given again only after the delete record of the volume that had it.
         if volumes.named(&info.name).is_some() {
-            return Err(OpenError::Record { lsn });
+            return Err(OpenError::Record { lsn: *lsn });
         }
-        volumes.insert(Volume::new(info, VolumeState::Active, next_vseq));
+        volumes.insert(Volume::new(info.clone(), VolumeState::Active, *next_vseq));
     }
     Ok(volumes)
 }

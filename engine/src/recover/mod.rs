@@ -1,7 +1,8 @@
 //! Formatting, opening and recovering a pool.
 //!
-//! [`load`] reads and writes nothing: superblock, journal, metadata chain, sealed summaries, in
-//! that order, ending with the map. [`Engine::open`] then makes what only the journal knew
+//! [`load`] reads and writes nothing: superblock, journal, metadata chain, the checkpoint's leaf
+//! pages, and the summaries of segments sealed since, in that order, ending with the map. If a
+//! leaf page is damaged, the map is made from the summaries of all segments instead. [`Engine::open`] then makes what only the journal knew
 //! durable elsewhere and, last, writes a superblock that starts the journal anew. Until that
 //! superblock is durable every structure that `load` needs is untouched, so a crash during
 //! recovery changes nothing.
@@ -9,13 +10,14 @@
 mod finish;
 mod format;
 mod load;
+mod pages;
 mod records;
 mod replay;
 mod scan;
 
 pub use finish::OpenOptions;
 pub use format::FormatOptions;
-pub(crate) use load::{Loaded, load};
+pub(crate) use load::{Loaded, Source, load};
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +32,14 @@ pub struct RecoveryReport {
     pub dropped_blocks: u64,
     /// Blocks of the unproven tail whose data was read and verified.
     pub verified_blocks: u64,
-    /// Segments whose summary was replayed.
+    /// Segments whose summary was replayed: those sealed since the last checkpoint.
     pub summaries: u32,
+    /// Leaf pages read.
+    pub leaf_pages: u64,
+    /// Leaf pages that are damaged.
+    pub leaf_pages_damaged: u64,
+    /// The map was made from the summaries of all segments, because leaf pages were wanting.
+    pub rebuilt: bool,
     /// Metadata pages replayed.
     pub meta_pages: u64,
     /// Metadata pages of which one copy was damaged.

@@ -53,15 +53,20 @@ pub(super) enum OwnedRecord {
         lsn: u64,
         generation: u64,
     },
-    Holes {
+    Leaf {
         volume: u32,
         lsn: u64,
         lba: u64,
+        page: u64,
+        page_crc: u32,
         bits: Box<(LeafBits, LeafBits)>,
     },
     Open {
         lsn: u64,
         generation: u64,
+    },
+    Checkpoint {
+        lsn: u64,
     },
 }
 
@@ -75,6 +80,9 @@ pub(super) struct Seal {
     pub(super) generation: u64,
     pub(super) first_lsn: u64,
     pub(super) footer_crc: u32,
+    pub(super) mean_lsn: u64,
+    /// The checkpoint's leaf pages hold all of its entries.
+    pub(super) stated: bool,
 }
 
 /// A record and where it was found: a journal block, or the metadata chain.
@@ -94,8 +102,9 @@ impl OwnedRecord {
             | Self::VolumeSet { lsn, .. }
             | Self::VolumeDelete { lsn, .. }
             | Self::Free { lsn, .. }
-            | Self::Holes { lsn, .. }
-            | Self::Open { lsn, .. } => *lsn,
+            | Self::Leaf { lsn, .. }
+            | Self::Open { lsn, .. }
+            | Self::Checkpoint { lsn } => *lsn,
             Self::Seal(seal) => seal.lsn,
         }
     }
@@ -137,16 +146,27 @@ impl From<&Record<'_>> for OwnedRecord {
                 generation,
                 first_lsn,
                 footer_crc,
-            } => {
-                Self::Seal(Seal { segment, lsn, class, entries, generation, first_lsn, footer_crc })
-            }
+                mean_lsn,
+                stated,
+            } => Self::Seal(Seal {
+                segment,
+                lsn,
+                class,
+                entries,
+                generation,
+                first_lsn,
+                footer_crc,
+                mean_lsn,
+                stated,
+            }),
             Record::SegmentFree { segment, lsn, generation } => {
                 Self::Free { segment, lsn, generation }
             }
-            Record::Holes { volume, lsn, lba, holes, kept } => {
-                Self::Holes { volume, lsn, lba, bits: Box::new((holes, kept)) }
+            Record::Leaf { volume, lsn, lba, page, page_crc, holes, kept } => {
+                Self::Leaf { volume, lsn, lba, page, page_crc, bits: Box::new((holes, kept)) }
             }
             Record::SegmentOpen { lsn, generation, .. } => Self::Open { lsn, generation },
+            Record::Checkpoint { lsn } => Self::Checkpoint { lsn },
         }
     }
 }

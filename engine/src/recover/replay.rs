@@ -1,12 +1,21 @@
-//! Replay: summaries and records merged by LSN into the map.
+//! Replay: summaries and records merged by LSN into the map, on top of the checkpoint's leaf
+//! pages.
+//!
+//! A page holds its leaf as it was at the LSN of the record that names it, and an entry up to
+//! that LSN is history: unless the page names a segment that was freed since. Then the block was
+//! moved, or superseded by something later. Moved blocks keep their LSN, so the newest entry up to
+//! the page's LSN takes the place of the stale one; it is what was moved, or something later that
+//! comes next supersedes it in turn.
 
 use super::load::{ChainEnd, TailSegment};
+use super::pages::{Leaves, Pages};
 use super::records::{OwnedRecord, Seal};
 use crate::error::OpenError;
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
 use crate::meta_chain::NO_SEGMENT;
+use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::Volumes;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
@@ -23,7 +32,25 @@ pub(crate) struct Replay {
     pub(crate) slab: LeafSlab,
     pub(crate) segs: SegmentTable,
     pub(crate) last_lsn: u64,
+    /// Summaries replayed, and the blocks that they describe.
+    pub(crate) summaries: u32,
+    pub(crate) log_since: u64,
     geo: Geometry,
+    /// `None`: everything is replayed.
+    leaves: Option<Leaves>,
+    planted: Planted,
+}
+
+/// What the scans found.
+pub(super) struct Input<'a> {
+    pub(super) geo: Geometry,
+    pub(super) pool: [u8; 16],
+    pub(super) sealed: &'a [Seal],
+    pub(super) changes: &'a [OwnedRecord],
+    pub(super) chain: &'a ChainEnd,
+    pub(super) tails: &'a [TailSegment],
+    pub(super) pages: &'a Pages,
+    pub(super) planted: Planted,
 }
 
 /// A summary being merged.
@@ -74,27 +101,40 @@ impl Cursor {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // what the scans found, once
+/// Makes the map: on top of `leaves`, or of nothing. `None` if the pages turn out not to fit what
+/// was logged since, which no crash brings about.
 pub(super) fn replay(
     io: &mut dyn BlockIo,
-    geo: &Geometry,
-    pool: &[u8; 16],
+    input: &Input<'_>,
     volumes: Volumes,
-    mut sealed: Vec<Seal>,
-    changes: &[OwnedRecord],
-    chain: &ChainEnd,
-    tails: &[TailSegment],
-) -> Result<Replay, OpenError> {
+    leaves: Option<Leaves>,
+) -> Result<Option<Replay>, OpenError> {
+    let geo = &input.geo;
     let mut state = Replay {
         volumes,
-        slab: LeafSlab::default(),
+        slab: LeafSlab::new(geo),
         segs: SegmentTable::new(geo.segments),
         last_lsn: 0,
+        summaries: 0,
+        log_since: 0,
         geo: *geo,
+        leaves: None,
+        planted: input.planted,
     };
-    state.place_segments(&sealed, chain, tails)?;
+    state.place_segments(input)?;
+    let logged = |seal: &&Seal| leaves.is_none() || !seal.stated;
+    let mut sealed: Vec<Seal> = input.sealed.iter().filter(logged).copied().collect();
+    state.summaries = sealed.len() as u32;
+    let since = input.sealed.iter().filter(|seal| !seal.stated);
+    state.log_since = since.map(|seal| u64::from(seal.entries)).sum();
+    if let Some(mut leaves) = leaves {
+        if !leaves.place(&mut state.volumes, &mut state.slab, &state.segs, input) {
+            return Ok(None);
+        }
+        state.leaves = Some(leaves);
+    }
     sealed.sort_by_key(|seal| seal.first_lsn);
-    let mut changes = changes.iter().peekable();
+    let mut changes = input.changes.iter().peekable();
     let mut open: Vec<Cursor> = Vec::new();
     // Next entry of each open summary, by LSN.
     let mut heap: BinaryHeap<Reverse<((u64, u64), usize)>> = BinaryHeap::new();
@@ -104,7 +144,7 @@ pub(super) fn replay(
         if ready.is_empty() && !unread.is_empty() {
             let (now, later) = unread.split_at(unread.len().min(PREFETCH));
             unread = later;
-            state.read_summaries(io, pool, now, &mut ready)?;
+            state.read_summaries(io, &input.pool, now, &mut ready)?;
         }
         // Open every summary that begins before the next entry or change.
         let next_change = changes.peek().map(|r| r.order());
@@ -141,8 +181,11 @@ pub(super) fn replay(
             }
         }
     }
+    if state.leaves.as_ref().is_some_and(Leaves::has_stale) {
+        return Ok(None);
+    }
     state.count_live();
-    Ok(state)
+    Ok(Some(state))
 }
 
 impl Replay {
@@ -188,12 +231,8 @@ impl Replay {
         Ok(())
     }
 
-    fn place_segments(
-        &mut self,
-        sealed: &[Seal],
-        chain: &ChainEnd,
-        tails: &[TailSegment],
-    ) -> Result<(), OpenError> {
+    fn place_segments(&mut self, input: &Input<'_>) -> Result<(), OpenError> {
+        let &Input { sealed, chain, tails, pages, .. } = input;
         let mut place = |segment: u32, state: SegmentState, lsn: u64| {
             let row = self.segs.row_mut(segment);
             if row.state != SegmentState::Free {
@@ -212,6 +251,12 @@ impl Replay {
         for seal in sealed {
             place(seal.segment, SegmentState::Sealed, seal.lsn)?;
         }
+        for &segment in pages.segments.keys() {
+            place(segment, SegmentState::Map, 0)?;
+        }
+        for (&segment, &named) in &pages.segments {
+            self.segs.row_mut(segment).live = named;
+        }
         for seal in sealed {
             let row = self.segs.row_mut(seal.segment);
             row.class = seal.class;
@@ -219,6 +264,7 @@ impl Replay {
             row.generation = seal.generation;
             row.first_lsn = seal.first_lsn;
             row.footer_crc = seal.footer_crc;
+            row.mean_lsn = seal.mean_lsn;
         }
         Ok(())
     }
@@ -228,9 +274,30 @@ impl Replay {
         self.last_lsn = self.last_lsn.max(lsn);
         let Some(volume) = self.volumes.get_mut(volume) else { return };
         volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
-        if lba < volume.blocks() {
+        let id = volume.info.id;
+        let takes = |leaves: &mut Leaves| leaves.takes(id, lba, lsn);
+        let over = self.planted.has(Plant::ReplayOverPages);
+        if lba < volume.blocks() && (over || self.leaves.as_mut().is_none_or(takes)) {
             volume.map.set(&mut self.slab, Lba(lba), Mapping::Block { pbn, crc });
         }
+    }
+
+    /// Makes the blocks `lba..end` holes or kept zeroes, but for leaves whose page is newer.
+    fn zero(&mut self, volume: u32, lsn: u64, lba: u64, end: u64, keep: bool) {
+        let Some(volume) = self.volumes.get_mut(volume) else { return };
+        let id = volume.info.id;
+        let (per_leaf, mut from) = (LEAF_BLOCKS as u64, lba);
+        let mut at = lba;
+        while at < end {
+            let leaf_end = ((at / per_leaf + 1) * per_leaf).min(end);
+            let takes = |leaves: &mut Leaves| leaves.takes_zero(id, at, leaf_end, lsn);
+            if !self.leaves.as_mut().is_none_or(takes) {
+                volume.map.zero(&mut self.slab, from, at, keep, &mut |_| {});
+                from = leaf_end;
+            }
+            at = leaf_end;
+        }
+        volume.map.zero(&mut self.slab, from, end, keep, &mut |_| {});
     }
 
     fn change(&mut self, change: &OwnedRecord) {
@@ -241,17 +308,18 @@ impl Replay {
                     self.write(volume, lsn, lba.saturating_add(b), pbn + b, crc, vseq);
                 }
             }
-            OwnedRecord::Zero { volume, lba, blocks, keep, vseq, .. } => {
-                let Some(volume) = self.volumes.get_mut(volume) else { return };
+            OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
+                let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
                 let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
                 // Each leaf's statement must be made again at the next compaction.
                 for leaf in (lba / LEAF_BLOCKS as u64)..end.div_ceil(LEAF_BLOCKS as u64) {
                     volume.map.touch(Lba(leaf * LEAF_BLOCKS as u64));
                 }
-                volume.map.zero(&mut self.slab, lba, end, keep, &mut |_| {});
+                self.zero(id, lsn, lba, end, keep);
             }
-            OwnedRecord::Holes { volume, lba, ref bits, .. } => {
+            OwnedRecord::Leaf { .. } if self.leaves.is_some() => {}
+            OwnedRecord::Leaf { volume, lba, ref bits, .. } => {
                 let Some(volume) = self.volumes.get_mut(volume) else { return };
                 let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
                 for block in lba..end {

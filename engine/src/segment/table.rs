@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Free -> Open -> Sealing -> Sealed -> Dead -> Freeing -> Free
-//!   \-> Meta (chain of metadata pages, or reserved as its next segment) -> Free
+//!   |-> Meta (chain of metadata pages, or reserved as its next segment) -> Free
+//!   \-> Map (leaf pages) -> Free
 //! ```
 //!
 //! Invariants (checked by `Engine::check` in tests):
@@ -31,6 +32,17 @@ pub enum SegmentState {
     Freeing,
     /// Holds metadata pages, or is reserved for them.
     Meta,
+    /// Holds leaf pages; its live count is that of the pages that the present chain names.
+    Map,
+}
+
+impl SegmentState {
+    /// Number of states.
+    pub const COUNT: usize = 8;
+
+    fn is_metadata(self) -> bool {
+        matches!(self, Self::Meta | Self::Map)
+    }
 }
 
 /// One row of the table.
@@ -72,6 +84,8 @@ pub struct SegmentTable {
     holding_bad: u32,
     meta: u32,
     released: u64,
+    /// Those of them that hold leaf pages.
+    maps: u32,
 }
 
 impl SegmentTable {
@@ -103,6 +117,7 @@ impl SegmentTable {
             holding_bad: 0,
             meta: 0,
             released: 0,
+            maps: 0,
         }
     }
 
@@ -114,7 +129,8 @@ impl SegmentTable {
     /// Fills the free list from the states; once, when states are known.
     pub(crate) fn index_free(&mut self) {
         self.free.clear();
-        self.meta = self.rows.iter().filter(|row| row.state == SegmentState::Meta).count() as u32;
+        self.meta = self.rows.iter().filter(|row| row.state.is_metadata()).count() as u32;
+        self.maps = self.census()[SegmentState::Map as usize];
         let sealed = self.rows.iter().filter(|row| row.state == SegmentState::Sealed);
         self.sealed = sealed.fold((0, 0), |(n, live), row| (n + 1, live + u64::from(row.live)));
         let free = |row: &Segment| row.state == SegmentState::Free;
@@ -148,10 +164,15 @@ impl SegmentTable {
         (self.dead.len() + self.freeing.len()) as u32
     }
 
-    /// Segments that hold metadata, or are reserved as its next.
+    /// Segments that hold metadata, leaf pages among it, or are reserved as its next.
     #[must_use]
     pub fn meta(&self) -> u32 {
         self.meta
+    }
+
+    /// Segments that hold leaf pages.
+    pub(crate) fn maps(&self) -> u32 {
+        self.maps
     }
 
     /// The cleaner can't empty this segment: what is dead in it can't be gained.
@@ -214,7 +235,8 @@ impl SegmentTable {
         row.state = state;
         (row.left_alone, row.holds_bad, row.excluded) = (false, false, false);
         row.class = 0;
-        self.meta += u32::from(state == SegmentState::Meta);
+        self.meta += u32::from(state.is_metadata());
+        self.maps += u32::from(state == SegmentState::Map);
         Some(segment)
     }
 
@@ -222,9 +244,9 @@ impl SegmentTable {
     pub(crate) fn release(&mut self, segment: u32) {
         let row = self.row_mut(segment);
         debug_assert_eq!((row.live, row.pins), (0, 0));
-        let meta = row.state == SegmentState::Meta;
-        row.state = SegmentState::Free;
-        self.meta -= u32::from(meta);
+        let state = std::mem::replace(&mut row.state, SegmentState::Free);
+        self.meta -= u32::from(state.is_metadata());
+        self.maps -= u32::from(state == SegmentState::Map);
         self.released += 1;
         self.free.push_back(segment);
     }
@@ -335,8 +357,8 @@ impl SegmentTable {
 
     /// Segments per state, in the order of [`SegmentState`].
     #[must_use]
-    pub fn census(&self) -> [u32; 7] {
-        let mut census = [0; 7];
+    pub fn census(&self) -> [u32; SegmentState::COUNT] {
+        let mut census = [0; SegmentState::COUNT];
         for row in &self.rows {
             census[row.state as usize] += 1;
         }

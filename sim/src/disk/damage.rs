@@ -21,6 +21,8 @@ pub enum Area {
     Journal,
     /// One copy of a metadata page.
     MetaCopy,
+    /// A leaf page of the map.
+    LeafPage,
     /// Entry table or footer of a data segment.
     Summary,
     /// A data block.
@@ -55,6 +57,8 @@ impl Layout {
                 let in_segment = (from >> BLOCK_BITS) % u64::from(self.geometry.shape.blocks);
                 if bytes[..4] == *b"LSBM" {
                     Area::MetaCopy
+                } else if bytes[..4] == *b"LSBL" {
+                    Area::LeafPage
                 } else if in_segment >= u64::from(self.geometry.shape.data_blocks) {
                     Area::Summary
                 } else {
@@ -71,9 +75,9 @@ impl Layout {
     }
 }
 
-/// Whether a block is one of several copies: a superblock or a metadata page.
+/// Whether what a block says is said elsewhere too: a superblock, a metadata page, a leaf page.
 pub(super) fn has_copies(bytes: &[u8]) -> bool {
-    bytes[..4] == *b"LSBS" || bytes[..4] == *b"LSBM"
+    [*b"LSBS", *b"LSBM", *b"LSBL"].contains(&[bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 impl Disk {

@@ -102,6 +102,7 @@ impl World {
             Area::Superblock,
             Area::MetaCopy,
             Area::MetaCopy,
+            Area::LeafPage,
             Area::Data,
             Area::Data,
             Area::Data,
@@ -133,6 +134,9 @@ impl World {
         let settled = self.disk.pending_blocks() == 0 && self.disk.is_sound();
         let exhaustive = settled && self.rng.percent(self.config.exhaustive);
         let twice = settled && (exhaustive || self.rng.one_in(8));
+        if twice {
+            self.compare_maps()?;
+        }
         let reference = if twice { Some(self.look_aside(None)?) } else { None };
         if exhaustive {
             self.crash_everywhere(reference.as_ref())?;
@@ -163,6 +167,17 @@ impl World {
         Ok(report)
     }
 
+    /// The leaf pages and what was logged since say the same as all the summaries.
+    fn compare_maps(&mut self) -> Check {
+        let mut copy = self.disk.clone();
+        copy.reseed(Rng::new(0));
+        match flagstone_engine::compare_maps(&mut copy, planted(self.plant)) {
+            Ok(None) => Ok(()),
+            Ok(Some(what)) => Err(self.fail(format!("pages and summaries disagree: {what:?}"))),
+            Err(error) => Err(self.fail(format!("the maps can't be compared: {error}"))),
+        }
+    }
+
     fn open_through(&mut self, mut recrashes: u64) -> Check<RecoveryReport> {
         loop {
             if recrashes > 0 {
@@ -182,6 +197,10 @@ impl World {
             }
             match opened {
                 Ok((engine, report)) if !died => {
+                    if report.rebuilt && !touched {
+                        let what = format!("leaf pages were found wanting: {report:?}");
+                        return Err(self.fail(what));
+                    }
                     if report.journal_blocks == 0 {
                         // Nothing was written that would tell the new journal from the old.
                         let layout = self.layout();

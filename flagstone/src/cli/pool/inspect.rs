@@ -157,7 +157,7 @@ struct Segment {
     live_blocks: u32,
 }
 
-const STATES: [SegmentState; 7] = [
+const STATES: [SegmentState; SegmentState::COUNT] = [
     SegmentState::Free,
     SegmentState::Open,
     SegmentState::Sealing,
@@ -165,6 +165,7 @@ const STATES: [SegmentState; 7] = [
     SegmentState::Dead,
     SegmentState::Freeing,
     SegmentState::Meta,
+    SegmentState::Map,
 ];
 
 const fn state_name(state: SegmentState) -> &'static str {
@@ -176,6 +177,7 @@ const fn state_name(state: SegmentState) -> &'static str {
         SegmentState::Dead => "dead",
         SegmentState::Freeing => "freeing",
         SegmentState::Meta => "metadata",
+        SegmentState::Map => "map",
     }
 }
 

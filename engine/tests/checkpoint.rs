@@ -1,0 +1,78 @@
+//! Checkpoints: what they write is what opening makes the map of.
+
+mod support;
+
+use flagstone_block::{BLOCK_SIZE, ZeroMode};
+use flagstone_engine::plant::Planted;
+use support::{World, block};
+
+const B: u64 = BLOCK_SIZE as u64;
+const BLOCKS: u64 = 6000;
+
+/// A pool that has gone through several checkpoints, with the stamp of each block, 0 for none.
+fn worn() -> (World, Vec<u64>) {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("data", BLOCKS * B);
+    let mut stamps = vec![0; BLOCKS as usize];
+    let mut x = 1u64;
+    for stamp in 1..=40_000u64 {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let lba = (x >> 33) % BLOCKS;
+        if stamp % 97 == 0 {
+            let blocks = 300.min(BLOCKS - lba);
+            let mode = if stamp % 2 == 0 { ZeroMode::Discard } else { ZeroMode::KeepAllocated };
+            world.zero(volume, lba * B, blocks * B, mode).unwrap();
+            stamps[lba as usize..(lba + blocks) as usize].fill(0);
+        } else {
+            world.write(volume, lba * B, &block(stamp)).unwrap();
+            stamps[lba as usize] = stamp;
+        }
+    }
+    assert!(world.engine.counters().compactions > 3, "{:?}", world.engine.counters());
+    (world, stamps)
+}
+
+fn verify(world: &mut World, stamps: &[u64]) {
+    let volume = flagstone_block::VolumeId(world.engine.volume_by_name("data").unwrap().id);
+    for (lba, &stamp) in stamps.iter().enumerate() {
+        let wanted = if stamp == 0 { vec![0; BLOCK_SIZE] } else { block(stamp).to_vec() };
+        assert_eq!(world.read(volume, lba as u64, 1).unwrap(), wanted, "block {lba}");
+    }
+    world.engine.check().unwrap();
+}
+
+#[test]
+fn opening_reads_only_what_was_logged_since() {
+    let (world, stamps) = worn();
+    let mut world = world.kill();
+    assert!(!world.report.rebuilt);
+    assert!(world.report.leaf_pages > 0, "{:?}", world.report);
+    // Sixteen mebibytes of log at most lie between two checkpoints of such a pool.
+    assert!(world.report.summaries <= 18, "{:?}", world.report);
+    verify(&mut world, &stamps);
+    let mut world = World::open(world.stop());
+    assert!(world.report.clean && world.report.summaries <= 1, "{:?}", world.report);
+    verify(&mut world, &stamps);
+}
+
+#[test]
+fn pages_and_summaries_say_the_same() {
+    let (mut world, _) = worn();
+    let found = flagstone_engine::compare_maps(&mut world.disk, Planted::NONE).unwrap();
+    assert_eq!(found, None);
+    let mut disk = World::open(world.disk).stop();
+    assert_eq!(flagstone_engine::compare_maps(&mut disk, Planted::NONE).unwrap(), None);
+}
+
+#[test]
+fn a_damaged_page_costs_time_only() {
+    let (world, stamps) = worn();
+    let mut disk = world.stop();
+    let page = |bytes: &[u8; BLOCK_SIZE]| bytes[..4] == *b"LSBL";
+    for bytes in disk.blocks.values_mut().filter(|bytes| page(bytes)) {
+        bytes[1000] ^= 1;
+    }
+    let mut world = World::open(disk);
+    assert!(world.report.rebuilt && world.report.leaf_pages_damaged > 0, "{:?}", world.report);
+    verify(&mut world, &stamps);
+}
