@@ -104,7 +104,8 @@ impl Engine {
     /// Blocks of the segments that the metadata chain may grow by until it is compacted.
     fn chain_slack_blocks(&self) -> u64 {
         let longest = 2 * (self.meta_baseline as u32).max(self.chain_segments()) + 3;
-        u64::from(longest.saturating_sub(self.segs.meta() - self.segs.maps())) * u64::from(self.geo.shape.data_blocks)
+        u64::from(longest.saturating_sub(self.segs.meta() - self.segs.maps()))
+            * u64::from(self.geo.shape.data_blocks)
     }
 
     /// How many of `blocks` blocks from `lba` may be written, at least one: what would take space
