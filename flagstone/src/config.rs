@@ -6,7 +6,9 @@
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::api::types::OnFull;
 use toml::de::{DeTable, DeValue};
 
 use crate::logging::{LogFormat, check_filter};
@@ -16,13 +18,15 @@ use crate::size::{SizeError, parse_size};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 8] = [
+pub const KEYS: [&str; 10] = [
     "pool",
     "nbd-socket",
     "nbd-listen",
     "api-socket",
     "memory",
     "max-connections",
+    "on-full",
+    "full-wait",
     "log-level",
     "log-format",
 ];
@@ -42,6 +46,10 @@ pub struct FileConfig {
     pub memory: Option<u64>,
     /// `max-connections`.
     pub max_connections: Option<u32>,
+    /// `on-full`: `wait` or `error`.
+    pub on_full: Option<OnFull>,
+    /// `full-wait`: seconds.
+    pub full_wait: Option<Duration>,
     /// `log-level`.
     pub log_level: Option<String>,
     /// `log-format`.
@@ -159,6 +167,19 @@ impl FileConfig {
             "api-socket" => self.api_socket = Some(path_value(value)?),
             "memory" => self.memory = Some(size(value)?),
             "max-connections" => self.max_connections = Some(count(value)?),
+            "on-full" => {
+                self.on_full = Some(match string(value)? {
+                    "wait" => OnFull::Wait,
+                    "error" => OnFull::Error,
+                    other => return Err(format!("\"{other}\" is neither \"wait\" nor \"error\"")),
+                });
+            }
+            "full-wait" => {
+                let DeValue::Integer(number) = value else {
+                    return Err(format!("expected a whole number, found {}", value.type_str()));
+                };
+                self.full_wait = Some(parse_seconds(number.as_str())?);
+            }
             "log-level" => {
                 let filter = string(value)?;
                 check_filter(filter).map_err(|error| error.to_string())?;
@@ -226,6 +247,16 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// Parses a number of seconds, up to a day.
+///
+/// # Errors
+/// A sentence with what is expected.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+    const MOST: u64 = 24 * 60 * 60;
+    let parsed = text.parse().ok().filter(|&seconds: &u64| seconds <= MOST);
+    parsed.map(Duration::from_secs).ok_or_else(|| format!("expected 0 to {MOST} seconds"))
+}
+
 fn size(value: &DeValue<'_>) -> Result<u64, String> {
     let parsed = match value {
         DeValue::Integer(number) => parse_size(number.as_str()),
@@ -259,6 +290,8 @@ mod tests {
              api-socket = \"/run/a.sock\"\n\
              memory = \"512MiB\"\n\
              max-connections = 64\n\
+             on-full = \"error\"\n\
+             full-wait = 5\n\
              log-level = \"warn\"\n\
              log-format = \"json\"\n",
         )
@@ -270,6 +303,8 @@ mod tests {
             api_socket: Some("/run/a.sock".into()),
             memory: Some(512 << 20),
             max_connections: Some(64),
+            on_full: Some(OnFull::Error),
+            full_wait: Some(Duration::from_secs(5)),
             log_level: Some("warn".to_owned()),
             log_format: Some(LogFormat::Json),
         };
@@ -295,6 +330,8 @@ mod tests {
             ),
             ("max-connections = 0", "f.toml:1: max-connections: expected 1 to 4294967295"),
             ("max-connections = -1", "f.toml:1: max-connections: expected 1 to 4294967295"),
+            ("on-full = \"hang\"", "f.toml:1: on-full: \"hang\" is neither \"wait\" nor \"error\""),
+            ("full-wait = -1", "f.toml:1: full-wait: expected 0 to 86400 seconds"),
             (
                 "log-format = \"xml\"",
                 "f.toml:1: log-format: \"xml\" is neither \"text\" nor \"json\"",

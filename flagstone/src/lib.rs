@@ -22,4 +22,6 @@ pub mod size;
 pub mod uri;
 
 pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
-pub use node::{ControlError, IoError, NodeExit, PoolState, PoolStatus, VolumeStatus};
+pub use node::{
+    ControlError, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange, VolumeStatus,
+};

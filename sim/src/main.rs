@@ -201,7 +201,8 @@ fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::MoveAsNew
         | Plant::SealMovedBeforeFlush
         | Plant::SwitchBeforeSeal
-        | Plant::UsersTakeReserve => Some(Theme::Clean),
+        | Plant::UsersTakeReserve
+        | Plant::TakeReserved => Some(Theme::Clean),
         _ => None,
     }
 }

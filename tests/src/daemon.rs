@@ -216,6 +216,17 @@ impl Daemon {
         assert!(output.status.success(), "{output:?}");
     }
 
+    /// Changes the settings of a volume.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn set_volume(&self, name: &str, settings: &[&str]) {
+        let mut args = vec!["volume", "set", name];
+        args.extend(settings);
+        let output = self.control(&args);
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// The URI of a volume on the unix socket.
     #[must_use]
     pub fn uri(&self, volume: &str) -> String {

@@ -29,6 +29,7 @@ fn pattern(number: u64) -> Vec<u8> {
 fn a_full_pool_says_so_and_goes_on() {
     let dir = directory();
     let mut daemon = Daemon::with_volume(dir.path(), POOL, VOLUME);
+    daemon.set_volume("v", &["--on-full", "error"]);
     daemon.create_volume("other", 8 * MIB);
     let mut other = daemon.connect("other");
     other.write(0, &[9; 8192], 0).unwrap();
@@ -78,6 +79,7 @@ fn a_full_pool_says_so_and_goes_on() {
     let deleted = daemon.control(&["volume", "delete", "v", "--force"]);
     assert!(deleted.status.success(), "{deleted:?}");
     daemon.create_volume("w", VOLUME);
+    daemon.set_volume("w", &["--on-full", "error"]);
     let mut client = daemon.connect("w");
     let mut afresh = 0;
     wait_until("a deleted volume's space to be free", || {
@@ -96,6 +98,7 @@ fn real_clients_are_told_that_there_is_no_space() {
     }
     let dir = directory();
     let mut daemon = Daemon::with_volume(dir.path(), POOL, VOLUME);
+    daemon.set_volume("v", &["--on-full", "error"]);
     let mut io = command("qemu-io");
     io.args(["-f", "raw", "-t", "none"]);
     for step in 0..16 {

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use super::errors::ApiError;
 use super::types::{CreateVolume, Pool, Volume};
-use crate::node::NodeStats;
+use crate::node::{NodeStats, SettingsChange};
 
 /// An answer to come.
 pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
@@ -44,6 +44,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Grows a volume; durable when answered. The same size again is a success.
     fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume>;
+
+    /// Changes a volume's settings; durable when answered. The same again is a success.
+    fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume>;
 
     /// Deletes a volume; durable when answered. With `force` its clients are disconnected.
     fn delete_volume(&self, name: String, force: bool) -> Reply<()>;

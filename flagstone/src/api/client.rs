@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::errors::{ApiError, ErrorBody};
-use super::types::{CreateVolume, Pool, PoolList, ResizeVolume, Status, Volume, VolumeList};
+use super::types::{CreateVolume, Pool, PoolList, Status, UpdateVolume, Volume, VolumeList};
 use crate::exit::Exit;
 
 /// Longest wait for the connection.
@@ -150,8 +150,21 @@ impl Client {
     /// [`ClientError`].
     pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, ClientError> {
         let path = format!("/v1/volumes/{name}");
-        let request = ResizeVolume { size_bytes };
+        let request = UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
         Ok(self.call(Method::PATCH, &path, Some(&request)).await?.1)
+    }
+
+    /// Changes a volume's settings: `on_full` and `reserved_bytes`. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn set_volume(
+        &self,
+        name: &str,
+        change: &UpdateVolume,
+    ) -> Result<Volume, ClientError> {
+        let path = format!("/v1/volumes/{name}");
+        Ok(self.call(Method::PATCH, &path, Some(change)).await?.1)
     }
 
     /// Deletes a volume. `name` must have been checked.

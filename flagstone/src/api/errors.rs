@@ -42,6 +42,10 @@ pub enum ErrorCode {
     VolumeInUse,
     /// The new size is smaller; volumes only grow.
     ShrinkRefused,
+    /// The reservation can't be that volume's.
+    InvalidReservation,
+    /// The pool can't back the reservation.
+    ReservationUnbacked,
     /// No such pool.
     PoolNotFound,
     /// The pool has no space left.
@@ -66,9 +70,11 @@ impl ErrorCode {
     #[must_use]
     pub const fn status(self) -> StatusCode {
         match self {
-            Self::MalformedJson | Self::InvalidQuery | Self::InvalidName | Self::InvalidSize => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::MalformedJson
+            | Self::InvalidQuery
+            | Self::InvalidName
+            | Self::InvalidSize
+            | Self::InvalidReservation => StatusCode::BAD_REQUEST,
             Self::InvalidBody => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -76,7 +82,9 @@ impl ErrorCode {
             Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::VolumeExists | Self::VolumeInUse | Self::ShrinkRefused => StatusCode::CONFLICT,
-            Self::PoolFull | Self::TooManyVolumes => StatusCode::INSUFFICIENT_STORAGE,
+            Self::PoolFull | Self::TooManyVolumes | Self::ReservationUnbacked => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             Self::PoolFailed | Self::Busy | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -88,7 +96,7 @@ impl ErrorCode {
         match self {
             Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => Exit::NotFound,
             Self::Internal | Self::Unknown | Self::PoolFailed => Exit::Failure,
-            Self::InvalidName | Self::InvalidSize => Exit::Usage,
+            Self::InvalidName | Self::InvalidSize | Self::InvalidReservation => Exit::Usage,
             _ => Exit::Refused,
         }
     }

@@ -67,11 +67,19 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 11] = [
+const POOL_GAUGES: [PoolGauge; 15] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
     ("pool_free_bytes", "Bytes that can be written now", |p| p.free_bytes),
+    ("pool_reserved_bytes", "Bytes that reservations hold back beyond what is used", |p| {
+        p.reserved_bytes
+    }),
+    ("pool_debt_bytes", "Bytes that are dead but not reclaimed", |p| p.debt_bytes),
+    ("pool_warning_percent", "Highest of 75, 85, 93 % of the capacity that is used, or 0", |p| {
+        u64::from(p.warning_percent.unwrap_or(0))
+    }),
+    ("pool_waiting", "Requests that wait for space", |p| u64::from(p.waiting)),
     ("pool_provisioned_bytes", "Sum of the volumes' sizes", |p| p.provisioned_bytes),
     ("pool_segments", "Segments of the log", |p| u64::from(p.segments)),
     ("pool_segments_free", "Segments that may be written", |p| u64::from(p.segments_free)),
@@ -85,9 +93,12 @@ const POOL_GAUGES: [PoolGauge; 11] = [
     }),
 ];
 
-const VOLUME_GAUGES: [VolumeGauge; 3] = [
+const VOLUME_GAUGES: [VolumeGauge; 6] = [
     ("volume_size_bytes", "Size that clients see", |v| v.size_bytes),
     ("volume_mapped_bytes", "Bytes of the volume that hold data", |v| v.mapped_bytes),
+    ("volume_exclusive_bytes", "Bytes of it that no other volume shares", |v| v.exclusive_bytes),
+    ("volume_kept_bytes", "Bytes of zeroes whose space is kept", |v| v.kept_bytes),
+    ("volume_reserved_bytes", "Bytes that no other volume may take", |v| v.reserved_bytes),
     ("volume_connections", "NBD connections that use the volume", |v| u64::from(v.connections)),
 ];
 

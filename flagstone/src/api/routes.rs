@@ -19,9 +19,10 @@ use super::backend::{Backend, Created};
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::types::{
-    CreateVolume, DeleteQuery, Health, PoolList, PoolState, ResizeVolume, Status, Volume,
+    CreateVolume, DeleteQuery, Health, OnFull, PoolList, PoolState, Status, UpdateVolume, Volume,
     VolumeList,
 };
+use crate::node::SettingsChange;
 use crate::{name, size};
 
 /// Largest request body, in bytes. A request is a name and a number.
@@ -64,7 +65,7 @@ struct Info;
 fn endpoints() -> (Router<Context>, Document) {
     OpenApiRouter::with_openapi(Info::openapi())
         .routes(routes!(create_volume, list_volumes))
-        .routes(routes!(show_volume, resize_volume, delete_volume))
+        .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(list_pools))
         .routes(routes!(status))
         .routes(routes!(openapi))
@@ -97,14 +98,14 @@ pub fn router(context: Context) -> Router {
     responses(
         (status = 201, description = "Created, and durable", body = Volume),
         (status = 200, description = "It existed already, with this size", body = Volume),
-        (status = 400, description = "invalid_name, invalid_size, malformed_json", body = ErrorBody),
+        (status = 400, description = "invalid_name, invalid_size, invalid_reservation, malformed_json", body = ErrorBody),
         (status = 404, description = "pool_not_found", body = ErrorBody),
         (status = 409, description = "volume_exists", body = ErrorBody),
         (status = 413, description = "body_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_media_type", body = ErrorBody),
         (status = 422, description = "invalid_body", body = ErrorBody),
         (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
-        (status = 507, description = "pool_full, too_many_volumes", body = ErrorBody),
+        (status = 507, description = "pool_full, reservation_unbacked, too_many_volumes", body = ErrorBody),
     )
 )]
 async fn create_volume(
@@ -114,14 +115,23 @@ async fn create_volume(
     check_name(&request.name)?;
     check_size(request.size_bytes)?;
     let (name, size_bytes) = (request.name.clone(), request.size_bytes);
+    let wanted = settings(request.on_full, request.reserved_bytes);
+    check_reservation(wanted)?;
     match context.backend.create_volume(request).await? {
         Created::New(volume) => {
             let location = [(header::LOCATION, format!("/v1/volumes/{name}"))];
             Ok((StatusCode::CREATED, location, axum::Json(volume)).into_response())
         }
-        Created::Existing(volume) if volume.size_bytes == size_bytes => {
+        Created::Existing(volume) if volume.size_bytes == size_bytes && has(&volume, wanted) => {
             Ok(axum::Json(volume).into_response())
         }
+        Created::Existing(volume) if volume.size_bytes == size_bytes => Err(ApiError::new(
+            ErrorCode::VolumeExists,
+            format!(
+                "the volume \"{name}\" exists with other settings; choose another name, or change \
+                 them with `flagstone volume set`"
+            ),
+        )),
         Created::Existing(volume) => Err(ApiError::new(
             ErrorCode::VolumeExists,
             format!(
@@ -164,31 +174,47 @@ async fn show_volume(
     context.backend.volume(name).await.map(axum::Json)
 }
 
-/// Grows a volume.
+/// Grows a volume, or changes its settings.
 ///
-/// Clients see the new size when they connect again. The same size again is a success.
+/// Clients see a new size when they connect again. The same again is a success.
 #[utoipa::path(
-    patch, path = "/v1/volumes/{name}", tag = "volumes", request_body = ResizeVolume,
+    patch, path = "/v1/volumes/{name}", tag = "volumes", request_body = UpdateVolume,
     params(("name" = String, Path, description = "Name of the volume")),
     responses(
-        (status = 200, description = "The volume with its new size, durable", body = Volume),
-        (status = 400, description = "invalid_name, invalid_size, malformed_json", body = ErrorBody),
+        (status = 200, description = "The volume as it is now, durable", body = Volume),
+        (status = 400, description = "invalid_name, invalid_size, invalid_reservation, malformed_json", body = ErrorBody),
         (status = 404, description = "volume_not_found", body = ErrorBody),
         (status = 409, description = "shrink_refused", body = ErrorBody),
         (status = 413, description = "body_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_media_type", body = ErrorBody),
         (status = 422, description = "invalid_body", body = ErrorBody),
         (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
-        (status = 507, description = "pool_full", body = ErrorBody),
+        (status = 507, description = "pool_full, reservation_unbacked", body = ErrorBody),
     )
 )]
-async fn resize_volume(
+async fn update_volume(
     State(context): State<Context>,
     VolumeName(name): VolumeName,
-    Json(request): Json<ResizeVolume>,
+    Json(request): Json<UpdateVolume>,
 ) -> Result<axum::Json<Volume>, ApiError> {
-    check_size(request.size_bytes)?;
-    context.backend.resize_volume(name, request.size_bytes).await.map(axum::Json)
+    let change = settings(request.on_full, request.reserved_bytes);
+    let volume = match (request.size_bytes, change == SettingsChange::default()) {
+        (Some(size_bytes), true) => {
+            check_size(size_bytes)?;
+            context.backend.resize_volume(name, size_bytes)
+        }
+        (None, false) => {
+            check_reservation(change)?;
+            context.backend.set_volume(name, change)
+        }
+        _ => {
+            return Err(ApiError::new(
+                ErrorCode::InvalidBody,
+                "give either size_bytes, or on_full or reserved_bytes or both of these",
+            ));
+        }
+    };
+    volume.await.map(axum::Json)
 }
 
 /// Deletes a volume and its data.
@@ -312,6 +338,25 @@ fn check_name(text: &str) -> Result<(), ApiError> {
 fn check_size(bytes: u64) -> Result<(), ApiError> {
     size::check_blocks(bytes)
         .map_err(|error| ApiError::new(ErrorCode::InvalidSize, error.to_string()))
+}
+
+fn check_reservation(change: SettingsChange) -> Result<(), ApiError> {
+    match change.reserved_bytes {
+        None | Some(0) => Ok(()),
+        Some(bytes) => size::check_blocks(bytes)
+            .map_err(|error| ApiError::new(ErrorCode::InvalidReservation, error.to_string())),
+    }
+}
+
+fn settings(on_full: Option<OnFull>, reserved_bytes: Option<u64>) -> SettingsChange {
+    SettingsChange { on_full: on_full.map(OnFull::into), reserved_bytes }
+}
+
+/// Whether a volume has the settings that are wanted.
+fn has(volume: &Volume, wanted: SettingsChange) -> bool {
+    let present = settings(Some(volume.on_full), Some(volume.reserved_bytes));
+    wanted.on_full.is_none_or(|_| wanted.on_full == present.on_full)
+        && wanted.reserved_bytes.is_none_or(|_| wanted.reserved_bytes == present.reserved_bytes)
 }
 
 /// A JSON body, with the API's own errors.

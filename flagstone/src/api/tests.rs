@@ -18,9 +18,9 @@ use super::client::{Client, ClientError};
 use super::errors::{ApiError, ErrorCode};
 use super::routes::{self, Context};
 use super::server::{ApiSocket, BindError};
-use super::types::{CreateVolume, Pool, PoolState, Volume};
+use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
 use crate::exit::Exit;
-use crate::node::NodeStats;
+use crate::node::{NodeStats, SettingsChange};
 
 /// Volumes in a map; the one called `busy` has a client.
 #[derive(Default)]
@@ -36,6 +36,10 @@ fn volume(name: &str, size_bytes: u64) -> Volume {
         pool: "/p".to_owned(),
         size_bytes,
         mapped_bytes: 0,
+        exclusive_bytes: 0,
+        kept_bytes: 0,
+        reserved_bytes: 0,
+        on_full: OnFull::Wait,
         connections: u32::from(name == "busy"),
         uris: vec![format!("nbd+unix:///{name}?socket=/s")],
     }
@@ -57,6 +61,10 @@ impl Backend for Fake {
             capacity_bytes: 3,
             used_bytes: 1,
             free_bytes: 2,
+            reserved_bytes: 5,
+            debt_bytes: 6,
+            warning_percent: Some(75),
+            waiting: 1,
             provisioned_bytes: 9,
             volumes: volumes.len() as u32,
             direct_io: true,
@@ -79,7 +87,9 @@ impl Backend for Fake {
         if let Some(existing) = volumes.get(&request.name) {
             return answer(Ok(Created::Existing(existing.clone())));
         }
-        let made = volume(&request.name, request.size_bytes);
+        let mut made = volume(&request.name, request.size_bytes);
+        made.on_full = request.on_full.unwrap_or_default();
+        made.reserved_bytes = request.reserved_bytes.unwrap_or(0);
         volumes.insert(request.name, made.clone());
         answer(Ok(Created::New(made)))
     }
@@ -93,6 +103,16 @@ impl Backend for Fake {
             return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
         }
         volume.size_bytes = size_bytes;
+        answer(Ok(volume.clone()))
+    }
+
+    fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume> {
+        let mut volumes = self.volumes.lock().unwrap();
+        let Some(volume) = volumes.get_mut(&name) else {
+            return answer(Err(ApiError::volume_not_found(&name)));
+        };
+        volume.on_full = change.on_full.map_or(volume.on_full, OnFull::from);
+        volume.reserved_bytes = change.reserved_bytes.unwrap_or(volume.reserved_bytes);
         answer(Ok(volume.clone()))
     }
 
@@ -237,12 +257,23 @@ async fn a_body_must_be_declared_as_json() {
 async fn the_client_understands_the_server() {
     let daemon = Daemon::start(Fake::default());
     let client = daemon.client();
-    let request = CreateVolume { name: "a".to_owned(), size_bytes: 4096, pool: None };
+    let request = CreateVolume {
+        name: "a".to_owned(),
+        size_bytes: 4096,
+        pool: None,
+        on_full: None,
+        reserved_bytes: None,
+    };
     assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), true));
     assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), false));
     assert_eq!(client.volume("a").await.unwrap(), volume("a", 4096));
     assert_eq!(client.resize_volume("a", 8192).await.unwrap().size_bytes, 8192);
-    assert_eq!(client.volumes().await.unwrap(), [volume("a", 8192)]);
+    let change = UpdateVolume { on_full: Some(OnFull::Error), ..UpdateVolume::default() };
+    assert_eq!(client.set_volume("a", &change).await.unwrap().on_full, OnFull::Error);
+    let change = UpdateVolume { reserved_bytes: Some(4096), ..UpdateVolume::default() };
+    let set = client.set_volume("a", &change).await.unwrap();
+    assert_eq!((set.on_full, set.reserved_bytes, set.size_bytes), (OnFull::Error, 4096, 8192));
+    assert_eq!(client.volumes().await.unwrap(), [set]);
     assert_eq!(client.pools().await.unwrap().len(), 1);
     let status = client.status().await.unwrap();
     assert_eq!((status.volumes, status.connections, status.pid), (1, 1, std::process::id()));
@@ -307,7 +338,7 @@ fn the_document_describes_every_path_and_error() {
     ];
     assert_eq!(paths, expected);
     let schemas = document["components"]["schemas"].as_object().unwrap();
-    for name in ["CreateVolume", "ResizeVolume", "Volume", "VolumeList", "PoolList", "ErrorBody"] {
+    for name in ["CreateVolume", "UpdateVolume", "Volume", "VolumeList", "PoolList", "ErrorBody"] {
         assert!(schemas.contains_key(name), "{name}");
     }
 }

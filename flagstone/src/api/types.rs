@@ -1,7 +1,52 @@
 //! What requests and answers look like. Sizes are bytes, as whole numbers; times are seconds.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::node;
+
+/// What becomes of a write that needs space when the pool is full.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFull {
+    /// It waits until there is space again, for 60 seconds without progress at most
+    #[default]
+    Wait,
+    /// It fails at once
+    Error,
+}
+
+impl OnFull {
+    /// As in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wait => "wait",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl From<OnFull> for node::OnFull {
+    fn from(on_full: OnFull) -> Self {
+        match on_full {
+            OnFull::Wait => Self::Wait,
+            OnFull::Error => Self::Error,
+        }
+    }
+}
+
+impl From<node::OnFull> for OnFull {
+    fn from(on_full: node::OnFull) -> Self {
+        match on_full {
+            node::OnFull::Wait => Self::Wait,
+            node::OnFull::Error => Self::Error,
+        }
+    }
+}
 
 /// Asks for a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -17,15 +62,29 @@ pub struct CreateVolume {
     /// space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// What becomes of writes when the pool is full; without it, what the daemon's setting says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
+    /// Bytes that no other volume may take, a multiple of 4096 up to the size. Without it, none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_bytes: Option<u64>,
 }
 
-/// Asks for a new size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Asks for a new size, or for other settings: either, so that a request happens in full or not at
+/// all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ResizeVolume {
+pub struct UpdateVolume {
     /// New size in bytes, a multiple of 4096, not less than the present one.
     #[schema(example = 8589934592_u64)]
-    pub size_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// What becomes of writes when the pool is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
+    /// Bytes that no other volume may take, a multiple of 4096 up to the size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_bytes: Option<u64>,
 }
 
 /// Options of a deletion.
@@ -50,6 +109,19 @@ pub struct Volume {
     pub size_bytes: u64,
     /// Bytes that hold data, in whole blocks.
     pub mapped_bytes: u64,
+    /// Those that no other volume shares: equal to `mapped_bytes`, as long as there are no
+    /// snapshots.
+    #[serde(default)]
+    pub exclusive_bytes: u64,
+    /// Bytes of zeroes whose space is kept.
+    #[serde(default)]
+    pub kept_bytes: u64,
+    /// Bytes that no other volume may take, used or not.
+    #[serde(default)]
+    pub reserved_bytes: u64,
+    /// What becomes of writes when the pool is full.
+    #[serde(default)]
+    pub on_full: OnFull,
     /// NBD connections that use it now.
     pub connections: u32,
     /// Where clients reach it, ready to paste: the unix socket's URI first.
@@ -105,8 +177,20 @@ pub struct Pool {
     pub capacity_bytes: u64,
     /// Bytes that volumes' data takes.
     pub used_bytes: u64,
-    /// Bytes that can be written now.
+    /// Bytes that can be written now by volumes without a reservation.
     pub free_bytes: u64,
+    /// Bytes that reservations hold back beyond what their volumes take.
+    #[serde(default)]
+    pub reserved_bytes: u64,
+    /// Bytes that are dead but not reclaimed yet: what the cleaner owes.
+    #[serde(default)]
+    pub debt_bytes: u64,
+    /// The highest of 75, 85 and 93 percent of the capacity that is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning_percent: Option<u32>,
+    /// Requests that wait for space now.
+    #[serde(default)]
+    pub waiting: u32,
     /// Sum of the volumes' sizes, which may exceed the capacity.
     pub provisioned_bytes: u64,
     /// Volumes in it.

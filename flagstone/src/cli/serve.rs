@@ -4,11 +4,13 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::api_args::API_SOCKET_DEFAULT;
 use super::log_args::LogArgs;
 use super::{Failure, ready};
-use crate::config::{FileConfig, parse_address};
+use crate::api::types::OnFull;
+use crate::config::{FileConfig, parse_address, parse_seconds};
 use crate::daemon::{self, Settings};
 use crate::exit::Exit;
 use crate::logging::LEVEL_DEFAULT;
@@ -44,6 +46,8 @@ Configuration file (TOML; what a flag also says, the flag decides):
   api-socket = \"/run/flagstone/api.sock\"
   memory = \"512M\"
   max-connections = 256
+  on-full = \"wait\"                        # or \"error\"; for volumes to be created
+  full-wait = 60                          # seconds
   log-level = \"info\"
   log-format = \"json\"
 
@@ -81,6 +85,14 @@ pub struct Args {
     /// NBD connections at a time; more are turned away [default: 128]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
+
+    /// What new volumes do when their pool is full, unless told otherwise [default: wait]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_full: Option<OnFull>,
+
+    /// How long writes wait for space without any progress of their pool, in seconds [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    full_wait: Option<Duration>,
 
     #[command(flatten)]
     log: LogArgs,
@@ -138,6 +150,8 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
             .or(file.max_connections)
             .unwrap_or(defaults.max_connections),
         handshake_timeout: defaults.handshake_timeout,
+        on_full: args.on_full.or(file.on_full).map_or(defaults.on_full, OnFull::into),
+        full_wait: args.full_wait.or(file.full_wait).unwrap_or(defaults.full_wait),
     };
     Ok(Settings { node, api_socket, first_volume: None })
 }

@@ -86,6 +86,8 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
             name: VOLUME.to_owned(),
             size_bytes: VOLUME_BYTES.min(pool_bytes / 2).next_multiple_of(1 << 20),
             pool: None,
+            on_full: None,
+            reserved_bytes: None,
         }),
     };
     let announce = |ready: &Ready<'_>| {

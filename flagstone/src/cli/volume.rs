@@ -4,7 +4,8 @@ use clap::Subcommand;
 
 use super::Failure;
 use super::api_args::ApiArgs;
-use crate::api::types::{CreateVolume, Volume, VolumeList};
+use crate::api::types::{CreateVolume, OnFull, UpdateVolume, Volume, VolumeList};
+use crate::exit::Exit;
 use crate::name::parse_name;
 use crate::output::{self, Table};
 use crate::size::{Human, parse_block_size};
@@ -16,6 +17,7 @@ pub enum Command {
     List(ListArgs),
     Show(ShowArgs),
     Resize(ResizeArgs),
+    Set(SetArgs),
     Delete(DeleteArgs),
 }
 
@@ -40,6 +42,49 @@ pub struct CreateArgs {
     /// Path or UUID of the pool [default: the one with the most free space]
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+
+    #[command(flatten)]
+    settings: SettingsArgs,
+
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// What the owner of a volume may choose, and change.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct SettingsArgs {
+    /// What becomes of writes that need space when the pool is full [default: as the daemon is
+    /// set, which is wait]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_full: Option<OnFull>,
+
+    /// Space that no other volume may take, at most the volume's size; 0 for none
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_reservation)]
+    reserve: Option<u64>,
+}
+
+fn parse_reservation(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" {
+        return Ok(0);
+    }
+    parse_block_size(text).map_err(|error| error.to_string())
+}
+
+/// Change what a volume does when its pool is full, and what is reserved for it
+///
+/// A reservation is refused if the pool can't back it. It is held back from all other volumes from
+/// then on, used or not; the volume's own writes take from it first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  flagstone volume set database --on-full wait --reserve 200G
+  flagstone volume set scratch --on-full error --reserve 0")]
+pub struct SetArgs {
+    /// Name of the volume
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    name: String,
+
+    #[command(flatten)]
+    settings: SettingsArgs,
 
     #[command(flatten)]
     api: ApiArgs,
@@ -113,12 +158,19 @@ pub fn run(command: Command, json: bool) -> Result<(), Failure> {
         Command::List(args) => list(&args, json),
         Command::Show(args) => show(args, json),
         Command::Resize(args) => resize(args, json),
+        Command::Set(args) => set(args, json),
         Command::Delete(args) => delete(args, json),
     }
 }
 
 fn create(args: CreateArgs, json: bool) -> Result<(), Failure> {
-    let request = CreateVolume { name: args.name, size_bytes: args.size, pool: args.pool };
+    let request = CreateVolume {
+        name: args.name,
+        size_bytes: args.size,
+        pool: args.pool,
+        on_full: args.settings.on_full,
+        reserved_bytes: args.settings.reserve,
+    };
     let (volume, new) =
         args.api.call(|client| async move { client.create_volume(&request).await })?;
     if json {
@@ -135,18 +187,19 @@ fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
     if json {
         return Ok(output::json(&VolumeList { volumes })?);
     }
-    let mut table = Table::new(&["NAME", "SIZE>", "MAPPED>", "CLIENTS>", "URI"]);
+    let mut table = Table::new(&["NAME", "SIZE>", "MAPPED>", "RESERVED>", "CLIENTS>", "URI"]);
     for volume in volumes {
         // One row per URI, so that each can be pasted; the figures stand in the first.
         let mut cells = vec![
             volume.name,
             Human(volume.size_bytes).to_string(),
             Human(volume.mapped_bytes).to_string(),
+            Human(volume.reserved_bytes).to_string(),
             volume.connections.to_string(),
         ];
         for uri in volume.uris {
             cells.push(uri);
-            table.row(std::mem::replace(&mut cells, vec![String::new(); 4]));
+            table.row(std::mem::replace(&mut cells, vec![String::new(); 5]));
         }
     }
     Ok(output::line(&table.render())?)
@@ -160,6 +213,17 @@ fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
 fn resize(args: ResizeArgs, json: bool) -> Result<(), Failure> {
     let volume =
         args.api.call(|client| async move { client.resize_volume(&args.name, args.size).await })?;
+    print_volume(&volume, json)
+}
+
+fn set(args: SetArgs, json: bool) -> Result<(), Failure> {
+    let SettingsArgs { on_full, reserve } = args.settings;
+    if on_full.is_none() && reserve.is_none() {
+        return Err(Failure::new(Exit::Usage, "give --on-full, --reserve, or both"));
+    }
+    let change = UpdateVolume { size_bytes: None, on_full, reserved_bytes: reserve };
+    let volume =
+        args.api.call(|client| async move { client.set_volume(&args.name, &change).await })?;
     print_volume(&volume, json)
 }
 
@@ -182,6 +246,10 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
         "name         {}\n\
          size         {} ({} bytes)\n\
          mapped       {}\n\
+         exclusive    {}\n\
+         kept zeroes  {}\n\
+         reserved     {}\n\
+         when full    {}\n\
          clients      {}\n\
          pool         {}\n\
          uuid         {}\n\
@@ -190,6 +258,10 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
         Human(volume.size_bytes),
         volume.size_bytes,
         Human(volume.mapped_bytes),
+        Human(volume.exclusive_bytes),
+        Human(volume.kept_bytes),
+        Human(volume.reserved_bytes),
+        volume.on_full.as_str(),
         volume.connections,
         volume.pool,
         volume.uuid,

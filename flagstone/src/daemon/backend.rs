@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::api::backend::{Backend, Created, Reply, Snapshot};
 use crate::api::errors::{ApiError, ErrorCode};
-use crate::api::types::{CreateVolume, Pool, PoolState, Volume};
-use crate::node::{self, ControlError, NodeHandle, PoolStatus, VolumeStatus};
+use crate::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
+use crate::node::{self, ControlError, NodeHandle, PoolStatus, SettingsChange, VolumeStatus};
 use crate::uri::NbdEndpoints;
 
 /// A node behind the API.
@@ -47,7 +47,12 @@ impl NodeBackend {
         let elsewhere = |volume: &VolumeStatus| pool.as_ref().is_some_and(|p| *p != volume.pool);
         let uuid = *uuid::Uuid::new_v4().as_bytes();
         let name = request.name.clone();
-        let made = self.node.create_volume(name, request.size_bytes, uuid, pool.clone()).await;
+        let settings = SettingsChange {
+            on_full: request.on_full.map(OnFull::into),
+            reserved_bytes: request.reserved_bytes,
+        };
+        let (size, place) = (request.size_bytes, pool.clone());
+        let made = self.node.create_volume_with(name, size, uuid, place, settings).await;
         let existing = match made {
             Ok(made) if made.uuid == uuid => return Ok(Created::New(volume(made))),
             Ok(existing) => existing,
@@ -100,6 +105,11 @@ impl Backend for NodeBackend {
         })
     }
 
+    fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume> {
+        let node = self.node.clone();
+        Box::pin(async move { node.set_volume(name, change).await.map(volume).map_err(api_error) })
+    }
+
     fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
         let node = self.node.clone();
         Box::pin(async move { node.delete_volume(name, force).await.map(drop).map_err(api_error) })
@@ -121,6 +131,10 @@ fn volume(status: VolumeStatus) -> Volume {
         pool: status.pool.display().to_string(),
         size_bytes: status.size_bytes,
         mapped_bytes: status.mapped_bytes,
+        exclusive_bytes: status.exclusive_bytes,
+        kept_bytes: status.kept_bytes,
+        reserved_bytes: status.settings.reserved,
+        on_full: status.settings.on_full.into(),
         connections: status.connections,
         uris: status.uris,
     }
@@ -144,6 +158,10 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         capacity_bytes: status.capacity_bytes,
         used_bytes: status.used_bytes,
         free_bytes: status.free_bytes,
+        reserved_bytes: status.reserved_bytes,
+        debt_bytes: status.debt_bytes,
+        warning_percent: status.warning_percent,
+        waiting: status.waiting,
         provisioned_bytes: status.provisioned_bytes,
         volumes: status.volumes,
         direct_io: status.direct_io,
@@ -164,10 +182,16 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::BadName { .. } => (ErrorCode::InvalidName, ""),
         ControlError::BadSize { .. } => (ErrorCode::InvalidSize, ""),
         ControlError::Shrink { .. } => (ErrorCode::ShrinkRefused, ""),
+        ControlError::BadReservation { .. } => (ErrorCode::InvalidReservation, ""),
+        ControlError::Unbacked { .. } => {
+            (ErrorCode::ReservationUnbacked, "; ask for less, delete volumes, or grow the pool")
+        }
         ControlError::InUse { .. } => {
             (ErrorCode::VolumeInUse, "; disconnect them first, or delete it with --force")
         }
-        ControlError::NoSpace => (ErrorCode::PoolFull, "; delete volumes or discard data"),
+        ControlError::NoSpace => {
+            (ErrorCode::PoolFull, "; delete volumes, discard data, or grow the pool")
+        }
         ControlError::TooManyVolumes => (ErrorCode::TooManyVolumes, "; delete some"),
         ControlError::PoolFailed => (
             ErrorCode::PoolFailed,

@@ -3,15 +3,16 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use super::Volume;
 use super::block_on::block_on;
-use crate::node::limits::LOCAL_REQUESTS;
+use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
-    self, ControlError, LocalSender, NodeConfig, NodeExit, NodeHandle, PoolStatus, StartError,
-    VolumeStatus,
+    self, ControlError, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle, PoolStatus,
+    SettingsChange, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -21,11 +22,13 @@ pub struct OpenOptions {
     /// Memory for buffers in bytes, fixed while the pool is open. The map of what lies where comes
     /// on top: 4.5 KiB for every 2 MiB that hold data.
     pub memory_bytes: u64,
+    /// How long writes wait for space before they fail, where their volume is set to wait.
+    pub full_wait: Duration,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { memory_bytes: 64 << 20 }
+        Self { memory_bytes: 64 << 20, full_wait: FULL_WAIT }
     }
 }
 
@@ -94,6 +97,8 @@ pub(super) struct Inner {
     pub(super) sender: LocalSender,
     /// As many as the reactor takes at a time, so that its mailbox has room.
     pub(super) permits: Semaphore,
+    /// Of those, as many as may be taken for what takes space and may have to wait for it.
+    pub(super) writes: Semaphore,
 }
 
 impl Inner {
@@ -147,13 +152,15 @@ impl Pool {
         let config = NodeConfig {
             pools: vec![path.as_ref().to_owned()],
             memory_bytes: options.memory_bytes,
+            full_wait: options.full_wait,
             // There is no listener; the ring wants room for one.
             max_connections: 1,
             ..NodeConfig::default()
         };
         let (node, sender) = node::start_local(config)?;
         let permits = Semaphore::new(LOCAL_REQUESTS);
-        Ok(Self { inner: Arc::new(Inner { node, sender, permits }) })
+        let writes = Semaphore::new(LOCAL_WRITES);
+        Ok(Self { inner: Arc::new(Inner { node, sender, permits, writes }) })
     }
 
     /// Makes a thin volume of `size_bytes`, a multiple of 4096. It is durable when this returns.
@@ -165,6 +172,34 @@ impl Pool {
         let uuid = *uuid::Uuid::new_v4().as_bytes();
         let made = self.inner.node.create_volume(name.to_owned(), size_bytes, uuid, None);
         Ok(Volume::new(&self.inner, &block_on(made)?))
+    }
+
+    /// As [`Pool::create_volume`], with settings that are not the defaults: what becomes of writes
+    /// when the pool is full, and what is reserved for the volume.
+    ///
+    /// # Errors
+    /// [`ControlError`]; also [`ControlError::Unbacked`] if the pool can't reserve so much.
+    pub fn create_volume_with(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        settings: SettingsChange,
+    ) -> Result<Volume, ControlError> {
+        let (name, uuid) = (name.to_owned(), *uuid::Uuid::new_v4().as_bytes());
+        let made = self.inner.node.create_volume_with(name, size_bytes, uuid, None, settings);
+        Ok(Volume::new(&self.inner, &block_on(made)?))
+    }
+
+    /// Changes a volume's settings; durable when this returns.
+    ///
+    /// # Errors
+    /// [`ControlError`]: there is no such volume, the pool can't reserve so much or has failed.
+    pub fn set_volume(
+        &self,
+        name: &str,
+        change: SettingsChange,
+    ) -> Result<VolumeStatus, ControlError> {
+        block_on(self.inner.node.set_volume(name.to_owned(), change))
     }
 
     /// Opens a volume.

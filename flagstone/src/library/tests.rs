@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::block_on::block_on;
 use super::{CreateOptions, OpenOptions, Pool};
 use crate::IoError;
-use crate::node::ControlError;
+use crate::node::{ControlError, OnFull, SettingsChange};
 
 const MIB: u64 = 1 << 20;
 
@@ -271,7 +271,8 @@ fn edges_are_errors_and_nothing_is_nothing() {
     let refused = pool.resize_volume("v", MIB).expect_err("volumes only grow");
     assert!(matches!(refused, ControlError::Shrink { .. }));
 
-    let big = pool.create_volume("big", 1 << 40).expect("it is thin");
+    let error = SettingsChange { on_full: Some(OnFull::Error), ..SettingsChange::default() };
+    let big = pool.create_volume_with("big", 1 << 40, error).expect("it is thin");
     let full = (0..64).find_map(|i| big.write(i * MIB, &pattern(i, 1 << 20)).err());
     assert_eq!(full, Some(IoError::NoSpace));
     pool.delete_volume("big").expect("it is there");
@@ -292,4 +293,91 @@ fn edges_are_errors_and_nothing_is_nothing() {
     // Its lock is gone though a handle is left.
     let again = site.open();
     assert_eq!(read(&again.volume("v").expect("it was made"), MIB, 3), [2; 3]);
+}
+
+#[test]
+fn writes_wait_for_space_and_everything_else_goes_on() {
+    let (_site, pool) = Site::new(64 * MIB);
+    let wait = SettingsChange { on_full: Some(OnFull::Wait), ..SettingsChange::default() };
+    let volume = pool.create_volume_with("v", 1 << 40, wait).expect("it is thin");
+    let error = SettingsChange { on_full: Some(OnFull::Error), ..SettingsChange::default() };
+    pool.set_volume("v", error).expect("it is there");
+    let full = (0..64).find(|&i| volume.write(i * MIB, &pattern(i, 1 << 20)).is_err());
+    let full = full.expect("more than the device holds");
+    pool.set_volume("v", wait).expect("it is there");
+    assert_eq!(pool.volumes().expect("it is open")[0].settings.on_full, OnFull::Wait);
+
+    // More than may be under way at a time: some wait for their turn to wait.
+    let writers: Vec<_> = (0..8u64)
+        .map(|i| {
+            let volume = volume.clone();
+            std::thread::spawn(move || volume.write((full + 1 + i) * MIB, &pattern(i, 1 << 20)))
+        })
+        .collect();
+    let parted = {
+        let volume = volume.clone();
+        std::thread::spawn(move || volume.write((full + 20) * MIB + 7, b"part of a block"))
+    };
+    while pool.status().expect("it is open").waiting < 9 {
+        std::thread::yield_now();
+    }
+    // Reads, flushes and overwrites don't wait.
+    assert_eq!(read(&volume, 5 * MIB, MIB), pattern(5, 1 << 20));
+    volume.flush().expect("it is open");
+    volume.write(5 * MIB, &pattern(99, 1 << 20)).expect("it takes no space");
+    let status = pool.status().expect("it is open");
+    assert_eq!((status.waiting, status.warning_percent), (9, Some(93)));
+    // Nor does what makes room.
+    volume.discard(10 * MIB, 20 * MIB).expect("it is open");
+    for writer in writers {
+        writer.join().expect("no panic").expect("there is room");
+    }
+    parted.join().expect("no panic").expect("there is room");
+    for i in 0..8 {
+        assert_eq!(read(&volume, (full + 1 + i) * MIB, MIB), pattern(i, 1 << 20));
+    }
+    assert_eq!(read(&volume, (full + 20) * MIB + 7, 15), b"part of a block");
+    assert_eq!(read(&volume, 5 * MIB, MIB), pattern(99, 1 << 20));
+    assert_eq!(pool.status().expect("it is open").waiting, 0);
+
+    // Deleting the volume, or closing the pool, ends the waiting.
+    let more = (0..64).map(|i| (full + 64 + i) * MIB).collect::<Vec<_>>();
+    let other = pool.create_volume_with("other", 1 << 40, wait).expect("it is thin");
+    let wait_for = |volume: &super::Volume| {
+        let (volume, more) = (volume.clone(), more.clone());
+        let mut writes = more.into_iter().map(move |at| volume.write(at, &pattern(at, 1 << 20)));
+        std::thread::spawn(move || writes.find_map(Result::err))
+    };
+    let (first, second) = (wait_for(&volume), wait_for(&other));
+    while pool.status().expect("it is open").waiting < 2 {
+        std::thread::yield_now();
+    }
+    pool.set_volume("other", error).expect("it is there");
+    assert_eq!(second.join().expect("no panic"), Some(IoError::NoSpace));
+    pool.close().expect("a clean stop");
+    assert_eq!(first.join().expect("no panic"), Some(IoError::Closed));
+}
+
+#[test]
+fn a_writer_that_nobody_makes_room_for_is_told_in_the_end() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let open =
+        OpenOptions { full_wait: std::time::Duration::from_millis(300), ..OpenOptions::default() };
+    let options = CreateOptions { size_bytes: Some(64 * MIB), open, ..CreateOptions::default() };
+    let pool = Pool::create(directory.path().join("pool"), &options).expect("nothing is there");
+    let volume = pool.create_volume("v", 1 << 40).expect("it is thin");
+    let start = std::time::Instant::now();
+    let full = (0..64).find_map(|i| volume.write(i * MIB, &pattern(i, 1 << 20)).err());
+    assert_eq!(full, Some(IoError::NoSpace));
+    assert!(start.elapsed() >= std::time::Duration::from_millis(300));
+    // What is reserved for a volume can't be waited for by another.
+    let reserve = SettingsChange { on_full: None, reserved_bytes: Some(MIB) };
+    let refused = pool.create_volume_with("w", MIB, reserve).expect_err("it is full");
+    assert!(matches!(refused, ControlError::Unbacked { .. }), "{refused}");
+    let odd = SettingsChange { on_full: None, reserved_bytes: Some(1 << 41) };
+    let refused = pool.set_volume("v", odd).expect_err("more than its size");
+    assert!(matches!(refused, ControlError::BadReservation { .. }), "{refused}");
+    volume.discard(0, 24 * MIB).expect("it is open");
+    pool.create_volume_with("w", MIB, reserve).expect("there is room");
+    assert_eq!(pool.status().expect("it is open").reserved_bytes, MIB);
 }

@@ -193,6 +193,16 @@ impl Volume {
                 return Ok(data);
             }
             // Held until the answer is here; never refused, because nobody closes the semaphore.
+            // Those that may wait for space leave room for others, which may make it.
+            let takes_space = match op {
+                LocalOp::Write => true,
+                LocalOp::Zero { mode, .. } => mode != ZeroMode::Discard,
+                LocalOp::Read | LocalOp::Flush => false,
+            };
+            let _write = match takes_space {
+                true => Some(inner.writes.acquire().await.map_err(|_| IoError::Closed)?),
+                false => None,
+            };
             let _permit = inner.permits.acquire().await.map_err(|_| IoError::Closed)?;
             let (reply, answer) = oneshot::channel();
             let request = LocalRequest { handle, op, offset, data, reply };

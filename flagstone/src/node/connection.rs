@@ -84,6 +84,11 @@ pub(super) struct Connection {
     /// Data in the send that is under way.
     pub(super) in_send: Vec<Data>,
 
+    /// Since when it has had no space for the payload at hand, nor memory to keep it in.
+    pub(super) full_since_ns: Option<u64>,
+    /// Bytes of payload that are kept while its writes wait for space.
+    pub(super) parked_bytes: usize,
+
     /// Requests of this connection in the node's table.
     pub(super) requests: u32,
     pub(super) shared_blocks: u32,
@@ -117,6 +122,8 @@ impl Connection {
             in_run: false,
             sending: false,
             in_send: Vec::with_capacity(super::limits::SEND_PARTS),
+            full_since_ns: None,
+            parked_bytes: 0,
             requests: 0,
             shared_blocks: 0,
             reserve_taken: false,
@@ -135,6 +142,7 @@ impl Connection {
         self.start = 0;
         self.end = 0;
         self.ended = false;
+        self.full_since_ns = None;
     }
 
     /// Requests that have no complete reply under way yet.

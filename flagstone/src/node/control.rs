@@ -15,6 +15,10 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::files::PoolFile;
+use flagstone_engine::{OnFull, VolumeSettings};
+
+/// How long writes wait for space unless told otherwise.
+pub const FULL_WAIT: Duration = Duration::from_secs(60);
 
 /// What a node is started with.
 #[derive(Clone, Debug)]
@@ -31,6 +35,10 @@ pub struct NodeConfig {
     pub max_connections: u32,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+    /// What a new volume does when its pool is full, unless its maker says otherwise.
+    pub on_full: OnFull,
+    /// How long writes wait for space, where their volume waits.
+    pub full_wait: Duration,
 }
 
 impl Default for NodeConfig {
@@ -42,6 +50,8 @@ impl Default for NodeConfig {
             memory_bytes: 256 << 20,
             max_connections: 128,
             handshake_timeout: Duration::from_secs(30),
+            on_full: OnFull::default(),
+            full_wait: FULL_WAIT,
         }
     }
 }
@@ -57,8 +67,14 @@ pub struct VolumeStatus {
     pub pool: PathBuf,
     /// Bytes, as clients see it.
     pub size_bytes: u64,
-    /// Bytes of it that occupy space in the pool.
+    /// Bytes of it that hold data.
     pub mapped_bytes: u64,
+    /// Those that it shares with no other volume: all of them, as long as there are no snapshots.
+    pub exclusive_bytes: u64,
+    /// Bytes of zeroes whose space it keeps.
+    pub kept_bytes: u64,
+    /// What its owner has set.
+    pub settings: VolumeSettings,
     /// NBD connections that have it open.
     pub connections: u32,
     /// Where it can be reached; NBD URIs.
@@ -79,6 +95,29 @@ pub enum PoolState {
     },
 }
 
+/// Percent of its capacity from which a pool is told to be full.
+pub const WARNINGS: [u32; 3] = [75, 85, 93];
+
+/// What is to be changed of a volume's settings, or chosen at its creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SettingsChange {
+    /// What becomes of writes when the pool is full.
+    pub on_full: Option<OnFull>,
+    /// Bytes that no other volume may take, a multiple of 4096 up to the volume's size.
+    pub reserved_bytes: Option<u64>,
+}
+
+impl SettingsChange {
+    /// `settings` with this change.
+    #[must_use]
+    pub fn applied_to(self, settings: VolumeSettings) -> VolumeSettings {
+        VolumeSettings {
+            on_full: self.on_full.unwrap_or(settings.on_full),
+            reserved: self.reserved_bytes.unwrap_or(settings.reserved),
+        }
+    }
+}
+
 /// One pool as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolStatus {
@@ -94,8 +133,16 @@ pub struct PoolStatus {
     pub capacity_bytes: u64,
     /// Bytes that volumes occupy.
     pub used_bytes: u64,
-    /// Bytes that can be written now.
+    /// Bytes that can be written now by volumes without a reservation.
     pub free_bytes: u64,
+    /// Bytes that reservations hold back beyond what their volumes occupy.
+    pub reserved_bytes: u64,
+    /// Bytes that are dead but not reclaimed yet: the cleaner's debt.
+    pub debt_bytes: u64,
+    /// The highest of the [`WARNINGS`] that the pool has reached, in percent of its capacity.
+    pub warning_percent: Option<u32>,
+    /// Requests that wait for space.
+    pub waiting: u32,
     /// Sum of the volumes' sizes, which may exceed the capacity.
     pub provisioned_bytes: u64,
     /// Number of volumes.
@@ -202,6 +249,23 @@ pub enum ControlError {
         /// The size it has.
         current_bytes: u64,
     },
+    /// Not a reservation that the volume can have.
+    #[error(
+        "{reserved_bytes} bytes can't be reserved for a volume of {size_bytes}: a reservation is a \
+         multiple of 4096 up to the volume's size"
+    )]
+    BadReservation {
+        /// The reservation asked for.
+        reserved_bytes: u64,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// The pool can't give one volume so much.
+    #[error("the pool can't reserve that: it can back {available_bytes} bytes for the volume")]
+    Unbacked {
+        /// Largest reservation that the volume could have now.
+        available_bytes: u64,
+    },
     /// Clients have it open.
     #[error("{connections} clients have the volume open")]
     InUse {
@@ -242,6 +306,8 @@ pub enum ControlRequest {
         uuid: [u8; 16],
         /// Where; without it, the pool with the most free space.
         pool: Option<PathBuf>,
+        /// Settings that are not the defaults.
+        settings: SettingsChange,
         /// The volume.
         reply: Reply<VolumeStatus>,
     },
@@ -261,6 +327,15 @@ pub enum ControlRequest {
         name: String,
         /// Bytes, a multiple of 4096, not less than now.
         size_bytes: u64,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Change a volume's settings. Answered when that is durable.
+    SetVolume {
+        /// Which.
+        name: String,
+        /// What is to change.
+        change: SettingsChange,
         /// The volume.
         reply: Reply<VolumeStatus>,
     },
@@ -332,7 +407,7 @@ pub enum NodeExit {
 
 /// What the reactor does not share with the handle but the handle needs.
 pub(super) type Post =
-    Arc<dyn Fn(ControlRequest) -> Result<(), (ControlError, ControlRequest)> + Send + Sync>;
+    Arc<dyn Fn(ControlRequest) -> Result<(), (ControlError, Box<ControlRequest>)> + Send + Sync>;
 
 /// The reactor thread, until somebody has waited for its end.
 pub(super) type Thread = Arc<Mutex<Option<JoinHandle<Result<(), NodeExit>>>>>;
@@ -384,7 +459,36 @@ impl NodeHandle {
         uuid: [u8; 16],
         pool: Option<PathBuf>,
     ) -> Result<VolumeStatus, ControlError> {
-        self.ask(|reply| ControlRequest::CreateVolume { name, size_bytes, uuid, pool, reply }).await
+        self.create_volume_with(name, size_bytes, uuid, pool, SettingsChange::default()).await
+    }
+
+    /// See [`ControlRequest::CreateVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn create_volume_with(
+        &self,
+        name: String,
+        size_bytes: u64,
+        uuid: [u8; 16],
+        pool: Option<PathBuf>,
+        settings: SettingsChange,
+    ) -> Result<VolumeStatus, ControlError> {
+        let request =
+            |reply| ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply };
+        self.ask(request).await
+    }
+
+    /// See [`ControlRequest::SetVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn set_volume(
+        &self,
+        name: String,
+        change: SettingsChange,
+    ) -> Result<VolumeStatus, ControlError> {
+        self.ask(|reply| ControlRequest::SetVolume { name, change, reply }).await
     }
 
     /// See [`ControlRequest::DeleteVolume`].
@@ -460,7 +564,7 @@ impl NodeHandle {
         // Each attempt fails only while the mailbox is full, which the reactor is emptying.
         let mut request = ControlRequest::Shutdown;
         while let Err((ControlError::Overloaded, back)) = (self.post)(request) {
-            request = back;
+            request = *back;
             std::thread::yield_now();
         }
     }

@@ -62,6 +62,17 @@ pub const LOCAL_REQUESTS: usize = 1024;
 /// Engine calls for one request of this process before others get their turn.
 pub const LOCAL_CALLS: usize = 64;
 
+/// Bytes of payload that may be parked while writes wait for space, for all connections together:
+/// the one memory that is not part of the arena, because it is used in full pools only.
+pub const PARKED_BYTES: usize = 64 << 20;
+
+/// Of the requests of this process in flight, how many may be such as take space: those that wait
+/// for it must leave room for others.
+pub const LOCAL_WRITES: usize = LOCAL_REQUESTS / 4 * 3;
+
+/// Engine calls of one zeroing in a row, before others get their turn: a discard of a huge range.
+pub const ZERO_CALLS: usize = 16;
+
 /// Steps that a connection may take before others get their turn.
 pub const TURN_STEPS: u32 = 256;
 
@@ -87,6 +98,7 @@ const _: () = {
     assert!(header_bytes >= flagstone_nbd::reply::block_status_bytes(STATUS_EXTENTS));
     assert!(RECEIVE_BLOCKS as usize * BLOCK_SIZE > flagstone_nbd::limits::MAX_INPUT_BYTES);
     assert!(RESERVE_BLOCKS >= PIECE_BLOCKS_MIN);
+    assert!(PARKED_BYTES / 2 >= flagstone_nbd::limits::MAX_PAYLOAD_BYTES as usize);
     // One that is not aligned touches a block more.
     let unfragmented_blocks = flagstone_nbd::limits::MAX_UNFRAGMENTED_BYTES as usize / BLOCK_SIZE;
     assert!(RESERVE_BLOCKS as usize > unfragmented_blocks);

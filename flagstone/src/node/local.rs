@@ -211,6 +211,10 @@ impl Reactor {
                 Progress::More => {
                     self.local.queue.pop_front();
                 }
+                Progress::Full => {
+                    self.local.queue.pop_front();
+                    self.park(first);
+                }
                 // Others get their turn, also those behind it.
                 Progress::Yields => {
                     self.hungry = true;
@@ -227,6 +231,10 @@ impl Reactor {
     }
 
     fn read_local_mail(&mut self) {
+        if self.local.requests.len() == LOCAL_REQUESTS {
+            // Of those that wait for space some may have been given up.
+            self.wake_waiting();
+        }
         while self.local.requests.len() < LOCAL_REQUESTS {
             let Some(asked) = self.local.mailbox.as_mut().and_then(Mailbox::take) else {
                 self.local.has_mail = false;
@@ -248,7 +256,7 @@ impl Reactor {
     }
 
     /// Hands the engine parts of a request; [`Progress::More`] when it has got all it will get.
-    fn advance_local(&mut self, name: u32) -> Progress {
+    pub(super) fn advance_local(&mut self, name: u32) -> Progress {
         for _ in 0..LOCAL_CALLS {
             let Some(request) = self.local.requests.get_mut(name) else { return Progress::More };
             let asked = &request.asked;
@@ -285,17 +293,51 @@ impl Reactor {
                     request.submitted = request.submitted_bytes == len;
                 }
                 Err(SubmitError::Busy) => return Progress::Busy,
+                Err(SubmitError::NoSpace) if self.waits_for_space(pool as u32, volume) => {
+                    return Progress::Full;
+                }
                 Err(error) => {
+                    let Some(request) = self.local.requests.get_mut(name) else {
+                        return Progress::More;
+                    };
                     request.error.get_or_insert(error.into());
                     request.submitted = true;
                 }
             }
-            if request.submitted {
+            let request = self.local.requests.get_mut(name);
+            if request.is_none_or(|request| request.submitted) {
                 self.finish_local(name);
                 return Progress::More;
             }
         }
         Progress::Yields
+    }
+
+    /// Has a request wait for space.
+    fn park(&mut self, name: u32) {
+        let Some(request) = self.local.requests.get_mut(name) else { return };
+        let handle = request.asked.handle;
+        self.park_local((handle >> 32) as u32, VolumeId(handle as u32), name);
+    }
+
+    /// Bytes of a request that the engine has got.
+    pub(super) fn local_submitted(&mut self, name: u32) -> Option<u64> {
+        self.local.requests.get_mut(name).map(|request| request.submitted_bytes)
+    }
+
+    /// Whether nobody waits for a request any more.
+    pub(super) fn local_is_abandoned(&mut self, name: u32) -> bool {
+        let request = self.local.requests.get_mut(name);
+        request.is_none_or(|request| request.asked.reply.is_closed())
+    }
+
+    /// What is left of a request will not happen.
+    pub(super) fn fail_local(&mut self, name: u32, error: IoError) {
+        if let Some(request) = self.local.requests.get_mut(name) {
+            request.error.get_or_insert(error);
+            request.submitted = true;
+        }
+        self.finish_local(name);
     }
 
     /// Starts a read of `left` bytes at `at`, or of as many as memory allows; `None` if it allows

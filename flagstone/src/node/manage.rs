@@ -3,16 +3,15 @@
 use super::catalog::Entry;
 use super::connection::Phase;
 use super::control::{
-    ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, VolumeStatus,
+    ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, SettingsChange,
+    VolumeStatus,
 };
 use super::reactor::Reactor;
 use super::request::Name;
 use crate::name::check_name;
 use crate::pool::explain;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
-use flagstone_engine::{
-    IoFault, OnFull, SubmitError, VolumeSettings, VolumeSpec, limits::VOLUME_BYTES,
-};
+use flagstone_engine::{IoFault, SubmitError, VolumeSettings, VolumeSpec, limits::VOLUME_BYTES};
 use std::path::PathBuf;
 
 /// A change of the set of volumes that an engine could not take yet.
@@ -23,9 +22,10 @@ pub(super) struct PendingChange {
 }
 
 enum Kind {
-    Create { name: String, size_bytes: u64, uuid: [u8; 16] },
+    Create { name: String, size_bytes: u64, uuid: [u8; 16], settings: VolumeSettings },
     Delete { handle: u64, volume: VolumeId },
     Resize { handle: u64, volume: VolumeId, size_bytes: u64 },
+    Set { handle: u64, volume: VolumeId, settings: VolumeSettings },
 }
 
 /// A change that an engine has taken; answered when it is durable.
@@ -39,6 +39,7 @@ enum Made {
     Created { entry: Entry },
     Deleted { handle: u64 },
     Resized { handle: u64, size_bytes: u64 },
+    Set { handle: u64 },
 }
 
 impl Reactor {
@@ -81,14 +82,17 @@ impl Reactor {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
                 }
                 ControlRequest::Stats { reply } => answer(reply, Ok(self.stats())),
-                ControlRequest::CreateVolume { name, size_bytes, uuid, pool, reply } => {
-                    self.create(name, size_bytes, uuid, pool, reply);
+                ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply } => {
+                    self.create(name, size_bytes, uuid, pool, settings, reply);
                 }
                 ControlRequest::DeleteVolume { name, force, reply } => {
                     self.delete(name, force, reply);
                 }
                 ControlRequest::ResizeVolume { name, size_bytes, reply } => {
                     self.resize(name, size_bytes, reply);
+                }
+                ControlRequest::SetVolume { name, change, reply } => {
+                    self.set(name, change, reply);
                 }
             }
         }
@@ -100,6 +104,7 @@ impl Reactor {
         size_bytes: u64,
         uuid: [u8; 16],
         pool: Option<PathBuf>,
+        change: SettingsChange,
         reply: Reply<VolumeStatus>,
     ) {
         if !self.stop.is_running() {
@@ -112,8 +117,9 @@ impl Reactor {
             return answer(reply, Err(error));
         }
         if let Some(existing) = self.catalog.named(&name) {
-            let same = existing.size == size_bytes;
             let status = self.status_of(existing);
+            let as_wanted = change.applied_to(status.settings) == status.settings;
+            let same = existing.size == size_bytes && as_wanted;
             return answer(
                 reply,
                 if same { Ok(status) } else { Err(ControlError::NameTaken { name }) },
@@ -126,7 +132,9 @@ impl Reactor {
             Ok(pool) => pool,
             Err(error) => return answer(reply, Err(error)),
         };
-        let kind = Kind::Create { name, size_bytes, uuid };
+        let defaults = VolumeSettings { on_full: self.default_on_full, reserved: 0 };
+        let settings = change.applied_to(defaults);
+        let kind = Kind::Create { name, size_bytes, uuid, settings };
         self.submit_change(PendingChange { pool, kind, reply });
     }
 
@@ -179,6 +187,22 @@ impl Reactor {
         self.submit_change(PendingChange { pool, kind, reply });
     }
 
+    fn set(&mut self, name: String, change: SettingsChange, reply: Reply<VolumeStatus>) {
+        let Some(entry) = self.catalog.named(&name) else {
+            return answer(reply, Err(ControlError::NoSuchVolume { name }));
+        };
+        let (handle, pool, volume) = (entry.handle(), entry.pool, entry.id);
+        let Some(info) = self.pools[pool as usize].engine.volume(volume) else {
+            return answer(reply, Err(ControlError::NoSuchVolume { name }));
+        };
+        let settings = change.applied_to(info.settings);
+        self.submit_change(PendingChange {
+            pool,
+            kind: Kind::Set { handle, volume, settings },
+            reply,
+        });
+    }
+
     /// Tries the changes again that an engine was too busy for, in order.
     pub(super) fn retry_changes(&mut self) {
         for _ in 0..self.pending_changes.len() {
@@ -198,8 +222,8 @@ impl Reactor {
         let tag = Name::Control(name).tag();
         let bufs = self.ring.buffers();
         let outcome = match &kind {
-            Kind::Create { name, size_bytes, uuid } => {
-                let settings = VolumeSettings { on_full: OnFull::Error, reserved: 0 };
+            Kind::Create { name, size_bytes, uuid, settings } => {
+                let settings = *settings;
                 let spec = VolumeSpec { uuid: *uuid, name, size: *size_bytes, settings };
                 pool.engine.create_volume(bufs, tag, &spec).map(|id| Made::Created {
                     entry: Entry {
@@ -220,6 +244,10 @@ impl Reactor {
                 .engine
                 .resize_volume(bufs, tag, *volume, *size_bytes)
                 .map(|()| Made::Resized { handle: *handle, size_bytes: *size_bytes }),
+            Kind::Set { handle, volume, settings } => pool
+                .engine
+                .set_volume(bufs, tag, *volume, *settings)
+                .map(|()| Made::Set { handle: *handle }),
         };
         match outcome {
             Ok(made) => {
@@ -235,8 +263,20 @@ impl Reactor {
                 if let Kind::Delete { handle, .. } = kind {
                     self.catalog.restore(handle);
                 }
-                answer(reply, Err(refusal(error, &kind)));
+                let size_bytes = self.size_of(p, &kind);
+                answer(reply, Err(refusal(error, &kind, size_bytes)));
             }
+        }
+    }
+
+    /// Size of the volume that a change is about.
+    fn size_of(&self, pool: u32, kind: &Kind) -> u64 {
+        let engine = &self.pools[pool as usize].engine;
+        match kind {
+            Kind::Create { size_bytes, .. } => *size_bytes,
+            Kind::Delete { volume, .. }
+            | Kind::Resize { volume, .. }
+            | Kind::Set { volume, .. } => engine.volume(*volume).map_or(0, |info| info.size),
         }
     }
 
@@ -251,6 +291,17 @@ impl Reactor {
                 let status = self.status_of(&entry);
                 tracing::info!(volume = entry.name, bytes = entry.size, "volume created");
                 self.catalog.insert(entry);
+                answer(reply, Ok(status));
+            }
+            Made::Set { handle } => {
+                let Some(entry) = self.catalog.get_mut(handle) else {
+                    return answer(reply, Err(ControlError::PoolFailed));
+                };
+                let entry = entry.clone();
+                let status = self.status_of(&entry);
+                tracing::info!(volume = entry.name, settings = ?status.settings, "volume set");
+                // Those that need not wait any more are to be told.
+                self.wake_waiting();
                 answer(reply, Ok(status));
             }
             Made::Deleted { handle } => {
@@ -281,13 +332,17 @@ impl Reactor {
 
     fn status_of(&self, entry: &Entry) -> VolumeStatus {
         let pool = &self.pools[entry.pool as usize];
-        let mapped_bytes = pool.engine.volume_usage(entry.id).map_or(0, |usage| usage.mapped);
+        let usage = pool.engine.volume_usage(entry.id).unwrap_or_default();
+        let settings = pool.engine.volume(entry.id).map(|info| info.settings);
         VolumeStatus {
             name: entry.name.clone(),
             uuid: entry.uuid,
             pool: pool.path.clone(),
             size_bytes: entry.size,
-            mapped_bytes,
+            mapped_bytes: usage.mapped,
+            exclusive_bytes: usage.exclusive,
+            kept_bytes: usage.kept,
+            settings: settings.unwrap_or_default(),
             connections: entry.connections,
             uris: self.endpoints.uris(&entry.name),
             handle: entry.handle(),
@@ -309,6 +364,10 @@ impl Reactor {
             capacity_bytes: usage.capacity,
             used_bytes: usage.live + usage.kept,
             free_bytes: usage.available,
+            reserved_bytes: usage.held,
+            debt_bytes: usage.debt,
+            warning_percent: pool.warning.percent(),
+            waiting: pool.waiting.len() as u32,
             provisioned_bytes: served().map(|entry| entry.size).sum(),
             volumes: served().count() as u32,
             direct_io: pool.device.is_direct(),
@@ -339,17 +398,27 @@ fn check_size(size_bytes: u64) -> Result<(), ControlError> {
     if fits { Ok(()) } else { Err(ControlError::BadSize { size_bytes, max_bytes: VOLUME_BYTES }) }
 }
 
-fn refusal(error: SubmitError, kind: &Kind) -> ControlError {
+fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
     let (name, size_bytes) = match kind {
         Kind::Create { name, size_bytes, .. } => (name.clone(), *size_bytes),
         Kind::Resize { size_bytes, .. } => (String::new(), *size_bytes),
-        Kind::Delete { .. } => (String::new(), 0),
+        Kind::Delete { .. } | Kind::Set { .. } => (String::new(), 0),
     };
     match error {
         SubmitError::NoSpace => ControlError::NoSpace,
         SubmitError::VolumeExists => ControlError::NameTaken { name },
         SubmitError::VolumeName => ControlError::BadName { name },
         SubmitError::VolumeSize => ControlError::BadSize { size_bytes, max_bytes: VOLUME_BYTES },
+        SubmitError::ReservationSize => {
+            let reserved_bytes = match kind {
+                Kind::Create { settings, .. } | Kind::Set { settings, .. } => settings.reserved,
+                _ => 0,
+            };
+            ControlError::BadReservation { reserved_bytes, size_bytes: volume_bytes }
+        }
+        SubmitError::ReservationUnbacked { available } => {
+            ControlError::Unbacked { available_bytes: available }
+        }
         SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
         SubmitError::NoVolume => ControlError::NoSuchVolume { name },
         SubmitError::Stopping => ControlError::Stopping,

@@ -21,11 +21,14 @@ mod start;
 mod stop;
 mod submit;
 mod transmit;
+mod waiting;
+mod warning;
 
 pub use control::{
-    ControlError, ControlRequest, FailedPool, NodeConfig, NodeExit, NodeHandle, NodeStats,
-    PoolState, PoolStatus, VolumeStatus,
+    ControlError, ControlRequest, FULL_WAIT, FailedPool, NodeConfig, NodeExit, NodeHandle,
+    NodeStats, PoolState, PoolStatus, SettingsChange, VolumeStatus, WARNINGS,
 };
+pub use flagstone_engine::{OnFull, VolumeSettings};
 pub use local::IoError;
 pub(crate) use start::{LocalSender, start_local};
 pub use start::{StartError, start};

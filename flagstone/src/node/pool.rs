@@ -5,6 +5,8 @@ use flagstone_engine::{Engine, PoolState};
 use flagstone_ring::{Device, DeviceId};
 use std::path::PathBuf;
 
+use super::waiting::Waiting;
+use super::warning::Warning;
 use crate::pool::explain;
 
 /// See the module's documentation.
@@ -19,6 +21,10 @@ pub(super) struct Pool {
     pub(super) touched: bool,
     /// What the device failed with, for good: an engine that has stopped only says that it has.
     pub(super) failure: Option<DeviceError>,
+    /// Requests that wait for space.
+    pub(super) waiting: Waiting,
+    /// How full the pool was told to be.
+    pub(super) warning: Warning,
 }
 
 impl Pool {

@@ -28,7 +28,7 @@ use super::slab::Slab;
 use super::stop::Stop;
 use crate::uri::NbdEndpoints;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
-use flagstone_engine::PoolState;
+use flagstone_engine::{OnFull, PoolState};
 use flagstone_nbd::Session;
 use flagstone_nbd::reply::StatusExtent;
 use flagstone_ring::{Event, ListenerId, Mailbox, Ring, SendPart, SocketId};
@@ -70,6 +70,13 @@ pub(super) struct Reactor {
     /// Connections with something to send.
     pub(super) listed: Vec<u32>,
 
+    /// What new volumes do when their pool is full, unless told otherwise.
+    pub(super) default_on_full: OnFull,
+    /// How long requests wait for space.
+    pub(super) full_wait_ns: u64,
+    /// Bytes of payload of requests that do.
+    pub(super) parked_bytes: usize,
+
     /// Payload on its way from a receive buffer to an engine.
     pub(super) payload: Vec<u8>,
     /// Handshake replies before they go to a header buffer.
@@ -89,6 +96,8 @@ pub(super) struct Parts {
     pub(super) mailbox: Mailbox<ControlRequest>,
     pub(super) local: Option<Mailbox<LocalRequest>>,
     pub(super) handshake_ns: u64,
+    pub(super) full_wait_ns: u64,
+    pub(super) default_on_full: OnFull,
     pub(super) max_connections: u32,
 }
 
@@ -123,6 +132,9 @@ impl Reactor {
             pending_changes: VecDeque::new(),
             local: Local::new(parts.local),
             queue: VecDeque::with_capacity(parts.max_connections as usize),
+            full_wait_ns: parts.full_wait_ns,
+            default_on_full: parts.default_on_full,
+            parked_bytes: 0,
             hungry: false,
             engine_busy: false,
             listed: Vec::with_capacity(parts.max_connections as usize),
@@ -167,6 +179,7 @@ impl Reactor {
         let now_ns = self.ring.now_ns();
         for _ in 0..ROUNDS {
             self.retry_changes();
+            self.retry_waiting();
             self.run_queue();
             self.run_local();
             if !self.pump(now_ns) {
@@ -188,7 +201,8 @@ impl Reactor {
         let engines = self.pools.iter().filter_map(|pool| pool.engine.next_timer_ns()).min();
         let waiting = self.engine_busy || !self.pending_changes.is_empty();
         let retry = waiting.then(|| self.ring.now_ns() + RETRY_NS);
-        [engines, retry, self.stop_deadline_ns()].into_iter().flatten().min()
+        let waiting = self.waiting_until_ns();
+        [engines, retry, waiting, self.stop_deadline_ns()].into_iter().flatten().min()
     }
 
     /// Gives a turn to everyone who was waiting for one when it began.
@@ -212,6 +226,7 @@ impl Reactor {
             }
             pool.touched = false;
             pool.engine.pump(self.ring.buffers(), now_ns);
+            pool.note_fullness();
             while let Some(io) = pool.engine.next_io() {
                 match io.command {
                     DeviceCommand::Read { .. } => self.stats.device_reads += 1,
@@ -236,6 +251,7 @@ impl Reactor {
         }
         let waiting =
             !self.queue.is_empty() || !self.pending_changes.is_empty() || self.local.is_waiting();
+        let waiting = waiting || self.pools.iter().any(|pool| pool.has_news_for_waiting());
         (answered && waiting) || self.pools.iter().any(|pool| pool.touched)
     }
 
@@ -452,6 +468,8 @@ impl Reactor {
         if matches!(connection.phase, Phase::Dead | Phase::Free) {
             return;
         }
+        self.forget_parked(c, None);
+        let connection = &mut self.connections[c as usize];
         connection.phase = Phase::Dead;
         if let Some(timer) = connection.deadline.take() {
             self.ring.cancel_timer(timer);

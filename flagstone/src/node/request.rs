@@ -75,8 +75,8 @@ pub(super) enum Current {
     Read { request: u32, next: u64, end: u64, whole: bool },
     /// As [`Current::Read`], one piece at a time, until all of it is on its way to the client.
     Run { request: u32, next: u64, end: u64 },
-    /// Payload is to come.
-    Write { request: u32, durability: Durability },
+    /// Payload is to come: for the engine, or to be kept while the request is `parked`.
+    Write { request: u32, durability: Durability, parked: bool },
     /// Bytes `next..end` are still to be zeroed.
     Zero { request: u32, next: u64, end: u64, mode: ZeroMode, durability: Durability },
     /// To be handed to the engine.

@@ -20,6 +20,8 @@ enum Taken {
     TooShort,
     /// The engine takes nothing now.
     Busy,
+    /// There is no space, and no memory to keep it in.
+    Full,
 }
 
 impl Reactor {
@@ -43,7 +45,7 @@ impl Reactor {
             };
             match progress {
                 Progress::More => {}
-                Progress::Waits => return,
+                Progress::Waits | Progress::Full => return,
                 Progress::Blocked => return self.enqueue(c),
                 Progress::Busy => {
                     self.engine_busy = true;
@@ -139,6 +141,7 @@ impl Reactor {
             Step::Payload(payload) => match self.take_payload(c, payload) {
                 Taken::Some => Progress::More,
                 Taken::Busy => Progress::Busy,
+                Taken::Full => Progress::Full,
                 Taken::TooShort => {
                     self.need_more(c);
                     Progress::Waits
@@ -240,7 +243,9 @@ impl Reactor {
             Command::Read { whole } => {
                 Some(Current::Read { request, next, end, whole: whole || simple })
             }
-            Command::Write { durability } => Some(Current::Write { request, durability }),
+            Command::Write { durability } => {
+                Some(Current::Write { request, durability, parked: false })
+            }
             Command::Zero { mode, durability } => {
                 Some(Current::Zero { request, next, end, mode, durability })
             }
@@ -252,12 +257,15 @@ impl Reactor {
     /// Hands the engine what it can use of the payload at hand.
     fn take_payload(&mut self, c: u32, payload: Payload) -> Taken {
         let connection = &mut self.connections[c as usize];
-        let (Some(Current::Write { request, durability }), Some(opened)) =
+        let (Some(Current::Write { request, durability, parked }), Some(opened)) =
             (connection.current, connection.opened)
         else {
             connection.session.skip_payload();
             return Taken::Some;
         };
+        if parked {
+            return self.keep_payload(c, request, payload);
+        }
         let Some(bytes) = usable(payload) else { return Taken::TooShort };
         let Some((buffer, from)) = connection.input() else { return Taken::TooShort };
         // The engine changes the arena while it reads the payload, so it can't read it in there.
@@ -282,6 +290,7 @@ impl Reactor {
                 if connection.session.payload_used(used) == 0 {
                     self.submitted(c, request);
                 }
+                self.unstall(c);
                 Taken::Some
             }
             Err(SubmitError::Busy) => {
@@ -289,11 +298,35 @@ impl Reactor {
                 Taken::Busy
             }
             Err(error) => {
-                connection.session.skip_payload();
+                let waits = error == SubmitError::NoSpace
+                    && self.waits_for_space(opened.pool, opened.volume);
+                if waits
+                    && let Some(taken) = self.park_write(c, payload.offset, payload.left as usize)
+                {
+                    return if taken == Progress::Full { Taken::Full } else { Taken::Some };
+                }
+                self.unstall(c);
+                self.connections[c as usize].session.skip_payload();
                 self.fail(request, errno(Failure::Submit(error)));
                 Taken::Some
             }
         }
+    }
+
+    /// Keeps the payload at hand of a WRITE that waits for space.
+    fn keep_payload(&mut self, c: u32, request: u32, payload: Payload) -> Taken {
+        if payload.here == 0 {
+            return Taken::TooShort;
+        }
+        let bytes = payload.here.min(payload.left as usize);
+        self.park_payload(c, request, bytes, bytes as u64 == u64::from(payload.left));
+        let connection = &mut self.connections[c as usize];
+        connection.start += bytes;
+        if connection.session.payload_used(bytes) == 0 {
+            // It will be answered when there is space; the connection turns to its next one.
+            connection.current = None;
+        }
+        Taken::Some
     }
 
     /// What was left of a refused payload has passed.

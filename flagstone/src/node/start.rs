@@ -6,6 +6,8 @@ use super::limits::{CONTROL_QUEUE, LOCAL_REQUESTS, MAX_CONNECTIONS, MAX_POOLS, S
 use super::local::LocalRequest;
 use super::pool::Pool;
 use super::reactor::{Parts, Reactor};
+use super::waiting::Waiting;
+use super::warning::Warning;
 use crate::pool::{Truncated, explain};
 use crate::size::Human;
 use crate::uri::NbdEndpoints;
@@ -245,12 +247,13 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         pools: config.pools.len(),
     };
 
+    let full_wait_ns = u64::try_from(config.full_wait.as_nanos()).unwrap_or(u64::MAX);
     let mut pools = Vec::with_capacity(config.pools.len());
     for path in &config.pools {
         let device = Device::open(path, OpenMode::Exclusive)?;
         let mut io = SyncDevice::new(device);
         let opened = Engine::open(&mut io, ring.buffers(), &OpenOptions::default());
-        let (engine, report) = opened.map_err(|error| match error {
+        let (mut engine, report) = opened.map_err(|error| match error {
             OpenError::Memory { blocks } => {
                 too_small(u64::from(blocks) + connection_blocks + u64::from(SHARED_BLOCKS_MIN))
             }
@@ -259,10 +262,20 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
                 None => StartError::Pool { path: path.clone(), error },
             },
         })?;
+        engine.set_full_wait_ns(full_wait_ns);
         let device = io.into_device();
         let id = ring.add_device(&device)?;
         tracing::info!(pool = %path.display(), direct = device.is_direct(), ?report, "pool opened");
-        pools.push(Pool { path: path.clone(), device, id, engine, touched: true, failure: None });
+        pools.push(Pool {
+            path: path.clone(),
+            device,
+            id,
+            engine,
+            touched: true,
+            failure: None,
+            waiting: Waiting::default(),
+            warning: Warning::default(),
+        });
     }
     let used = u64::from(arena_blocks - ring.buffers_ref().free_blocks());
     let needed = used + connection_blocks + u64::from(SHARED_BLOCKS_MIN);
@@ -291,6 +304,8 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         mailbox,
         local: local_mailbox,
         handshake_ns: handshake_ns.min(u64::MAX / 2),
+        full_wait_ns,
+        default_on_full: config.on_full,
         max_connections: config.max_connections,
     };
     let mut reactor = Reactor::new(ring, parts).ok_or_else(|| too_small(needed * 2))?;
@@ -300,8 +315,8 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
     }
     let post: Post = Arc::new(move |request| {
         sender.send(request).map_err(|error| match error {
-            MailError::Full(request) => (ControlError::Overloaded, request),
-            MailError::Closed(request) => (ControlError::Stopping, request),
+            MailError::Full(request) => (ControlError::Overloaded, Box::new(request)),
+            MailError::Closed(request) => (ControlError::Stopping, Box::new(request)),
         })
     });
     Ok((reactor, Ready { post, nbd_tcp, files, local }))

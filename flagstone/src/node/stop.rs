@@ -45,6 +45,12 @@ impl Reactor {
         if let Some(path) = &self.endpoints.socket {
             let _ = std::fs::remove_file(path);
         }
+        // Whoever waits for space is told now.
+        self.wake_waiting();
+        for pool in &mut self.pools {
+            pool.engine.set_full_wait_ns(0);
+            pool.touched = true;
+        }
         for c in 0..self.connections.len() as u32 {
             match self.connections[c as usize].phase {
                 Phase::Handshake => self.kill(c),

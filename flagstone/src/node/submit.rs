@@ -2,15 +2,12 @@
 
 use super::connection::Reply;
 use super::errno::{Failure, errno};
-use super::limits::{HOLE_READ_BYTES, PIECE_BLOCKS, PIECE_BLOCKS_MIN};
+use super::limits::{HOLE_READ_BYTES, PIECE_BLOCKS, PIECE_BLOCKS_MIN, ZERO_CALLS};
 use super::reactor::Reactor;
 use super::request::{Current, Kind, Name, Piece};
 use flagstone_block::{BLOCK_SIZE, Buffer, Durability, Lba, ZeroMode};
 use flagstone_engine::{StatusKind, SubmitError};
 use flagstone_nbd::Errno;
-
-/// Calls of one request in a row, before others get their turn: a discard of a huge range.
-const ZERO_CALLS: usize = 16;
 
 /// Whether a connection can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +20,8 @@ pub(super) enum Progress {
     Blocked,
     /// As soon as the engine takes requests again.
     Busy,
+    /// When there is space again.
+    Full,
     /// At once, but others first.
     Yields,
 }
@@ -64,6 +63,12 @@ impl Reactor {
 
     /// Forgets what the connection was submitting; no reply will be sent for it.
     pub(super) fn abandon_current(&mut self, c: u32) {
+        self.unstall(c);
+        if let Some(Current::Write { request, parked: true, .. }) =
+            self.connections[c as usize].current
+        {
+            self.forget_parked(c, Some(request));
+        }
         let request = match self.connections[c as usize].current.take() {
             None => return,
             Some(
@@ -227,13 +232,12 @@ impl Reactor {
             self.submitted(c, request);
             return Progress::More;
         };
-        let pool = &mut self.pools[opened.pool as usize];
-        pool.touched = true;
+        self.pools[opened.pool as usize].touched = true;
         let tag = Name::Request(request).tag();
         let mut progress = Progress::Yields;
         for _ in 0..ZERO_CALLS {
             let (volume, len) = (opened.volume, end - next);
-            let bufs = self.ring.buffers();
+            let (pool, bufs) = (&mut self.pools[opened.pool as usize], self.ring.buffers());
             match pool.engine.zero(bufs, tag, volume, next, len, mode, durability) {
                 Ok(bytes) => {
                     next += bytes;
@@ -248,6 +252,10 @@ impl Reactor {
                 Err(SubmitError::Busy) => {
                     progress = Progress::Busy;
                     break;
+                }
+                Err(SubmitError::NoSpace) if self.waits_for_space(opened.pool, opened.volume) => {
+                    self.park_zero(c, request, (next, end), mode, durability);
+                    return Progress::More;
                 }
                 Err(error) => {
                     self.fail(request, errno(Failure::Submit(error)));

@@ -176,6 +176,10 @@ impl World {
                  the pool says {usage:?}"
             )));
         }
+        let taken = usage.live + usage.kept + usage.held;
+        if usage.available + taken > usage.capacity.max(taken) {
+            return Err(self.fail(format!("more is available than is left over: {usage:?}")));
+        }
         Ok(())
     }
 

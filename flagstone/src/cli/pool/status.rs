@@ -15,7 +15,9 @@ const HINTS: [(u64, &str); 3] = [
 
 /// Show the pools of a running daemon: state, space, and what cleaning costs
 ///
-/// USED is what volumes map and zeroes that are kept allocated; FREE what new blocks may still take.
+/// USED is what volumes map and zeroes that are kept allocated; RESERVED what reservations hold back
+/// beyond that; FREE what new blocks of other volumes may still take; DEBT what is dead but not
+/// reclaimed yet.
 /// PROVISIONED, the sum of the volumes' sizes, may exceed the capacity. AMPLIFICATION is how many
 /// blocks were written per block that a client wrote since the pool was opened: the cleaner moves
 /// live blocks to set segments free.
@@ -40,7 +42,9 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
         "CAPACITY>",
         "USED>",
         "%>",
+        "RESERVED>",
         "FREE>",
+        "DEBT>",
         "PROVISIONED>",
         "VOLUMES>",
         "SEGMENTS FREE>",
@@ -53,7 +57,9 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
             Human(pool.capacity_bytes).to_string(),
             Human(pool.used_bytes).to_string(),
             percent(pool).to_string(),
+            Human(pool.reserved_bytes).to_string(),
             Human(pool.free_bytes).to_string(),
+            Human(pool.debt_bytes).to_string(),
             Human(pool.provisioned_bytes).to_string(),
             pool.volumes.to_string(),
             format!("{} of {}", pool.segments_free, pool.segments),
@@ -62,6 +68,10 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
     }
     output::line(&table.render())?;
     for pool in &pools {
+        if pool.waiting > 0 {
+            let what = format!("{}: {} requests wait for space", pool.path, pool.waiting);
+            output::line(&what)?;
+        }
         if let Some(hint) = hint(pool) {
             output::line(&format!("{}: {hint}", pool.path))?;
         }
@@ -103,6 +113,10 @@ mod tests {
             capacity_bytes: 1000,
             used_bytes,
             free_bytes: 1000 - used_bytes,
+            reserved_bytes: 0,
+            debt_bytes: 0,
+            warning_percent: None,
+            waiting: 0,
             provisioned_bytes: 5000,
             volumes: 1,
             direct_io: true,

@@ -1,6 +1,6 @@
 //! A node over pools in a temporary directory, and blocking clients of it.
 
-use crate::node::{NodeConfig, NodeHandle, NodeStats, start};
+use crate::node::{NodeConfig, NodeHandle, NodeStats, OnFull, start};
 use flagstone_block::BlockIo;
 use flagstone_engine::{Engine, FormatOptions};
 use flagstone_nbd::Style;
@@ -47,6 +47,7 @@ impl Site {
             nbd_unix: Some(directory.path().join("nbd.sock")),
             memory_bytes: 64 << 20,
             max_connections: 16,
+            on_full: OnFull::Error,
             ..NodeConfig::default()
         };
         Self { directory, config }

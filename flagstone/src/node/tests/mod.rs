@@ -4,3 +4,4 @@ mod control;
 mod faults;
 mod harness;
 mod io;
+mod waiting;
