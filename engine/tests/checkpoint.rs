@@ -69,9 +69,9 @@ fn a_damaged_page_costs_time_only() {
     let (world, stamps) = worn();
     let mut disk = world.stop();
     let page = |bytes: &[u8; BLOCK_SIZE]| bytes[..4] == *b"LSBL";
-    for bytes in disk.blocks.values_mut().filter(|bytes| page(bytes)) {
-        bytes[1000] ^= 1;
-    }
+    let pages: Vec<u64> =
+        disk.blocks.iter().filter(|(_, bytes)| page(bytes)).map(|(at, _)| *at).collect();
+    pages.into_iter().for_each(|at| disk.flip(at, 1000, 1));
     let mut world = World::open(disk);
     assert!(world.report.rebuilt && world.report.leaf_pages_damaged > 0, "{:?}", world.report);
     verify(&mut world, &stamps);

@@ -4,22 +4,10 @@ mod support;
 
 use flagstone_block::{BLOCK_SIZE, VolumeId, ZeroMode};
 use flagstone_engine::SubmitError;
-use support::{World, block};
+use support::{Numbers, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
 const MIB: u64 = 1 << 20;
-
-/// Numbers that look random and are the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 /// A volume and what it should hold: a stamp per block, 0 for a hole.
 struct Model {
@@ -148,8 +136,8 @@ fn a_damaged_block_stays_where_it_is() {
     world.flush();
     // One byte of a block of the first segment, found by its content.
     let wanted = block(model.stamps[17]);
-    let place = world.disk.blocks.values_mut().find(|bytes| bytes[..] == wanted[..]);
-    place.expect("it lies somewhere")[100] ^= 1;
+    let place = world.disk.find(&wanted).expect("it lies somewhere");
+    world.disk.flip(place, 100, 1);
     let mut numbers = Numbers(11);
     for _ in 0..4 * blocks {
         let lba = 18 + numbers.below(blocks - 18);
@@ -178,8 +166,7 @@ fn an_unreadable_block_costs_nobody_else() {
     }
     world.flush();
     let wanted = block(model.stamps[17]);
-    let place = world.disk.blocks.iter().find(|(_, bytes)| bytes[..] == wanted[..]);
-    world.disk.unreadable = Some(*place.expect("it lies somewhere").0);
+    world.disk.unreadable = Some(world.disk.find(&wanted).expect("it lies somewhere"));
     let mut numbers = Numbers(13);
     for _ in 0..2 * blocks {
         let lba = 100 + numbers.below(blocks - 100);
@@ -222,8 +209,7 @@ fn what_can_be_read_again_is_moved_after_all() {
     }
     world.flush();
     let wanted = block(model.stamps[17]);
-    let place = world.disk.blocks.iter().find(|(_, bytes)| bytes[..] == wanted[..]);
-    let first = *place.expect("it lies somewhere").0;
+    let first = world.disk.find(&wanted).expect("it lies somewhere");
     world.disk.unreadable = Some(first);
     let mut numbers = Numbers(17);
     while world.engine.counters().clean_bad_blocks == 0 {

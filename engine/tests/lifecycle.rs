@@ -183,9 +183,8 @@ fn a_bad_block_fails_its_own_range_only() {
         world.write_with(volume, lba * B, &block(lba), Durability::Fua).unwrap();
     }
     let victim = block(3);
-    let place =
-        world.disk.blocks.iter().find(|(_, b)| b[..] == victim[..]).map(|(at, _)| *at).unwrap();
-    world.disk.blocks.get_mut(&place).unwrap()[99] ^= 4;
+    let place = world.disk.find(&victim).unwrap();
+    world.disk.flip(place, 99, 4);
     assert_eq!(world.read(volume, 0, 3).unwrap()[..BLOCK_SIZE], block(0));
     assert_eq!(world.read(volume, 2, 3), Err(flagstone_engine::IoFault::BadBlock { lba: 3 }));
     assert_eq!(world.read(volume, 4, 4).unwrap()[..BLOCK_SIZE], block(4));
@@ -205,7 +204,7 @@ fn damaged_superblock_copies_are_written_anew() {
     let mut disk = world.stop();
     // All but one copy of each slot go, and the one at the end.
     for place in [0, MIB, 63 * MIB] {
-        disk.blocks.get_mut(&(place / B)).unwrap()[700] ^= 1;
+        disk.flip(place / B, 700, 1);
     }
     let report = flagstone_engine::check(&mut disk, &mut |_, _| {}).unwrap();
     assert!(report.is_sound());

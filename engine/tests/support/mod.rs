@@ -7,10 +7,11 @@ use flagstone_block::{
     VolumeId, ZeroMode,
 };
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, OpenOptions, RecoveryReport, SubmitError, VolumeSettings,
-    VolumeSpec,
+    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, SubmitError,
+    VolumeSettings, VolumeSpec,
 };
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// First-fit arena.
 pub struct Arena {
@@ -48,11 +49,11 @@ impl Buffers for Arena {
     }
 }
 
-/// A sparse device.
+/// A sparse device. Clones share the blocks that neither has written since.
 #[derive(Clone)]
 pub struct Disk {
     pub size: u64,
-    pub blocks: HashMap<u64, Box<[u8; BLOCK_SIZE]>>,
+    pub blocks: HashMap<u64, Arc<[u8; BLOCK_SIZE]>>,
     pub writes: u64,
     /// Every write from this one on fails.
     pub fail_from: Option<u64>,
@@ -63,6 +64,16 @@ pub struct Disk {
 impl Disk {
     pub fn new(size: u64) -> Self {
         Self { size, blocks: HashMap::new(), writes: 0, fail_from: None, unreadable: None }
+    }
+
+    /// Damages byte `at` of block `block`, which was written before.
+    pub fn flip(&mut self, block: u64, at: usize, mask: u8) {
+        Arc::make_mut(self.blocks.get_mut(&block).unwrap())[at] ^= mask;
+    }
+
+    /// Where a block with these bytes lies.
+    pub fn find(&self, bytes: &[u8]) -> Option<u64> {
+        self.blocks.iter().find(|(_, block)| block[..] == *bytes).map(|(at, _)| *at)
     }
 }
 
@@ -96,9 +107,9 @@ impl BlockIo for Disk {
             return Err(DeviceError::Os { errno: 5 });
         }
         for (i, block) in from.chunks_exact(BLOCK_SIZE).enumerate() {
-            let mut bytes = Box::new([0; BLOCK_SIZE]);
+            let mut bytes = [0; BLOCK_SIZE];
             bytes.copy_from_slice(block);
-            self.blocks.insert(offset / BLOCK_SIZE as u64 + i as u64, bytes);
+            self.blocks.insert(offset / BLOCK_SIZE as u64 + i as u64, Arc::new(bytes));
         }
         Ok(())
     }
@@ -128,11 +139,15 @@ impl World {
         Self::open(disk)
     }
 
-    pub fn open(mut disk: Disk) -> Self {
+    pub fn open(disk: Disk) -> Self {
+        Self::try_open(disk).unwrap()
+    }
+
+    pub fn try_open(mut disk: Disk) -> Result<Self, OpenError> {
         let mut arena = Arena::new(4096);
-        let (engine, report) = Engine::open(&mut disk, &mut arena, &OPEN).unwrap();
+        let (engine, report) = Engine::open(&mut disk, &mut arena, &OPEN)?;
         engine.check().unwrap();
-        Self { disk, arena, engine, report, now_ns: 0, next_tag: 1 }
+        Ok(Self { disk, arena, engine, report, now_ns: 0, next_tag: 1 })
     }
 
     /// As `kill -9`: what was completed is on the device.
@@ -298,4 +313,16 @@ pub fn block(stamp: u64) -> Vec<u8> {
         bytes.extend((stamp.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ i).to_le_bytes());
     }
     bytes
+}
+
+/// Numbers that look random and are the same in every run.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
 }
