@@ -1,13 +1,17 @@
-//! Batches: one run of data and one journal block, written together.
+//! Batches: a run of data per stream and one journal block, written together.
 //!
 //! A batch is filled by requests, leaves when the device has room for it or when it is full, and
 //! is *retired* in journal order: only then does the map change and are its requests answered.
+
+mod append;
+
+pub(crate) use append::{Place, Source};
 
 use crate::engine::Engine;
 use crate::error::{IoFault, SubmitError};
 use crate::format::journal::{HEADER_BYTES, JournalHeader, RECORD_BYTES};
 use crate::format::record::Record;
-use crate::limits::{BATCH_BLOCKS, BATCH_BLOCKS_EAGER, BATCH_RECORDS, BATCHES_EAGER};
+use crate::limits::{BATCH_BLOCKS, BATCH_RECORDS, BATCHES_EAGER, USER_STREAMS};
 use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::token::Token;
@@ -17,7 +21,7 @@ use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, Durability, Lb
 /// What a record does when its batch is retired.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Effect {
-    /// Blocks `crcs..crcs + blocks` of the batch now hold this part of a volume.
+    /// This part of a volume now lies at `pbn`; its checksums are the batch's from `crcs` on.
     Write {
         volume: u32,
         lba: u64,
@@ -83,14 +87,20 @@ pub(crate) struct Waiter {
     pub(crate) rmw: Option<u32>,
 }
 
+/// Consecutive blocks of one stream's segment.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    data: Buffer,
+    /// Pool block of the first.
+    pbn: u64,
+    blocks: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Batch {
-    pub(crate) data: Buffer,
-    pub(crate) journal: Buffer,
-    pub(crate) io_left: u32,
-    /// First pool block of the data run.
-    pub(crate) pbn: u64,
-    pub(crate) blocks: u32,
+    runs: [Run; USER_STREAMS],
+    journal: Buffer,
+    io_left: u32,
     /// Leaves that its records may make dense, at most.
     pub(crate) new_leaves: u64,
     jseq: u64,
@@ -98,26 +108,25 @@ pub(crate) struct Batch {
     used: usize,
     lasting_bytes: usize,
     first_lsn: u64,
-    crcs: [u32; BATCH_BLOCKS as usize],
+    /// [`BATCH_BLOCKS`] per stream.
+    crcs: [u32; USER_STREAMS * BATCH_BLOCKS as usize],
     logged: Vec<Logged>,
     waiters: Vec<Waiter>,
 }
 
 impl Batch {
-    pub(crate) fn new(data: Buffer, journal: Buffer) -> Self {
+    pub(crate) fn new(data: [Buffer; USER_STREAMS], journal: Buffer) -> Self {
         Self {
-            data,
+            runs: data.map(|data| Run { data, pbn: 0, blocks: 0 }),
             journal,
             io_left: 0,
-            pbn: 0,
-            blocks: 0,
             new_leaves: 0,
             jseq: 0,
             tail: 0,
             used: 0,
             lasting_bytes: 0,
             first_lsn: 0,
-            crcs: [0; BATCH_BLOCKS as usize],
+            crcs: [0; USER_STREAMS * BATCH_BLOCKS as usize],
             logged: Vec::with_capacity(BATCH_RECORDS),
             waiters: Vec::with_capacity(BATCH_RECORDS),
         }
@@ -126,6 +135,22 @@ impl Batch {
     /// Bytes left for records; none once the number of records is at its bound.
     pub(crate) fn record_room(&self) -> usize {
         if self.logged.len() == BATCH_RECORDS { 0 } else { RECORD_BYTES - self.used }
+    }
+
+    /// Blocks of `stream`'s data in it.
+    pub(crate) fn run_blocks(&self, stream: usize) -> u32 {
+        self.runs[stream].blocks
+    }
+
+    /// A command of its is done.
+    pub(crate) fn io_done(&mut self) {
+        self.io_left -= 1;
+    }
+
+    /// Gives its buffers back.
+    pub(crate) fn release(self, bufs: &mut impl Buffers) {
+        self.runs.into_iter().for_each(|run| bufs.free(run.data));
+        bufs.free(self.journal);
     }
 
     /// Whether it holds nothing.
@@ -159,7 +184,8 @@ impl Engine {
         let batch = &mut self.batches[i as usize];
         batch.jseq = self.journal.next;
         batch.first_lsn = self.next_lsn;
-        (batch.blocks, batch.new_leaves) = (0, 0);
+        batch.runs.iter_mut().for_each(|run| run.blocks = 0);
+        batch.new_leaves = 0;
         (batch.used, batch.lasting_bytes) = (0, 0);
         batch.logged.clear();
         batch.waiters.clear();
@@ -220,91 +246,6 @@ impl Engine {
         self.batches[i as usize].waiters.push(waiter);
     }
 
-    /// Copies whole blocks into batch `i` and logs them; there must be room for data and record.
-    #[allow(clippy::too_many_arguments)] // the fields of one record
-    pub(crate) fn append_blocks(
-        &mut self,
-        bufs: &mut impl Buffers,
-        i: u32,
-        volume: u32,
-        lba: u64,
-        source: Source<'_>,
-    ) {
-        let open = self.open.as_ref().expect("data_room opened a segment");
-        let (segment, first) = (open.segment, open.next);
-        let batch = &mut self.batches[i as usize];
-        if batch.blocks == 0 {
-            batch.pbn = self.geo.pbn(segment, first);
-        }
-        let at = batch.blocks;
-        let blocks = match source {
-            Source::Bytes(data) => {
-                bufs.bytes_mut(batch.data)[at as usize * BLOCK_SIZE..][..data.len()]
-                    .copy_from_slice(data);
-                (data.len() / BLOCK_SIZE) as u32
-            }
-            Source::Block(from) => {
-                // Through the stack: a buffer can't be read while another is written.
-                let mut block = [0; BLOCK_SIZE];
-                block.copy_from_slice(&bufs.bytes(from)[..BLOCK_SIZE]);
-                bufs.bytes_mut(batch.data)[at as usize * BLOCK_SIZE..][..BLOCK_SIZE]
-                    .copy_from_slice(&block);
-                1
-            }
-        };
-        let mut crcs = [0; 4 * BATCH_BLOCKS as usize];
-        let bytes = &bufs.bytes(batch.data)[at as usize * BLOCK_SIZE..];
-        for b in 0..blocks as usize {
-            let crc = crate::format::crc32(&bytes[b * BLOCK_SIZE..][..BLOCK_SIZE]);
-            batch.crcs[at as usize + b] = crc;
-            crcs[4 * b..4 * b + 4].copy_from_slice(&crc.to_le_bytes());
-        }
-        let batch_crcs = batch.crcs;
-        batch.blocks += blocks;
-        let pbn = batch.pbn + u64::from(at);
-        let new_leaves = self.new_leaves(volume, lba, u64::from(blocks));
-        let batch = &mut self.batches[i as usize];
-        batch.new_leaves += new_leaves;
-        let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
-        let vseq = vol.next_vseq;
-        vol.next_vseq += 1;
-        self.touched += u64::from(vol.map.touch(Lba(lba)));
-        self.touched += u64::from(vol.map.touch(Lba(lba + u64::from(blocks) - 1)));
-        let lsn = self.next_lsn;
-        let record =
-            Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs[..4 * blocks as usize] };
-        let vol = self.volumes.get(volume).expect("just looked up");
-        let new = self.new_blocks(vol, lba, blocks);
-        self.begin_taking(volume, u64::from(new));
-        let effect = Effect::Write { volume, lba, pbn, crcs: at, blocks, new };
-        self.log_encoded(bufs, i, effect, &record);
-        let open = self.open.as_mut().expect("still open");
-        for b in 0..blocks {
-            let entry = crate::format::segment::Entry {
-                volume,
-                crc: batch_crcs[(at + b) as usize],
-                lba: lba + u64::from(b),
-                flags: 0,
-                vseq,
-                lsn_delta: 0,
-            };
-            open.push(bufs, lsn, entry);
-        }
-        self.counters.blocks_written += u64::from(blocks);
-        self.flush.dirty(self.now_ns, u64::from(blocks) * BLOCK_SIZE as u64);
-        if self.open.as_ref().is_some_and(|open| open.next == self.geo.shape.data_blocks) {
-            self.seal_open(bufs);
-        } else {
-            // A burst becomes several batches while the device has room for them: they are
-            // written in parallel, and the first is answered while the last is on its way.
-            let full =
-                if self.flight.len() < BATCHES_EAGER { BATCH_BLOCKS_EAGER } else { BATCH_BLOCKS };
-            if self.batches[i as usize].blocks >= full {
-                self.close_batch(bufs);
-            }
-        }
-    }
-
     /// Sends the batch being filled, if few are under way. A batch beyond that waits for company.
     pub(crate) fn close_batch_if_due(&mut self, bufs: &mut impl Buffers) {
         if self.flight.len() < BATCHES_EAGER || self.flush.has_waiters() {
@@ -332,16 +273,19 @@ impl Engine {
         self.journal.prev_crc =
             header.encode(self.pool_tag, self.geo.journal_blocks, bufs.bytes_mut(batch.journal));
         let (journal, offset) = (batch.journal, self.geo.journal_offset(batch.jseq));
-        let data = (batch.blocks > 0).then(|| {
-            let (segment, block) = self.geo.locate(batch.pbn);
-            (self.geo.segment_offset(segment, block), batch.data.part(0, batch.blocks))
-        });
-        batch.io_left = 1 + u32::from(data.is_some());
+        let runs = batch.runs;
+        batch.io_left = 1 + runs.iter().filter(|run| run.blocks > 0).count() as u32;
         self.flight.push_back(i);
         self.counters.batches += 1;
         self.flush.dirty(self.now_ns, BLOCK_SIZE as u64);
-        if let Some((offset, buffer)) = data {
-            self.emit(Token::BatchData(i), DeviceCommand::Write { offset, buffer });
+        for (stream, run) in (0..).zip(runs).filter(|(_, run)| run.blocks > 0) {
+            let (segment, block) = self.geo.locate(run.pbn);
+            let offset = self.geo.segment_offset(segment, block);
+            let buffer = run.data.part(0, run.blocks);
+            self.emit(
+                Token::BatchData { batch: i, stream },
+                DeviceCommand::Write { offset, buffer },
+            );
         }
         self.emit(Token::BatchJournal(i), DeviceCommand::Write { offset, buffer: journal });
     }
@@ -401,6 +345,9 @@ impl Engine {
             }
         }
         self.journal.retired = jseq + 1;
+        if self.planted.has(Plant::ReuseBeforeDurable) {
+            self.segs.settle(jseq + 1);
+        }
         self.journal.tail_retired = self.batches[i as usize].tail;
         for k in 0..self.batches[i as usize].waiters.len() {
             let waiter = self.batches[i as usize].waiters[k];
@@ -535,7 +482,8 @@ impl Engine {
     fn journal_tail(&self, jseq: u64) -> u64 {
         let mut tail = jseq;
         if !self.planted.has(Plant::TailTooFar) {
-            if let Some(open) = &self.open {
+            let streams = if self.planted.has(Plant::TailOfOneStream) { 1 } else { USER_STREAMS };
+            for open in self.open[..streams].iter().flatten() {
                 tail = tail.min(open.first_jseq);
             }
             for sealing in &self.sealing {
@@ -569,13 +517,4 @@ impl Engine {
     pub(crate) fn is_quiet(&self) -> bool {
         self.flight.is_empty() && self.filling.is_none_or(|i| self.batches[i as usize].is_empty())
     }
-}
-
-/// Where the blocks of a write come from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Source<'a> {
-    /// Whole blocks of a client's request.
-    Bytes(&'a [u8]),
-    /// The first block of a buffer.
-    Block(Buffer),
 }

@@ -1,7 +1,7 @@
 //! Checkpoint: a fresh metadata chain that describes the pool as it is, so that recovery reads
 //! what was logged since and nothing else.
 //!
-//! The new chain states the volumes, the sealed segments, the blocks of a segment that was open
+//! The new chain states the volumes, the sealed segments, the blocks of segments that were open
 //! when the pool was last closed, and every leaf of the map that was ever written to: where its
 //! page lies, and its holes. Leaves that have changed since their last page get a new one (see
 //! [`crate::leaf_writer`]). While the chain is being written, new records go to both chains, so
@@ -17,12 +17,13 @@
 use crate::engine::Engine;
 use crate::format::record::{RECORD_BYTES_MAX, Record, write_bytes};
 use crate::limits::{
-    CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, ZERO_BLOCKS,
+    CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, USER_STREAMS,
+    ZERO_BLOCKS,
 };
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Plant;
-use crate::segment::SegmentState;
+use crate::segment::{OpenSegment, SegmentState};
 use crate::token::Token;
 use crate::volume::{VolumeSettings, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand};
@@ -35,7 +36,7 @@ const STATEMENTS_PER_TURN: usize = 256;
 enum Cursor {
     Volumes { slot: usize },
     Segments { segment: u32 },
-    OpenSegment { block: u32 },
+    OpenSegment { stream: usize, block: u32 },
     Leaves { slot: usize, leaf: u64 },
     End,
 }
@@ -279,7 +280,7 @@ impl Engine {
                 (Cursor::Volumes { slot: slot + 1 }, stated.then_some(Statement::Volume(slot)))
             }
             Cursor::Segments { segment } if segment == self.segs.len() => {
-                (Cursor::OpenSegment { block: 0 }, None)
+                (Cursor::OpenSegment { stream: 0, block: 0 }, None)
             }
             Cursor::Segments { segment } => {
                 let row = self.segs.row(segment);
@@ -297,20 +298,22 @@ impl Engine {
                 }));
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
-            Cursor::OpenSegment { block } => match &self.open {
+            Cursor::OpenSegment { stream, .. } if stream == USER_STREAMS => {
+                (Cursor::Leaves { slot: 0, leaf: 0 }, None)
+            }
+            Cursor::OpenSegment { stream, block } => match &self.open[stream] {
                 Some(open) if block < open.in_meta => (
-                    Cursor::OpenSegment { block: block + 1 },
-                    Some(self.block_statement(bufs, block)),
+                    Cursor::OpenSegment { stream, block: block + 1 },
+                    Some(self.block_statement(bufs, open, block)),
                 ),
-                _ => (Cursor::Leaves { slot: 0, leaf: 0 }, None),
+                _ => (Cursor::OpenSegment { stream: stream + 1, block: 0 }, None),
             },
             Cursor::Leaves { .. } | Cursor::End => (Cursor::End, None),
         }
     }
 
-    /// The record of block `block` of the open segment.
-    fn block_statement(&self, bufs: &impl Buffers, block: u32) -> Statement {
-        let open = self.open.as_ref().expect("asked by the caller");
+    /// The record of block `block` of an open segment.
+    fn block_statement(&self, bufs: &impl Buffers, open: &OpenSegment, block: u32) -> Statement {
         let (lsn, entry) = open.entry(bufs, block);
         Statement::Block {
             volume: entry.volume,
@@ -373,12 +376,17 @@ impl Engine {
         Some(next_volume)
     }
 
-    /// Copies the records of the open segment's blocks that are not there yet to the chain, as
-    /// many as there is room for; returns whether all are. For a clean stop, so that a segment
-    /// need not be sealed half full.
-    pub(crate) fn keep_open_segment(&mut self, bufs: &mut impl Buffers) -> bool {
+    /// Copies the records of the open segments' blocks that are not there yet to the chain, as
+    /// many as there is room for; returns whether all are. For a clean stop, so that no segment
+    /// need be sealed half full.
+    pub(crate) fn keep_open_segments(&mut self, bufs: &mut impl Buffers) -> bool {
+        let streams = if self.planted.has(Plant::KeepOneStream) { 1 } else { USER_STREAMS };
+        (0..streams).all(|stream| self.keep_open_segment(bufs, stream))
+    }
+
+    fn keep_open_segment(&mut self, bufs: &mut impl Buffers, stream: usize) -> bool {
         loop {
-            let Some(open) = &self.open else { return true };
+            let Some(open) = &self.open[stream] else { return true };
             let block = open.in_meta;
             if block == open.next {
                 return true;
@@ -388,7 +396,7 @@ impl Engine {
                 return false;
             }
             let Statement::Block { volume, lsn, lba, pbn, vseq, crc } =
-                self.block_statement(bufs, block)
+                self.block_statement(bufs, open, block)
             else {
                 return true;
             };
@@ -396,7 +404,7 @@ impl Engine {
             let record = Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs };
             let jseq = self.journal.retired - 1;
             self.meta.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
-            if let Some(open) = &mut self.open {
+            if let Some(open) = &mut self.open[stream] {
                 open.in_meta += 1;
             }
         }

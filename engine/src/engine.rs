@@ -22,7 +22,7 @@ use crate::flush::FlushState;
 use crate::geometry::Geometry;
 use crate::journal::Journal;
 use crate::leaf_writer::LeafWriter;
-use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES};
+use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
 use crate::map::{LeafSlab, Mapping, VolumeMap};
 use crate::meta_chain::MetaChain;
 use crate::plant::Planted;
@@ -92,6 +92,8 @@ pub struct PoolUsage {
 pub struct Counters {
     /// Blocks written for users.
     pub blocks_written: u64,
+    /// Those of them that went to the stream of long-lived data.
+    pub blocks_cold: u64,
     /// Blocks read for users, from the device.
     pub blocks_read: u64,
     /// Blocks answered as zeroes without the device.
@@ -159,7 +161,8 @@ pub struct Engine {
     pub(crate) next_lsn: u64,
     pub(crate) applied_lsn: u64,
     pub(crate) next_generation: u64,
-    pub(crate) open: Option<OpenSegment>,
+    /// The segment that each stream of user writes fills.
+    pub(crate) open: [Option<OpenSegment>; USER_STREAMS],
     pub(crate) sealing: Vec<Sealing>,
     pub(crate) summaries: Vec<Buffer>,
 
@@ -197,7 +200,7 @@ pub struct Engine {
 #[must_use]
 pub fn own_blocks(geo: &Geometry) -> u32 {
     let summary = geo.shape.summary_blocks().next_power_of_two();
-    let batch = crate::limits::BATCH_BLOCKS + 1;
+    let batch = USER_STREAMS as u32 * crate::limits::BATCH_BLOCKS + 1;
     BATCHES as u32 * batch
         + SUMMARIES as u32 * summary
         + 4 * crate::limits::META_PAGES as u32
@@ -249,7 +252,7 @@ impl Engine {
             Token::CleanRead(i) => return self.clean_read_done(i, result),
             _ => {}
         }
-        let ignored = matches!(token, Token::BatchData(_))
+        let ignored = matches!(token, Token::BatchData { .. })
             && self.planted.has(crate::plant::Plant::IgnoreWriteErrors);
         if let Err(error) = result
             && !ignored
@@ -257,7 +260,9 @@ impl Engine {
             self.fail(error);
         }
         match token {
-            Token::BatchData(i) | Token::BatchJournal(i) => self.batches[i as usize].io_left -= 1,
+            Token::BatchData { batch: i, .. } | Token::BatchJournal(i) => {
+                self.batches[i as usize].io_done();
+            }
             Token::Summary(segment) => self.summary_written(segment),
             Token::MetaPage(page) => self.meta.written(page),
             Token::CompactionPage(page) => {
@@ -333,9 +338,9 @@ impl Engine {
 
     /// Blocks that were written and are dead, in segments that are not free.
     fn dead_blocks(&self) -> u64 {
-        let open = self.open.as_ref().map(|open| (open.segment, open.next));
-        let open = open.map_or(0, |(segment, next)| next - self.segs.row(segment).live);
-        u64::from(open) + self.segs.dead_blocks()
+        let open = self.open.iter().flatten();
+        let open = open.map(|open| u64::from(open.next - self.segs.row(open.segment).live));
+        open.sum::<u64>() + self.segs.dead_blocks()
     }
 
     /// The pool's state.

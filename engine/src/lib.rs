@@ -27,6 +27,7 @@ mod segment;
 mod space;
 mod status;
 mod stop;
+mod stream;
 mod super_write;
 mod token;
 mod volume;

@@ -3,7 +3,13 @@
 //! At a limit the caller waits (`Busy`) or gets a typed error; nothing grows and nothing is
 //! dropped. Each bound is reached by a test.
 
-/// Blocks of data in one batch: past 128 KiB a device gains nothing from a longer write.
+/// Streams of user writes: blocks that will be overwritten soon, and the others.
+pub const USER_STREAMS: usize = 2;
+/// Pools with fewer segments than this have one such stream only.
+pub const USER_STREAMS_SEGMENTS: u32 = 16;
+/// Blocks of a write that goes to the stream of long-lived data whatever it replaces (64 KiB).
+pub const RUN_BLOCKS: u32 = 16;
+/// Blocks of one stream in one batch: past 128 KiB a device gains nothing from a longer write.
 pub const BATCH_BLOCKS: u32 = 32;
 /// A batch of this size leaves at once while fewer than [`BATCHES_EAGER`] are in flight.
 pub const BATCH_BLOCKS_EAGER: u32 = 8;
@@ -23,7 +29,7 @@ pub const RMWS: usize = 64;
 /// Flush and FUA requests waiting for a device flush.
 pub const FLUSH_WAITERS: usize = 4096;
 /// Summaries under construction or being written.
-pub const SUMMARIES: usize = 10;
+pub const SUMMARIES: usize = 12;
 /// Runs of a victim's blocks being read by the cleaner, and the blocks of one.
 pub const CLEAN_READS: usize = 4;
 /// See [`CLEAN_READS`].
@@ -102,7 +108,8 @@ pub const SELF_FLUSH_NS: u64 = 1_000_000_000;
 pub const SELF_FLUSH_BYTES: u64 = 64 << 20;
 
 const _: () = assert!(BATCHES_EAGER < BATCHES);
-// A victim's summary, an output per class and the one being sealed, and those left to users.
-const _: () = assert!(SUMMARIES > CLEAN_SUMMARIES + CLEAN_CLASSES + 2);
+// Those of the open segments, a victim's, an output's per class and the one being sealed, and
+// those left to users.
+const _: () = assert!(SUMMARIES >= USER_STREAMS + 1 + CLEAN_CLASSES + 1 + CLEAN_SUMMARIES);
 const _: () = assert!(READ_BLOCKS >= BATCH_BLOCKS);
 const _: () = assert!(JOURNAL_BLOCKS_MIN as u64 > 4 * JOURNAL_RESERVE);

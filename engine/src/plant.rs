@@ -71,6 +71,12 @@ pub enum Plant {
     KeepPromise,
     /// A grown pool's new segments are used before the superblock that has them is durable.
     GrowTooSoon,
+    /// The journal tail passes the records of one stream's open segment.
+    TailOfOneStream,
+    /// A clean stop keeps the records of one stream's open segment only.
+    KeepOneStream,
+    /// A segment is reused when its free record is written, before that is durable.
+    ReuseBeforeDurable,
 }
 
 impl Plant {
@@ -108,6 +114,9 @@ impl Plant {
         Self::KeepCharge,
         Self::KeepPromise,
         Self::GrowTooSoon,
+        Self::TailOfOneStream,
+        Self::KeepOneStream,
+        Self::ReuseBeforeDurable,
     ];
 }
 

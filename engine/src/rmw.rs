@@ -203,8 +203,9 @@ impl Engine {
             self.end_rmw(i, Err(IoFault::Gone));
             return;
         }
-        let batch = match self.data_room(bufs, 1) {
-            Ok((batch, _)) => batch,
+        let stream = self.stream_of(rmw.volume, Lba(rmw.lba), 1);
+        let place = match self.data_room(bufs, stream, 1) {
+            Ok(place) => place,
             Err(SubmitError::NoSpace) => return self.hold_rmw(i),
             Err(_) => return,
         };
@@ -226,8 +227,8 @@ impl Engine {
         }
         self.rmws.slots[i as usize].stage = Stage::Logged;
         let waiter = Waiter { tag: rmw.tag, durability: rmw.durability, rmw: Some(i) };
-        self.await_batch(batch, waiter);
-        self.append_blocks(bufs, batch, rmw.volume, rmw.lba, Source::Block(rmw.buffer));
+        self.await_batch(place.batch, waiter);
+        self.append_blocks(bufs, place, rmw.volume, rmw.lba, Source::Block(rmw.buffer));
     }
 
     /// There is no space for a write that was taken: it fails, or it waits as its volume does.

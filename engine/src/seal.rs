@@ -11,10 +11,10 @@ use flagstone_block::{Buffers, DeviceCommand};
 const SEGMENT_FREE_BYTES: usize = 32;
 
 impl Engine {
-    /// Ends the open segment: sends its last batch and its summary.
-    pub(crate) fn seal_open(&mut self, bufs: &mut impl Buffers) {
+    /// Ends the open segment of a stream: sends its last batch and its summary.
+    pub(crate) fn seal_open(&mut self, bufs: &mut impl Buffers, stream: usize) {
         self.close_batch(bufs);
-        let Some(open) = self.open.take() else { return };
+        let Some(open) = self.open[stream].take() else { return };
         let shape = self.geo.shape;
         let footer_crc = open.close(bufs, &self.pool, &shape);
         let row = self.segs.row_mut(open.segment);
@@ -130,8 +130,9 @@ impl Engine {
         let compaction = self.compaction.as_ref().and_then(|c| c.chain.holds_tail());
         let sealing = self.sealing.iter().map(|s| s.first_jseq).min();
         let others = [meta, compaction, sealing].into_iter().flatten().min().unwrap_or(u64::MAX);
-        if self.open.as_ref().is_some_and(|open| open.first_jseq <= others) {
-            self.seal_open(bufs);
+        let open = (0..).zip(&self.open).filter_map(|(i, o)| Some((o.as_ref()?.first_jseq, i)));
+        if let Some((_, stream)) = open.min().filter(|&(jseq, _)| jseq <= others) {
+            self.seal_open(bufs, stream);
         }
         if meta.is_some_and(|jseq| jseq < self.journal.durable) {
             self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);

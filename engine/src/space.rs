@@ -124,8 +124,11 @@ impl Engine {
             if is_hole || discarded {
                 if room == 0 {
                     return match b {
-                        // A shorter chain of metadata may make room.
-                        0 if is_hole && !self.is_compacting() => Err(SubmitError::NoSpace),
+                        // A shorter chain of metadata may make room. And until a discard is
+                        // applied, what is written over it counts twice.
+                        0 if is_hole && !self.is_compacting() && volume.discards == 0 => {
+                            Err(SubmitError::NoSpace)
+                        }
                         0 => Err(SubmitError::Busy),
                         _ => Ok(b),
                     };

@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::format::meta::RECORD_BYTES;
 use crate::format::record::write_bytes;
 use crate::format::superblock::{FLAG_CLEAN, Superblock};
+use crate::limits::USER_STREAMS;
 use crate::segment::SealStage;
 use flagstone_block::Buffers;
 
@@ -12,7 +13,7 @@ use flagstone_block::Buffers;
 enum Stage {
     Running,
     Draining,
-    KeepingOpenSegment,
+    KeepingOpenSegments,
     WritingPages,
     Flushing(u64),
     Superblock,
@@ -71,15 +72,17 @@ impl Engine {
                     && self.cleaner.is_idle()
                     && sealed
                     && self.journal.durable == self.journal.next;
-                if quiet && self.open_segment_fits_chain() {
-                    self.stop.stage = Stage::KeepingOpenSegment;
+                if quiet && self.open_segments_fit_chain() {
+                    self.stop.stage = Stage::KeepingOpenSegments;
                 } else if quiet {
-                    self.seal_open(bufs);
+                    for stream in 0..USER_STREAMS {
+                        self.seal_open(bufs, stream);
+                    }
                 } else {
                     self.flush.want();
                 }
             }
-            Stage::KeepingOpenSegment if self.keep_open_segment(bufs) => {
+            Stage::KeepingOpenSegments if self.keep_open_segments(bufs) => {
                 self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
                 self.stop.stage = Stage::WritingPages;
             }
@@ -104,13 +107,13 @@ impl Engine {
         self.again |= stage != self.stop.stage;
     }
 
-    /// Whether the chain has pages for the records of the open segment's blocks. If a nearly full
-    /// pool could not give it another segment, the open segment is sealed instead.
-    fn open_segment_fits_chain(&self) -> bool {
-        let Some(open) = &self.open else { return true };
-        let records = (open.next - open.in_meta) as usize;
+    /// Whether the chain has pages for the records of the open segments' blocks. If a nearly full
+    /// pool could not give it another segment, these are sealed instead.
+    fn open_segments_fit_chain(&self) -> bool {
+        let records = self.open.iter().flatten().map(|open| (open.next - open.in_meta) as usize);
+        let records: usize = records.sum();
         let per_page = RECORD_BYTES / write_bytes(1);
-        self.meta.pages_ahead() as usize > records.div_ceil(per_page)
+        records == 0 || self.meta.pages_ahead() as usize > records.div_ceil(per_page)
     }
 
     /// Gives the buffers back once nothing uses them; a failed pool stops without ceremony.
@@ -125,10 +128,9 @@ impl Engine {
         }
         self.stop.stage = Stage::Stopped;
         for batch in self.batches.drain(..) {
-            bufs.free(batch.data);
-            bufs.free(batch.journal);
+            batch.release(bufs);
         }
-        let open = self.open.take().map(|open| open.summary);
+        let open = std::mem::take(&mut self.open).into_iter().flatten().map(|open| open.summary);
         let sealing = self.sealing.drain(..).filter_map(|s| s.summary);
         self.summaries.drain(..).chain(sealing).chain(open).for_each(|buffer| bufs.free(buffer));
         self.meta.release(bufs);

@@ -9,7 +9,7 @@ use flagstone_block::IoToken;
 /// Which state machine a device command belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Token {
-    BatchData(u32),
+    BatchData { batch: u32, stream: u32 },
     BatchJournal(u32),
     Summary(u32),
     MetaPage(u32),
@@ -26,7 +26,7 @@ pub(crate) enum Token {
 impl Token {
     pub(crate) fn encode(self) -> IoToken {
         let (kind, index, low) = match self {
-            Self::BatchData(i) => (1, i, 0),
+            Self::BatchData { batch, stream } => (1, batch, stream),
             Self::BatchJournal(i) => (2, i, 0),
             Self::Summary(segment) => (3, 0, segment),
             Self::MetaPage(page) => (4, 0, page),
@@ -49,7 +49,7 @@ impl Token {
         let index = (token.0 >> 32) as u32 & 0xff_ffff;
         let low = token.0 as u32;
         Some(match token.0 >> 56 {
-            1 => Self::BatchData(index),
+            1 => Self::BatchData { batch: index, stream: low },
             2 => Self::BatchJournal(index),
             3 => Self::Summary(low),
             4 => Self::MetaPage(low),

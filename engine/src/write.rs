@@ -1,6 +1,6 @@
-//! Writes: admission, the open segment, and copying into a batch.
+//! Writes: admission, the open segments, and copying into a batch.
 
-use crate::batch::{Effect, Source, Waiter};
+use crate::batch::{Effect, Place, Source, Waiter};
 use crate::compact::Compaction;
 use crate::engine::Engine;
 use crate::error::SubmitError;
@@ -8,9 +8,10 @@ use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
 use crate::format::record::{
     LEAF_BYTES_MAX, RECORD_BYTES_MAX, Record, SEGMENT_SEAL_BYTES, ZERO_BYTES, layout, write_bytes,
 };
-use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS};
+use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS, USER_STREAMS};
 use crate::map::{LEAF_BLOCKS, LeafState};
 use crate::segment::{OpenSegment, SegmentState};
+use crate::stream::HOT;
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId};
 
@@ -53,10 +54,11 @@ impl Engine {
         let blocks = blocks.min(u64::from(BATCH_BLOCKS)) as u32;
         let blocks = self.charge(volume.0, lba, blocks)?;
         self.charge_leaves(self.new_leaves(volume.0, lba.0, u64::from(blocks)))?;
-        let (batch, room) = self.data_room(bufs, blocks)?;
-        let bytes = room as usize * BLOCK_SIZE;
-        self.await_batch(batch, Waiter { tag, durability, rmw: None });
-        self.append_blocks(bufs, batch, volume.0, lba.0, Source::Bytes(&data[..bytes]));
+        let stream = self.stream_of(volume.0, lba, blocks);
+        let place = self.data_room(bufs, stream, blocks)?;
+        let bytes = place.blocks as usize * BLOCK_SIZE;
+        self.await_batch(place.batch, Waiter { tag, durability, rmw: None });
+        self.append_blocks(bufs, place, volume.0, lba.0, Source::Bytes(&data[..bytes]));
         Ok(bytes)
     }
 
@@ -127,7 +129,7 @@ impl Engine {
             + self.slab.used() * LEAF_BYTES_MAX
             + self.touched as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
-            + self.geo.shape.data_blocks as usize * write_bytes(1);
+            + USER_STREAMS * self.geo.shape.data_blocks as usize * write_bytes(1);
         let pages = (bytes / (PAGE_RECORD_BYTES - RECORD_BYTES_MAX) + 1) as u32;
         pages.div_ceil(self.geo.pages())
     }
@@ -145,29 +147,40 @@ impl Engine {
         usable.saturating_sub((usable / 32).max(data_blocks))
     }
 
-    /// A batch and how many of `wanted` data blocks it has room for, at least one.
+    /// Where at least one of `wanted` blocks may be appended: to `stream`, or to another if there
+    /// is no segment for that and none to come.
     pub(crate) fn data_room(
         &mut self,
         bufs: &mut impl Buffers,
+        mut stream: usize,
         wanted: u32,
-    ) -> Result<(u32, u32), SubmitError> {
-        if self.open.as_ref().is_some_and(|open| open.lsn_span_used_up(self.next_lsn)) {
-            self.seal_open(bufs);
+    ) -> Result<Place, SubmitError> {
+        for stream in 0..USER_STREAMS {
+            if self.open[stream].as_ref().is_some_and(|o| o.lsn_span_used_up(self.next_lsn)) {
+                self.seal_open(bufs, stream);
+            }
         }
-        if self.open.is_none() {
-            self.open_segment(bufs)?;
+        if self.open[stream].is_none() {
+            match self.open_segment(bufs, stream) {
+                Err(SubmitError::NoSpace) => {
+                    let open = self.open.iter().position(Option::is_some);
+                    stream = open.ok_or(SubmitError::NoSpace)?;
+                }
+                opened => opened?,
+            }
         }
         let batch = self.batch_with_room(bufs, write_bytes(1), false)?;
         let by_records = (self.batches[batch as usize].record_room() - layout::write::at::CRCS) / 4;
-        let by_batch = BATCH_BLOCKS - self.batches[batch as usize].blocks;
-        let open = self.open.as_ref().expect("opened above");
+        let by_batch = BATCH_BLOCKS - self.batches[batch as usize].run_blocks(stream);
+        let open = self.open[stream].as_ref().expect("opened above");
         let by_segment = self.geo.shape.data_blocks - open.next;
         // An even count of checksums needs no padding that might not fit.
         let by_records = if by_records > 1 { by_records & !1 } else { by_records };
-        Ok((batch, wanted.min(by_records as u32).min(by_batch).min(by_segment)))
+        let blocks = wanted.min(by_records as u32).min(by_batch).min(by_segment);
+        Ok(Place { batch, stream, blocks })
     }
 
-    fn open_segment(&mut self, bufs: &mut impl Buffers) -> Result<(), SubmitError> {
+    fn open_segment(&mut self, bufs: &mut impl Buffers, stream: usize) -> Result<(), SubmitError> {
         if self.summaries.is_empty() || self.sealing.len() == self.sealing.capacity() {
             self.flush.want();
             return Err(SubmitError::Busy);
@@ -176,13 +189,14 @@ impl Engine {
             return Err(self.no_segment());
         }
         let batch = self.batch_with_room(bufs, SEGMENT_OPEN_BYTES + write_bytes(1), false)?;
-        debug_assert_eq!(self.batches[batch as usize].blocks, 0);
+        debug_assert_eq!(self.batches[batch as usize].run_blocks(stream), 0);
         let segment = self.segs.take(SegmentState::Open).ok_or(SubmitError::NoSpace)?;
         let generation = self.next_generation;
         self.next_generation += 1;
-        self.segs.row_mut(segment).generation = generation;
+        let row = self.segs.row_mut(segment);
+        (row.generation, row.hot) = (generation, stream == HOT);
         let summary = self.summaries.pop().expect("asked above");
-        self.open = Some(OpenSegment {
+        self.open[stream] = Some(OpenSegment {
             segment,
             generation,
             next: 0,

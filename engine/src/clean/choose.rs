@@ -92,10 +92,11 @@ impl Engine {
         }
     }
 
-    /// Learns from a victim how long user data lives.
+    /// Learns from a victim how long short-lived user data lives; from any user data if that is
+    /// not known at all.
     pub(super) fn learn_lifetime(&mut self, segment: u32) {
         let row = self.segs.row(segment);
-        if row.class == 0 {
+        if row.hot || (row.class == 0 && self.cleaner.lifetime == 0) {
             let lived = self.applied_lsn.saturating_sub(row.mean_lsn);
             let mean = &mut self.cleaner.lifetime;
             *mean = if *mean == 0 { lived } else { *mean - *mean / 16 + lived / 16 };

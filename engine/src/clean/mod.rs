@@ -162,7 +162,8 @@ pub(crate) struct Cleaner {
     exhausted_at: Option<(u64, bool)>,
     /// Somebody was refused space since the last victim.
     starved: bool,
-    /// Mean lifetime of user segments, in LSNs: the measure of hot and cold.
+    /// Mean lifetime of short-lived user data, in LSNs: the measure of hot and cold; 0 if not
+    /// known yet.
     lifetime: u64,
 }
 
@@ -221,6 +222,11 @@ impl Cleaner {
             starved: false,
             lifetime: 0,
         })
+    }
+
+    /// Mean lifetime of short-lived user data, in LSNs, if known.
+    pub(crate) fn lifetime(&self) -> Option<u64> {
+        (self.lifetime > 0).then_some(self.lifetime)
     }
 
     /// Whether it holds nothing and waits for nothing.

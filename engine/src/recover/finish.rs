@@ -12,13 +12,14 @@ use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::format::superblock::SLOTS;
 use crate::journal::Journal;
 use crate::leaf_writer::LeafWriter;
-use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES};
+use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES, USER_STREAMS};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
 use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
+use crate::stream::user_streams;
 use crate::super_write::SuperWrite;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
 use std::collections::VecDeque;
@@ -51,9 +52,9 @@ impl Engine {
         io.flush()?;
         let mut loaded = load(io, options.planted, Source::Checkpoint)?;
         repair_superblocks(io, &loaded)?;
-        seal_old_tails(io, &mut loaded)?;
+        let sealed = seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
-        let needs_compaction = !loaded.journal_empty;
+        let needs_compaction = sealed || !loaded.journal_empty;
         let mut engine = Self::assemble(bufs, loaded, options)?;
         engine.count_reservations();
         if needs_compaction {
@@ -84,7 +85,11 @@ impl Engine {
         let mut take = |blocks: u32| bufs.alloc(blocks).ok_or(memory);
         let mut batches = Vec::with_capacity(BATCHES);
         for _ in 0..BATCHES {
-            batches.push(Batch::new(take(BATCH_BLOCKS)?, take(1)?));
+            let mut data = [take(BATCH_BLOCKS)?; USER_STREAMS];
+            for buffer in &mut data[1..] {
+                *buffer = take(BATCH_BLOCKS)?;
+            }
+            batches.push(Batch::new(data, take(1)?));
         }
         let mut summaries = Vec::with_capacity(SUMMARIES);
         for _ in 0..SUMMARIES {
@@ -113,13 +118,13 @@ impl Engine {
         )
         .ok_or(memory)?;
         let mut next_generation = loaded.next_generation;
-        let open = loaded.tails.last().map(|tail| {
+        // The newest goes to the first stream: which was whose is not known any more.
+        let mut open = [const { None }; USER_STREAMS];
+        for (open, tail) in open.iter_mut().zip(loaded.tails.iter().rev()) {
             let summary = summaries.pop().expect("several were taken");
+            segs.row_mut(tail.segment).generation = next_generation;
+            *open = Some(resume(bufs, tail, summary, next_generation, loaded.next_jseq));
             next_generation += 1;
-            resume(bufs, tail, summary, next_generation - 1, loaded.next_jseq)
-        });
-        if let Some(open) = &open {
-            segs.row_mut(open.segment).generation = open.generation;
         }
         let kept = loaded.replay.volumes.iter().map(|v| v.map.kept()).sum();
         let touched = loaded.replay.volumes.iter().map(|v| v.map.touched()).sum();
@@ -232,13 +237,22 @@ fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenE
     Ok(())
 }
 
-/// Writes the summaries of unsealed segments that are full, or not the newest; the newest is
-/// resumed. Their entries lie where nothing else does, so doing it twice is harmless.
-fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenError> {
+/// Writes the summaries of unsealed segments but for the newest that are not full, one per stream:
+/// those are resumed. Their entries lie where nothing else does, so doing it twice is harmless.
+/// Returns whether there were any.
+fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<bool, OpenError> {
     let shape = loaded.geo.shape;
-    let resumable =
-        loaded.tails.last().is_some_and(|tail| (tail.blocks.len() as u32) < shape.data_blocks);
-    let resumed = if resumable { loaded.tails.pop() } else { None };
+    let mut resumed = Vec::new();
+    for tail in std::mem::take(&mut loaded.tails).into_iter().rev() {
+        let full = tail.blocks.len() as u32 == shape.data_blocks;
+        let list = if full || resumed.len() == user_streams(&loaded.geo) {
+            &mut loaded.tails
+        } else {
+            &mut resumed
+        };
+        list.push(tail);
+    }
+    resumed.reverse();
     let mut summary = vec![0; shape.summary_blocks() as usize * BLOCK_SIZE];
     let sealed = !loaded.tails.is_empty();
     for tail in loaded.tails.drain(..) {
@@ -275,7 +289,7 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
     if sealed {
         io.flush()?;
     }
-    Ok(())
+    Ok(sealed)
 }
 
 /// Performs the engine's commands one by one; returns whether there were any.

@@ -58,6 +58,8 @@ pub struct Segment {
     pub(crate) first_lsn: u64,
     /// Mean LSN of its blocks: how old they are.
     pub(crate) mean_lsn: u64,
+    /// Filled, in this life, by user writes that were taken for short-lived.
+    pub(crate) hot: bool,
     /// No victim for the cleaner: it is being emptied, or can't be.
     pub(crate) left_alone: bool,
     /// Sealed and left to itself because something of it could not be read; worth another try
@@ -102,6 +104,7 @@ impl SegmentTable {
             generation: 0,
             first_lsn: 0,
             mean_lsn: 0,
+            hot: false,
             left_alone: false,
             holds_bad: false,
             excluded: false,
@@ -234,6 +237,7 @@ impl SegmentTable {
         debug_assert_eq!((row.state, row.live, row.pins), (SegmentState::Free, 0, 0));
         row.state = state;
         (row.left_alone, row.holds_bad, row.excluded) = (false, false, false);
+        row.hot = false;
         row.class = 0;
         self.meta += u32::from(state.is_metadata());
         self.maps += u32::from(state == SegmentState::Map);

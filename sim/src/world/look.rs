@@ -4,7 +4,7 @@ use super::{Check, World};
 use crate::content::Place;
 use crate::oracle::{Found, FoundVolume};
 use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
-use flagstone_engine::limits::CLEAN_CLASSES;
+use flagstone_engine::limits::{CLEAN_CLASSES, USER_STREAMS};
 use flagstone_engine::{IoFault, StatusKind, VolumeUsage};
 
 /// Blocks read at once.
@@ -184,13 +184,13 @@ impl World {
     }
 
     /// With every volume deleted and nothing under way, all space is back but what metadata, the
-    /// open segment, and those that the cleaner was filling take.
+    /// open segments, and those that the cleaner was filling take.
     pub fn check_empty(&mut self) -> Check {
         let usage = self.engine().usage();
         if usage.live != 0 || usage.kept != 0 {
             return Err(self.fail(format!("nothing is left, but the pool says {usage:?}")));
         }
-        let open = 1 + CLEAN_CLASSES as u32;
+        let open = (USER_STREAMS + CLEAN_CLASSES) as u32;
         if usage.segments_free + usage.segments_meta + open < usage.segments {
             return Err(self.fail(format!("segments are lost: {usage:?}")));
         }

@@ -200,7 +200,7 @@ impl World {
             log,
             rng,
             disk,
-            arena: Arena::new(1400 + config.arena_blocks),
+            arena: Arena::new(2000 + config.arena_blocks),
             config,
             oracle: Oracle::default(),
             engine: None,
