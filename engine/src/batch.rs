@@ -451,6 +451,7 @@ impl Engine {
         while let Some(tag) = self.flush.next_waiter() {
             self.complete(tag, Err(IoFault::Device));
         }
+        self.fail_growth();
         self.fail_rmws(bufs);
     }
 

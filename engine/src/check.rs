@@ -229,6 +229,15 @@ fn check_leaf(
     }
 }
 
+/// The layout of a pool, from its superblocks alone.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
+    let superblock = crate::recover::superblock(io, &mut RecoveryReport::default())?;
+    Ok(Geometry::of(&superblock, io.size())?)
+}
+
 /// Describes a stopped pool without reading its data.
 ///
 /// # Errors

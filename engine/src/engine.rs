@@ -20,6 +20,7 @@ use crate::compact::Compaction;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
 use crate::geometry::Geometry;
+use crate::grow::Growth;
 use crate::journal::Journal;
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
@@ -153,6 +154,7 @@ pub struct Engine {
     pub(crate) graves: VecDeque<VolumeMap>,
     pub(crate) kept: u64,
     pub(crate) space: Space,
+    pub(crate) growth: Option<Growth>,
     /// See [`Engine::set_full_wait_ns`].
     pub(crate) full_wait_ns: u64,
     /// Leaves that were ever written to, of all volumes.
@@ -299,6 +301,7 @@ impl Engine {
                 self.advance_seals(bufs);
                 self.advance_segments(bufs);
                 self.advance_cleaner(bufs);
+                self.advance_growth(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);
                 self.advance_compaction(bufs);

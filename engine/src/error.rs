@@ -38,6 +38,12 @@ pub enum SubmitError {
         /// Largest reservation that the volume could have now, in bytes.
         available: u64,
     },
+    /// The device is smaller than the pool, or too large for it to grow to.
+    #[error(
+        "the device is smaller than the pool, or too large for it: a pool of up to 8 TiB can't \
+         grow beyond that"
+    )]
+    DeviceSize,
     /// The pool holds as many volumes as it may.
     #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
     TooManyVolumes,

@@ -128,6 +128,20 @@ impl Geometry {
         Ok(fit)
     }
 
+    /// The layout when the device has grown to `device_bytes` bytes; `None` if it has become
+    /// smaller, or too large for its segments to be numbered, or for its leaf pages: those written
+    /// so far have the size that goes with a pool up to 8 TiB, or with a larger one.
+    #[must_use]
+    pub fn grown(&self, device_bytes: u64) -> Option<Self> {
+        let device_bytes = device_bytes & !(BLOCK_SIZE as u64 - 1);
+        if device_bytes < self.device_bytes {
+            return None;
+        }
+        let grown = Self::fit(device_bytes, self.shape.blocks, self.journal_blocks).ok()?;
+        debug_assert_eq!(grown.data_offset, self.data_offset);
+        (grown.leaf_page_blocks() == self.leaf_page_blocks()).then_some(grown)
+    }
+
     /// Byte offset of a journal block.
     #[must_use]
     pub fn journal_offset(&self, jseq: u64) -> u64 {

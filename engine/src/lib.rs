@@ -13,6 +13,7 @@ mod error;
 mod flush;
 pub mod format;
 mod geometry;
+mod grow;
 mod journal;
 mod leaf_writer;
 pub mod limits;
@@ -36,7 +37,7 @@ mod zero;
 
 pub use check::{
     BadBlock, CheckReport, Disagreement, Inconsistency, Inspection, SegmentInfo, check,
-    compare_maps, inspect,
+    compare_maps, geometry, inspect,
 };
 pub use control::VolumeSpec;
 pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks};

@@ -69,7 +69,8 @@ pub enum Plant {
     KeepCharge,
     /// Requests for zeroes that keep their space are charged for good if they are answered.
     KeepPromise,
-    /// A grown pool's new segments are used before the superblock that has them is durable.
+    /// A growth is answered, and its segments are used, before the superblock that has them is
+    /// durable.
     GrowTooSoon,
     /// The journal tail passes the records of one stream's open segment.
     TailOfOneStream,

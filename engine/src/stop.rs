@@ -69,6 +69,7 @@ impl Engine {
                 let quiet = self.is_quiet()
                     && self.rmws.is_idle()
                     && self.compaction.is_none()
+                    && self.growth.is_none()
                     && self.cleaner.is_idle()
                     && sealed
                     && self.journal.durable == self.journal.next;

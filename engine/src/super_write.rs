@@ -1,7 +1,7 @@
 //! Writing a superblock: both copies of the older slot, a flush, the copy at the end, a flush.
 
 use crate::engine::Engine;
-use crate::format::superblock::{SLOTS, Superblock};
+use crate::format::superblock::{SLOTS, Superblock, TAIL_BYTES};
 use crate::token::Token;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
 
@@ -92,7 +92,9 @@ impl Engine {
             }
             Stage::CopiesFlush(number) if self.flush.is_past(number) => {
                 let superblock = self.super_write.superblock.expect("set when begun");
-                let (buffer, offset) = (self.super_write.buffers[0], self.geo.superblock_tail());
+                // Of the device that it describes, which may have just grown.
+                let offset = superblock.device_bytes - TAIL_BYTES;
+                let buffer = self.super_write.buffers[0];
                 superblock.encode(offset, bufs.bytes_mut(buffer));
                 self.super_write.io_left = 1;
                 self.super_write.stage = Stage::Tail;

@@ -10,6 +10,9 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Volumes that a run holds at once, at most.
 const VOLUMES_MAX: usize = 12;
 
+/// Times that a run's disk becomes larger, at most.
+const GROWTHS_MAX: u32 = 12;
+
 /// A request that the engine takes in parts.
 #[derive(Debug)]
 enum Job {
@@ -21,6 +24,7 @@ enum Job {
     Delete { volume: u32 },
     Resize { volume: u32, size: u64 },
     Set { volume: u32, settings: VolumeSettings },
+    Grow { bytes: u64 },
 }
 
 /// What came of offering a request.
@@ -115,6 +119,11 @@ impl Client {
                 Some(Job::Resize { volume, size: (size + more).min(VOLUME_BYTES) })
             }
             11 => Some(Job::Set { volume, settings: settings(world, size) }),
+            12 if world.growths < GROWTHS_MAX => {
+                world.growths += 1;
+                let now = world.engine().geometry().device_bytes;
+                Some(Job::Grow { bytes: now + (1 + world.rng.skewed(4 * 256)) * BLOCK })
+            }
             _ => None,
         })
     }
@@ -232,6 +241,7 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
         Job::Delete { volume } => world.delete(*volume)?,
         Job::Resize { volume, size } => world.resize(*volume, *size)?,
         Job::Set { volume, settings } => world.set(*volume, *settings)?,
+        Job::Grow { bytes } => world.grow(*bytes)?,
     };
     Ok(match submitted {
         Submitted::Taken(()) => (None, Offer::Progress),

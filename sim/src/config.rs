@@ -79,12 +79,14 @@ pub struct Mix {
     pub resize: u32,
     /// Changes of settings.
     pub set: u32,
+    /// The disk and the pool grow.
+    pub grow: u32,
 }
 
 impl Mix {
     /// As an array, in the order of the fields.
     #[must_use]
-    pub fn weights(&self) -> [u32; 12] {
+    pub fn weights(&self) -> [u32; 13] {
         [
             self.write,
             self.partial,
@@ -98,6 +100,7 @@ impl Mix {
             self.delete,
             self.resize,
             self.set,
+            self.grow,
         ]
     }
 }
@@ -217,7 +220,7 @@ impl Config {
         if config.nbd {
             // Volumes come and go by another way than NBD.
             (config.mix.create, config.mix.delete, config.mix.resize) = (0, 0, 0);
-            config.mix.set = 0;
+            (config.mix.set, config.mix.grow) = (0, 0);
         }
         config
     }
@@ -237,6 +240,7 @@ impl Config {
             delete: some(1),
             resize: some(1),
             set: some(1),
+            grow: if rng.clone().one_in(3) { 1 } else { 0 },
         };
         let volumes = rng.between(1, 3);
         let volumes = (0..volumes).map(|_| (1 + rng.skewed(2048)) * 4096).collect();

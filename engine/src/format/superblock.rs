@@ -45,7 +45,7 @@ pub struct Superblock {
     pub pool_uuid: [u8; 16],
     /// Raised at every superblock write; the highest valid one counts.
     pub generation: u64,
-    /// Size of the device when formatted, in bytes.
+    /// Size of the device when formatted or last grown to, in bytes.
     pub device_bytes: u64,
     /// Blocks in a segment.
     pub segment_blocks: u32,

@@ -26,6 +26,12 @@ impl LeafSlab {
         Self { chunks: Vec::new(), free: Vec::new(), used: 0, paged, geo: *geo }
     }
 
+    /// The pool has grown.
+    pub(crate) fn grow(&mut self, geo: &Geometry) {
+        self.paged.resize(geo.segments as usize, 0);
+        self.geo = *geo;
+    }
+
     /// Takes a leaf of holes.
     pub fn take(&mut self) -> u32 {
         if self.free.is_empty() {

@@ -146,6 +146,7 @@ impl Engine {
             graves: VecDeque::new(),
             kept,
             space: Default::default(),
+            growth: None,
             full_wait_ns: FULL_WAIT_NS,
             touched,
             next_lsn: loaded.last_lsn + 1,

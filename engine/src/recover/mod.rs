@@ -18,6 +18,7 @@ mod scan;
 pub use finish::OpenOptions;
 pub use format::FormatOptions;
 pub(crate) use load::{Loaded, Source, load};
+pub(crate) use scan::superblock;
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -121,7 +121,8 @@ pub(super) fn read(
                 let right = crc == page.crc
                     && header.pbn == page.pbn
                     && (header.volume, header.lba / LEAF_BLOCKS as u64) == *key
-                    && header.width == geo.pbn_bits()
+                    // Narrower if the pool has grown since.
+                    && header.width <= geo.pbn_bits()
                     && header.lsn <= *lsn;
                 right.then_some(leaf)
             };

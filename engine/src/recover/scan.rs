@@ -16,7 +16,7 @@ use flagstone_block::{BLOCK_SIZE, BlockIo};
 const READ_BYTES: usize = 1 << 20;
 
 /// The superblock that counts: the highest generation with a valid copy.
-pub(super) fn superblock(
+pub(crate) fn superblock(
     io: &mut dyn BlockIo,
     report: &mut RecoveryReport,
 ) -> Result<Superblock, OpenError> {

@@ -346,6 +346,16 @@ impl SegmentTable {
         }
     }
 
+    /// The pool has grown: there are free segments behind the others.
+    pub(crate) fn grow(&mut self, segments: u32) {
+        let mut grown = Self::new(segments - self.len());
+        self.free.extend(self.len()..segments);
+        self.rows.append(&mut grown.rows);
+        self.dead.reserve(segments as usize - self.dead.len());
+        self.freeing.reserve(segments as usize - self.freeing.len());
+        self.events += 1;
+    }
+
     /// Segments that were set free, of all kinds.
     pub(crate) fn released(&self) -> u64 {
         self.released

@@ -233,6 +233,11 @@ impl World {
         Ok(id)
     }
 
+    pub fn grow(&mut self, device_bytes: u64) -> Result<(), SubmitError> {
+        self.submit(|e, _, t| e.grow(t, device_bytes))?.1.result.unwrap();
+        Ok(())
+    }
+
     pub fn set(&mut self, volume: VolumeId, settings: VolumeSettings) -> Result<(), SubmitError> {
         let set = self.submit(|e, a, t| e.set_volume(a, t, volume, settings))?;
         set.1.result.unwrap();

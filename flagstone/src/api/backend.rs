@@ -51,6 +51,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Deletes a volume; durable when answered. With `force` its clients are disconnected.
     fn delete_volume(&self, name: String, force: bool) -> Reply<()>;
 
+    /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
+    fn grow_pool(&self, pool: String) -> Reply<Pool>;
+
     /// URIs of the NBD server itself.
     fn server_uris(&self) -> Vec<String>;
 }

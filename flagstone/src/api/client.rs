@@ -167,6 +167,15 @@ impl Client {
         Ok(self.call(Method::PATCH, &path, Some(change)).await?.1)
     }
 
+    /// Has a pool take the new space of its device. `uuid` is the pool's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn grow_pool(&self, uuid: &str) -> Result<Pool, ClientError> {
+        let path = format!("/v1/pools/{uuid}/grow");
+        Ok(self.call(Method::POST, &path, None::<&()>).await?.1)
+    }
+
     /// Deletes a volume. `name` must have been checked.
     ///
     /// # Errors

@@ -19,8 +19,8 @@ use super::backend::{Backend, Created};
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::types::{
-    CreateVolume, DeleteQuery, Health, OnFull, PoolList, PoolState, Status, UpdateVolume, Volume,
-    VolumeList,
+    CreateVolume, DeleteQuery, Health, OnFull, Pool, PoolList, PoolState, Status, UpdateVolume,
+    Volume, VolumeList,
 };
 use crate::node::SettingsChange;
 use crate::{name, size};
@@ -67,6 +67,7 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(create_volume, list_volumes))
         .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(list_pools))
+        .routes(routes!(grow_pool))
         .routes(routes!(status))
         .routes(routes!(openapi))
         .routes(routes!(metrics_text))
@@ -254,6 +255,26 @@ async fn delete_volume(
 async fn list_pools(State(context): State<Context>) -> Result<axum::Json<PoolList>, ApiError> {
     let pools = context.backend.snapshot().await?.pools;
     Ok(axum::Json(PoolList { pools }))
+}
+
+/// Takes the new space of a pool's device, which has become larger.
+///
+/// Nothing new is a success that changes nothing. Writes that wait for space go on.
+#[utoipa::path(
+    post, path = "/v1/pools/{pool}/grow", tag = "pools",
+    params(("pool" = String, Path, description = "UUID of the pool")),
+    responses(
+        (status = 200, description = "The pool as it is now, durable", body = Pool),
+        (status = 400, description = "invalid_size: the device has become smaller", body = ErrorBody),
+        (status = 404, description = "pool_not_found", body = ErrorBody),
+        (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
+    )
+)]
+async fn grow_pool(
+    State(context): State<Context>,
+    Path(pool): Path<String>,
+) -> Result<axum::Json<Pool>, ApiError> {
+    context.backend.grow_pool(pool).await.map(axum::Json)
 }
 
 /// Describes the daemon.

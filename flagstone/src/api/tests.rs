@@ -130,6 +130,14 @@ impl Backend for Fake {
         }
     }
 
+    fn grow_pool(&self, pool: String) -> Reply<Pool> {
+        let snapshot = self.snapshot();
+        Box::pin(async move {
+            let found = snapshot.await?.pools.into_iter().find(|p| p.uuid == pool);
+            found.ok_or_else(|| ApiError::new(ErrorCode::PoolNotFound, "no such pool"))
+        })
+    }
+
     fn server_uris(&self) -> Vec<String> {
         vec!["nbd+unix:///?socket=/s".to_owned()]
     }
@@ -275,6 +283,8 @@ async fn the_client_understands_the_server() {
     assert_eq!((set.on_full, set.reserved_bytes, set.size_bytes), (OnFull::Error, 4096, 8192));
     assert_eq!(client.volumes().await.unwrap(), [set]);
     assert_eq!(client.pools().await.unwrap().len(), 1);
+    assert_eq!(client.grow_pool("u").await.unwrap().path, "/p");
+    assert_eq!(client.grow_pool("v").await.unwrap_err().exit(), Exit::NotFound);
     let status = client.status().await.unwrap();
     assert_eq!((status.volumes, status.connections, status.pid), (1, 1, std::process::id()));
     client.delete_volume("a", false).await.unwrap();
@@ -332,6 +342,7 @@ fn the_document_describes_every_path_and_error() {
         "/metrics",
         "/v1/openapi.json",
         "/v1/pools",
+        "/v1/pools/{pool}/grow",
         "/v1/status",
         "/v1/volumes",
         "/v1/volumes/{name}",

@@ -115,6 +115,14 @@ impl Backend for NodeBackend {
         Box::pin(async move { node.delete_volume(name, force).await.map(drop).map_err(api_error) })
     }
 
+    fn grow_pool(&self, wanted: String) -> Reply<Pool> {
+        let backend = self.clone();
+        Box::pin(async move {
+            let path = backend.find_pool(&wanted).await?;
+            backend.node.grow_pool(path).await.map(|status| pool(false, status)).map_err(api_error)
+        })
+    }
+
     fn server_uris(&self) -> Vec<String> {
         self.endpoints.uris("")
     }
@@ -197,6 +205,7 @@ fn api_error(error: ControlError) -> ApiError {
             ErrorCode::PoolFailed,
             "; when the device is well again, restart the daemon, which recovers the pool",
         ),
+        ControlError::DeviceSize => (ErrorCode::InvalidSize, ""),
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };
     ApiError::new(code, format!("{error}{advice}"))

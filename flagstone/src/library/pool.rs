@@ -246,6 +246,15 @@ impl Pool {
         pools.into_iter().next().ok_or(ControlError::Stopping)
     }
 
+    /// Takes the new space of the file or device, which has become larger; durable when this
+    /// returns. Writes that wait for space go on. Nothing new is a success that changes nothing.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the device became smaller, or the pool has failed.
+    pub fn grow(&self) -> Result<PoolStatus, ControlError> {
+        block_on(self.inner.node.grow_pool(self.status()?.path))
+    }
+
     /// Finishes what is under way, makes everything durable and closes the pool, for its clones and
     /// volumes as well: they fail with [`IoError::Closed`](crate::IoError::Closed) from then on.
     /// Waits for the end. Closing again is a success that changes nothing, whatever came of the

@@ -281,6 +281,12 @@ pub enum ControlError {
     /// The pool's device failed. A change that was under way may or may not have happened.
     #[error("the pool's device has failed; see the log")]
     PoolFailed,
+    /// The pool's device has a size that no pool can have.
+    #[error(
+        "the device is smaller than the pool, or too large for it: a pool of up to 8 TiB can't \
+         grow beyond that"
+    )]
+    DeviceSize,
     /// More control requests than the node takes at a time.
     #[error("too many control requests are waiting; try again")]
     Overloaded,
@@ -355,6 +361,14 @@ pub enum ControlRequest {
     PoolStatus {
         /// The pools.
         reply: Reply<Vec<PoolStatus>>,
+    },
+    /// Take the new space of a pool's device, which has become larger. Answered when that is
+    /// durable; a device that has not is a success that changes nothing.
+    GrowPool {
+        /// Its path, as given in [`NodeConfig::pools`].
+        pool: PathBuf,
+        /// The pool.
+        reply: Reply<PoolStatus>,
     },
     /// Counters.
     Stats {
@@ -537,6 +551,14 @@ impl NodeHandle {
     /// [`ControlError`].
     pub async fn pools(&self) -> Result<Vec<PoolStatus>, ControlError> {
         self.ask(|reply| ControlRequest::PoolStatus { reply }).await
+    }
+
+    /// See [`ControlRequest::GrowPool`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn grow_pool(&self, pool: PathBuf) -> Result<PoolStatus, ControlError> {
+        self.ask(|reply| ControlRequest::GrowPool { pool, reply }).await
     }
 
     /// See [`ControlRequest::Stats`].

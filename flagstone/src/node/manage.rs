@@ -81,6 +81,7 @@ impl Reactor {
                 ControlRequest::PoolStatus { reply } => {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
                 }
+                ControlRequest::GrowPool { pool, reply } => self.grow(pool, reply),
                 ControlRequest::Stats { reply } => answer(reply, Ok(self.stats())),
                 ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply } => {
                     self.create(name, size_bytes, uuid, pool, settings, reply);
@@ -349,7 +350,7 @@ impl Reactor {
         }
     }
 
-    fn pool_status(&self, p: usize) -> PoolStatus {
+    pub(super) fn pool_status(&self, p: usize) -> PoolStatus {
         let pool = &self.pools[p];
         let (usage, counters) = (pool.engine.usage(), pool.engine.counters());
         let served = || self.catalog.iter().filter(|entry| entry.pool == p as u32);
@@ -428,6 +429,6 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
 }
 
 /// The asker may have stopped waiting, which is its own affair.
-fn answer<T>(reply: Reply<T>, result: Result<T, ControlError>) {
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, ControlError>) {
     let _ = reply.send(result);
 }

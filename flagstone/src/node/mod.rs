@@ -9,6 +9,7 @@ pub mod control;
 mod errno;
 mod files;
 mod finish;
+mod grow;
 pub mod limits;
 pub(crate) mod local;
 mod manage;

@@ -5,6 +5,7 @@ use flagstone_engine::{Engine, PoolState};
 use flagstone_ring::{Device, DeviceId};
 use std::path::PathBuf;
 
+use super::control::{PoolStatus, Reply};
 use super::waiting::Waiting;
 use super::warning::Warning;
 use crate::pool::explain;
@@ -23,6 +24,8 @@ pub(super) struct Pool {
     pub(super) failure: Option<DeviceError>,
     /// Requests that wait for space.
     pub(super) waiting: Waiting,
+    /// Who asked for the growth that is under way.
+    pub(super) growing: Option<Reply<PoolStatus>>,
     /// How full the pool was told to be.
     pub(super) warning: Warning,
 }

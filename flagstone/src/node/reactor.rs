@@ -245,6 +245,7 @@ impl Reactor {
                     Some(Name::LocalPiece(piece)) => {
                         self.local_piece_done(piece, completion.result);
                     }
+                    Some(Name::Growth(pool)) => self.growth_done(pool, completion.result),
                     None => debug_assert!(false, "a tag that was never given out"),
                 }
             }

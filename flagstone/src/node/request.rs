@@ -96,6 +96,8 @@ pub(super) enum Name {
     Local(u32),
     /// A part of a read of this process.
     LocalPiece(u32),
+    /// The growth of a pool.
+    Growth(u32),
 }
 
 impl Name {
@@ -106,6 +108,7 @@ impl Name {
             Self::Control(index) => (2, index),
             Self::Local(index) => (3, index),
             Self::LocalPiece(index) => (4, index),
+            Self::Growth(index) => (5, index),
         };
         Tag(kind << 32 | u64::from(index))
     }
@@ -118,6 +121,7 @@ impl Name {
             2 => Some(Self::Control(index)),
             3 => Some(Self::Local(index)),
             4 => Some(Self::LocalPiece(index)),
+            5 => Some(Self::Growth(index)),
             _ => None,
         }
     }
@@ -130,9 +134,10 @@ mod tests {
     #[test]
     fn tags_lead_back_to_their_names() {
         let names = [Name::Request(0), Name::Piece(u32::MAX), Name::Control(7)];
-        for name in names.into_iter().chain([Name::Local(1), Name::LocalPiece(2)]) {
+        for name in names.into_iter().chain([Name::Local(1), Name::LocalPiece(2), Name::Growth(3)])
+        {
             assert_eq!(Name::of(name.tag()), Some(name));
         }
-        assert_eq!(Name::of(Tag(5 << 32)), None);
+        assert_eq!(Name::of(Tag(6 << 32)), None);
     }
 }

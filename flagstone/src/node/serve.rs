@@ -204,7 +204,9 @@ impl Reactor {
             if let Some(timer) = connection.deadline.take() {
                 self.ring.cancel_timer(timer);
             }
-            // A WRITE whose payload will not come is none.
+            // A WRITE whose payload will not come is none. Nobody waits for space on behalf of a
+            // client that has said its last.
+            self.forget_parked(c, None);
             self.abandon_current(c);
             self.list(c);
         }

@@ -8,7 +8,7 @@ use super::pool::Pool;
 use super::reactor::{Parts, Reactor};
 use super::waiting::Waiting;
 use super::warning::Warning;
-use crate::pool::{Truncated, explain};
+use crate::pool::{Truncated, explain, offline};
 use crate::size::Human;
 use crate::uri::NbdEndpoints;
 use flagstone_block::BLOCK_SIZE;
@@ -19,8 +19,7 @@ use flagstone_ring::{
 };
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::watch;
 
@@ -197,17 +196,11 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
     let block = BLOCK_SIZE as u64;
     in_range("the memory in bytes", config.memory_bytes, 1 << 20, u64::from(u32::MAX) * block)?;
     for (i, path) in config.pools.iter().enumerate() {
-        if config.pools[..i].iter().any(|other| is_same(other, path)) {
+        if config.pools[..i].iter().any(|other| offline::is_same(other, path)) {
             return Err(StartError::PoolTwice { path: path.clone() });
         }
     }
     Ok(())
-}
-
-/// Whether both paths lead to the same file, which a lock would tell too, but as another's use.
-fn is_same(a: &Path, b: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    a == b || identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
 }
 
 /// The thread: sets everything up, says so, and serves until it is told to stop.
@@ -274,6 +267,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
             touched: true,
             failure: None,
             waiting: Waiting::default(),
+            growing: None,
             warning: Warning::default(),
         });
     }

@@ -1,6 +1,7 @@
 //! Pools that nobody serves: making, checking and describing them.
 
 pub mod create;
+pub mod grow;
 pub mod offline;
 mod truncated;
 

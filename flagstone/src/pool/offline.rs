@@ -82,11 +82,19 @@ pub fn inspect(path: &Path) -> Result<Inspection, OfflineError> {
     flagstone_engine::inspect(&mut device).map_err(|error| explain(error, &mut device, path))
 }
 
-fn explain(error: OpenError, device: &mut SyncDevice, path: &Path) -> OfflineError {
+pub(super) fn explain(error: OpenError, device: &mut SyncDevice, path: &Path) -> OfflineError {
     match Truncated::behind(&error, device, path) {
         Some(truncated) => truncated.into(),
         None => OfflineError::Pool { path: path.to_owned(), source: error },
     }
+}
+
+/// Whether both paths lead to the same file.
+#[must_use]
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    a == b || identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
 }
 
 fn open(path: &Path) -> Result<SyncDevice, OfflineError> {

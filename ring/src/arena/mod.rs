@@ -48,7 +48,10 @@ pub struct Arena {
 
 impl Arena {
     /// Maps `blocks` slots; asks for huge pages, which the system may not give.
-    pub(crate) fn new(blocks: u32) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub fn new(blocks: u32) -> std::io::Result<Self> {
         let mapping = MmapMut::map_anon(blocks.max(1) as usize * BLOCK_SIZE)?;
         // Advice only: a kernel without transparent huge pages refuses it and nothing is lost.
         let huge_pages = mapping.advise(Advice::HugePage).is_ok();

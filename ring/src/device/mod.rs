@@ -52,10 +52,23 @@ pub struct Device {
 }
 
 impl Device {
-    /// Size in bytes, rounded down to whole 4096-byte blocks; fixed while open.
+    /// Size in bytes, rounded down to whole 4096-byte blocks: as it was when it was opened, or when
+    /// [`Device::refresh_size`] was last called.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// Looks at the size again, and returns it. One that has become smaller is taken as it was:
+    /// what lies beyond the end fails when it is used, as it would have.
+    ///
+    /// # Errors
+    /// What the system said; nothing has changed.
+    pub fn refresh_size(&mut self) -> Result<u64, Errno> {
+        let end = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))?;
+        let block = flagstone_block::BLOCK_SIZE as u64;
+        self.size_bytes = self.size_bytes.max(end - end % block);
+        Ok(self.size_bytes)
     }
 
     /// The path it was opened by.

@@ -59,6 +59,13 @@ impl Ring {
         Ok(DeviceId(index))
     }
 
+    /// Takes note that a device has become larger; see [`Device::refresh_size`].
+    pub fn refresh_device(&mut self, id: DeviceId, device: &Device) {
+        if let Some(known) = self.devices.get_mut(id.0 as usize) {
+            known.size_bytes = known.size_bytes.max(device.size());
+        }
+    }
+
     /// Commands accepted and not ended on one device.
     #[must_use]
     pub fn device_in_flight(&self, device: DeviceId) -> u32 {

@@ -16,7 +16,7 @@
 //!   is written again. Damage lies *over* the true content, so that it can be repaired, and so
 //!   that the disk knows of every read that it touched.
 //!
-//! Not modelled: a flush that lies, and a disk that grows or shrinks.
+//! Not modelled: a flush that lies, and a disk that shrinks.
 
 mod crash;
 mod damage;
@@ -151,6 +151,13 @@ impl Disk {
             dead: false,
             counters: DiskCounters::default(),
         }
+    }
+
+    /// The disk becomes larger, if it is not; what is new reads as zeroes. Returns its size.
+    pub fn enlarge(&mut self, bytes: u64) -> u64 {
+        let blocks = (bytes / BLOCK_SIZE as u64) as usize;
+        self.current.resize(blocks.max(self.current.len()), None);
+        self.current.len() as u64 * BLOCK_SIZE as u64
     }
 
     /// Sets which faults strike from now on.

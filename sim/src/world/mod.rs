@@ -61,6 +61,8 @@ enum Request {
     },
     Flush(OpId),
     Volume(OpId),
+    /// The pool is to have so many segments.
+    Grow(u32),
     Read {
         place: Place,
         buffer: Buffer,
@@ -168,6 +170,8 @@ pub struct World {
     pub now_ns: u64,
     /// What happened, in numbers.
     pub stats: Stats,
+    /// Times that the disk became larger.
+    pub growths: u32,
     /// Answers for the owners of requests.
     pub answers: Vec<(Owner, Result<(), IoFault>)>,
     layout: Option<Layout>,
@@ -185,6 +189,8 @@ pub struct World {
     /// Whether any read under way was touched.
     any_touched: bool,
     compactions_at_open: u64,
+    /// Segments that the pool has at least, because a growth was answered, and at most.
+    segments: (u32, u32),
 }
 
 impl World {
@@ -206,6 +212,7 @@ impl World {
             engine: None,
             now_ns: 1,
             stats: Stats::default(),
+            growths: 0,
             answers: Vec::new(),
             layout: None,
             plant: twist.plant,
@@ -218,6 +225,7 @@ impl World {
             own_reads_touched: 0,
             any_touched: false,
             compactions_at_open: 0,
+            segments: (0, 0),
         }
     }
 

@@ -26,6 +26,7 @@ impl World {
             };
             if !self.disk.take_death() {
                 self.layout = Some(Layout::new(geometry));
+                self.segments = (geometry.segments, geometry.segments);
                 let bytes = self.config.pool_bytes;
                 self.log.step(&[30, bytes], || {
                     format!("format {bytes} bytes: {} segments", geometry.segments)
@@ -143,6 +144,7 @@ impl World {
         }
         let recrashes = self.rng.between(0, self.config.recrashes);
         let report = self.open_through(recrashes)?;
+        self.check_size()?;
         self.disk.set_rates(FaultRates::default());
         let mut found = self.look()?;
         if self.disk.is_damaged() {
@@ -176,6 +178,21 @@ impl World {
             Ok(Some(what)) => Err(self.fail(format!("pages and summaries disagree: {what:?}"))),
             Err(error) => Err(self.fail(format!("the maps can't be compared: {error}"))),
         }
+    }
+
+    /// A growth that was answered is there; one that was not may be.
+    fn check_size(&mut self) -> Check {
+        let geometry = *self.engine().geometry();
+        let (least, most) = self.segments;
+        let damaged = self.bounds == Bounds::Damaged || self.disk.is_damaged();
+        let least_due = if damaged { 0 } else { least };
+        if !(least_due..=most).contains(&geometry.segments) {
+            let found = geometry.segments;
+            return Err(self.fail(format!("{found} segments, not {least} to {most}")));
+        }
+        self.segments.0 = geometry.segments;
+        self.layout = Some(Layout::new(geometry));
+        Ok(())
     }
 
     fn open_through(&mut self, mut recrashes: u64) -> Check<RecoveryReport> {

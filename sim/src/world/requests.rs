@@ -276,6 +276,25 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
+    /// Enlarges the disk, and submits the pool's growth.
+    pub fn grow(&mut self, bytes: u64) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        let bytes = self.disk.enlarge(bytes);
+        match self.engine().grow(tag, bytes) {
+            Ok(()) => {}
+            Err(error) => return self.refused("grow", bytes, error),
+        }
+        let Some(geometry) = self.engine().geometry().grown(bytes) else {
+            return Err(self.fail("grown to nowhere"));
+        };
+        self.segments.1 = geometry.segments;
+        self.enter(0, Request::Grow(geometry.segments))?;
+        self.log.step(&[12, bytes], || {
+            format!("grow to {bytes} bytes, {} segments", geometry.segments)
+        });
+        Ok(Submitted::Taken(()))
+    }
+
     /// A volume must not be refused what is reserved for it; unless damage keeps the cleaner from
     /// setting segments free.
     fn check_reservation(&mut self, volume: u32, blocks: u64, error: SubmitError) -> Check {
@@ -341,6 +360,19 @@ impl World {
                     self.change_failed(op, part, touched_before, fault)?;
                     None
                 }
+            },
+            Request::Grow(segments) => match result {
+                Ok(()) => {
+                    self.segments.0 = segments;
+                    let geometry = *self.engine().geometry();
+                    if geometry.segments != segments {
+                        return Err(self.fail(format!("grown to {} segments", geometry.segments)));
+                    }
+                    self.layout = Some(crate::disk::Layout::new(geometry));
+                    None
+                }
+                Err(IoFault::Device) => None,
+                Err(fault) => return Err(self.fail(format!("a growth failed: {fault}"))),
             },
             Request::Flush(op) | Request::Volume(op) => match result {
                 Ok(()) => Some((op, true)),
@@ -430,6 +462,7 @@ fn describe(request: &Request) -> String {
         Request::Change { op, .. } => format!("to change {op:?}"),
         Request::Flush(op) => format!("to flush {op:?}"),
         Request::Volume(op) => format!("to volume change {op:?}"),
+        Request::Grow(segments) => format!("to grow to {segments} segments"),
         Request::Read { place, buffer, .. } => format!(
             "to read of volume {} blocks {}..{}",
             place.volume,

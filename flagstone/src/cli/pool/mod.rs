@@ -2,6 +2,7 @@
 
 mod check;
 mod create;
+mod grow;
 mod inspect;
 mod status;
 
@@ -10,13 +11,14 @@ use clap::Subcommand;
 use super::Failure;
 use crate::exit::Exit;
 
-/// Make, check and describe pools; show the state of those being served
+/// Make, check, describe and grow pools; show the state of those being served
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Create(create::Args),
     Check(check::Args),
     Inspect(inspect::Args),
     Status(status::Args),
+    Grow(grow::Args),
 }
 
 /// Runs the command.
@@ -26,5 +28,6 @@ pub fn run(command: Command, json: bool) -> Result<Exit, Failure> {
         Command::Check(args) => check::run(&args, json),
         Command::Inspect(args) => inspect::run(&args, json).map(|()| Exit::Success),
         Command::Status(args) => status::run(&args, json).map(|()| Exit::Success),
+        Command::Grow(args) => grow::run(&args, json).map(|()| Exit::Success),
     }
 }
