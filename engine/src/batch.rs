@@ -345,9 +345,6 @@ impl Engine {
             }
         }
         self.journal.retired = jseq + 1;
-        if self.planted.has(Plant::ReuseBeforeDurable) {
-            self.segs.settle(jseq + 1);
-        }
         self.journal.tail_retired = self.batches[i as usize].tail;
         for k in 0..self.batches[i as usize].waiters.len() {
             let waiter = self.batches[i as usize].waiters[k];

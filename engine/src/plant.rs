@@ -76,8 +76,6 @@ pub enum Plant {
     TailOfOneStream,
     /// A clean stop keeps the records of one stream's open segment only.
     KeepOneStream,
-    /// A segment is reused when its free record is written, before that is durable.
-    ReuseBeforeDurable,
 }
 
 impl Plant {
@@ -117,7 +115,6 @@ impl Plant {
         Self::GrowTooSoon,
         Self::TailOfOneStream,
         Self::KeepOneStream,
-        Self::ReuseBeforeDurable,
     ];
 }
 

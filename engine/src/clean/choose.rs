@@ -35,8 +35,8 @@ impl Engine {
     ///
     /// The age is the segment's, in segments written since, and not that of its blocks: those
     /// that were moved are old in a segment that has not had time to decay. Under overwrites of
-    /// all blocks alike the blocks' age costs a fifth more moves, and the age without its root
-    /// up to a tenth under skewed ones.
+    /// all blocks alike the blocks' age costs up to a third more moves, and the age without its
+    /// root up to a fifth under skewed ones.
     pub(super) fn choose_victim(&mut self) -> Search {
         let segments = self.segs.len();
         let data_blocks = self.geo.shape.data_blocks;
