@@ -1,12 +1,13 @@
 //! File systems and random file operations on a volume that nbdfuse shows as a file.
 //!
-//! `FLAGSTONE_FSX_OPS` says how many random operations; `FLAGSTONE_SEED` repeats them.
+//! `FLAGSTONE_FSX_OPS` says how many random operations; `FLAGSTONE_SEED` repeats them;
+//! `FLAGSTONE_TRIM_MIB` how much is written, deleted and trimmed.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use flagstone_tests::daemon::{Daemon, directory};
+use flagstone_tests::daemon::{Daemon, check_pool, directory};
 use flagstone_tests::filesystem::{Fuse, Loop, Mount};
 use flagstone_tests::programs::{Need, can_run, run};
 use flagstone_tests::random::Random;
@@ -166,6 +167,59 @@ fn file_system(make: impl Fn(&str), check: impl Fn(&str)) {
         fs::write(copy.join("more"), vec![b'm'; 100_000]).unwrap();
         fs::write(tree.join("more"), vec![b'm'; 100_000]).unwrap();
     }
+}
+
+/// What a file system has deleted and trimmed comes back to the pool: its usage is what it was, to
+/// one percent of what had been written. `FLAGSTONE_TRIM_MIB` says how much that is.
+#[test]
+fn deleted_files_give_their_space_back() {
+    let needs = [&FUSE[..], &[Need::Program("mkfs.ext4"), Need::Root, Need::Loop]].concat();
+    if !can_run("deleted_files_give_their_space_back", &needs) {
+        return;
+    }
+    let bytes = knob("FLAGSTONE_TRIM_MIB", 64) * MIB;
+    let dir = directory();
+    let mut daemon = Daemon::with_volume(dir.path(), 2 * bytes + 256 * MIB, 2 * bytes + 256 * MIB);
+    let used = |daemon: &Daemon| {
+        let status = daemon.control(&["pool", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status.out).unwrap();
+        status["pools"][0]["used_bytes"].as_u64().unwrap()
+    };
+    {
+        let (_fuse, device) = attach(&daemon, dir.path());
+        run("mkfs.ext4", ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device.device()]);
+        let mount = Mount::new(device.device(), &dir.path().join("mnt"));
+        let at = mount.path().to_str().unwrap().to_owned();
+        let mut random = Random::new(11);
+        let mut block = vec![0; MIB as usize];
+        let mut fill = |name: &str, bytes: u64| {
+            let mut file = File::create(mount.path().join(name)).unwrap();
+            for _ in 0..bytes / MIB {
+                random.fill(&mut block);
+                std::io::Write::write_all(&mut file, &block).unwrap();
+            }
+            file.sync_all().unwrap();
+        };
+        // Structures that the file system makes once, and keeps.
+        fill("first", 4 * MIB);
+        fs::remove_file(mount.path().join("first")).unwrap();
+        run("sync", ["-f", &at]);
+        run("fstrim", [&at]);
+        let before = used(&daemon);
+        fill("large", bytes);
+        run("sync", ["-f", &at]);
+        let full = used(&daemon);
+        assert!(full >= before + bytes, "{full} bytes, {before} before");
+        fs::remove_file(mount.path().join("large")).unwrap();
+        run("sync", ["-f", &at]);
+        run("fstrim", [&at]);
+        run("sync", ["-f", &at]);
+        let after = used(&daemon);
+        println!("used {before} bytes before, {full} with {bytes} in a file, {after} after fstrim");
+        assert!(after.abs_diff(before) <= bytes / 100, "{after} bytes, {before} before");
+    }
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
 }
 
 fn attach(daemon: &Daemon, dir: &Path) -> (Fuse, Loop) {
