@@ -322,6 +322,15 @@ fn kills_in_a_full_pool() {
             let first = scope.spawn(|| load::run(&plans[0], address, "wait", shared, waiting));
             let second = scope.spawn(|| load::run(&plans[1], address, "fail", shared, failing));
             let third = scope.spawn(|| make_room(config, address, seed, stop));
+            // On a busy machine the clients may take longer to connect than they are given.
+            wait_until("the clients to connect", || {
+                let list = json(&daemon.control(&["volume", "list", "--json"]));
+                let volumes = list["volumes"].as_array().expect("a list").clone();
+                [("wait", &plans[0]), ("fail", &plans[1])].iter().all(|(name, plan)| {
+                    let volume = volumes.iter().find(|v| v["name"] == *name).expect("made");
+                    number(&volume["connections"]) >= plan.connections
+                })
+            });
             std::thread::sleep(lifetime);
             let status = daemon.control(&["pool", "status", "--json"]);
             waited += u32::from(number(&json(&status)["pools"][0]["waiting"]) > 0);
