@@ -10,9 +10,9 @@ use axum::http::{Method, Request, StatusCode};
 use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
-use flagstone::api::types::{CreateVolume, Pool, PoolState, Volume};
+use flagstone::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
 use flagstone::name::check_name;
-use flagstone::node::NodeStats;
+use flagstone::node::{NodeStats, SettingsChange};
 use flagstone::size::check_blocks;
 use http_body_util::BodyExt as _;
 use std::collections::BTreeMap;
@@ -53,6 +53,10 @@ fn volume(name: String, size_bytes: u64) -> Volume {
         pool: "/p".to_owned(),
         size_bytes,
         mapped_bytes: 0,
+        exclusive_bytes: 0,
+        kept_bytes: 0,
+        reserved_bytes: 0,
+        on_full: OnFull::default(),
         connections: u32::from(name == "busy"),
         uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
         name,
@@ -75,6 +79,10 @@ impl Backend for Fake {
             capacity_bytes: 32 << 20,
             used_bytes: 0,
             free_bytes: 32 << 20,
+            reserved_bytes: 0,
+            debt_bytes: 0,
+            warning_percent: None,
+            waiting: 0,
             provisioned_bytes: 0,
             volumes: volumes.len() as u32,
             direct_io: true,
@@ -102,7 +110,10 @@ impl Backend for Fake {
         if let Some(existing) = volumes.get(&request.name) {
             return answer(Ok(Created::Existing(existing.clone())));
         }
-        let made = volume(request.name.clone(), request.size_bytes);
+        let mut made = volume(request.name.clone(), request.size_bytes);
+        made.on_full = request.on_full.unwrap_or_default();
+        made.reserved_bytes = request.reserved_bytes.unwrap_or(0);
+        assert!(made.reserved_bytes.is_multiple_of(4096), "the caller checks reservations");
         volumes.insert(request.name, made.clone());
         answer(Ok(Created::New(made)))
     }
@@ -119,6 +130,23 @@ impl Backend for Fake {
         }
         volume.size_bytes = size_bytes;
         answer(Ok(volume.clone()))
+    }
+
+    fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume> {
+        check_name(&name).expect("the caller checks names");
+        assert!(change != SettingsChange::default(), "the caller wants something");
+        let mut volumes = self.0.lock().unwrap();
+        let Some(volume) = volumes.get_mut(&name) else {
+            return answer(Err(ApiError::volume_not_found(&name)));
+        };
+        volume.on_full = change.on_full.map_or(volume.on_full, OnFull::from);
+        volume.reserved_bytes = change.reserved_bytes.unwrap_or(volume.reserved_bytes);
+        assert!(volume.reserved_bytes.is_multiple_of(4096), "the caller checks reservations");
+        answer(Ok(volume.clone()))
+    }
+
+    fn grow_pool(&self, _pool: String) -> Reply<Pool> {
+        answer(Err(ApiError::new(ErrorCode::PoolNotFound, "no such pool")))
     }
 
     fn delete_volume(&self, name: String, force: bool) -> Reply<()> {

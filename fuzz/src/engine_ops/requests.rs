@@ -273,7 +273,8 @@ impl Run {
         if self.model.volumes.len() >= VOLUMES {
             return;
         }
-        let spec = VolumeSpec { uuid: [3; 16], name, size: blocks * BLOCK, settings: Default::default() };
+        let spec =
+            VolumeSpec { uuid: [3; 16], name, size: blocks * BLOCK, settings: Default::default() };
         let submitted = self.submit(|e, a, t| e.create_volume(a, t, &spec));
         let same = self.model.volumes.iter().find(|volume| volume.name == name);
         match submitted {
