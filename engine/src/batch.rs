@@ -450,6 +450,7 @@ impl Engine {
         }
         self.fail_growth();
         self.fail_rmws(bufs);
+        self.fail_scrub();
     }
 
     fn fail_batch(&mut self, i: u32) {

@@ -98,6 +98,7 @@ impl Engine {
         chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
         self.begin_leaf_pages();
         self.log_since = 0;
+        self.scrub.checkpoint_begun(epoch);
         self.compaction =
             Some(Compaction { chain, cursor: Cursor::Volumes { slot: 0 }, stage: Stage::Stating });
         true
@@ -139,6 +140,7 @@ impl Engine {
             || (segments > needed
                 && (self.segs.free() <= self.floor() || self.available_blocks() == 0))
             || (self.is_reserve_short() && self.leaf_pages_are_loose())
+            || self.scrub.wants_checkpoint()
     }
 
     /// Blocks of log after which a checkpoint is due.

@@ -29,6 +29,7 @@ use crate::meta_chain::MetaChain;
 use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
+use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, Sealing, SegmentTable};
 use crate::space::Space;
 use crate::stop::Stop;
@@ -130,6 +131,14 @@ pub struct Counters {
     pub clean_bad_moved: u64,
     /// Segments that it can't empty because their summary is damaged.
     pub summaries_damaged: u64,
+    /// Scrubs that came to their end.
+    pub scrubs: u64,
+    /// Blocks that scrubs read, with what lay in between.
+    pub scrub_blocks_read: u64,
+    /// Damaged blocks that scrubs found, of data and metadata.
+    pub scrub_findings: u64,
+    /// Damaged metadata that was written anew.
+    pub scrub_repairs: u64,
 }
 
 /// One pool. See the module's documentation.
@@ -187,6 +196,7 @@ pub struct Engine {
     pub(crate) reads: Reads,
     pub(crate) rmws: Rmws,
     pub(crate) cleaner: Cleaner,
+    pub(crate) scrub: Scrub,
     /// A state machine moved on without any I/O that would bring the next call of `pump`.
     pub(crate) again: bool,
     /// Being opened: until the superblock that ends recovery is durable, nothing may be written
@@ -209,6 +219,7 @@ pub fn own_blocks(geo: &Geometry) -> u32 {
         + 2
         + 2 * RMWS as u32
         + crate::clean::OWN_BLOCKS
+        + crate::scrub::OWN_BLOCKS
         + crate::leaf_writer::OWN_BLOCKS
 }
 
@@ -252,6 +263,7 @@ impl Engine {
         match token {
             Token::CleanSummary => return self.clean_summary_read(bufs, result),
             Token::CleanRead(i) => return self.clean_read_done(i, result),
+            Token::ScrubRead(i) => return self.scrub_read_done(i, result),
             _ => {}
         }
         let ignored = matches!(token, Token::BatchData { .. })
@@ -276,7 +288,10 @@ impl Engine {
             Token::Flush => self.flush_done(),
             Token::CleanWrite(chunk) => self.clean_write_done(chunk),
             Token::LeafWrite(chunk) => self.leaf_writer.written(chunk),
-            Token::CleanSummary | Token::CleanRead(_) | Token::Read { .. } => {}
+            Token::CleanSummary
+            | Token::CleanRead(_)
+            | Token::ScrubRead(_)
+            | Token::Read { .. } => {}
         }
     }
 
@@ -302,6 +317,7 @@ impl Engine {
                 self.advance_segments(bufs);
                 self.advance_cleaner(bufs);
                 self.advance_growth(bufs);
+                self.advance_scrub(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);
                 self.advance_compaction(bufs);
@@ -328,7 +344,8 @@ impl Engine {
         if self.again || !self.graves.is_empty() {
             return Some(self.now_ns);
         }
-        [self.flush.deadline_ns(), self.rmws.held_until()].into_iter().flatten().min()
+        let timers = [self.flush.deadline_ns(), self.rmws.held_until(), self.scrub_timer_ns()];
+        timers.into_iter().flatten().min()
     }
 
     /// How long a read-modify-write of a volume that waits may be held when the pool has become

@@ -23,6 +23,7 @@ pub mod plant;
 mod read;
 mod recover;
 mod rmw;
+mod scrub;
 mod seal;
 mod segment;
 mod space;
@@ -44,6 +45,7 @@ pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks}
 pub use error::{FormatError, IoFault, OpenError, SubmitError};
 pub use geometry::{Geometry, GeometryError};
 pub use recover::{FormatOptions, OpenOptions, RecoveryReport};
+pub use scrub::{ScrubFinding, ScrubPlace, ScrubRefused, ScrubReport, ScrubState};
 pub use segment::SegmentState;
 pub use space::VolumeUsage;
 pub use status::{StatusExtent, StatusKind};

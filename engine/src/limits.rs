@@ -55,6 +55,16 @@ pub const CLEAN_SCAN: u32 = 8192;
 pub const CLEAN_STEP_BLOCKS: u32 = 64;
 /// The cleaner keeps at least this many segments free for user writes.
 pub const CLEAN_AHEAD_SEGMENTS: u32 = 2;
+/// Read buffers of a scrub, and the blocks of one.
+pub const SCRUB_BUFFERS: usize = 2;
+/// See [`SCRUB_BUFFERS`].
+pub const SCRUB_BLOCKS: u32 = 64;
+/// Places that a scrub looks at in one turn without finding anything to read.
+pub const SCRUB_STEPS: usize = 256;
+/// Findings that a scrub lists by name; further ones are only counted.
+pub const SCRUB_FINDINGS: usize = 1000;
+/// Turns that a scrub waits for a repair to begin while nothing else is under way.
+pub const SCRUB_PATIENCE: u32 = 64;
 /// Metadata pages being filled or written, per chain.
 pub const META_PAGES: usize = 4;
 /// Write buffers for leaf pages, and the blocks of one.

@@ -69,6 +69,10 @@ pub enum Plant {
     KeepCharge,
     /// Requests for zeroes that keep their space are charged for good if they are answered.
     KeepPromise,
+    /// A scrub's reads don't pin segments, and what no longer counts is reported.
+    ScrubUnpinned,
+    /// A damaged leaf page that a scrub reports as repaired stays in use.
+    ScrubKeepsPage,
     /// A growth is answered, and its segments are used, before the superblock that has them is
     /// durable.
     GrowTooSoon,
@@ -112,6 +116,8 @@ impl Plant {
         Self::LoseReturned,
         Self::KeepCharge,
         Self::KeepPromise,
+        Self::ScrubUnpinned,
+        Self::ScrubKeepsPage,
         Self::GrowTooSoon,
         Self::TailOfOneStream,
         Self::KeepOneStream,

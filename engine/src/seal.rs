@@ -3,10 +3,11 @@
 use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::format::record::{Record, SEGMENT_SEAL_BYTES};
+use crate::format::segment::{ENTRY_BYTES, Footer};
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState};
 use crate::token::Token;
-use flagstone_block::{Buffers, DeviceCommand};
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand};
 
 const SEGMENT_FREE_BYTES: usize = 32;
 
@@ -36,6 +37,23 @@ impl Engine {
         let buffer = open.summary.part(0, shape.summary_blocks());
         self.flush.dirty(self.now_ns, buffer.len() as u64);
         self.emit(Token::Summary(open.segment), DeviceCommand::Write { offset, buffer });
+    }
+
+    /// The footer and the entries of a sealed segment's summary; `None` if it is not the one that
+    /// the seal record names.
+    pub(crate) fn summary_entries<'a>(
+        &self,
+        segment: u32,
+        summary: &'a [u8],
+    ) -> Option<(Footer, &'a [u8])> {
+        let shape = self.geo.shape;
+        let summary = &summary[..shape.summary_blocks() as usize * BLOCK_SIZE];
+        let (table, footer) = summary.split_at(shape.entry_blocks as usize * BLOCK_SIZE);
+        let (footer, crc) = Footer::decode(&self.pool, segment, &shape, footer).ok()?;
+        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
+        let right = crc == self.segs.row(segment).footer_crc
+            && crate::format::crc32(entries) == footer.entries_crc;
+        right.then_some((footer, entries))
     }
 
     pub(crate) fn summary_written(&mut self, segment: u32) {
@@ -120,10 +138,11 @@ impl Engine {
         }
     }
 
-    /// Moves the journal's tail when the ring is filling up: whatever holds it is pushed on to
+    /// Moves the journal's tail when the ring is filling up, or a block of it is damaged: whatever holds it is pushed on to
     /// where it no longer needs the journal, then a block that claims the new tail is written.
     pub(crate) fn relieve_journal(&mut self, bufs: &mut impl Buffers) {
-        if !self.journal.is_pressed() {
+        let damaged = self.scrub.wants_tail_beyond(self.journal.tail_durable);
+        if !self.journal.is_pressed() && !damaged {
             return;
         }
         let meta = self.meta.holds_tail();

@@ -71,6 +71,7 @@ impl Engine {
                     && self.compaction.is_none()
                     && self.growth.is_none()
                     && self.cleaner.is_idle()
+                    && self.scrub.is_idle()
                     && sealed
                     && self.journal.durable == self.journal.next;
                 if quiet && self.open_segments_fit_chain() {
@@ -141,6 +142,7 @@ impl Engine {
         self.super_write.release(bufs);
         self.rmws.release(bufs);
         self.cleaner.release(bufs);
+        self.scrub.release(bufs);
         self.leaf_writer.release(bufs);
     }
 }

@@ -22,12 +22,19 @@ pub(crate) struct SuperWrite {
     pub(crate) io_left: u32,
     /// Generation of the newest superblock on the device.
     pub(crate) generation: u64,
-    superblock: Option<Superblock>,
+    /// That superblock, or the one that is being written.
+    superblock: Superblock,
 }
 
 impl SuperWrite {
-    pub(crate) fn new(buffers: [Buffer; 2], generation: u64) -> Self {
-        Self { buffers, stage: Stage::Idle, io_left: 0, generation, superblock: None }
+    pub(crate) fn new(buffers: [Buffer; 2], superblock: Superblock) -> Self {
+        let generation = superblock.generation;
+        Self { buffers, stage: Stage::Idle, io_left: 0, generation, superblock }
+    }
+
+    /// The superblock that counts, when none is being written.
+    pub(crate) fn current(&self) -> Superblock {
+        self.superblock
     }
 
     pub(crate) fn release(&mut self, bufs: &mut impl Buffers) {
@@ -75,7 +82,7 @@ impl Engine {
     pub(crate) fn begin_superblock(&mut self, bufs: &mut impl Buffers, superblock: Superblock) {
         debug_assert!(self.super_write.is_idle());
         self.super_write.generation = superblock.generation;
-        self.super_write.superblock = Some(superblock);
+        self.super_write.superblock = superblock;
         self.super_write.stage = Stage::Copies;
         self.super_write.io_left = 2;
         for (copy, offset) in SLOTS[superblock.generation as usize % 2].into_iter().enumerate() {
@@ -91,10 +98,15 @@ impl Engine {
                 self.super_write.stage = Stage::CopiesFlush(self.flush.want());
             }
             Stage::CopiesFlush(number) if self.flush.is_past(number) => {
+<<<<<<< HEAD
                 let superblock = self.super_write.superblock.expect("set when begun");
                 // Of the device that it describes, which may have just grown.
                 let offset = superblock.device_bytes - TAIL_BYTES;
                 let buffer = self.super_write.buffers[0];
+=======
+                let superblock = self.super_write.superblock;
+                let (buffer, offset) = (self.super_write.buffers[0], self.geo.superblock_tail());
+>>>>>>> 0fe3506 (engine: scrub: reads all that counts while the pool serves, names what is damaged, has metadata written anew)
                 superblock.encode(offset, bufs.bytes_mut(buffer));
                 self.super_write.io_left = 1;
                 self.super_write.stage = Stage::Tail;

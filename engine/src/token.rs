@@ -20,6 +20,7 @@ pub(crate) enum Token {
     CleanRead(u32),
     CleanWrite(u32),
     LeafWrite(u32),
+    ScrubRead(u32),
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
@@ -37,6 +38,7 @@ impl Token {
             Self::CleanRead(i) => (10, i, 0),
             Self::CleanWrite(i) => (11, i, 0),
             Self::LeafWrite(i) => (12, i, 0),
+            Self::ScrubRead(i) => (13, i, 0),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
@@ -66,6 +68,7 @@ impl Token {
             10 => Self::CleanRead(index),
             11 => Self::CleanWrite(index),
             12 => Self::LeafWrite(index),
+            13 => Self::ScrubRead(index),
             _ => return None,
         })
     }

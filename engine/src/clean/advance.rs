@@ -3,14 +3,13 @@
 use super::choose::Search;
 use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage};
 use crate::engine::Engine;
-use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
+use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::limits::{
     CLEAN_GAP_BLOCKS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS, CLEAN_SUMMARIES,
 };
-use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::token::Token;
-use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError, Lba};
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError};
 
 /// What became of a block that was to be copied.
 enum Copied {
@@ -120,17 +119,10 @@ impl Engine {
         victim: &Victim,
         summary: flagstone_block::Buffer,
     ) -> bool {
-        let shape = self.geo.shape;
-        let bytes = &bufs.bytes(summary)[..shape.summary_blocks() as usize * BLOCK_SIZE];
-        let (table, footer) = bytes.split_at(shape.entry_blocks as usize * BLOCK_SIZE);
-        let row = self.segs.row(victim.segment);
-        let Ok((footer, crc)) = Footer::decode(&self.pool, victim.segment, &shape, footer) else {
+        let Some((footer, entries)) = self.summary_entries(victim.segment, bufs.bytes(summary))
+        else {
             return false;
         };
-        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
-        if crc != row.footer_crc || crate::format::crc32(entries) != footer.entries_crc {
-            return false;
-        }
         self.cleaner.moves.clear();
         for (block, entry) in (0u32..).zip(entries.chunks_exact(ENTRY_BYTES)) {
             let entry = Entry::decode(entry);
@@ -151,10 +143,8 @@ impl Engine {
 
     /// Whether the map names the block where it was read.
     pub(super) fn is_live(&self, segment: u32, moved: &Move) -> bool {
-        let here = Mapping::Block { pbn: self.geo.pbn(segment, moved.block), crc: moved.crc };
-        self.volumes
-            .get(moved.volume)
-            .is_some_and(|volume| volume.map.get(&self.slab, Lba(moved.lba)) == here)
+        let pbn = self.geo.pbn(segment, moved.block);
+        self.map_names(moved.volume, moved.lba, pbn, moved.crc)
     }
 
     /// Reads ahead: runs of live blocks, across small gaps, since one long read costs less than

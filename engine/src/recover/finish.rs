@@ -17,6 +17,7 @@ use crate::meta_chain::{MetaChain, NO_SEGMENT};
 use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
+use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::stream::user_streams;
@@ -99,6 +100,7 @@ impl Engine {
         let rmws = Rmws::new(bufs, Self::guards_off(options.planted)).ok_or(memory)?;
         let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
         let leaf_writer = LeafWriter::new(bufs).ok_or(memory)?;
+        let scrub = Scrub::new(bufs).ok_or(memory)?;
         let mut segs = loaded.replay.segs;
         segs.index_free();
         let superblock = loaded.superblock;
@@ -165,11 +167,12 @@ impl Engine {
             compaction: None,
             leaf_writer,
             log_since: loaded.replay.log_since,
-            super_write: SuperWrite::new(super_buffers, superblock.generation),
+            super_write: SuperWrite::new(super_buffers, superblock),
             flush: FlushState::new(loaded.last_lsn),
             reads: Reads::default(),
             rmws,
             cleaner,
+            scrub,
             again: false,
             opening: true,
             failed: None,
