@@ -98,15 +98,10 @@ impl Engine {
                 self.super_write.stage = Stage::CopiesFlush(self.flush.want());
             }
             Stage::CopiesFlush(number) if self.flush.is_past(number) => {
-<<<<<<< HEAD
-                let superblock = self.super_write.superblock.expect("set when begun");
+                let superblock = self.super_write.superblock;
                 // Of the device that it describes, which may have just grown.
                 let offset = superblock.device_bytes - TAIL_BYTES;
                 let buffer = self.super_write.buffers[0];
-=======
-                let superblock = self.super_write.superblock;
-                let (buffer, offset) = (self.super_write.buffers[0], self.geo.superblock_tail());
->>>>>>> 0fe3506 (engine: scrub: reads all that counts while the pool serves, names what is damaged, has metadata written anew)
                 superblock.encode(offset, bufs.bytes_mut(buffer));
                 self.super_write.io_left = 1;
                 self.super_write.stage = Stage::Tail;

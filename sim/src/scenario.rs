@@ -2,7 +2,7 @@
 
 use crate::client::{Client, Offer, settings};
 use crate::config::{Ends, Theme};
-use crate::disk::{CrashKind, FaultRates};
+use crate::disk::{Area, CrashKind, FaultRates};
 use crate::log::{Detail, Failure};
 use crate::nbd::Front;
 use crate::oracle::Oracle;
@@ -232,7 +232,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         if world.config.rot_running > 0
             && world.rng.below(1_000_000) < u64::from(world.config.rot_running)
         {
-            world.rot_data();
+            world.rot_area(Area::Data);
         }
         let tick = world.config.tick_ns;
         world.now_ns += 1 + world.rng.below(tick);
@@ -251,6 +251,9 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         }
         if world.rng.one_in(500) {
             world.check_engine()?;
+        }
+        if world.rng.one_in(600) {
+            world.toggle_scrub();
         }
         if world.device_failed() && world.rng.one_in(20) {
             return Ok(());
@@ -356,6 +359,10 @@ fn reckon(world: &mut World) -> Check {
     world.check_state()?;
     world.check_accounts()?;
     world.check_engine()?;
+    if world.rng.one_in(4) {
+        world.scrub_at_rest()?;
+        world.quiesce()?;
+    }
     stop_cleanly(world)?;
     if world.rng.one_in(2) {
         world.check_offline()?;

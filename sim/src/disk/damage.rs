@@ -87,6 +87,12 @@ impl Disk {
         !self.damaged.is_empty() || !self.unreadable.is_empty()
     }
 
+    /// Whether a block is damaged at rest.
+    #[must_use]
+    pub fn is_bad(&self, block: u32) -> bool {
+        self.damaged.contains_key(&block) || self.unreadable.contains(&block)
+    }
+
     /// Forgets which reads faults have touched.
     pub fn begin_doubt(&mut self) {
         self.doubtful.clear();

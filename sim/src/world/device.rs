@@ -13,6 +13,7 @@ impl World {
     pub fn pump(&mut self) -> Check<bool> {
         let engine = self.engine.as_mut().expect("the process lives");
         engine.pump(&mut self.arena, self.now_ns);
+        self.check_scrub()?;
         Ok(self.drain()? | self.has_turn_left())
     }
 

@@ -7,6 +7,7 @@ mod device;
 mod look;
 mod open;
 mod requests;
+mod scrub;
 
 use crate::arena::Arena;
 use crate::config::{Config, Theme};
@@ -191,6 +192,7 @@ pub struct World {
     compactions_at_open: u64,
     /// Segments that the pool has at least, because a growth was answered, and at most.
     segments: (u32, u32),
+    scrubbed: scrub::Seen,
 }
 
 impl World {
@@ -226,6 +228,7 @@ impl World {
             any_touched: false,
             compactions_at_open: 0,
             segments: (0, 0),
+            scrubbed: scrub::Seen::default(),
         }
     }
 

@@ -110,16 +110,14 @@ impl World {
             Area::Summary,
             Area::Journal,
         ]);
-        let layout = self.layout();
-        let block = self.disk.rot(area, &layout);
-        self.log.step(&[32, block.map_or(0, u64::from)], || format!("damage {area:?}: {block:?}"));
+        self.rot_area(area);
     }
 
-    /// Damages a data block.
-    pub fn rot_data(&mut self) {
+    /// Damages a block that is for `area`.
+    pub fn rot_area(&mut self, area: Area) {
         let layout = self.layout();
-        let block = self.disk.rot(Area::Data, &layout);
-        self.log.step(&[33, block.map_or(0, u64::from)], || format!("damage data: {block:?}"));
+        let block = self.disk.rot(area, &layout);
+        self.log.step(&[33, block.map_or(0, u64::from)], || format!("damage {area:?}: {block:?}"));
     }
 
     fn attempt(&mut self) -> Result<(Engine, RecoveryReport), OpenError> {

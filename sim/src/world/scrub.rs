@@ -1,0 +1,129 @@
+//! Scrubs: what they report must be damaged, and on a sound disk they find nothing.
+
+use super::{Check, World};
+use crate::disk::Area;
+use flagstone_block::BLOCK_SIZE;
+use flagstone_engine::{OpenError, ScrubPlace, ScrubState};
+
+/// How much of the report of a scrub was looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    findings: usize,
+    /// Blocks of the last of them.
+    blocks: u32,
+    /// Reads of the engine's own that a fault had touched when the scrub began.
+    touched_before: u64,
+}
+
+impl World {
+    /// Begins a scrub or, now and then, ends the one under way.
+    pub fn toggle_scrub(&mut self) {
+        let rate = self.rng.pick(&[0, 0, 0, 1 << 20, 64 << 20]);
+        let cancel = self.rng.one_in(4);
+        let begun = self.engine().start_scrub(rate);
+        if begun.is_ok() {
+            self.scrubbed = Seen { touched_before: self.own_reads_touched, ..Seen::default() };
+        } else if cancel {
+            self.engine().cancel_scrub();
+        }
+        self.log.step(&[60, rate], || format!("scrub at {rate} bytes per second: {begun:?}"));
+    }
+
+    /// Whatever a scrub has reported since the last look is damaged now.
+    pub(super) fn check_scrub(&mut self) -> Check {
+        let Some(report) = self.engine.as_ref().and_then(flagstone_engine::Engine::scrub) else {
+            return Ok(());
+        };
+        let seen = self.scrubbed;
+        let Some(last) = report.findings.last() else { return Ok(()) };
+        if (report.findings.len(), last.blocks) == (seen.findings, seen.blocks) {
+            return Ok(());
+        }
+        let mut wrong = None;
+        let from = seen.findings.saturating_sub(1);
+        for (i, finding) in report.findings.iter().enumerate().skip(from) {
+            let known = if i + 1 == seen.findings { seen.blocks } else { 0 };
+            let first = finding.offset / BLOCK_SIZE as u64;
+            // Several blocks of one finding: of a summary or a leaf page any may be damaged.
+            let whole = !matches!(finding.place, ScrubPlace::Data { .. });
+            let mut blocks = known..finding.blocks;
+            let is_bad = |b: u32| self.disk.is_bad((first + u64::from(b)) as u32);
+            let right = if whole { blocks.any(is_bad) } else { blocks.all(is_bad) };
+            if !right {
+                wrong.get_or_insert_with(|| format!("a scrub reports what is sound: {finding:?}"));
+            }
+        }
+        (self.scrubbed.findings, self.scrubbed.blocks) = (report.findings.len(), last.blocks);
+        let excused = self.own_reads_touched > seen.touched_before;
+        match wrong.filter(|_| !excused) {
+            Some(what) => Err(self.fail(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Scrubs a pool that rests: nothing is found while nothing is damaged; then what is damaged
+    /// is found, and what has a second copy is repaired.
+    pub fn scrub_at_rest(&mut self) -> Check {
+        self.scrub_to_the_end()?;
+        let live = self.engine().usage().live / BLOCK_SIZE as u64;
+        let report = self.engine().scrub().cloned();
+        let sound = report
+            .as_ref()
+            .is_some_and(|report| report.findings.is_empty() && report.data_blocks == live);
+        if !sound {
+            return Err(self.fail(format!("of {live} sound blocks a scrub says {report:?}")));
+        }
+        for _ in 0..self.rng.between(1, 3) {
+            let area = self.rng.pick(&[
+                Area::Superblock,
+                Area::MetaCopy,
+                Area::LeafPage,
+                Area::LeafPage,
+                Area::Data,
+                Area::Summary,
+            ]);
+            self.rot_area(area);
+        }
+        self.scrub_to_the_end()?;
+        let report = self.engine().scrub().cloned().unwrap_or_else(|| unreachable!());
+        let found =
+            |wanted: fn(&ScrubPlace) -> bool| report.findings.iter().any(|f| wanted(&f.place));
+        let mut copy = self.disk.clone();
+        copy.reseed(crate::rng::Rng::new(0));
+        match flagstone_engine::check(&mut copy, &mut |_, _| {}) {
+            Ok(check) => {
+                let recovery = &check.recovery;
+                let pages = found(|p| matches!(p, ScrubPlace::LeafPage { .. }));
+                let superblocks = found(|p| matches!(p, ScrubPlace::Superblock));
+                let summaries = found(|p| matches!(p, ScrubPlace::Summary));
+                let left = recovery.meta_copies_damaged > 0
+                    || (pages && recovery.leaf_pages_damaged > 0)
+                    || (superblocks && recovery.superblocks_damaged > 0)
+                    || (!summaries && check.bad_blocks != report.bad_blocks);
+                if left {
+                    return Err(self.fail(format!("a scrub left {check:?}; it said {report:?}")));
+                }
+            }
+            // The check makes the map from summaries too.
+            Err(OpenError::SummaryDamaged { .. }) => {}
+            Err(error) => {
+                return Err(self.fail(format!("a scrub left {error}; it said {report:?}")));
+            }
+        }
+        self.disk.repair();
+        Ok(())
+    }
+
+    fn scrub_to_the_end(&mut self) -> Check {
+        if let Err(error) = self.engine().start_scrub(0) {
+            return Err(self.fail(format!("a scrub was refused: {error}")));
+        }
+        self.scrubbed = Seen { touched_before: self.own_reads_touched, ..Seen::default() };
+        self.quiesce()?;
+        let state = self.engine().scrub().map(|report| report.state);
+        if state != Some(ScrubState::Finished) {
+            return Err(self.fail(format!("stuck: a scrub does not end: {state:?}")));
+        }
+        Ok(())
+    }
+}
