@@ -198,7 +198,11 @@ impl Engine {
             Stage::Superblock if self.super_write.take_done() => {
                 compaction.stage = Stage::Switching;
             }
-            Stage::Switching if !self.meta.is_writing() && !compaction.chain.is_writing() => {
+            Stage::Switching
+                if !self.meta.is_writing()
+                    && !compaction.chain.is_writing()
+                    && !self.scrub.is_reading_pages() =>
+            {
                 self.switch_chain(bufs, compaction);
                 return;
             }

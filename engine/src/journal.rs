@@ -25,6 +25,8 @@ pub(crate) struct Journal {
     pub(crate) tail_retired: u64,
     /// Checksum of the last block that was closed.
     pub(crate) prev_crc: u32,
+    /// A scrub reads blocks from this one on; their slots are not to be written meanwhile.
+    pub(crate) read_from: Option<u64>,
 }
 
 impl Journal {
@@ -37,11 +39,12 @@ impl Journal {
             tail_durable: tail,
             tail_retired: tail,
             prev_crc,
+            read_from: None,
         }
     }
 
     fn used(&self) -> u64 {
-        self.next - self.tail_durable
+        self.next - self.read_from.unwrap_or(self.tail_durable).min(self.tail_durable)
     }
 
     /// Whether a block may be begun; the engine's own may use the reserve.

@@ -24,12 +24,14 @@ pub(crate) struct SuperWrite {
     pub(crate) generation: u64,
     /// That superblock, or the one that is being written.
     superblock: Superblock,
+    /// A scrub reads one of its places.
+    pub(crate) being_read: bool,
 }
 
 impl SuperWrite {
     pub(crate) fn new(buffers: [Buffer; 2], superblock: Superblock) -> Self {
         let generation = superblock.generation;
-        Self { buffers, stage: Stage::Idle, io_left: 0, generation, superblock }
+        Self { buffers, stage: Stage::Idle, io_left: 0, generation, superblock, being_read: false }
     }
 
     /// The superblock that counts, when none is being written.
@@ -41,8 +43,9 @@ impl SuperWrite {
         self.buffers.into_iter().for_each(|buffer| bufs.free(buffer));
     }
 
+    /// Whether a write may begin.
     pub(crate) fn is_idle(&self) -> bool {
-        self.stage == Stage::Idle
+        self.stage == Stage::Idle && !self.being_read
     }
 
     /// Whether a write ended since the last call.

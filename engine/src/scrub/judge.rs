@@ -54,7 +54,7 @@ impl Engine {
     /// Where an item lies on the device.
     pub(super) fn scrub_offset(&self, work: Work, item: usize) -> u64 {
         match work {
-            Work::Superblock { place, .. } => self.superblock_places()[place],
+            Work::Superblock { place } => self.superblock_places()[place],
             Work::Journal { first } => self.geo.journal_offset(first + item as u64),
             Work::Chain { segment, first, .. } => {
                 let index = (first % u64::from(self.geo.pages())) as u32;
@@ -155,9 +155,7 @@ impl Engine {
     /// Whether anything still needs what an item was read for.
     fn still_counts(&self, work: Work, item: usize) -> bool {
         match work {
-            Work::Superblock { generation, .. } => {
-                self.super_write.is_idle() && self.super_write.generation == generation
-            }
+            Work::Superblock { .. } => true,
             Work::Journal { first } => first + item as u64 >= self.journal.tail_durable,
             Work::Chain { epoch, .. } => self.meta.epoch == epoch,
             Work::Leaf { volume, lba, page } => {

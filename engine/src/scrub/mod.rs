@@ -18,7 +18,8 @@
 //! damaged summary.
 //!
 //! Invariants:
-//! 1. A segment is pinned while it is read as data, so that what was read is what the map named.
+//! 1. Nothing is written where it reads: a segment is pinned while it is read as data; no
+//!    checkpoint ends while pages are read; superblocks and the slots of journal blocks wait.
 //! 2. What does not match is read once more, alone, and reported only if it still counts then:
 //!    the map names that block, the chain is the present one, the journal's tail is below.
 //! 3. It writes nothing by itself: checkpoints, seals and superblocks are written as ever.
@@ -57,7 +58,6 @@ struct Named {
 enum Work {
     Superblock {
         place: usize,
-        generation: u64,
     },
     /// Journal blocks from `first` on.
     Journal {
@@ -172,7 +172,7 @@ impl Scrub {
                 buffer: bufs.alloc(SCRUB_BLOCKS)?,
                 summary: None,
                 stage: Stage::Idle,
-                work: Work::Superblock { place: 0, generation: 0 },
+                work: Work::Superblock { place: 0 },
                 at: 0,
                 items: 0,
                 refused: false,
@@ -194,6 +194,12 @@ impl Scrub {
     /// Whether nothing of it is under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.run.is_none()
+    }
+
+    /// Whether pages are being read that a checkpoint's end may set free.
+    pub(crate) fn is_reading_pages(&self) -> bool {
+        let page = |work: &Work| matches!(work, Work::Chain { .. } | Work::Leaf { .. });
+        self.slots.iter().any(|slot| slot.stage != Stage::Idle && page(&slot.work))
     }
 
     fn is_reading(&self) -> bool {
@@ -247,6 +253,12 @@ impl Engine {
     #[must_use]
     pub fn scrub(&self) -> Option<&ScrubReport> {
         self.scrub.report.as_ref()
+    }
+
+    /// Whether a scrub is under way.
+    #[must_use]
+    pub fn is_scrubbing(&self) -> bool {
+        !self.scrub.is_idle()
     }
 
     /// Ends the scrub under way, once its reads are over; does nothing if there is none.

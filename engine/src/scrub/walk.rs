@@ -78,6 +78,7 @@ impl Engine {
         {
             self.segs.row_mut(segment).pins += 1;
         }
+        self.hold_for_scrub(work, true);
         let bytes = u64::from(blocks) * BLOCK_SIZE as u64;
         let rate = self.scrub.report.as_ref().map_or(0, |report| report.rate);
         if let Some(run) = &mut self.scrub.run
@@ -122,6 +123,17 @@ impl Engine {
         {
             self.segs.row_mut(segment).pins -= 1;
         }
+        self.hold_for_scrub(self.scrub.slots[i].work, false);
+    }
+
+    /// Keeps what is read from being written meanwhile, or no longer. One read of the journal at a
+    /// time is enough.
+    fn hold_for_scrub(&mut self, work: Work, hold: bool) {
+        match work {
+            Work::Superblock { .. } => self.super_write.being_read = hold,
+            Work::Journal { first } => self.journal.read_from = hold.then_some(first),
+            _ => {}
+        }
     }
 
     fn next_scrub_read(&mut self, bufs: &impl Buffers) -> Next {
@@ -161,8 +173,7 @@ impl Engine {
             return (Phase::Superblocks { place }, Next::Wait);
         }
         if place < self.superblock_places().len() {
-            let generation = self.super_write.generation;
-            let read = Next::Read(Work::Superblock { place, generation }, 1, 1);
+            let read = Next::Read(Work::Superblock { place }, 1, 1);
             return (Phase::Superblocks { place: place + 1 }, read);
         }
         let (next, end) = (self.journal.tail_durable, self.journal.durable);
@@ -171,6 +182,9 @@ impl Engine {
 
     fn next_journal_blocks(&self, next: u64, end: u64) -> (Phase, Next) {
         let next = next.max(self.journal.tail_durable);
+        if self.journal.read_from.is_some() {
+            return (Phase::Journal { next, end }, Next::Wait);
+        }
         if next >= end {
             return (self.chain_from_start(), Next::Again);
         }
@@ -185,6 +199,9 @@ impl Engine {
     }
 
     fn next_pages(&self, epoch: u64, page: u64, end: u64) -> (Phase, Next) {
+        if self.compaction.is_some() {
+            return (Phase::Chain { epoch, page, end }, Next::Wait);
+        }
         if epoch != self.meta.epoch {
             return (self.chain_from_start(), Next::Again);
         }

@@ -5,8 +5,9 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::errors::ApiError;
+use super::scrub::Scrub;
 use super::types::{CreateVolume, Pool, Volume};
-use crate::node::{NodeStats, SettingsChange};
+use crate::node::{NodeStats, ScrubAction, SettingsChange};
 
 /// An answer to come.
 pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
@@ -53,6 +54,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
     fn grow_pool(&self, pool: String) -> Reply<Pool>;
+
+    /// Begins, shows or ends the scrub of a pool, meant by its path or UUID.
+    fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub>;
 
     /// URIs of the NBD server itself.
     fn server_uris(&self) -> Vec<String>;

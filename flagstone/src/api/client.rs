@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::errors::{ApiError, ErrorBody};
+use super::scrub::{Scrub, StartScrub};
 use super::types::{CreateVolume, Pool, PoolList, Status, UpdateVolume, Volume, VolumeList};
 use crate::exit::Exit;
 
@@ -174,6 +175,36 @@ impl Client {
     pub async fn grow_pool(&self, uuid: &str) -> Result<Pool, ClientError> {
         let path = format!("/v1/pools/{uuid}/grow");
         Ok(self.call(Method::POST, &path, None::<&()>).await?.1)
+    }
+
+    /// Begins a scrub of a pool. `uuid` is the pool's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn start_scrub(
+        &self,
+        uuid: &str,
+        request: &StartScrub,
+    ) -> Result<Scrub, ClientError> {
+        let path = format!("/v1/pools/{uuid}/scrub");
+        Ok(self.call(Method::POST, &path, Some(request)).await?.1)
+    }
+
+    /// A pool's scrub under way, or its last. `uuid` is the pool's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn scrub(&self, uuid: &str) -> Result<Scrub, ClientError> {
+        Ok(self.get(&format!("/v1/pools/{uuid}/scrub")).await?.1)
+    }
+
+    /// Ends a pool's scrub. `uuid` is the pool's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cancel_scrub(&self, uuid: &str) -> Result<Scrub, ClientError> {
+        let path = format!("/v1/pools/{uuid}/scrub");
+        Ok(self.call(Method::DELETE, &path, None::<&()>).await?.1)
     }
 
     /// Deletes a volume. `name` must have been checked.

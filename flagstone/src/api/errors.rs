@@ -48,6 +48,8 @@ pub enum ErrorCode {
     ReservationUnbacked,
     /// No such pool.
     PoolNotFound,
+    /// A scrub of the pool is under way.
+    ScrubRunning,
     /// The pool has no space left.
     PoolFull,
     /// The pool has as many volumes as it can have.
@@ -81,7 +83,9 @@ impl ErrorCode {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::VolumeExists | Self::VolumeInUse | Self::ShrinkRefused => StatusCode::CONFLICT,
+            Self::VolumeExists | Self::VolumeInUse | Self::ShrinkRefused | Self::ScrubRunning => {
+                StatusCode::CONFLICT
+            }
             Self::PoolFull | Self::TooManyVolumes | Self::ReservationUnbacked => {
                 StatusCode::INSUFFICIENT_STORAGE
             }

@@ -11,6 +11,7 @@ pub mod client;
 pub mod errors;
 pub mod metrics;
 pub mod routes;
+pub mod scrub;
 pub mod server;
 pub mod types;
 

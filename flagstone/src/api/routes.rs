@@ -18,6 +18,7 @@ use utoipa_axum::routes;
 use super::backend::{Backend, Created};
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
+use super::scrub;
 use super::types::{
     CreateVolume, DeleteQuery, Health, OnFull, Pool, PoolList, PoolState, Status, UpdateVolume,
     Volume, VolumeList,
@@ -34,7 +35,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What every handler has at hand.
 #[derive(Clone)]
 pub struct Context {
-    backend: Arc<dyn Backend>,
+    pub(super) backend: Arc<dyn Backend>,
     started: Instant,
 }
 
@@ -68,6 +69,7 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(list_pools))
         .routes(routes!(grow_pool))
+        .routes(routes!(scrub::start_scrub, scrub::show_scrub, scrub::cancel_scrub))
         .routes(routes!(status))
         .routes(routes!(openapi))
         .routes(routes!(metrics_text))
@@ -381,7 +383,7 @@ fn has(volume: &Volume, wanted: SettingsChange) -> bool {
 }
 
 /// A JSON body, with the API's own errors.
-struct Json<T>(T);
+pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;

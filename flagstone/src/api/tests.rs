@@ -17,15 +17,17 @@ use super::backend::{Backend, Created, Reply, Snapshot};
 use super::client::{Client, ClientError};
 use super::errors::{ApiError, ErrorCode};
 use super::routes::{self, Context};
+use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
 use crate::exit::Exit;
-use crate::node::{NodeStats, SettingsChange};
+use crate::node::{NodeStats, ScrubAction, SettingsChange};
 
 /// Volumes in a map; the one called `busy` has a client.
 #[derive(Default)]
 struct Fake {
     volumes: Mutex<BTreeMap<String, Volume>>,
+    scrub: Mutex<Scrub>,
     failed: bool,
 }
 
@@ -72,6 +74,10 @@ impl Backend for Fake {
             segments_free: 10,
             written_bytes: 4096,
             moved_bytes: 8192,
+            scrubs: 1,
+            scrub_read_bytes: 4096,
+            scrub_findings: 0,
+            scrub_repairs: 0,
         };
         let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))
@@ -136,6 +142,25 @@ impl Backend for Fake {
             let found = snapshot.await?.pools.into_iter().find(|p| p.uuid == pool);
             found.ok_or_else(|| ApiError::new(ErrorCode::PoolNotFound, "no such pool"))
         })
+    }
+
+    fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub> {
+        if pool != "u" {
+            return answer(Err(ApiError::new(ErrorCode::PoolNotFound, "no such pool")));
+        }
+        let mut scrub = self.scrub.lock().unwrap();
+        match action {
+            ScrubAction::Start { .. } if scrub.state == ScrubState::Running => {
+                return answer(Err(ApiError::new(ErrorCode::ScrubRunning, "under way")));
+            }
+            ScrubAction::Start { rate } => {
+                scrub.state = ScrubState::Running;
+                scrub.rate_bytes_per_second = rate;
+            }
+            ScrubAction::Show => {}
+            ScrubAction::Cancel => scrub.state = ScrubState::Cancelled,
+        }
+        answer(Ok(scrub.clone()))
     }
 
     fn server_uris(&self) -> Vec<String> {
@@ -285,6 +310,13 @@ async fn the_client_understands_the_server() {
     assert_eq!(client.pools().await.unwrap().len(), 1);
     assert_eq!(client.grow_pool("u").await.unwrap().path, "/p");
     assert_eq!(client.grow_pool("v").await.unwrap_err().exit(), Exit::NotFound);
+    assert_eq!(client.scrub("u").await.unwrap().state, ScrubState::Never);
+    let scrub = client.start_scrub("u", &StartScrub::default()).await.unwrap();
+    assert_eq!((scrub.state, scrub.rate_bytes_per_second), (ScrubState::Running, RATE_DEFAULT));
+    let again = client.start_scrub("u", &StartScrub::default()).await.unwrap_err();
+    assert!(matches!(again, ClientError::Refused(e) if e.code == ErrorCode::ScrubRunning));
+    assert_eq!(client.cancel_scrub("u").await.unwrap().state, ScrubState::Cancelled);
+    assert_eq!(client.scrub("v").await.unwrap_err().exit(), Exit::NotFound);
     let status = client.status().await.unwrap();
     assert_eq!((status.volumes, status.connections, status.pid), (1, 1, std::process::id()));
     client.delete_volume("a", false).await.unwrap();
@@ -343,6 +375,7 @@ fn the_document_describes_every_path_and_error() {
         "/v1/openapi.json",
         "/v1/pools",
         "/v1/pools/{pool}/grow",
+        "/v1/pools/{pool}/scrub",
         "/v1/status",
         "/v1/volumes",
         "/v1/volumes/{name}",

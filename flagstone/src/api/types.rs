@@ -210,6 +210,18 @@ pub struct Pool {
     /// amplification is `1 + moved_bytes / written_bytes`.
     #[serde(default)]
     pub moved_bytes: u64,
+    /// Scrubs that came to their end since then.
+    #[serde(default)]
+    pub scrubs: u64,
+    /// Bytes that scrubs have read since then.
+    #[serde(default)]
+    pub scrub_read_bytes: u64,
+    /// Damaged blocks, of data and metadata, that scrubs have found since then.
+    #[serde(default)]
+    pub scrub_findings: u64,
+    /// Damaged metadata that they had written anew.
+    #[serde(default)]
+    pub scrub_repairs: u64,
 }
 
 /// Every pool.

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use crate::api::backend::{Backend, Created, Reply, Snapshot};
 use crate::api::errors::{ApiError, ErrorCode};
+use crate::api::scrub::Scrub;
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
-use crate::node::{self, ControlError, NodeHandle, PoolStatus, SettingsChange, VolumeStatus};
+use crate::node::{
+    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, VolumeStatus,
+};
 use crate::uri::NbdEndpoints;
 
 /// A node behind the API.
@@ -123,6 +126,15 @@ impl Backend for NodeBackend {
         })
     }
 
+    fn scrub(&self, wanted: String, action: ScrubAction) -> Reply<Scrub> {
+        let backend = self.clone();
+        Box::pin(async move {
+            let path = backend.find_pool(&wanted).await?;
+            let report = backend.node.scrub(path, action).await.map_err(api_error)?;
+            Ok(report.map_or_else(Scrub::default, Scrub::from))
+        })
+    }
+
     fn server_uris(&self) -> Vec<String> {
         self.endpoints.uris("")
     }
@@ -177,6 +189,10 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         segments_free: status.segments_free,
         written_bytes: status.written_bytes,
         moved_bytes: status.moved_bytes,
+        scrubs: status.scrubs,
+        scrub_read_bytes: status.scrub_read_bytes,
+        scrub_findings: status.scrub_findings,
+        scrub_repairs: status.scrub_repairs,
     }
 }
 
@@ -206,6 +222,7 @@ fn api_error(error: ControlError) -> ApiError {
             "; when the device is well again, restart the daemon, which recovers the pool",
         ),
         ControlError::DeviceSize => (ErrorCode::InvalidSize, ""),
+        ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };
     ApiError::new(code, format!("{error}{advice}"))

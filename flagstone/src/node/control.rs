@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::files::PoolFile;
-use flagstone_engine::{OnFull, VolumeSettings};
+use super::scrub::ScrubAction;
+use flagstone_engine::{OnFull, ScrubReport, VolumeSettings};
 
 /// How long writes wait for space unless told otherwise.
 pub const FULL_WAIT: Duration = Duration::from_secs(60);
@@ -157,6 +158,14 @@ pub struct PoolStatus {
     pub written_bytes: u64,
     /// Bytes that the cleaner wrote again since then.
     pub moved_bytes: u64,
+    /// Scrubs that came to their end since then.
+    pub scrubs: u64,
+    /// Bytes that scrubs have read since then.
+    pub scrub_read_bytes: u64,
+    /// Damaged blocks, of data and metadata, that they found.
+    pub scrub_findings: u64,
+    /// Damaged metadata that was written anew.
+    pub scrub_repairs: u64,
 }
 
 /// What the node has done since it started. All counters only rise, except those called `_now`.
@@ -287,6 +296,9 @@ pub enum ControlError {
          grow beyond that"
     )]
     DeviceSize,
+    /// A scrub of the pool is under way.
+    #[error("a scrub of the pool is under way already")]
+    Scrubbing,
     /// More control requests than the node takes at a time.
     #[error("too many control requests are waiting; try again")]
     Overloaded,
@@ -369,6 +381,15 @@ pub enum ControlRequest {
         pool: PathBuf,
         /// The pool.
         reply: Reply<PoolStatus>,
+    },
+    /// Begin, show or end a pool's scrub. Answered at once.
+    Scrub {
+        /// Its path, as given in [`NodeConfig::pools`].
+        pool: PathBuf,
+        /// What is to be done.
+        action: ScrubAction,
+        /// The scrub under way or the last one since the start, if any.
+        reply: Reply<Option<ScrubReport>>,
     },
     /// Counters.
     Stats {
@@ -559,6 +580,18 @@ impl NodeHandle {
     /// [`ControlError`].
     pub async fn grow_pool(&self, pool: PathBuf) -> Result<PoolStatus, ControlError> {
         self.ask(|reply| ControlRequest::GrowPool { pool, reply }).await
+    }
+
+    /// See [`ControlRequest::Scrub`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn scrub(
+        &self,
+        pool: PathBuf,
+        action: ScrubAction,
+    ) -> Result<Option<ScrubReport>, ControlError> {
+        self.ask(|reply| ControlRequest::Scrub { pool, action, reply }).await
     }
 
     /// See [`ControlRequest::Stats`].

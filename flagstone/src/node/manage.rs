@@ -82,6 +82,7 @@ impl Reactor {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
                 }
                 ControlRequest::GrowPool { pool, reply } => self.grow(pool, reply),
+                ControlRequest::Scrub { pool, action, reply } => self.scrub(pool, action, reply),
                 ControlRequest::Stats { reply } => answer(reply, Ok(self.stats())),
                 ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply } => {
                     self.create(name, size_bytes, uuid, pool, settings, reply);
@@ -376,6 +377,10 @@ impl Reactor {
             segments_free: usage.segments_free,
             written_bytes: counters.blocks_written * BLOCK_SIZE as u64,
             moved_bytes: counters.blocks_moved * BLOCK_SIZE as u64,
+            scrubs: counters.scrubs,
+            scrub_read_bytes: counters.scrub_blocks_read * BLOCK_SIZE as u64,
+            scrub_findings: counters.scrub_findings,
+            scrub_repairs: counters.scrub_repairs,
         }
     }
 

@@ -16,6 +16,7 @@ mod manage;
 mod pool;
 mod reactor;
 mod request;
+mod scrub;
 mod serve;
 mod slab;
 mod start;
@@ -31,6 +32,7 @@ pub use control::{
 };
 pub use flagstone_engine::{OnFull, VolumeSettings};
 pub use local::IoError;
+pub use scrub::ScrubAction;
 pub(crate) use start::{LocalSender, start_local};
 pub use start::{StartError, start};
 

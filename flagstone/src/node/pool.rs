@@ -26,6 +26,8 @@ pub(super) struct Pool {
     pub(super) waiting: Waiting,
     /// Who asked for the growth that is under way.
     pub(super) growing: Option<Reply<PoolStatus>>,
+    /// A scrub was begun whose end is not logged yet.
+    pub(super) scrubbing: bool,
     /// How full the pool was told to be.
     pub(super) warning: Warning,
 }

@@ -268,6 +268,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
             failure: None,
             waiting: Waiting::default(),
             growing: None,
+            scrubbing: false,
             warning: Warning::default(),
         });
     }

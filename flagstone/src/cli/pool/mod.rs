@@ -4,6 +4,7 @@ mod check;
 mod create;
 mod grow;
 mod inspect;
+mod scrub;
 mod status;
 
 use clap::Subcommand;
@@ -19,6 +20,7 @@ pub enum Command {
     Inspect(inspect::Args),
     Status(status::Args),
     Grow(grow::Args),
+    Scrub(scrub::Args),
 }
 
 /// Runs the command.
@@ -29,5 +31,6 @@ pub fn run(command: Command, json: bool) -> Result<Exit, Failure> {
         Command::Inspect(args) => inspect::run(&args, json).map(|()| Exit::Success),
         Command::Status(args) => status::run(&args, json).map(|()| Exit::Success),
         Command::Grow(args) => grow::run(&args, json).map(|()| Exit::Success),
+        Command::Scrub(args) => scrub::run(&args, json),
     }
 }

@@ -124,6 +124,10 @@ mod tests {
             segments_free: 5,
             written_bytes,
             moved_bytes,
+            scrubs: 0,
+            scrub_read_bytes: 0,
+            scrub_findings: 0,
+            scrub_repairs: 0,
         }
     }
 
