@@ -10,9 +10,10 @@ use axum::http::{Method, Request, StatusCode};
 use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
+use flagstone::api::scrub::Scrub;
 use flagstone::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
 use flagstone::name::check_name;
-use flagstone::node::{NodeStats, SettingsChange};
+use flagstone::node::{NodeStats, ScrubAction, SettingsChange};
 use flagstone::size::check_blocks;
 use http_body_util::BodyExt as _;
 use std::collections::BTreeMap;
@@ -147,6 +148,10 @@ impl Backend for Fake {
 
     fn grow_pool(&self, _pool: String) -> Reply<Pool> {
         answer(Err(ApiError::new(ErrorCode::PoolNotFound, "no such pool")))
+    }
+
+    fn scrub(&self, _pool: String, _action: ScrubAction) -> Reply<Scrub> {
+        answer(Ok(Scrub::default()))
     }
 
     fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
