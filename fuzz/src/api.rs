@@ -91,6 +91,10 @@ impl Backend for Fake {
             segments_free: 8,
             written_bytes: 4096,
             moved_bytes: 0,
+            scrubs: 0,
+            scrub_read_bytes: 0,
+            scrub_findings: 0,
+            scrub_repairs: 0,
         };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
     }
