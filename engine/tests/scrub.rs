@@ -232,7 +232,13 @@ fn a_damaged_summary_is_reported_and_not_needed() {
         let at = inspection.geometry.segment_offset(segment, shape.data_blocks) / B;
         world.disk.flip(at, 10, 1);
     }
+    // Its blocks are verified all the same.
+    let place = world.disk.find(&block(stamps[3000])).unwrap();
+    world.disk.flip(place, 1, 1);
     let report = scrub(&mut world);
+    let live = stamps.iter().filter(|stamp| **stamp != 0).count() as u64;
+    assert_eq!((report.data_blocks, report.bad_blocks), (live, 1));
+    world.disk.flip(place, 1, 1);
     let named: Vec<u32> = report
         .findings
         .iter()

@@ -210,6 +210,10 @@ impl Engine {
             report.add(finding);
         }
         self.want_repair(work, item);
+        if let (Work::Summary { segment, .. }, Some(run)) = (work, &mut self.scrub.run) {
+            run.named.clear();
+            run.search = Some((segment, 0, 0));
+        }
     }
 
     /// Lists the blocks of a sealed segment that the map names.

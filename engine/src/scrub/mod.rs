@@ -6,6 +6,7 @@
 //!   sealed: summary, then the blocks of it that the map names
 //!   open: the blocks that the map names, as its summary in memory lists them
 //!   being sealed: later, when it is sealed
+//!   summary damaged: the blocks of it that a walk through all maps finds
 //! ```
 //!
 //! A copy of the cleaner's that the map does not name yet is left out: its original is read. A
@@ -150,6 +151,9 @@ struct Run {
     named: Vec<Named>,
     next: usize,
     later: Vec<u32>,
+    /// A segment whose summary is damaged, and how far the maps were searched for its blocks:
+    /// volume slot and leaf.
+    search: Option<(u32, usize, u64)>,
     /// Not before this time.
     pace_ns: u64,
 }
@@ -230,6 +234,7 @@ impl Engine {
             named: Vec::with_capacity(self.geo.shape.data_blocks as usize),
             next: 0,
             later: Vec::new(),
+            search: None,
             pace_ns: 0,
         });
         self.scrub.report = Some(ScrubReport {

@@ -137,11 +137,15 @@ impl Engine {
     }
 
     fn next_scrub_read(&mut self, bufs: &impl Buffers) -> Next {
+        let Some(run) = &self.scrub.run else { return Next::Wait };
+        if let Some((segment, slot, leaf)) = run.search {
+            self.search_maps(segment, slot, leaf);
+            return Next::Again;
+        }
+        let phase = run.phase;
         if let Some(next) = self.next_run() {
             return next;
         }
-        let Some(run) = &self.scrub.run else { return Next::Wait };
-        let phase = run.phase;
         // The next segment's list would take the place of one that is still being read.
         if matches!(phase, Phase::Segments { .. } | Phase::Later { .. }) && self.scrub.is_reading()
         {
@@ -332,6 +336,37 @@ impl Engine {
                 }
             }
         }
+        self.scrub.run = Some(run);
+    }
+
+    /// Looks a little further through the maps for blocks of `segment`, since its summary can't
+    /// say which there are; ends with a list of them.
+    fn search_maps(&mut self, segment: u32, slot: usize, leaf: u64) {
+        let Some(mut run) = self.scrub.run.take() else { return };
+        run.search = match self.volumes.slot(slot) {
+            _ if slot == self.volumes.slots() => {
+                run.named.sort_unstable_by_key(|named| named.block);
+                (run.segment, run.next) = (segment, 0);
+                None
+            }
+            Some(volume) if leaf < volume.map.leaves() => {
+                let (state, leaves) = volume.map.leaf(leaf);
+                if let LeafState::Dense(index) = state {
+                    for i in 0..LEAF_BLOCKS {
+                        let Mapping::Block { pbn, crc } = self.slab.get(index).get(i) else {
+                            continue;
+                        };
+                        let (found, block) = self.geo.locate(pbn);
+                        if found == segment {
+                            let lba = leaf * LEAF_BLOCKS as u64 + i as u64;
+                            run.named.push(Named { block, volume: volume.info.id, lba, crc });
+                        }
+                    }
+                }
+                Some((segment, slot, leaf + leaves))
+            }
+            _ => Some((segment, slot + 1, 0)),
+        };
         self.scrub.run = Some(run);
     }
 

@@ -86,6 +86,9 @@ impl World {
         }
         self.scrub_to_the_end()?;
         let report = self.engine().scrub().cloned().unwrap_or_else(|| unreachable!());
+        if report.data_blocks != live {
+            return Err(self.fail(format!("of {live} blocks a scrub read others: {report:?}")));
+        }
         let found =
             |wanted: fn(&ScrubPlace) -> bool| report.findings.iter().any(|f| wanted(&f.place));
         // A device that has grown, unlike its pool, has no copy at its end.
