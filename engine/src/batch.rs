@@ -423,10 +423,7 @@ impl Engine {
                 }
             }
             Effect::SegmentSeal { segment } => {
-                self.switch_moved(segment, lsn);
-                self.segs.sealed(segment, lsn);
-                self.log_since += u64::from(self.segs.row(segment).entries);
-                self.counters.seals += 1;
+                self.begin_switch(segment, lsn);
             }
             Effect::SegmentFree { segment } => self.segs.free_logged(segment),
             Effect::SegmentOpen => {}

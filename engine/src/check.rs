@@ -5,6 +5,7 @@
 use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::error::OpenError;
+use crate::format::leaf::Header;
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
@@ -116,8 +117,9 @@ pub fn check(
     io: &mut dyn BlockIo,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CheckReport, OpenError> {
-    let loaded = load(io, Planted::default(), Source::Checkpoint)?;
-    let disagreement = disagreement(&loaded, &load(io, Planted::default(), Source::Summaries)?);
+    let loaded = load(io, Planted::default(), Source::Checkpoint, None)?;
+    let disagreement =
+        disagreement(&loaded, &load(io, Planted::default(), Source::Summaries, None)?);
     let recovery = loaded.report.clone();
     let mut report = CheckReport { recovery, disagreement, ..CheckReport::default() };
     let total = loaded.replay.segs.live();
@@ -146,8 +148,8 @@ pub fn compare_maps(
     io: &mut dyn BlockIo,
     planted: Planted,
 ) -> Result<Option<Disagreement>, OpenError> {
-    let pages = load(io, planted, Source::Checkpoint)?;
-    let summaries = load(io, planted, Source::Summaries)?;
+    let pages = load(io, planted, Source::Checkpoint, None)?;
+    let summaries = load(io, planted, Source::Summaries, None)?;
     Ok(disagreement(&pages, &summaries))
 }
 
@@ -243,7 +245,7 @@ pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub fn inspect(io: &mut dyn BlockIo) -> Result<Inspection, OpenError> {
-    let loaded = load(io, Planted::default(), Source::Checkpoint)?;
+    let loaded = load(io, Planted::default(), Source::Checkpoint, None)?;
     let segs = &loaded.replay.segs;
     let mut segments: Vec<SegmentInfo> = (0..segs.len())
         .map(|segment| {
@@ -346,23 +348,52 @@ impl Engine {
     /// # Errors
     /// The first [`Inconsistency`].
     pub fn check(&self) -> Result<(), Inconsistency> {
+        self.check_with(&mut |_, _| false)
+    }
+
+    /// As [`Engine::check`]; `read` reads from the device the leaves that are not in memory. If it
+    /// can't, live counts are not checked.
+    ///
+    /// # Errors
+    /// The first [`Inconsistency`].
+    pub fn check_with(
+        &self,
+        read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
+    ) -> Result<(), Inconsistency> {
+        let mut page = vec![0; self.geo.leaf_page_blocks() as usize * BLOCK_SIZE];
+        let mut complete = true;
         let mut mapped = vec![0u32; self.segs.len() as usize];
         for map in self.volumes.iter().map(|v| &v.map).chain(&self.graves) {
             let mut leaf = 0;
             while leaf < map.leaves() {
                 let (state, leaves) = map.leaf(leaf);
-                if let LeafState::Dense(index) = state {
-                    if let Some(page) = self.slab.get(index).page() {
-                        let segment = self.geo.locate(page.pbn).0;
-                        let state = self.segs.row(segment).state;
-                        if state != SegmentState::Map {
-                            return Err(Inconsistency::State { segment, state });
-                        }
+                let (place, content) = match state {
+                    LeafState::Dense(index) => {
+                        let content = self.slab.get(index);
+                        (content.page(), Some(content.clone()))
                     }
-                    for i in 0..LEAF_BLOCKS {
-                        if let Mapping::Block { pbn, .. } = self.slab.get(index).get(i) {
-                            mapped[self.geo.locate(pbn).0 as usize] += 1;
-                        }
+                    LeafState::Away(away) => {
+                        let place = self.slab.away_leaf(away).page;
+                        let (segment, block) = self.geo.locate(place.pbn);
+                        let found = read(self.geo.segment_offset(segment, block), &mut page)
+                            .then(|| Header::decode(self.pool_tag, &page).ok())
+                            .flatten();
+                        let right = found.filter(|(.., crc)| *crc == place.crc);
+                        complete &= right.is_some();
+                        (Some(place), right.map(|(_, content, _)| content))
+                    }
+                    _ => (None, None),
+                };
+                if let Some(place) = place {
+                    let segment = self.geo.locate(place.pbn).0;
+                    let state = self.segs.row(segment).state;
+                    if state != SegmentState::Map {
+                        return Err(Inconsistency::State { segment, state });
+                    }
+                }
+                for i in 0..LEAF_BLOCKS {
+                    if let Some(Mapping::Block { pbn, .. }) = content.as_ref().map(|c| c.get(i)) {
+                        mapped[self.geo.locate(pbn).0 as usize] += 1;
                     }
                 }
                 leaf += leaves;
@@ -370,7 +401,7 @@ impl Engine {
         }
         for (segment, mapped) in (0u32..).zip(mapped) {
             let row = self.segs.row(segment);
-            if row.live != mapped && row.state != SegmentState::Map {
+            if complete && row.live != mapped && row.state != SegmentState::Map {
                 return Err(Inconsistency::Live { segment, counted: row.live, mapped });
             }
             let may_live = matches!(

@@ -15,7 +15,8 @@
 //! summaries, and without them old ones would bring discarded blocks back.
 
 use crate::engine::Engine;
-use crate::format::record::{RECORD_BYTES_MAX, Record, write_bytes};
+use crate::format::record::{LeafBits, RECORD_BYTES_MAX, Record, write_bytes};
+use crate::leaf_loader::Paging;
 use crate::limits::{
     CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, USER_STREAMS,
     ZERO_BLOCKS,
@@ -124,7 +125,10 @@ impl Engine {
                 self.flush.want();
             }
             self.compaction = Some(compaction);
-        } else if self.super_write.is_idle() && !self.stop.is_begun() && self.compaction_due() {
+        } else if self.super_write.is_idle()
+            && (!self.stop.is_begun() || self.stop_wants_pages())
+            && self.compaction_due()
+        {
             self.begin_compaction(bufs);
         }
     }
@@ -135,6 +139,7 @@ impl Engine {
         // What it states now would take this many at most.
         let needed = self.chain_segments() as usize;
         self.log_since >= self.checkpoint_interval()
+            || self.leaves_want_pages()
             || segments > 2 * self.meta_baseline + 1
             || (segments > self.meta_baseline && self.meta.next_segment == NO_SEGMENT)
             || (segments > needed
@@ -290,18 +295,22 @@ impl Engine {
             }
             Cursor::Segments { segment } => {
                 let row = self.segs.row(segment);
-                let stated = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
-                let record = stated.then_some(Statement::Plain(Record::SegmentSeal {
-                    segment,
-                    lsn,
-                    class: row.class,
-                    entries: row.entries,
-                    generation: row.generation,
-                    first_lsn: row.first_lsn,
-                    footer_crc: row.footer_crc,
-                    mean_lsn: row.mean_lsn,
-                    stated: true,
-                }));
+                // One whose entries are being switched to has a seal record that may stand in
+                // the old chain only, but no page holds its entries yet.
+                let switching = self.is_switching(segment);
+                let sealed = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
+                let record =
+                    (sealed || switching).then_some(Statement::Plain(Record::SegmentSeal {
+                        segment,
+                        lsn,
+                        class: row.class,
+                        entries: row.entries,
+                        generation: row.generation,
+                        first_lsn: row.first_lsn,
+                        footer_crc: row.footer_crc,
+                        mean_lsn: row.mean_lsn,
+                        stated: !switching,
+                    }));
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
             Cursor::OpenSegment { stream, .. } if stream == USER_STREAMS => {
@@ -365,10 +374,9 @@ impl Engine {
                     let record = (!forgotten).then_some(Statement::Plain(record));
                     return Some((Cursor::Leaves { slot, leaf: end }, record));
                 }
-                LeafState::Dense(index) => {
-                    let page = self.leaf_page(bufs, id, lba, index)?;
+                LeafState::Dense(_) | LeafState::Away(_) => {
+                    let (page, mut holes, kept) = self.page_to_state(bufs, id, leaf, state)?;
                     self.leaf_writer.name(&self.geo, page);
-                    let (mut holes, kept) = self.slab.get(index).bits();
                     if self.planted.has(Plant::CompactWithoutHoles) {
                         holes = Default::default();
                     }
@@ -380,6 +388,47 @@ impl Engine {
             }
         }
         Some(next_volume)
+    }
+
+    /// The page of a leaf and its holes and kept zeroes, for its statement; `None` if it must be
+    /// written, or read, first.
+    fn page_to_state(
+        &mut self,
+        bufs: &mut impl Buffers,
+        volume: u32,
+        leaf: u64,
+        state: LeafState,
+    ) -> Option<(LeafPage, LeafBits, LeafBits)> {
+        let lba = leaf * LEAF_BLOCKS as u64;
+        match state {
+            LeafState::Dense(index) => {
+                let page = self.leaf_page(bufs, volume, lba, index)?;
+                let (holes, kept) = self.slab.get(index).bits();
+                Some((page, holes, kept))
+            }
+            LeafState::Away(index) => {
+                let away = self.slab.away_leaf(index);
+                let (page, (holes, kept)) = (away.page, away.bits());
+                let moves = self.segs.row(self.geo.locate(page.pbn).0).left_alone;
+                if !moves || self.opening {
+                    return Some((page, holes, kept));
+                }
+                if let Some(moved) = self.take_moved(volume, leaf) {
+                    let Some(page) = self.write_leaf_page(bufs, volume, lba, &moved.2) else {
+                        self.keep_moved(moved);
+                        return None;
+                    };
+                    self.slab.move_away(index, page);
+                    return Some((page, holes, kept));
+                }
+                // If it can't be read it stays where it is, and its segment with it.
+                match self.request_move(volume, leaf, page) {
+                    Paging::Bad => Some((page, holes, kept)),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
     }
 
     /// Copies the records of the open segments' blocks that are not there yet to the chain, as

@@ -22,6 +22,7 @@ use crate::flush::FlushState;
 use crate::geometry::Geometry;
 use crate::grow::Growth;
 use crate::journal::Journal;
+use crate::leaf_loader::LeafLoader;
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
 use crate::map::{LeafSlab, Mapping, VolumeMap};
@@ -87,6 +88,8 @@ pub struct PoolUsage {
     pub segments_reserved: u32,
     /// Segments that hold metadata, the map's leaf pages among it.
     pub segments_meta: u32,
+    /// Memory that leaves of the map take.
+    pub map_bytes: u64,
 }
 
 /// Counts since the pool was opened.
@@ -118,6 +121,12 @@ pub struct Counters {
     pub compactions: u64,
     /// Leaf pages that they wrote.
     pub leaf_pages: u64,
+    /// Leaves of the map that were read back from their pages.
+    pub leaves_read: u64,
+    /// Leaves of the map that were dropped from memory.
+    pub leaves_dropped: u64,
+    /// Leaf pages that could not be read, or were damaged.
+    pub leaf_pages_bad: u64,
     /// Segments that the cleaner emptied.
     pub segments_cleaned: u64,
     /// Live blocks that it wrote again elsewhere. Write amplification is
@@ -188,6 +197,7 @@ pub struct Engine {
     pub(crate) meta_baseline: usize,
     pub(crate) compaction: Option<Compaction>,
     pub(crate) leaf_writer: LeafWriter,
+    pub(crate) leaf_loader: LeafLoader,
     /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
     /// the summaries of.
     pub(crate) log_since: u64,
@@ -221,6 +231,7 @@ pub fn own_blocks(geo: &Geometry) -> u32 {
         + crate::clean::OWN_BLOCKS
         + crate::scrub::OWN_BLOCKS
         + crate::leaf_writer::OWN_BLOCKS
+        + crate::leaf_loader::OWN_BLOCKS
 }
 
 impl Engine {
@@ -264,6 +275,7 @@ impl Engine {
             Token::CleanSummary => return self.clean_summary_read(bufs, result),
             Token::CleanRead(i) => return self.clean_read_done(i, result),
             Token::ScrubRead(i) => return self.scrub_read_done(i, result),
+            Token::LeafRead(i) => return self.leaf_read_done(bufs, i, result),
             _ => {}
         }
         let ignored = matches!(token, Token::BatchData { .. })
@@ -291,6 +303,7 @@ impl Engine {
             Token::CleanSummary
             | Token::CleanRead(_)
             | Token::ScrubRead(_)
+            | Token::LeafRead(_)
             | Token::Read { .. } => {}
         }
     }
@@ -310,11 +323,13 @@ impl Engine {
         if self.failed.is_some() {
             self.drain_failed(bufs);
         } else {
+            let paging = self.advance_paging();
             for _ in 0..STEPS_PER_PUMP {
                 self.again = false;
                 self.advance_rmws(bufs);
                 self.advance_seals(bufs);
                 self.advance_segments(bufs);
+                self.advance_switches();
                 self.advance_cleaner(bufs);
                 self.advance_growth(bufs);
                 self.advance_scrub(bufs);
@@ -327,6 +342,7 @@ impl Engine {
                     break;
                 }
             }
+            self.again |= paging;
             self.advance_reclaim();
             self.close_batch_if_due(bufs);
             self.start_flush_if_due();
@@ -341,7 +357,7 @@ impl Engine {
         if self.failed.is_some() {
             return None;
         }
-        if self.again || !self.graves.is_empty() {
+        if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
             return Some(self.now_ns);
         }
         let timers = [self.flush.deadline_ns(), self.rmws.held_until(), self.scrub_timer_ns()];
@@ -407,6 +423,7 @@ impl Engine {
             segments_free: self.segs.free(),
             segments_reserved: self.floor().min(self.segs.free()),
             segments_meta: self.segs.meta(),
+            map_bytes: (self.slab.used() * size_of::<crate::map::Leaf>()) as u64,
         }
     }
 

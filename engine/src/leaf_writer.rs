@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::format::leaf::Header;
 use crate::geometry::Geometry;
 use crate::limits::{LEAF_CHUNK_BLOCKS, LEAF_CHUNKS};
-use crate::map::{LEAF_BLOCKS, LeafPage};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage};
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;
@@ -86,6 +86,16 @@ impl LeafWriter {
         self.chunks.iter().all(|chunk| chunk.stage == Stage::Idle)
     }
 
+    /// Whether this page is not on the device yet.
+    pub(crate) fn is_pending(&self, geo: &Geometry, page: LeafPage) -> bool {
+        let (segment, block) = geo.locate(page.pbn);
+        self.chunks.iter().any(|chunk| {
+            chunk.stage != Stage::Idle
+                && chunk.segment == segment
+                && (chunk.first..chunk.first + chunk.blocks).contains(&block)
+        })
+    }
+
     /// The chain under construction names this page.
     pub(crate) fn name(&mut self, geo: &Geometry, page: LeafPage) {
         *self.named.entry(geo.locate(page.pbn).0).or_default() += 1;
@@ -100,7 +110,7 @@ impl Engine {
 
     /// Whether the pages of all leaves would fit in fewer segments than they lie in now.
     pub(crate) fn leaf_pages_are_loose(&self) -> bool {
-        self.segs.maps() > self.segments_of_pages(self.slab.used() as u64)
+        self.segs.maps() > self.segments_of_pages(self.slab.leaves() as u64)
     }
 
     /// Begins a checkpoint's pages: marks the map segments that it is to empty. When segments are
@@ -140,6 +150,20 @@ impl Engine {
         {
             return Some(page);
         }
+        let content = self.slab.get(index).clone();
+        let page = self.write_leaf_page(bufs, volume, lba, &content)?;
+        self.slab.set_page(index, page);
+        Some(page)
+    }
+
+    /// Writes a new page for a leaf. `None` if there is no room for it now.
+    pub(crate) fn write_leaf_page(
+        &mut self,
+        bufs: &mut impl Buffers,
+        volume: u32,
+        lba: u64,
+        content: &Leaf,
+    ) -> Option<LeafPage> {
         let blocks = self.geo.leaf_page_blocks();
         let c = self.leaf_chunk(blocks)?;
         let chunk = &mut self.leaf_writer.chunks[c];
@@ -148,9 +172,8 @@ impl Engine {
         let header = Header { volume, lba, lsn: self.applied_lsn, pbn, width };
         let buffer = chunk.buffer.part(chunk.blocks, blocks);
         chunk.blocks += blocks;
-        let crc = header.encode(self.pool_tag, self.slab.get(index), bufs.bytes_mut(buffer));
+        let crc = header.encode(self.pool_tag, content, bufs.bytes_mut(buffer));
         let page = LeafPage { pbn, crc };
-        self.slab.set_page(index, page);
         self.counters.leaf_pages += 1;
         Some(page)
     }
@@ -212,7 +235,8 @@ impl Engine {
             let named = self.leaf_writer.named.get(&segment).copied().unwrap_or(0);
             let row = self.segs.row_mut(segment);
             (row.live, row.left_alone) = (named, false);
-            if named == 0 {
+            // Leaves of volumes that are being deleted are in no chain, but still to be read.
+            if named == 0 && row.pins == 0 && self.slab.paged(segment) == 0 {
                 self.segs.release(segment);
             }
         }

@@ -15,6 +15,7 @@ pub mod format;
 mod geometry;
 mod grow;
 mod journal;
+mod leaf_loader;
 mod leaf_writer;
 pub mod limits;
 mod map;

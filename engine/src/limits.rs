@@ -67,6 +67,12 @@ pub const SCRUB_FINDINGS: usize = 1000;
 pub const SCRUB_PATIENCE: u32 = 64;
 /// Metadata pages being filled or written, per chain.
 pub const META_PAGES: usize = 4;
+/// Leaf pages being read.
+pub const LEAF_READS: usize = 16;
+/// Leaves of the map that may be in memory at least.
+pub const MAP_LEAVES_MIN: usize = 2;
+/// Leaves that may be in memory beyond their bound and an eighth of it.
+pub const LEAF_SLACK: usize = 4;
 /// Write buffers for leaf pages, and the blocks of one.
 pub const LEAF_CHUNKS: usize = 2;
 /// See [`LEAF_CHUNKS`].

@@ -45,6 +45,10 @@ pub enum Plant {
     ReplayOverPages,
     /// Recovery doesn't look for entries of a page whose segment was freed since.
     StaleEntriesStay,
+    /// A leaf that is read back may be any that has a checksum.
+    BelievePages,
+    /// Leaves are dropped from memory although a record under way is about them.
+    DropBusyLeaves,
     /// A map segment that is to be emptied is freed before the superblock names the new pages.
     FreePagesEarly,
     /// The cleaner switches map entries that have changed since it read the block.
@@ -105,6 +109,8 @@ impl Plant {
         Self::ReplayOverPages,
         Self::StaleEntriesStay,
         Self::FreePagesEarly,
+        Self::BelievePages,
+        Self::DropBusyLeaves,
         Self::SwitchBlindly,
         Self::MoveAsNew,
         Self::SealMovedBeforeFlush,

@@ -6,6 +6,7 @@
 
 use crate::engine::Engine;
 use crate::error::{IoFault, SubmitError};
+use crate::leaf_loader::Paging;
 use crate::limits::{READ_BLOCKS, READS};
 use crate::map::Mapping;
 use crate::plant::Plant;
@@ -95,7 +96,14 @@ impl Engine {
         }
         let offset = first.0.checked_mul(BLOCK_SIZE as u64).ok_or(SubmitError::OutOfRange)?;
         self.check_range(volume, offset, buffer.len() as u64)?;
-        self.start_read(bufs, Reader::Client(tag), volume.0, first, buffer)
+        match self.leaves_here(volume.0, first, u64::from(buffer.blocks), true) {
+            Paging::Here => self.start_read(bufs, Reader::Client(tag), volume.0, first, buffer),
+            Paging::Coming => Err(SubmitError::Busy),
+            Paging::Bad => {
+                self.complete(tag, Err(IoFault::BadBlock { lba: first.0 }));
+                Ok(())
+            }
+        }
     }
 
     pub(crate) fn start_read(

@@ -8,6 +8,7 @@
 use crate::batch::{Source, Waiter};
 use crate::engine::Engine;
 use crate::error::{IoFault, SubmitError};
+use crate::leaf_loader::Paging;
 use crate::limits::RMWS;
 use crate::plant::Plant;
 use crate::read::Reader;
@@ -175,6 +176,11 @@ impl Engine {
 
     fn read_for_rmw(&mut self, bufs: &mut impl Buffers, i: u32) {
         let rmw = self.rmws.slots[i as usize];
+        match self.leaves_here(rmw.volume, Lba(rmw.lba), 1, false) {
+            Paging::Here => {}
+            Paging::Coming => return,
+            Paging::Bad => return self.end_rmw(i, Err(IoFault::BadBlock { lba: rmw.lba })),
+        }
         self.rmws.slots[i as usize].stage = Stage::Reading;
         let block = rmw.buffer.part(0, 1);
         match self.start_read(bufs, Reader::Rmw(i), rmw.volume, Lba(rmw.lba), block) {
@@ -202,6 +208,11 @@ impl Engine {
         if !self.volumes.get(rmw.volume).is_some_and(|v| v.state == VolumeState::Active) {
             self.end_rmw(i, Err(IoFault::Gone));
             return;
+        }
+        match self.leaves_here(rmw.volume, Lba(rmw.lba), 1, false) {
+            Paging::Here => {}
+            Paging::Coming => return,
+            Paging::Bad => return self.end_rmw(i, Err(IoFault::BadBlock { lba: rmw.lba })),
         }
         let stream = self.stream_of(rmw.volume, Lba(rmw.lba), 1);
         let place = match self.data_room(bufs, stream, 1) {

@@ -4,6 +4,8 @@ use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::format::record::{Record, SEGMENT_SEAL_BYTES};
 use crate::format::segment::{ENTRY_BYTES, Footer};
+use crate::leaf_loader::Paging;
+use crate::map::{LeafState, Reclaim};
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState};
 use crate::token::Token;
@@ -63,7 +65,7 @@ impl Engine {
             sealing.stage = if unflushed { SealStage::Durable } else { SealStage::Written };
             self.summaries.extend(sealing.summary.take());
             if sealing.moved && self.planted.has(Plant::SwitchBeforeSeal) {
-                self.switch_moved(segment, self.applied_lsn);
+                self.switch_early(segment);
             }
         }
     }
@@ -131,10 +133,21 @@ impl Engine {
     /// Takes deleted volumes apart, a few leaves per turn.
     pub(crate) fn advance_reclaim(&mut self) {
         let Some(map) = self.graves.front_mut() else { return };
+        let volume = map.volume();
         let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);
         let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
-        if !map.reclaim(&mut self.slab, crate::limits::RECLAIM_LEAVES, &mut dead) {
-            self.graves.pop_front();
+        match map.reclaim(&mut self.slab, crate::limits::RECLAIM_LEAVES, &mut dead) {
+            Reclaim::GoOn => {}
+            Reclaim::Done => drop(self.graves.pop_front()),
+            Reclaim::Away(leaf) => {
+                let LeafState::Away(away) = map.leaf(leaf).0 else { return };
+                let page = self.slab.away_leaf(away).page;
+                if self.request_leaf(volume, leaf, page) == Paging::Bad
+                    && let Some(map) = self.graves.front_mut()
+                {
+                    map.give_up(&mut self.slab, leaf);
+                }
+            }
         }
     }
 

@@ -17,8 +17,9 @@
 use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::error::SubmitError;
-use crate::map::{Mapping, VolumeMap};
+use crate::map::VolumeMap;
 use crate::plant::Plant;
+use crate::status::StatusKind;
 use crate::volume::{OnFull, Volume, VolumeSettings};
 use flagstone_block::{BLOCK_BITS, BLOCK_SIZE, Lba, VolumeId};
 
@@ -103,9 +104,12 @@ impl Engine {
 
     /// Blocks of the segments that the metadata chain may grow by until it is compacted.
     fn chain_slack_blocks(&self) -> u64 {
+        // Map segments are at least half full, but for the last of each checkpoint.
+        let pages = self.leaf_segments(0);
+        let maps = (2 * pages + 2).saturating_sub(pages.max(self.segs.maps()));
         let longest = 2 * (self.meta_baseline as u32).max(self.chain_segments()) + 3;
-        u64::from(longest.saturating_sub(self.segs.meta() - self.segs.maps()))
-            * u64::from(self.geo.shape.data_blocks)
+        let chain = longest.saturating_sub(self.segs.meta() - self.segs.maps());
+        u64::from(chain + maps) * u64::from(self.geo.shape.data_blocks)
     }
 
     /// How many of `blocks` blocks from `lba` may be written, at least one: what would take space
@@ -120,7 +124,8 @@ impl Engine {
         }
         let discarded = self.is_discarded(volume, lba.0, u64::from(blocks));
         for b in 0..blocks {
-            let is_hole = volume.map.get(&self.slab, Lba(lba.0 + u64::from(b))) == Mapping::Hole;
+            let is_hole =
+                volume.map.kind(&self.slab, Lba(lba.0 + u64::from(b))) == StatusKind::Hole;
             if is_hole || discarded {
                 if room == 0 {
                     return match b {
@@ -145,7 +150,7 @@ impl Engine {
             return blocks;
         }
         let is_hole =
-            |b: &u32| volume.map.get(&self.slab, Lba(lba + u64::from(*b))) == Mapping::Hole;
+            |b: &u32| volume.map.kind(&self.slab, Lba(lba + u64::from(*b))) == StatusKind::Hole;
         (0..blocks).filter(is_hole).count() as u32
     }
 
@@ -166,7 +171,7 @@ impl Engine {
         if room >= blocks - kept {
             return Ok(blocks - kept);
         }
-        let is_hole = |at: &u64| volume.map.get(&self.slab, Lba(*at)) == Mapping::Hole;
+        let is_hole = |at: &u64| volume.map.kind(&self.slab, Lba(*at)) == StatusKind::Hole;
         let mut holes = 0;
         for _ in (lba..lba + blocks).filter(is_hole) {
             holes += 1;

@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use crate::error::SubmitError;
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use crate::map::{LEAF_BLOCKS, LeafState};
 use flagstone_block::{BLOCK_SIZE, Lba, VolumeId};
 
 /// What a stretch of a volume is.
@@ -54,14 +54,9 @@ impl Engine {
             let lba = Lba::containing(at);
             let (state, leaves) = map.leaf(lba.0 / per_leaf);
             let (kind, next) = match state {
-                LeafState::Dense(_) => {
+                LeafState::Dense(_) | LeafState::Away(_) => {
                     looked += 1;
-                    let kind = match map.get(&self.slab, lba) {
-                        Mapping::Hole => StatusKind::Hole,
-                        Mapping::Kept => StatusKind::Zero,
-                        Mapping::Block { .. } => StatusKind::Data,
-                    };
-                    (kind, Lba(lba.0 + 1).offset())
+                    (map.kind(&self.slab, lba), Lba(lba.0 + 1).offset())
                 }
                 state => {
                     looked += 64;

@@ -144,5 +144,6 @@ impl Engine {
         self.cleaner.release(bufs);
         self.scrub.release(bufs);
         self.leaf_writer.release(bufs);
+        self.leaf_loader.release(bufs);
     }
 }

@@ -21,6 +21,7 @@ pub(crate) enum Token {
     CleanWrite(u32),
     LeafWrite(u32),
     ScrubRead(u32),
+    LeafRead(u32),
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
@@ -39,6 +40,7 @@ impl Token {
             Self::CleanWrite(i) => (11, i, 0),
             Self::LeafWrite(i) => (12, i, 0),
             Self::ScrubRead(i) => (13, i, 0),
+            Self::LeafRead(i) => (14, i, 0),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
@@ -69,6 +71,7 @@ impl Token {
             11 => Self::CleanWrite(index),
             12 => Self::LeafWrite(index),
             13 => Self::ScrubRead(index),
+            14 => Self::LeafRead(index),
             _ => return None,
         })
     }

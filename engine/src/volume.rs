@@ -88,7 +88,7 @@ impl Volume {
     pub(crate) fn new(info: VolumeInfo, state: VolumeState, next_vseq: u64) -> Self {
         Self {
             state,
-            map: VolumeMap::default(),
+            map: VolumeMap::new(info.id),
             logged_size: info.size,
             logged_settings: info.settings,
             next_vseq,

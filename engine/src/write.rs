@@ -3,11 +3,12 @@
 use crate::batch::{Effect, Place, Source, Waiter};
 use crate::compact::Compaction;
 use crate::engine::Engine;
-use crate::error::SubmitError;
+use crate::error::{IoFault, SubmitError};
 use crate::format::meta::RECORD_BYTES as PAGE_RECORD_BYTES;
 use crate::format::record::{
     LEAF_BYTES_MAX, RECORD_BYTES_MAX, Record, SEGMENT_SEAL_BYTES, ZERO_BYTES, layout, write_bytes,
 };
+use crate::leaf_loader::Paging;
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS, USER_STREAMS};
 use crate::map::{LEAF_BLOCKS, LeafState};
 use crate::segment::{OpenSegment, SegmentState};
@@ -52,6 +53,14 @@ impl Engine {
             return Err(SubmitError::Busy);
         }
         let blocks = blocks.min(u64::from(BATCH_BLOCKS)) as u32;
+        match self.leaves_here(volume.0, lba, u64::from(blocks), false) {
+            Paging::Here => {}
+            Paging::Coming => return Err(SubmitError::Busy),
+            Paging::Bad => {
+                self.complete(tag, Err(IoFault::BadBlock { lba: lba.0 }));
+                return Ok(blocks as usize * BLOCK_SIZE);
+            }
+        }
         let blocks = self.charge(volume.0, lba, blocks)?;
         self.charge_leaves(self.new_leaves(volume.0, lba.0, u64::from(blocks)))?;
         let stream = self.stream_of(volume.0, lba, blocks);
@@ -98,16 +107,23 @@ impl Engine {
     /// Segments that the pages of all leaves take, those of requests under way and of reservations
     /// among them; or of those of a full pool whose volumes are mapped without gaps, so that a pool's capacity does
     /// not shrink while it is being filled.
-    fn leaf_segments(&self, more: u64) -> u32 {
+    pub(crate) fn leaf_segments(&self, more: u64) -> u32 {
         let blocks = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
         let under_way = self.new_leaves_in_flight() + more;
-        let leaves = self.slab.used() as u64 + under_way + self.space.leaves;
+        let leaves = self.slab.leaves() as u64 + under_way + self.space.leaves;
         self.segments_of_pages(leaves.max(blocks / LEAF_BLOCKS as u64))
     }
 
     /// Refuses a request that may make `leaves` more leaves dense if the segment that their pages
     /// need is not there.
     pub(crate) fn charge_leaves(&mut self, leaves: u64) -> Result<(), SubmitError> {
+        if leaves == 0 {
+            return Ok(());
+        }
+        if !self.has_leaf_room(leaves) {
+            self.starve_for_leaves();
+            return Err(SubmitError::Busy);
+        }
         if self.leaf_segments(leaves) > self.leaf_segments(0) && self.segs.free() <= self.floor() {
             return Err(self.no_segment());
         }
@@ -118,7 +134,9 @@ impl Engine {
     pub(crate) fn new_leaves(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
         let Some(volume) = self.volumes.get(volume) else { return 0 };
         let leaves = lba / LEAF_BLOCKS as u64..(lba + blocks).div_ceil(LEAF_BLOCKS as u64);
-        let new = |leaf: &u64| !matches!(volume.map.leaf(*leaf).0, LeafState::Dense(_));
+        let new = |leaf: &u64| {
+            !matches!(volume.map.leaf(*leaf).0, LeafState::Dense(_) | LeafState::Away(_))
+        };
         leaves.filter(new).count() as u64
     }
 
@@ -126,7 +144,7 @@ impl Engine {
     pub(crate) fn chain_segments(&self) -> u32 {
         let bytes = self.volumes.record_bytes()
             + self.geo.segments as usize * SEGMENT_SEAL_BYTES
-            + self.slab.used() * LEAF_BYTES_MAX
+            + self.slab.leaves() * LEAF_BYTES_MAX
             + self.touched as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
             + USER_STREAMS * self.geo.shape.data_blocks as usize * write_bytes(1);

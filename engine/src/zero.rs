@@ -2,9 +2,10 @@
 
 use crate::batch::{Effect, Waiter};
 use crate::engine::Engine;
-use crate::error::SubmitError;
+use crate::error::{IoFault, SubmitError};
 use crate::format::record::{Record, ZERO_BYTES};
-use crate::limits::ZERO_BLOCKS;
+use crate::leaf_loader::Paging;
+use crate::limits::{LEAF_READS, ZERO_BLOCKS};
 use crate::map::{LEAF_BLOCKS, LeafState};
 use crate::plant::Plant;
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId, ZeroMode};
@@ -56,7 +57,14 @@ impl Engine {
                 return Ok(untouched * block);
             }
         }
-        let blocks = unguarded.min(ZERO_BLOCKS);
+        let blocks = match self.zero_prefix(volume.0, lba, unguarded.min(ZERO_BLOCKS)) {
+            Some(0) => return Err(SubmitError::Busy),
+            Some(blocks) => blocks,
+            None => {
+                self.complete(tag, Err(IoFault::BadBlock { lba }));
+                return Ok(block);
+            }
+        };
         // What is kept already, or mapped, is not charged again.
         let promised = match self.volumes.get(volume.0) {
             Some(vol) if keep => self.newly_kept(vol, lba, blocks)?,
@@ -90,6 +98,31 @@ impl Engine {
         });
         self.await_batch(batch, Waiter { tag, durability, rmw: None });
         Ok(blocks * block)
+    }
+
+    /// How many of `blocks` blocks from `lba` lie in leaves that are in memory; begins to read the
+    /// next ones. `None` if the first can't be read.
+    fn zero_prefix(&mut self, volume: u32, lba: u64, blocks: u64) -> Option<u64> {
+        if self.slab.away() == 0 {
+            return Some(blocks);
+        }
+        let per_leaf = LEAF_BLOCKS as u64;
+        let end = lba + blocks;
+        let (mut at, mut asked, mut here) = (lba, 0, None);
+        while at < end && asked < LEAF_READS / 2 {
+            let vol = self.volumes.get(volume)?;
+            let (state, leaves) = vol.map.leaf(at / per_leaf);
+            if let LeafState::Away(away) = state {
+                let page = self.slab.away_leaf(away).page;
+                if self.request_leaf(volume, at / per_leaf, page) == Paging::Bad && at == lba {
+                    return None;
+                }
+                here.get_or_insert(at);
+                asked += 1;
+            }
+            at = (at / per_leaf + leaves) * per_leaf;
+        }
+        Some(here.unwrap_or(end) - lba)
     }
 
     /// How many of the leaves at the ends of a range are kept zeroes as a whole now.

@@ -3,8 +3,9 @@
 mod support;
 
 use flagstone_block::{BLOCK_SIZE, ZeroMode};
+use flagstone_engine::OpenOptions;
 use flagstone_engine::plant::Planted;
-use support::{World, block};
+use support::{OPEN, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
 const BLOCKS: u64 = 6000;
@@ -75,4 +76,35 @@ fn a_damaged_page_costs_time_only() {
     let mut world = World::open(disk);
     assert!(world.report.rebuilt && world.report.leaf_pages_damaged > 0, "{:?}", world.report);
     verify(&mut world, &stamps);
+}
+
+/// A map that never fits its memory is as good as one that does.
+#[test]
+fn leaves_are_dropped_and_read_back() {
+    let (world, mut stamps) = worn();
+    let options = OpenOptions { map_memory: Some(0), ..OPEN };
+    let mut world = World::open_with(world.stop(), &options).unwrap();
+    assert!(!world.report.rebuilt);
+    verify(&mut world, &stamps);
+    let volume = flagstone_block::VolumeId(world.engine.volume_by_name("data").unwrap().id);
+    for stamp in 100_000..110_000u64 {
+        let lba = stamp * 7919 % BLOCKS;
+        world.write(volume, lba * B, &block(stamp)).unwrap();
+        stamps[lba as usize] = stamp;
+    }
+    world.zero(volume, 100 * B, 1000 * B, ZeroMode::Discard).unwrap();
+    stamps[100..1100].fill(0);
+    verify(&mut world, &stamps);
+    let counters = world.engine.counters();
+    assert!(counters.leaves_read > 5_000 && counters.leaves_dropped > 5_000, "{counters:?}");
+    assert!(world.engine.usage().map_bytes < 8 * 5_000, "{:?}", world.engine.usage());
+    let disk = world.disk.clone();
+    let found = flagstone_engine::compare_maps(&mut disk.clone(), Planted::NONE).unwrap();
+    assert_eq!(found, None);
+    let mut world = World::open_with(disk, &options).unwrap();
+    verify(&mut world, &stamps);
+    world.delete(volume);
+    let world = World::open(world.stop());
+    assert_eq!(world.engine.usage().live, 0);
+    world.engine.check().unwrap();
 }

@@ -23,6 +23,8 @@ pub enum Theme {
     Churn,
     /// The pool is filled to the brim.
     Full,
+    /// The map does not fit its memory.
+    Paging,
     /// Most of the pool is at rest, so that the few segments left are used again and again.
     Reuse,
     /// Most of the pool is live, and all of it is overwritten: the cleaner works all the time.
@@ -44,6 +46,7 @@ impl Theme {
         Self::Ring,
         Self::Churn,
         Self::Full,
+        Self::Paging,
         Self::Reuse,
         Self::Clean,
         Self::Metadata,
@@ -192,6 +195,8 @@ pub struct Config {
     pub rates_open: FaultRates,
     /// Blocks that are left when the pool has been filled with data at rest, if it is.
     pub ballast_leaves: Option<u64>,
+    /// Bytes that the map may take.
+    pub map_memory: Option<u64>,
     /// Blocks that the arena has beyond what the engine needs.
     pub arena_blocks: u32,
 }
@@ -206,6 +211,7 @@ impl Config {
             (Theme::Ring, 6),
             (Theme::Churn, 15),
             (Theme::Full, 3),
+            (Theme::Paging, 15),
             (Theme::Reuse, 8),
             (Theme::Clean, 8),
             (Theme::Metadata, 2),
@@ -283,6 +289,7 @@ impl Config {
             rates: FaultRates::default(),
             rates_open: FaultRates::default(),
             ballast_leaves: None,
+            map_memory: rng.one_in(3).then_some(0),
             arena_blocks: rng.pick(&[300, 800, 2048]),
         }
     }
@@ -346,6 +353,27 @@ impl Config {
                 self.lives = rng.between(2, 3) as u32;
                 self.hot_blocks = 0;
                 self.nbd = false;
+            }
+            Theme::Paging => {
+                self.segment_bytes = MIB as u32;
+                self.volumes = vec![rng.pick(&[8, 40, 300]) * 512 * 4096, 64 * 4096];
+                self.blocks_max = rng.pick(&[1, 8, 100]);
+                self.events = (200, rng.between(400, 5_000));
+                self.depth = rng.pick(&[1, 4, 16, 40]);
+                self.mix.read = rng.pick(&[10, 30]);
+                self.mix.discard = rng.pick(&[0, 4, 12]);
+                self.hot_blocks = 0;
+                self.long = rng.pick(&[0, 1, 10]);
+                self.lives = rng.between(2, 4) as u32;
+                self.map_memory = Some(rng.pick(&[0, 0, 150_000, 300_000]));
+                if rng.one_in(3) {
+                    // So much at rest that the cleaner has to work.
+                    self.ballast_leaves = Some(rng.pick(&[300, 1_500]) + rng.below(100));
+                }
+                if rng.one_in(8) {
+                    self.rot = 50;
+                    self.rot_running = rng.pick(&[0, 3_000]);
+                }
             }
             Theme::Reuse => {
                 self.segment_bytes = MIB as u32;

@@ -4,12 +4,15 @@ use super::choose::Search;
 use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::leaf_loader::Paging;
 use crate::limits::{
     CLEAN_GAP_BLOCKS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS, CLEAN_SUMMARIES,
+    LEAF_READS,
 };
+use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::token::Token;
-use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError};
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError, Lba};
 
 /// What became of a block that was to be copied.
 enum Copied {
@@ -134,17 +137,39 @@ impl Engine {
                 lsn: footer.first_lsn + u64::from(entry.lsn_delta),
                 crc: entry.crc,
             };
-            if self.is_live(victim.segment, &moved) {
+            if self.liveness(victim.segment, &moved) != Some(false) {
                 self.cleaner.moves.push(moved);
             }
         }
         true
     }
 
-    /// Whether the map names the block where it was read.
-    pub(super) fn is_live(&self, segment: u32, moved: &Move) -> bool {
-        let pbn = self.geo.pbn(segment, moved.block);
-        self.map_names(moved.volume, moved.lba, pbn, moved.crc)
+    /// Whether the map names the block where it was read; `None` if the leaf that would know is
+    /// not in memory.
+    pub(super) fn liveness(&self, segment: u32, moved: &Move) -> Option<bool> {
+        let Some(volume) = self.volumes.get(moved.volume) else { return Some(false) };
+        let lba = Lba(moved.lba);
+        if volume.map.is_away(&self.slab, lba) {
+            return None;
+        }
+        let here = Mapping::Block { pbn: self.geo.pbn(segment, moved.block), crc: moved.crc };
+        Some(volume.map.get(&self.slab, lba) == here)
+    }
+
+    /// As [`Engine::liveness`], and begins to read the leaf, and those of `ahead`.
+    fn liveness_or_ask(&mut self, segment: u32, at: usize, to: usize) -> Result<bool, Paging> {
+        let moved = self.cleaner.moves[at];
+        if let Some(live) = self.liveness(segment, &moved) {
+            return Ok(live);
+        }
+        let paging = self.leaves_here(moved.volume, Lba(moved.lba), 1, true);
+        if paging == Paging::Coming {
+            for next in at + 1..to.min(at + LEAF_READS / 2) {
+                let Move { volume, lba, .. } = self.cleaner.moves[next];
+                self.prefetch_leaf(volume, Lba(lba));
+            }
+        }
+        Err(paging)
     }
 
     /// Reads ahead: runs of live blocks, across small gaps, since one long read costs less than
@@ -223,7 +248,16 @@ impl Engine {
                     return;
                 }
                 let moved = self.cleaner.moves[span.at];
-                if self.is_live(segment, &moved) {
+                let live = match self.liveness_or_ask(segment, span.at, span.to) {
+                    Ok(live) => live,
+                    Err(Paging::Coming) => return,
+                    Err(_) => {
+                        // Nobody knows whether this block counts: it stays, and its segment.
+                        self.segs.hold_bad(segment);
+                        false
+                    }
+                };
+                if live {
                     left -= 1;
                     let block = span.buffer.part(moved.block - span.first, 1);
                     let good = crate::format::crc32(bufs.bytes(block)) == moved.crc;

@@ -120,6 +120,11 @@ enum OutputStage {
     Closing,
     /// Its summary is written or its seal is on its way.
     Sealing,
+    /// Its seal record `lsn` is retired; the map is being switched to it.
+    Switching {
+        next: usize,
+        lsn: u64,
+    },
 }
 
 /// A segment that moved blocks are written to.

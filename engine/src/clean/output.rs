@@ -3,7 +3,8 @@
 use super::{Output, OutputStage, Target};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
-use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LSN_SPAN};
+use crate::leaf_loader::Paging;
+use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LEAF_READS, LSN_SPAN};
 use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState, Summary, seal_summary};
@@ -217,26 +218,98 @@ impl Engine {
     }
 
     /// The seal record `lsn` of `segment` is retired: if moved blocks lie there, the map entries
-    /// that still name their old places are switched.
-    pub(crate) fn switch_moved(&mut self, segment: u32, lsn: u64) {
-        let sealing =
-            |output: &Output| output.stage == OutputStage::Sealing && output.segment == segment;
-        let Some(o) = self.cleaner.outputs.iter().position(sealing) else { return };
+    /// that still name their old places are switched; the segment counts as sealed after that.
+    pub(crate) fn begin_switch(&mut self, segment: u32, lsn: u64) {
+        let sealing = |output: &super::Output| {
+            output.stage == OutputStage::Sealing && output.segment == segment
+        };
+        match self.cleaner.outputs.iter().position(sealing) {
+            Some(o) => {
+                self.cleaner.outputs[o].stage = OutputStage::Switching { next: 0, lsn };
+                self.advance_switch(o);
+            }
+            None => self.end_seal(segment, lsn),
+        }
+    }
+
+    /// A planted bug: switches before the seal record is written.
+    pub(crate) fn switch_early(&mut self, segment: u32) {
+        let Some(o) = self.cleaner.outputs.iter().position(|output| output.segment == segment)
+        else {
+            return;
+        };
         let targets = std::mem::take(&mut self.cleaner.outputs[o].targets);
-        let blind = self.planted.has(Plant::SwitchBlindly);
         for (block, target) in (0u32..).zip(&targets) {
-            let moved = &target.moved;
-            let here = self.segs.row(target.segment).generation == target.generation
-                && self.is_live(target.segment, moved);
-            if here || (blind && self.volumes.get(moved.volume).is_some()) {
-                let new = Mapping::Block { pbn: self.geo.pbn(segment, block), crc: moved.crc };
-                self.map_block(moved.volume, Lba(moved.lba), new, lsn);
+            self.switch_entry(segment, block, target, self.applied_lsn);
+        }
+        self.cleaner.outputs[o].stage = OutputStage::Idle;
+    }
+
+    fn end_seal(&mut self, segment: u32, lsn: u64) {
+        self.segs.sealed(segment, lsn);
+        self.log_since += u64::from(self.segs.row(segment).entries);
+        self.counters.seals += 1;
+    }
+
+    /// Goes on with the switches that had to wait for leaves of the map.
+    pub(crate) fn advance_switches(&mut self) {
+        for o in 0..self.cleaner.outputs.len() {
+            self.advance_switch(o);
+        }
+    }
+
+    /// Whether the seal record of `segment` is retired, but not all of its entries are switched.
+    pub(crate) fn is_switching(&self, segment: u32) -> bool {
+        self.cleaner.outputs.iter().any(|output| {
+            matches!(output.stage, OutputStage::Switching { .. }) && output.segment == segment
+        })
+    }
+
+    fn advance_switch(&mut self, o: usize) {
+        let output = &mut self.cleaner.outputs[o];
+        let OutputStage::Switching { next, lsn } = output.stage else { return };
+        let segment = output.segment;
+        let targets = std::mem::take(&mut output.targets);
+        let mut at = next;
+        while at < targets.len() && self.switch_entry(segment, at as u32, &targets[at], lsn) {
+            at += 1;
+        }
+        let over = at == targets.len();
+        if !over {
+            for Target { moved, .. } in targets[at..].iter().take(LEAF_READS) {
+                self.prefetch_leaf(moved.volume, Lba(moved.lba));
             }
         }
         let output = &mut self.cleaner.outputs[o];
         output.targets = targets;
-        output.targets.clear();
-        output.stage = OutputStage::Idle;
-        self.again = true;
+        output.stage = OutputStage::Switching { next: at, lsn };
+        if over {
+            output.targets.clear();
+            output.stage = OutputStage::Idle;
+            self.end_seal(segment, lsn);
+        }
+        self.again |= over || at > next;
+    }
+
+    /// Switches one map entry if it still names the block's old place; false if its leaf must be
+    /// read first.
+    fn switch_entry(&mut self, segment: u32, block: u32, target: &Target, lsn: u64) -> bool {
+        let moved = &target.moved;
+        let same = self.segs.row(target.segment).generation == target.generation;
+        let live = match self.liveness(target.segment, moved) {
+            Some(live) => same && live,
+            None if !same => false,
+            None => match self.leaves_here(moved.volume, Lba(moved.lba), 1, true) {
+                Paging::Coming => return false,
+                // The page is damaged: the entry stays, and the old segment with it.
+                _ => return true,
+            },
+        };
+        let blind = self.planted.has(Plant::SwitchBlindly);
+        if live || (blind && self.volumes.get(moved.volume).is_some()) {
+            let new = Mapping::Block { pbn: self.geo.pbn(segment, block), crc: moved.crc };
+            self.map_block(moved.volume, Lba(moved.lba), new, lsn);
+        }
+        true
     }
 }

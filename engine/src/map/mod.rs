@@ -1,8 +1,9 @@
 //! The map: volume block -> pool block and checksum.
 //!
 //! A radix tree per volume: a vector of nodes of 1 GiB, each with 512 leaves of 2 MiB. A leaf is
-//! untouched, all hole, all kept zeroes, or dense; dense leaves live in a slab shared by all volumes, so that a
-//! leaf is a number and a lookup is two array accesses.
+//! untouched, all hole, all kept zeroes, dense, or away; dense leaves live in a slab shared by all
+//! volumes, so that a leaf is a number and a lookup is two array accesses. Of a leaf that is away
+//! its page knows where its blocks lie; which of them are holes is in memory.
 //!
 //! Invariants:
 //! 1. A leaf that was ever written to is never "untouched" again: metadata compaction must
@@ -15,8 +16,8 @@ mod slab;
 mod tree;
 
 pub use leaf::{Leaf, LeafPage, Mapping};
-pub use slab::LeafSlab;
-pub use tree::{LeafState, VolumeMap};
+pub use slab::{Candidate, LeafSlab};
+pub use tree::{LeafState, Reclaim, VolumeMap};
 
 /// Blocks in a leaf: 2 MiB.
 pub const LEAF_BLOCKS: usize = 512;

@@ -1,20 +1,86 @@
-//! Storage of dense leaves: chunks that never move, and a free list. It also counts, for each
-//! segment, the leaves whose page lies there and still says what they say.
+//! Storage of leaves: dense ones in chunks that never move, and, for those whose page alone is kept,
+//! what must be known without reading it. It also counts, for each segment, the leaves whose page
+//! lies there and says what they say.
 
 use super::{Leaf, LeafPage};
+use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
 
 const CHUNK_LEAVES: usize = 64;
+/// Passes of the clock that a leaf survives after it was used.
+const WARM: u8 = 2;
 
-/// All dense leaves of a pool. Grows by a chunk when a new region is first written; a steady
-/// load allocates nothing.
+/// A leaf that is not in memory.
+#[derive(Clone, Debug)]
+pub struct PagedLeaf {
+    /// Where it is.
+    pub page: LeafPage,
+    holes: LeafBits,
+    kept: Option<Box<LeafBits>>,
+}
+
+impl PagedLeaf {
+    /// A leaf with these holes and kept zeroes.
+    #[must_use]
+    pub fn new(page: LeafPage, holes: LeafBits, kept: LeafBits) -> Self {
+        let kept = (kept != LeafBits::default()).then(|| Box::new(kept));
+        Self { page, holes, kept }
+    }
+
+    /// Whether block `i` is a hole, and whether it is a kept zero.
+    #[must_use]
+    pub fn bit(&self, i: usize) -> (bool, bool) {
+        let has = |bits: &LeafBits| bits[i / 64] >> (i % 64) & 1 != 0;
+        (has(&self.holes), self.kept.as_deref().is_some_and(has))
+    }
+
+    /// Which blocks are holes and which are kept zeroes.
+    #[must_use]
+    pub fn bits(&self) -> (LeafBits, LeafBits) {
+        (self.holes, self.kept.as_deref().copied().unwrap_or_default())
+    }
+}
+
+/// Whose a dense leaf is, and how lately it was used.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owner {
+    volume: u32,
+    leaf: u64,
+    used: bool,
+    warmth: u8,
+}
+
+/// A leaf in memory that has a page.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Whose it is.
+    pub volume: u32,
+    /// Its number in the volume.
+    pub leaf: u64,
+    /// Its number in the slab.
+    pub index: u32,
+    /// Its page.
+    pub page: LeafPage,
+    /// It was not used lately.
+    pub cold: bool,
+}
+
+/// All leaves of a pool. Grows by a chunk when a new region is first written; a steady load
+/// allocates nothing.
 #[derive(Debug)]
 pub struct LeafSlab {
     chunks: Vec<Box<[Leaf]>>,
+    owners: Vec<Owner>,
     free: Vec<u32>,
     used: usize,
+    /// Dense leaves with a page.
+    clean: usize,
+    away: Vec<PagedLeaf>,
+    away_free: Vec<u32>,
     /// Leaves with a page, by the segment that it lies in.
     paged: Vec<u32>,
+    /// Where the clock stands.
+    hand: usize,
     geo: Geometry,
 }
 
@@ -22,8 +88,18 @@ impl LeafSlab {
     /// Room for the leaves of a pool.
     #[must_use]
     pub fn new(geo: &Geometry) -> Self {
-        let paged = vec![0; geo.segments as usize];
-        Self { chunks: Vec::new(), free: Vec::new(), used: 0, paged, geo: *geo }
+        Self {
+            chunks: Vec::new(),
+            owners: Vec::new(),
+            free: Vec::new(),
+            used: 0,
+            clean: 0,
+            away: Vec::new(),
+            away_free: Vec::new(),
+            paged: vec![0; geo.segments as usize],
+            hand: 0,
+            geo: *geo,
+        }
     }
 
     /// The pool has grown.
@@ -32,21 +108,25 @@ impl LeafSlab {
         self.geo = *geo;
     }
 
-    /// Takes a leaf of holes.
-    pub fn take(&mut self) -> u32 {
+    /// Takes a leaf of holes, for leaf number `leaf` of a volume.
+    pub fn take(&mut self, volume: u32, leaf: u64) -> u32 {
         if self.free.is_empty() {
             let first = (self.chunks.len() * CHUNK_LEAVES) as u32;
             self.chunks.push(vec![Leaf::new(); CHUNK_LEAVES].into_boxed_slice());
+            self.owners.resize(self.chunks.len() * CHUNK_LEAVES, Owner::default());
             self.free.reserve(self.chunks.len() * CHUNK_LEAVES);
             self.free.extend((first..first + CHUNK_LEAVES as u32).rev());
         }
         self.used += 1;
-        self.free.pop().expect("a chunk was just added")
+        let index = self.free.pop().expect("a chunk was just added");
+        self.owners[index as usize] = Owner { volume, leaf, used: true, warmth: WARM };
+        index
     }
 
     /// Gives a leaf back; it must hold holes only.
     pub fn release(&mut self, index: u32) {
         debug_assert_eq!((self.get(index).mapped(), self.get(index).kept()), (0, 0));
+        self.owners[index as usize].used = false;
         self.used -= 1;
         self.free.push(index);
     }
@@ -64,7 +144,8 @@ impl LeafSlab {
     /// The leaf `index`, to be changed: its page no longer says what it says.
     pub fn get_mut(&mut self, index: u32) -> &mut Leaf {
         if let Some(page) = self.leaf(index).take_page() {
-            self.paged[self.geo.locate(page.pbn).0 as usize] -= 1;
+            self.clean -= 1;
+            self.uncount(page);
         }
         self.leaf(index)
     }
@@ -72,7 +153,16 @@ impl LeafSlab {
     /// Notes that `page` says what the leaf `index` says.
     pub fn set_page(&mut self, index: u32, page: LeafPage) {
         self.get_mut(index).set_page(page);
+        self.clean += 1;
+        self.count(page);
+    }
+
+    fn count(&mut self, page: LeafPage) {
         self.paged[self.geo.locate(page.pbn).0 as usize] += 1;
+    }
+
+    fn uncount(&mut self, page: LeafPage) {
+        self.paged[self.geo.locate(page.pbn).0 as usize] -= 1;
     }
 
     /// Leaves whose page lies in `segment`.
@@ -81,9 +171,108 @@ impl LeafSlab {
         self.paged[segment as usize]
     }
 
+    /// Places for dense leaves.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.owners.len()
+    }
+
     /// Dense leaves in use.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// Leaves that are not in memory.
+    #[must_use]
+    pub fn away(&self) -> usize {
+        self.away.len() - self.away_free.len()
+    }
+
+    /// Leaves in all.
+    #[must_use]
+    pub fn leaves(&self) -> usize {
+        self.used + self.away()
+    }
+
+    /// Dense leaves that have changed since their last page.
+    #[must_use]
+    pub fn dirty(&self) -> usize {
+        self.used - self.clean
+    }
+
+    /// Notes that a leaf was used.
+    pub fn warm(&mut self, index: u32) {
+        self.owners[index as usize].warmth = WARM;
+    }
+
+    /// Moves the clock on by one leaf, and describes it if it has a page.
+    pub fn tick(&mut self) -> Option<Candidate> {
+        let index = self.hand.checked_rem(self.owners.len())?;
+        self.hand = index + 1;
+        let Owner { volume, leaf, used, warmth } = self.owners[index];
+        self.owners[index].warmth = warmth.saturating_sub(1);
+        let index = index as u32;
+        let page = self.get(index).page().filter(|_| used)?;
+        Some(Candidate { volume, leaf, index, page, cold: warmth == 0 })
+    }
+
+    /// A leaf that is not in memory has another page now.
+    pub fn move_away(&mut self, away: u32, page: LeafPage) {
+        self.uncount(self.away[away as usize].page);
+        self.away[away as usize].page = page;
+        self.count(page);
+    }
+
+    /// What is kept of a leaf that is not in memory.
+    #[must_use]
+    pub fn away_leaf(&self, index: u32) -> &PagedLeaf {
+        &self.away[index as usize]
+    }
+
+    /// Notes a leaf that is not in memory; returns its number among these.
+    pub fn put_away(&mut self, leaf: PagedLeaf) -> u32 {
+        self.count(leaf.page);
+        self.store_away(leaf)
+    }
+
+    fn store_away(&mut self, leaf: PagedLeaf) -> u32 {
+        match self.away_free.pop() {
+            Some(index) => {
+                self.away[index as usize] = leaf;
+                index
+            }
+            None => {
+                self.away.push(leaf);
+                (self.away.len() - 1) as u32
+            }
+        }
+    }
+
+    /// Drops a dense leaf from memory, all but what must be known; it must have a page.
+    pub(super) fn evict(&mut self, index: u32) -> u32 {
+        let (holes, kept) = self.get(index).bits();
+        let page = self.leaf(index).take_page().expect("a clean leaf has a page");
+        *self.leaf(index) = Leaf::new();
+        self.clean -= 1;
+        self.release(index);
+        self.store_away(PagedLeaf::new(page, holes, kept))
+    }
+
+    /// Takes back a leaf that was read from its page.
+    pub(super) fn return_leaf(&mut self, away: u32, volume: u32, leaf: u64, content: Leaf) -> u32 {
+        let page = self.away[away as usize].page;
+        self.uncount(page);
+        self.away_free.push(away);
+        let index = self.take(volume, leaf);
+        *self.leaf(index) = content;
+        self.set_page(index, page);
+        index
+    }
+
+    /// Forgets a leaf that is not in memory.
+    pub(super) fn forget(&mut self, away: u32) {
+        self.uncount(self.away[away as usize].page);
+        self.away_free.push(away);
     }
 }

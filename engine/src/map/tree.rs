@@ -1,12 +1,16 @@
 //! The radix tree of one volume.
 
+use super::slab::PagedLeaf;
 use super::{LEAF_BLOCKS, Leaf, LeafPage, LeafSlab, Mapping, NODE_LEAVES};
+use crate::status::StatusKind;
 use flagstone_block::Lba;
 
 const UNTOUCHED: u32 = 0;
 const ALL_HOLE: u32 = 1;
 const ALL_KEPT: u32 = 2;
 const DENSE: u32 = 3;
+/// From here on: the number of a leaf that is not in memory.
+const AWAY: u32 = 1 << 31;
 
 /// Leaves that certainly lie beyond the last node: more than the largest volume has.
 const BEYOND_LEAVES: u64 = 1 << 40;
@@ -24,11 +28,14 @@ pub enum LeafState {
     AllKept,
     /// Number in the [`LeafSlab`].
     Dense(u32),
+    /// Not in memory: number among those of the [`LeafSlab`].
+    Away(u32),
 }
 
 /// Where each block of one volume lies.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct VolumeMap {
+    volume: u32,
     nodes: Vec<Option<Node>>,
     mapped: u64,
     kept: u64,
@@ -45,6 +52,18 @@ fn split(lba: Lba) -> (usize, usize, usize) {
 }
 
 impl VolumeMap {
+    /// The map of a volume in which nothing was written yet.
+    #[must_use]
+    pub fn new(volume: u32) -> Self {
+        Self { volume, nodes: Vec::new(), mapped: 0, kept: 0, touched: 0 }
+    }
+
+    /// Number of the volume.
+    #[must_use]
+    pub fn volume(&self) -> u32 {
+        self.volume
+    }
+
     /// The node numbered `node`; the vector grows to the highest node ever touched, so that a
     /// volume's size alone costs nothing.
     fn node_mut(nodes: &mut Vec<Option<Node>>, node: usize) -> &mut Node {
@@ -95,19 +114,89 @@ impl VolumeMap {
             UNTOUCHED => LeafState::Untouched,
             ALL_HOLE => LeafState::AllHole,
             ALL_KEPT => LeafState::AllKept,
-            dense => LeafState::Dense(dense - DENSE),
+            dense if dense < AWAY => LeafState::Dense(dense - DENSE),
+            away => LeafState::Away(away - AWAY),
         }
     }
 
     /// The mapping of `lba`; a hole beyond the end.
+    ///
+    /// # Panics
+    /// If the block has data and its leaf is not in memory: see [`VolumeMap::is_away`].
     #[must_use]
     pub fn get(&self, slab: &LeafSlab, lba: Lba) -> Mapping {
         let (node, slot, block) = split(lba);
-        match self.nodes.get(node) {
-            Some(Some(node)) if node[slot] >= DENSE => slab.get(node[slot] - DENSE).get(block),
-            Some(Some(node)) if node[slot] == ALL_KEPT => Mapping::Kept,
-            _ => Mapping::Hole,
+        let Some(Some(node)) = self.nodes.get(node) else { return Mapping::Hole };
+        match Self::state(node[slot]) {
+            LeafState::Dense(index) => slab.get(index).get(block),
+            LeafState::AllKept => Mapping::Kept,
+            LeafState::Untouched | LeafState::AllHole => Mapping::Hole,
+            LeafState::Away(index) => match slab.away_leaf(index).bit(block) {
+                (true, _) => Mapping::Hole,
+                (_, true) => Mapping::Kept,
+                _ => unreachable!("a leaf is read before its blocks are looked up"),
+            },
         }
+    }
+
+    /// What kind of block `lba` is, wherever its leaf is.
+    #[must_use]
+    pub fn kind(&self, slab: &LeafSlab, lba: Lba) -> StatusKind {
+        if self.is_away(slab, lba) {
+            return StatusKind::Data;
+        }
+        match self.get(slab, lba) {
+            Mapping::Hole => StatusKind::Hole,
+            Mapping::Kept => StatusKind::Zero,
+            Mapping::Block { .. } => StatusKind::Data,
+        }
+    }
+
+    /// Whether `lba` has data of which only a page knows where it is.
+    #[must_use]
+    pub fn is_away(&self, slab: &LeafSlab, lba: Lba) -> bool {
+        match self.leaf(lba.0 / LEAF_BLOCKS as u64).0 {
+            LeafState::Away(index) => {
+                slab.away_leaf(index).bit(lba.0 as usize % LEAF_BLOCKS) == (false, false)
+            }
+            _ => false,
+        }
+    }
+
+    /// Drops a dense leaf that has a page from memory.
+    pub fn evict(&mut self, slab: &mut LeafSlab, leaf: u64, index: u32) {
+        debug_assert_eq!(self.leaf(leaf).0, LeafState::Dense(index));
+        let away = slab.evict(index);
+        self.set_slot(leaf * LEAF_BLOCKS as u64, AWAY + away);
+    }
+
+    /// Takes back a leaf that was read from `page`; false if it is not wanted any more.
+    pub fn bring_back(
+        &mut self,
+        slab: &mut LeafSlab,
+        leaf: u64,
+        page: LeafPage,
+        content: Leaf,
+    ) -> bool {
+        match self.leaf(leaf).0 {
+            LeafState::Away(away) if slab.away_leaf(away).page == page => {
+                let index = slab.return_leaf(away, self.volume, leaf, content);
+                self.set_slot(leaf * LEAF_BLOCKS as u64, index + DENSE);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts a leaf that stays in its page where there is none.
+    pub fn place_away(&mut self, slab: &mut LeafSlab, leaf: u64, content: &Leaf, page: LeafPage) {
+        let lba = leaf * LEAF_BLOCKS as u64;
+        self.touch(Lba(lba));
+        self.mapped += u64::from(content.mapped());
+        self.kept += u64::from(content.kept());
+        let (holes, kept) = content.bits();
+        let away = slab.put_away(PagedLeaf::new(page, holes, kept));
+        self.set_slot(lba, AWAY + away);
     }
 
     /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged
@@ -131,9 +220,10 @@ impl VolumeMap {
             return now;
         }
         let node = Self::node_mut(&mut self.nodes, node);
+        assert!(node[slot] < AWAY, "a leaf is read before it is changed");
         if node[slot] < DENSE {
             self.touched += u64::from(node[slot] == UNTOUCHED);
-            let index = slab.take();
+            let index = slab.take(self.volume, lba.0 / LEAF_BLOCKS as u64);
             if node[slot] == ALL_KEPT {
                 slab.get_mut(index).fill(Mapping::Kept);
             }
@@ -177,7 +267,7 @@ impl VolumeMap {
         }
         self.mapped += u64::from(content.mapped());
         self.kept += u64::from(content.kept());
-        let index = slab.take();
+        let index = slab.take(self.volume, leaf);
         *slab.get_mut(index) = content;
         if let Some(page) = page {
             slab.set_page(index, page);
@@ -252,6 +342,12 @@ impl VolumeMap {
                     let is_kept = |i: &usize| leaf.get(*i) == Mapping::Kept;
                     blocks.take((next - at) as usize).filter(is_kept).count() as u64
                 }
+                LeafState::Away(index) => {
+                    let leaf = slab.away_leaf(index);
+                    let blocks = (at % per_leaf) as usize..;
+                    let is_kept = |i: &usize| leaf.bit(*i).1;
+                    blocks.take((next - at) as usize).filter(is_kept).count() as u64
+                }
             };
             at = next;
         }
@@ -259,16 +355,16 @@ impl VolumeMap {
     }
 
     /// Takes up to `leaves` dense leaves off the end of the tree and calls `dead` for each data
-    /// block; returns whether anything is left. For volumes that are being deleted.
+    /// block. For volumes that are being deleted.
     pub fn reclaim(
         &mut self,
         slab: &mut LeafSlab,
         mut leaves: usize,
         dead: &mut dyn FnMut(u64),
-    ) -> bool {
-        while let Some(node) = self.nodes.last_mut() {
-            if let Some(node) = node {
-                for slot in node.iter_mut() {
+    ) -> Reclaim {
+        while let Some(number) = self.nodes.len().checked_sub(1) {
+            if let Some(node) = &mut self.nodes[number] {
+                for (i, slot) in node.iter_mut().enumerate() {
                     if *slot == ALL_KEPT {
                         self.kept -= LEAF_BLOCKS as u64;
                         *slot = ALL_HOLE;
@@ -277,7 +373,10 @@ impl VolumeMap {
                         continue;
                     }
                     if leaves == 0 {
-                        return true;
+                        return Reclaim::GoOn;
+                    }
+                    if *slot >= AWAY {
+                        return Reclaim::Away((number * NODE_LEAVES + i) as u64);
                     }
                     leaves -= 1;
                     let leaf = slab.get_mut(*slot - DENSE);
@@ -297,6 +396,26 @@ impl VolumeMap {
             }
             self.nodes.pop();
         }
-        false
+        Reclaim::Done
     }
+
+    /// Gives up a leaf whose page can't be read, in a volume that is being deleted: where its
+    /// blocks lay is not known any more.
+    pub fn give_up(&mut self, slab: &mut LeafSlab, leaf: u64) {
+        if let LeafState::Away(away) = self.leaf(leaf).0 {
+            slab.forget(away);
+            self.set_slot(leaf * LEAF_BLOCKS as u64, ALL_HOLE);
+        }
+    }
+}
+
+/// How far [`VolumeMap::reclaim`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaim {
+    /// Something is left.
+    GoOn,
+    /// This leaf must be read first.
+    Away(u64),
+    /// Nothing is left.
+    Done,
 }

@@ -11,6 +11,7 @@ use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::format::superblock::SLOTS;
 use crate::journal::Journal;
+use crate::leaf_loader::{LeafLoader, leaves_in};
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES, USER_STREAMS};
 use crate::meta_chain::{MetaChain, NO_SEGMENT};
@@ -33,6 +34,9 @@ const SEALING: usize = 64;
 pub struct OpenOptions {
     /// A random number: tells this life's metadata from the leftovers of another.
     pub session: u64,
+    /// Bytes of memory that the map's leaves may take; `None` for no bound. Any bound
+    /// will do; a very small one makes nearly every request read a page first.
+    pub map_memory: Option<u64>,
     /// A deliberate bug; see [`crate::plant`].
     pub planted: Planted,
 }
@@ -51,7 +55,8 @@ impl Engine {
         // After a kill the device may still hold back what is about to be read. Nothing may be
         // built on it, or given to a client, that a power cut can take away again.
         io.flush()?;
-        let mut loaded = load(io, options.planted, Source::Checkpoint)?;
+        let limit = options.map_memory.map(leaves_in);
+        let mut loaded = load(io, options.planted, Source::Checkpoint, limit)?;
         repair_superblocks(io, &loaded)?;
         let sealed = seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
@@ -101,6 +106,8 @@ impl Engine {
         let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
         let leaf_writer = LeafWriter::new(bufs).ok_or(memory)?;
         let scrub = Scrub::new(bufs).ok_or(memory)?;
+        let limit = options.map_memory.map(leaves_in);
+        let leaf_loader = LeafLoader::new(bufs, limit).ok_or(memory)?;
         let mut segs = loaded.replay.segs;
         segs.index_free();
         let superblock = loaded.superblock;
@@ -166,6 +173,7 @@ impl Engine {
             meta_baseline,
             compaction: None,
             leaf_writer,
+            leaf_loader,
             log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock),
             flush: FlushState::new(loaded.last_lsn),

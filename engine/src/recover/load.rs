@@ -1,6 +1,6 @@
 //! Reading a pool: from superblock to map, without writing.
 
-use super::pages::{self, Pages};
+use super::pages::Pages;
 use super::records::{OwnedRecord, Placed, Seal};
 use super::replay::{Input, Replay, replay};
 use super::{RecoveryReport, scan};
@@ -78,6 +78,7 @@ pub(crate) fn load(
     io: &mut dyn BlockIo,
     planted: Planted,
     source: Source,
+    limit: Option<usize>,
 ) -> Result<Loaded, OpenError> {
     let mut report = RecoveryReport::default();
     let superblock = scan::superblock(io, &mut report)?;
@@ -149,19 +150,20 @@ pub(crate) fn load(
         tails: &tails,
         pages: &pages,
         planted,
+        limit,
     };
     let from_pages = match source {
         Source::Checkpoint => {
-            let leaves = pages::read(io, &input, &mut report)?;
-            leaves.map(|leaves| replay(io, &input, volumes(&volume_rows)?, Some(leaves)))
+            replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint, &mut report)?
         }
         Source::Summaries => None,
     };
-    let replay = match from_pages.transpose()?.flatten() {
+    let replay = match from_pages {
         Some(replay) => replay,
         None => {
             report.rebuilt = source == Source::Checkpoint;
-            let replay = replay(io, &input, volumes(&volume_rows)?, None)?;
+            let volumes = volumes(&volume_rows)?;
+            let replay = replay(io, &input, volumes, Source::Summaries, &mut report)?;
             replay.expect("only pages can be found wanting")
         }
     };

@@ -2,18 +2,17 @@
 
 use super::RecoveryReport;
 use super::records::{OwnedRecord, Placed};
-use super::replay::Input;
+use super::replay::{Input, Replay};
 use crate::error::OpenError;
 use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
 use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
-use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafSlab, Mapping};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, Mapping};
 use crate::plant::Plant;
-use crate::segment::{SegmentState, SegmentTable};
-use crate::volume::Volumes;
+use crate::segment::SegmentState;
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Pages read at once.
 const PREFETCH: usize = 256;
@@ -65,12 +64,21 @@ impl Pages {
         }
         Ok(pages)
     }
+
+    /// The leaves `first..end` of a volume that have a page.
+    pub(super) fn of_volume(
+        &self,
+        volume: u32,
+        first: u64,
+        end: u64,
+    ) -> impl Iterator<Item = Key> + '_ {
+        self.named.range((volume, first)..(volume, end.max(first))).map(|(key, _)| *key)
+    }
 }
 
-/// The leaves of the pages, as replay needs them.
+/// What replay must know of the leaves that came from pages.
 #[derive(Debug)]
 pub(super) struct Leaves {
-    read: Vec<(Key, Leaf, LeafPage)>,
     base: HashMap<Key, Base>,
     /// What no page speaks of was empty at this LSN.
     lsn: u64,
@@ -85,25 +93,28 @@ struct Base {
     missing: LeafBits,
 }
 
-/// Reads the pages of all volumes that still exist; `None` if one is damaged.
+/// Reads the pages of all volumes that still exist into the maps, without what is stale, and
+/// counts what is live. With a bound on memory, leaves beyond it stay in their pages, but for
+/// those that `changed` names. `None` if a page is damaged, or names what can't hold data.
 pub(super) fn read(
     io: &mut dyn BlockIo,
     input: &Input<'_>,
+    state: &mut Replay,
+    changed: Option<HashSet<Key>>,
     report: &mut RecoveryReport,
 ) -> Result<Option<Leaves>, OpenError> {
     let geo = &input.geo;
+    let exists = |key: &Key| state.volumes.get(key.0).is_some();
+    let named = input.pages.named.iter().filter(|(key, _)| exists(key));
     let mut order: Vec<(Key, u64, LeafPage)> =
-        input.pages.named.iter().map(|(key, (lsn, page))| (*key, *lsn, *page)).collect();
+        named.map(|(key, (lsn, page))| (*key, *lsn, *page)).collect();
     order.sort_unstable_by_key(|(_, _, page)| page.pbn);
     let page_bytes = geo.leaf_page_blocks() as usize * BLOCK_SIZE;
     let mut buffer = vec![0; PREFETCH.min(order.len()) * page_bytes];
     let mut results = Vec::new();
-    let mut leaves = Leaves {
-        read: Vec::with_capacity(order.len()),
-        base: HashMap::new(),
-        lsn: input.pages.lsn,
-    };
+    let mut leaves = Leaves { base: HashMap::new(), lsn: input.pages.lsn };
     let pool = pool_tag(&input.pool);
+    let mut sound = true;
     for part in order.chunks(PREFETCH) {
         let offset = |pbn: u64| {
             let (segment, block) = geo.locate(pbn);
@@ -132,55 +143,63 @@ pub(super) fn read(
                 leaf = decode(read.into);
             }
             report.leaf_pages += 1;
-            let Some(leaf) = leaf else {
-                report.leaf_pages_damaged += 1;
-                continue;
-            };
-            let none = LeafBits::default();
-            leaves.base.insert(*key, Base { lsn: *lsn, stale: none, missing: none });
-            leaves.read.push((*key, leaf, *page));
+            match leaf {
+                Some(leaf) => {
+                    let here = changed.as_ref().is_none_or(|changed| changed.contains(key));
+                    sound &= leaves.place(state, input, (*key, *lsn, *page), leaf, here);
+                }
+                None => report.leaf_pages_damaged += 1,
+            }
         }
     }
-    Ok((report.leaf_pages_damaged == 0).then_some(leaves))
+    Ok((sound && report.leaf_pages_damaged == 0).then_some(leaves))
 }
 
 impl Leaves {
-    /// Puts the leaves into the maps, without what is stale. False if one names a block that
-    /// can't hold data.
-    pub(super) fn place(
+    /// Puts a leaf into its map; false if it names a block that can't hold data.
+    fn place(
         &mut self,
-        volumes: &mut Volumes,
-        slab: &mut LeafSlab,
-        segs: &SegmentTable,
+        state: &mut Replay,
         input: &Input<'_>,
+        (key, lsn, page): (Key, u64, LeafPage),
+        mut leaf: Leaf,
+        here: bool,
     ) -> bool {
         let geo = &input.geo;
-        for (key, mut leaf, page) in self.read.drain(..) {
-            let Some(volume) = volumes.get_mut(key.0) else { continue };
-            let Some(base) = self.base.get_mut(&key) else { continue };
-            if key.1 * LEAF_BLOCKS as u64 >= volume.blocks() {
+        let Some(volume) = state.volumes.get_mut(key.0) else { return true };
+        if key.1 * LEAF_BLOCKS as u64 >= volume.blocks() {
+            return false;
+        }
+        let mut stale = LeafBits::default();
+        for i in 0..LEAF_BLOCKS {
+            let Mapping::Block { pbn, .. } = leaf.get(i) else { continue };
+            if !geo.is_data(pbn, 1) {
                 return false;
             }
+            let segment = geo.locate(pbn).0;
+            let freed = input.pages.freed.get(&segment).is_some_and(|freed| *freed > lsn);
+            if freed && !input.planted.has(Plant::StaleEntriesStay) {
+                stale[i / 64] |= 1 << (i % 64);
+                leaf.set(i, Mapping::Hole);
+            } else if !matches!(
+                state.segs.row(segment).state,
+                SegmentState::Sealed | SegmentState::Open
+            ) {
+                return false;
+            }
+        }
+        self.base.insert(key, Base { lsn, stale, missing: stale });
+        let whole = stale == LeafBits::default();
+        let fits = input.limit.is_none_or(|limit| state.slab.used() < limit);
+        if here || !whole || fits {
+            volume.map.place(&mut state.slab, key.1, leaf, whole.then_some(page));
+        } else {
             for i in 0..LEAF_BLOCKS {
-                let Mapping::Block { pbn, .. } = leaf.get(i) else { continue };
-                if !geo.is_data(pbn, 1) {
-                    return false;
-                }
-                let segment = geo.locate(pbn).0;
-                let stale = input.pages.freed.get(&segment).is_some_and(|freed| *freed > base.lsn);
-                if stale && !input.planted.has(Plant::StaleEntriesStay) {
-                    base.stale[i / 64] |= 1 << (i % 64);
-                    leaf.set(i, Mapping::Hole);
-                } else if !matches!(
-                    segs.row(segment).state,
-                    SegmentState::Sealed | SegmentState::Open
-                ) {
-                    return false;
+                if let Mapping::Block { pbn, .. } = leaf.get(i) {
+                    state.segs.born(geo.locate(pbn).0);
                 }
             }
-            base.missing = base.stale;
-            let whole = base.stale == LeafBits::default();
-            volume.map.place(slab, key.1, leaf, whole.then_some(page));
+            volume.map.place_away(&mut state.slab, key.1, &leaf, page);
         }
         true
     }

@@ -7,8 +7,9 @@
 //! the page's LSN takes the place of the stale one; it is what was moved, or something later that
 //! comes next supersedes it in turn.
 
-use super::load::{ChainEnd, TailSegment};
-use super::pages::{Leaves, Pages};
+use super::RecoveryReport;
+use super::load::{ChainEnd, Source, TailSegment};
+use super::pages::{self, Leaves, Pages};
 use super::records::{OwnedRecord, Seal};
 use crate::error::OpenError;
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
@@ -20,7 +21,7 @@ use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::Volumes;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 /// Summaries read at once.
 const PREFETCH: usize = 32;
@@ -35,7 +36,7 @@ pub(crate) struct Replay {
     /// Summaries replayed, and the blocks that they describe.
     pub(crate) summaries: u32,
     pub(crate) log_since: u64,
-    geo: Geometry,
+    pub(super) geo: Geometry,
     /// `None`: everything is replayed.
     leaves: Option<Leaves>,
     planted: Planted,
@@ -51,6 +52,8 @@ pub(super) struct Input<'a> {
     pub(super) tails: &'a [TailSegment],
     pub(super) pages: &'a Pages,
     pub(super) planted: Planted,
+    /// Leaves that may be in memory; `None` for all.
+    pub(super) limit: Option<usize>,
 }
 
 /// A summary being merged.
@@ -107,7 +110,8 @@ pub(super) fn replay(
     io: &mut dyn BlockIo,
     input: &Input<'_>,
     volumes: Volumes,
-    leaves: Option<Leaves>,
+    source: Source,
+    report: &mut RecoveryReport,
 ) -> Result<Option<Replay>, OpenError> {
     let geo = &input.geo;
     let mut state = Replay {
@@ -122,18 +126,22 @@ pub(super) fn replay(
         planted: input.planted,
     };
     state.place_segments(input)?;
-    let logged = |seal: &&Seal| leaves.is_none() || !seal.stated;
+    let logged = |seal: &&Seal| source == Source::Summaries || !seal.stated;
     let mut sealed: Vec<Seal> = input.sealed.iter().filter(logged).copied().collect();
     state.summaries = sealed.len() as u32;
     let since = input.sealed.iter().filter(|seal| !seal.stated);
     state.log_since = since.map(|seal| u64::from(seal.entries)).sum();
-    if let Some(mut leaves) = leaves {
-        if !leaves.place(&mut state.volumes, &mut state.slab, &state.segs, input) {
+    sealed.sort_by_key(|seal| seal.first_lsn);
+    if source == Source::Checkpoint {
+        let changed = match input.limit {
+            Some(_) => Some(state.changed_leaves(io, input, &sealed)?),
+            None => None,
+        };
+        let Some(leaves) = pages::read(io, input, &mut state, changed, report)? else {
             return Ok(None);
-        }
+        };
         state.leaves = Some(leaves);
     }
-    sealed.sort_by_key(|seal| seal.first_lsn);
     let mut changes = input.changes.iter().peekable();
     let mut open: Vec<Cursor> = Vec::new();
     // Next entry of each open summary, by LSN.
@@ -189,6 +197,40 @@ pub(super) fn replay(
 }
 
 impl Replay {
+    /// The leaves that something which was logged since the checkpoint is about: they must be in
+    /// memory for the replay.
+    fn changed_leaves(
+        &mut self,
+        io: &mut dyn BlockIo,
+        input: &Input<'_>,
+        sealed: &[Seal],
+    ) -> Result<HashSet<(u32, u64)>, OpenError> {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let mut changed = HashSet::new();
+        let mut ready = VecDeque::new();
+        for part in sealed.chunks(PREFETCH) {
+            self.read_summaries(io, &input.pool, part, &mut ready)?;
+            for summary in ready.drain(..) {
+                for &block in &summary.order {
+                    let entry = Cursor::at(&summary.entries, block);
+                    changed.insert((entry.volume, entry.lba / per_leaf));
+                }
+            }
+        }
+        for change in input.changes {
+            let (volume, lba, blocks) = match *change {
+                OwnedRecord::Write { volume, lba, ref crcs, .. } => {
+                    (volume, lba, crcs.len() as u64)
+                }
+                OwnedRecord::Zero { volume, lba, blocks, .. } => (volume, lba, u64::from(blocks)),
+                _ => continue,
+            };
+            let end = lba.saturating_add(blocks).div_ceil(per_leaf);
+            changed.extend(input.pages.of_volume(volume, lba / per_leaf, end));
+        }
+        Ok(changed)
+    }
+
     fn read_summaries(
         &mut self,
         io: &mut dyn BlockIo,

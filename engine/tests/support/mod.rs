@@ -129,7 +129,7 @@ pub struct World {
 }
 
 pub const OPEN: OpenOptions =
-    OpenOptions { session: 7, planted: flagstone_engine::plant::Planted::NONE };
+    OpenOptions { session: 7, map_memory: None, planted: flagstone_engine::plant::Planted::NONE };
 
 impl World {
     pub fn format(size: u64, segment_bytes: u32) -> Self {
@@ -143,9 +143,13 @@ impl World {
         Self::try_open(disk).unwrap()
     }
 
-    pub fn try_open(mut disk: Disk) -> Result<Self, OpenError> {
+    pub fn try_open(disk: Disk) -> Result<Self, OpenError> {
+        Self::open_with(disk, &OPEN)
+    }
+
+    pub fn open_with(mut disk: Disk, options: &OpenOptions) -> Result<Self, OpenError> {
         let mut arena = Arena::new(4096);
-        let (engine, report) = Engine::open(&mut disk, &mut arena, &OPEN)?;
+        let (engine, report) = Engine::open(&mut disk, &mut arena, options)?;
         engine.check().unwrap();
         Ok(Self { disk, arena, engine, report, now_ns: 0, next_tag: 1 })
     }

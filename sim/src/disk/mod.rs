@@ -266,6 +266,18 @@ impl Disk {
         per_million > 0 && self.rng.below(1_000_000) < u64::from(per_million)
     }
 
+    /// What the device holds, without faults; true, for callers that could be refused.
+    pub fn peek(&self, offset: u64, into: &mut [u8]) -> bool {
+        let first = (offset / BLOCK_SIZE as u64) as usize;
+        for (block, into) in self.current[first..].iter().zip(into.chunks_exact_mut(BLOCK_SIZE)) {
+            match block {
+                Some(bytes) => into.copy_from_slice(&bytes[..]),
+                None => into.fill(0),
+            }
+        }
+        true
+    }
+
     /// Returns also which blocks, counted from `offset`, a fault touched.
     fn read_blocks(&mut self, offset: u64, into: &mut [u8]) -> (Result<(), DeviceError>, Vec<u32>) {
         let (result, touched) = self.read_with_faults(offset, into);

@@ -5,7 +5,7 @@ use crate::content::Place;
 use crate::oracle::{Found, FoundVolume};
 use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
 use flagstone_engine::limits::{CLEAN_CLASSES, USER_STREAMS};
-use flagstone_engine::{IoFault, StatusKind, VolumeUsage};
+use flagstone_engine::{IoFault, StatusKind, SubmitError, VolumeUsage};
 
 /// Blocks read at once.
 const RUN: u64 = 256;
@@ -50,10 +50,20 @@ impl World {
         let kinds = self.kinds(volume, first, blocks)?;
         let tag = Tag(u64::MAX);
         let touched_before = self.disk.counters().tainted_reads;
-        let engine = self.engine.as_mut().expect("the process lives");
-        if let Err(error) = engine.read(&mut self.arena, tag, VolumeId(volume), Lba(first), buffer)
-        {
-            return Err(self.fail(format!("a read after recovery was refused: {error}")));
+        let mut turns = 0;
+        loop {
+            let engine = self.engine.as_mut().expect("the process lives");
+            let volume = VolumeId(volume);
+            match engine.read(&mut self.arena, tag, volume, Lba(first), buffer) {
+                Ok(()) => break,
+                // A leaf of the map has to be read first.
+                Err(SubmitError::Busy) if turns < 1000 => turns += 1,
+                Err(error) => {
+                    return Err(self.fail(format!("a read after recovery was refused: {error}")));
+                }
+            }
+            engine.pump(&mut self.arena, self.now_ns);
+            self.run_disk()?;
         }
         let result = self.read_now(tag)?;
         match result {
@@ -80,14 +90,39 @@ impl World {
         Ok(())
     }
 
+    /// Runs the disk until nothing is under way.
+    fn run_disk(&mut self) -> Check {
+        self.submit_all()?;
+        while self.disk.in_flight() > 0 {
+            self.end_first()?;
+            self.submit_all()?;
+        }
+        Ok(())
+    }
+
+    fn submit_all(&mut self) -> Check {
+        while let Some(io) = self.engine().next_io() {
+            if let Err(what) = self.disk.submit(io, &self.arena) {
+                return Err(self.fail(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn end_first(&mut self) -> Check {
+        let ended = match self.disk.complete(0, &mut self.arena) {
+            Ok(ended) => ended,
+            Err(what) => return Err(self.fail(what)),
+        };
+        let engine = self.engine.as_mut().expect("the process lives");
+        engine.device_done(&mut self.arena, ended.token, ended.result);
+        Ok(())
+    }
+
     /// Runs the disk for one read alone.
     fn read_now(&mut self, tag: Tag) -> Check<Result<(), IoFault>> {
         for _ in 0..10_000 {
-            while let Some(io) = self.engine().next_io() {
-                if let Err(what) = self.disk.submit(io, &self.arena) {
-                    return Err(self.fail(what));
-                }
-            }
+            self.submit_all()?;
             if let Some(completion) = self.engine().next_completion() {
                 if completion.tag != tag {
                     return Err(self.fail("an answer that nobody waits for"));
@@ -97,12 +132,7 @@ impl World {
             if self.disk.in_flight() == 0 {
                 return Err(self.fail("stuck: a read is never answered"));
             }
-            let ended = match self.disk.complete(0, &mut self.arena) {
-                Ok(ended) => ended,
-                Err(what) => return Err(self.fail(what)),
-            };
-            let engine = self.engine.as_mut().expect("the process lives");
-            engine.device_done(&mut self.arena, ended.token, ended.result);
+            self.end_first()?;
         }
         Err(self.fail("no end of reads"))
     }
@@ -128,7 +158,9 @@ impl World {
 
     /// The engine's own recount agrees with its counters, at any moment.
     pub fn check_engine(&mut self) -> Check {
-        match self.engine().check() {
+        let (engine, disk) = (self.engine.as_ref().expect("a pool is open"), &self.disk);
+        let mut read = |offset, into: &mut [u8]| disk.peek(offset, into);
+        match engine.check_with(&mut read) {
             Ok(()) => Ok(()),
             Err(what) => Err(self.fail(format!("the engine's accounts are wrong: {what}"))),
         }

@@ -123,7 +123,9 @@ impl World {
     fn attempt(&mut self) -> Result<(Engine, RecoveryReport), OpenError> {
         self.arena.reset();
         self.stats.recoveries += 1;
-        let options = OpenOptions { session: self.rng.next(), planted: planted(self.plant) };
+        let map_memory = self.config.map_memory;
+        let (session, planted) = (self.rng.next(), planted(self.plant));
+        let options = OpenOptions { session, map_memory, planted };
         Engine::open(&mut self.disk, &mut self.arena, &options)
     }
 

@@ -1,0 +1,364 @@
+//! Leaves that are not in memory: reading them back from their pages, and dropping others for it.
+//!
+//! With a bound on the map's memory, leaves that have not changed since their last page and were
+//! not used lately are dropped, and read back when a request needs to know where their blocks lie.
+//! A request that meets such a leaf is answered `Busy` while it is being read. Which blocks are
+//! holes is known without it.
+//!
+//! Invariants:
+//! 1. A leaf is dropped only if its page is on the device and says what the leaf says, and no
+//!    record under way is about it: what is applied finds its leaf in memory.
+//! 2. Leaves in memory and on their way there are at most the bound and its slack; at that point
+//!    a request that needs another waits until one could be dropped. When most have changed, a
+//!    checkpoint gives them pages.
+
+use crate::batch::Effect;
+use crate::engine::Engine;
+use crate::format::leaf::Header;
+use crate::limits::{LEAF_READS, LEAF_SLACK, MAP_LEAVES_MIN};
+use crate::map::{Candidate, LEAF_BLOCKS, Leaf, LeafPage, LeafState};
+use crate::plant::Plant;
+use crate::token::Token;
+use flagstone_block::{Buffer, Buffers, DeviceCommand, DeviceError, Lba};
+use std::collections::VecDeque;
+
+/// Leaves that the clock looks at in one turn.
+const CLOCK_STEPS: usize = 256;
+/// Leaves dropped in one turn.
+const EVICTIONS: usize = 32;
+/// Leaves that could not be read, and nobody has asked for again.
+const BAD_LEAVES: usize = 64;
+
+/// Blocks that it takes from the arena: a page has two at most.
+pub(crate) const OWN_BLOCKS: u32 = 2 * LEAF_READS as u32;
+
+/// Whether leaves are in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paging {
+    /// They are.
+    Here,
+    /// One is being read, or will be when there is room.
+    Coming,
+    /// One can't be read.
+    Bad,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Reading { retried: bool },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    buffer: Buffer,
+    stage: Stage,
+    volume: u32,
+    leaf: u64,
+    page: LeafPage,
+    /// Only to be written again elsewhere.
+    moves: bool,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct LeafLoader {
+    slots: Vec<Slot>,
+    reading: usize,
+    bad: VecDeque<(u32, u64)>,
+    /// A leaf that was read to be written again elsewhere.
+    moved: Option<Box<(u32, u64, Leaf)>>,
+    /// Leaves that may be in memory; `None` for all.
+    limit: Option<usize>,
+    /// Somebody found no room.
+    starved: bool,
+}
+
+/// Leaves that fit in `bytes` bytes of memory, so that the slack fits too.
+pub(crate) fn leaves_in(bytes: u64) -> usize {
+    let leaves = usize::try_from(bytes).unwrap_or(usize::MAX) / size_of::<Leaf>();
+    (leaves - leaves / 8).saturating_sub(LEAF_SLACK).max(MAP_LEAVES_MIN)
+}
+
+impl LeafLoader {
+    /// Takes its buffers from the arena; `None` if that is too small.
+    pub(crate) fn new(bufs: &mut impl Buffers, limit: Option<usize>) -> Option<Self> {
+        let mut slots = Vec::with_capacity(LEAF_READS);
+        for _ in 0..LEAF_READS {
+            let page = LeafPage { pbn: 0, crc: 0 };
+            let (buffer, stage) = (bufs.alloc(2)?, Stage::Idle);
+            slots.push(Slot { buffer, stage, volume: 0, leaf: 0, page, moves: false });
+        }
+        let bad = VecDeque::with_capacity(BAD_LEAVES);
+        Some(Self { slots, reading: 0, bad, moved: None, limit, starved: false })
+    }
+
+    /// Gives every buffer back.
+    pub(crate) fn release(&mut self, bufs: &mut impl Buffers) {
+        self.slots.drain(..).for_each(|slot| bufs.free(slot.buffer));
+    }
+
+    /// Whether a page is being read.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.reading > 0
+    }
+
+    fn take_bad(&mut self, volume: u32, leaf: u64) -> bool {
+        let at = self.bad.iter().position(|bad| *bad == (volume, leaf));
+        at.and_then(|at| self.bad.remove(at)).is_some()
+    }
+}
+
+impl Engine {
+    /// Whether the leaves of `blocks` blocks from `lba` are in memory, or can be answered for
+    /// without: with `data`, those whose part of the range is all holes need not be. Begins to
+    /// read those that are not.
+    pub(crate) fn leaves_here(&mut self, volume: u32, lba: Lba, blocks: u64, data: bool) -> Paging {
+        if self.leaf_loader.limit.is_none() && self.slab.away() == 0 {
+            return Paging::Here;
+        }
+        let per_leaf = LEAF_BLOCKS as u64;
+        let (mut at, end) = (lba.0, lba.0 + blocks);
+        let mut found = Paging::Here;
+        while at < end {
+            let leaf_end = ((at / per_leaf + 1) * per_leaf).min(end);
+            let Some(vol) = self.volumes.get(volume) else { return Paging::Here };
+            match vol.map.leaf(at / per_leaf).0 {
+                LeafState::Dense(index) => self.slab.warm(index),
+                LeafState::Away(away) => {
+                    let needed = !data || {
+                        let leaf = self.slab.away_leaf(away);
+                        (at..leaf_end).any(|b| leaf.bit((b % per_leaf) as usize) == (false, false))
+                    };
+                    if needed {
+                        let page = self.slab.away_leaf(away).page;
+                        match self.request_leaf(volume, at / per_leaf, page) {
+                            Paging::Bad => return Paging::Bad,
+                            paging => found = paging,
+                        }
+                    }
+                }
+                _ => {}
+            }
+            at = leaf_end;
+        }
+        found
+    }
+
+    /// Begins to read the leaf of a data block that will be looked up soon, if there is room.
+    pub(crate) fn prefetch_leaf(&mut self, volume: u32, lba: Lba) {
+        let Some(vol) = self.volumes.get(volume) else { return };
+        let leaf = lba.0 / LEAF_BLOCKS as u64;
+        if let LeafState::Away(away) = vol.map.leaf(leaf).0
+            && self.has_leaf_room(1)
+            && !self.leaf_loader.bad.contains(&(volume, leaf))
+        {
+            let page = self.slab.away_leaf(away).page;
+            self.request_leaf(volume, leaf, page);
+        }
+    }
+
+    /// Begins to read a leaf that is not in memory, if there is room.
+    pub(crate) fn request_leaf(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
+        if self.is_leaf_coming(volume, leaf) {
+            return Paging::Coming;
+        }
+        if self.leaf_loader.take_bad(volume, leaf) {
+            return Paging::Bad;
+        }
+        if self.leaf_writer.is_pending(&self.geo, page) {
+            self.send_leaf_pages();
+            return Paging::Coming;
+        }
+        let idle = self.leaf_loader.slots.iter().position(|slot| slot.stage == Stage::Idle);
+        let Some(i) = idle.filter(|_| self.has_leaf_room(1)) else {
+            self.leaf_loader.starved = true;
+            return Paging::Coming;
+        };
+        self.begin_leaf_read(i, (volume, leaf), page, false);
+        Paging::Coming
+    }
+
+    /// Begins to read a leaf that is to be written again elsewhere, without bringing it to memory.
+    pub(crate) fn request_move(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
+        if self.is_leaf_coming(volume, leaf) {
+            return Paging::Coming;
+        }
+        if self.leaf_loader.take_bad(volume, leaf) {
+            return Paging::Bad;
+        }
+        let idle = |slot: &Slot| slot.stage == Stage::Idle;
+        if let Some(i) = self.leaf_loader.slots.iter().position(idle) {
+            self.begin_leaf_read(i, (volume, leaf), page, true);
+        }
+        Paging::Coming
+    }
+
+    /// The leaf that [`Engine::request_move`] asked for, if it is there.
+    pub(crate) fn take_moved(&mut self, volume: u32, leaf: u64) -> Option<Box<(u32, u64, Leaf)>> {
+        self.leaf_loader.moved.take_if(|moved| (moved.0, moved.1) == (volume, leaf))
+    }
+
+    /// Gives it back, for later.
+    pub(crate) fn keep_moved(&mut self, moved: Box<(u32, u64, Leaf)>) {
+        self.leaf_loader.moved = Some(moved);
+    }
+
+    fn begin_leaf_read(&mut self, i: usize, key: (u32, u64), page: LeafPage, moves: bool) {
+        let slot = &mut self.leaf_loader.slots[i];
+        (slot.volume, slot.leaf, slot.page, slot.moves) = (key.0, key.1, page, moves);
+        slot.stage = Stage::Reading { retried: false };
+        self.leaf_loader.reading += 1;
+        self.counters.leaves_read += 1;
+        self.read_leaf(i);
+    }
+
+    /// Whether the leaf is being read.
+    pub(crate) fn is_leaf_coming(&self, volume: u32, leaf: u64) -> bool {
+        let slots = &self.leaf_loader.slots;
+        slots.iter().any(|s| s.stage != Stage::Idle && (s.volume, s.leaf) == (volume, leaf))
+    }
+
+    fn read_leaf(&mut self, i: usize) {
+        let slot = &self.leaf_loader.slots[i];
+        let (segment, block) = self.geo.locate(slot.page.pbn);
+        let offset = self.geo.segment_offset(segment, block);
+        let buffer = slot.buffer.part(0, self.geo.leaf_page_blocks());
+        self.segs.row_mut(segment).pins += 1;
+        self.emit(Token::LeafRead(i as u32), DeviceCommand::Read { offset, buffer });
+    }
+
+    /// Notes that somebody waits for room for another leaf.
+    pub(crate) fn starve_for_leaves(&mut self) {
+        self.leaf_loader.starved = true;
+    }
+
+    /// Whether `more` leaves may be brought to memory beside those that are there or on their way.
+    pub(crate) fn has_leaf_room(&self, more: u64) -> bool {
+        let Some(limit) = self.leaf_loader.limit else { return true };
+        let slack = limit / 8 + LEAF_SLACK;
+        self.leaves_in_memory() + more as usize <= limit + slack
+    }
+
+    fn leaves_in_memory(&self) -> usize {
+        self.slab.used() + self.leaf_loader.reading + self.new_leaves_in_flight() as usize
+    }
+
+    /// A page was read, or could not be.
+    pub(crate) fn leaf_read_done(
+        &mut self,
+        bufs: &mut impl Buffers,
+        i: u32,
+        result: Result<(), DeviceError>,
+    ) {
+        let i = i as usize;
+        let slot = self.leaf_loader.slots[i];
+        let Stage::Reading { retried } = slot.stage else { return };
+        let bytes = bufs.bytes(slot.buffer.part(0, self.geo.leaf_page_blocks()));
+        let lba = slot.leaf * LEAF_BLOCKS as u64;
+        let content = result.ok().and_then(|()| Header::decode(self.pool_tag, bytes).ok());
+        let believed = self.planted.has(Plant::BelievePages);
+        let right = content.filter(|(header, _, crc)| {
+            believed || (*crc == slot.page.crc && (header.volume, header.lba) == (slot.volume, lba))
+        });
+        let segment = self.geo.locate(slot.page.pbn).0;
+        self.segs.row_mut(segment).pins -= 1;
+        if right.is_none() && !retried {
+            self.leaf_loader.slots[i].stage = Stage::Reading { retried: true };
+            self.counters.read_retries += 1;
+            return self.read_leaf(i);
+        }
+        self.leaf_loader.slots[i].stage = Stage::Idle;
+        self.leaf_loader.reading -= 1;
+        self.again = true;
+        let Some((_, content, _)) = right else {
+            self.counters.leaf_pages_bad += 1;
+            if self.leaf_loader.bad.len() == BAD_LEAVES {
+                self.leaf_loader.bad.pop_front();
+            }
+            self.leaf_loader.bad.push_back((slot.volume, slot.leaf));
+            return;
+        };
+        if slot.moves {
+            self.leaf_loader.moved = Some(Box::new((slot.volume, slot.leaf, content)));
+            return;
+        }
+        let map = match self.volumes.get_mut(slot.volume) {
+            Some(volume) => Some(&mut volume.map),
+            None => self.graves.iter_mut().find(|map| map.volume() == slot.volume),
+        };
+        if let Some(map) = map {
+            map.bring_back(&mut self.slab, slot.leaf, slot.page, content);
+        }
+    }
+
+    /// Drops leaves from memory when there are more than the bound allows; returns whether there
+    /// is more to do. The clock goes round once at most, so that a leaf that was just read is
+    /// still there when the request that asked for it comes again.
+    pub(crate) fn advance_paging(&mut self) -> bool {
+        let Some(limit) = self.leaf_loader.limit else { return false };
+        let (mut steps, mut dropped) = (CLOCK_STEPS.min(self.slab.slots()), 0);
+        let mut warm = false;
+        while (self.leaves_in_memory() > limit || self.leaf_loader.starved)
+            && dropped < EVICTIONS
+            && steps > 0
+        {
+            steps -= 1;
+            let Some(Candidate { volume, leaf, index, page, cold }) = self.slab.tick() else {
+                continue;
+            };
+            if self.leaf_writer.is_pending(&self.geo, page) || self.is_leaf_under_way(volume, leaf)
+            {
+                continue;
+            }
+            if !cold {
+                warm = true;
+                continue;
+            }
+            let map = match self.volumes.get_mut(volume) {
+                Some(volume) => Some(&mut volume.map),
+                None => self.graves.iter_mut().find(|map| map.volume() == volume),
+            };
+            let Some(map) = map else { continue };
+            map.evict(&mut self.slab, leaf, index);
+            self.counters.leaves_dropped += 1;
+            self.leaf_loader.starved = false;
+            dropped += 1;
+        }
+        // What was still warm in this turn may not be in the next.
+        let more = self.leaves_in_memory() > limit || self.leaf_loader.starved;
+        self.leaf_loader.starved = false;
+        dropped > 0 || (more && warm)
+    }
+
+    /// Whether a record under way is about this leaf.
+    fn is_leaf_under_way(&self, volume: u32, leaf: u64) -> bool {
+        if self.planted.has(Plant::DropBusyLeaves) {
+            return false;
+        }
+        let first = leaf * LEAF_BLOCKS as u64;
+        let end = first + LEAF_BLOCKS as u64;
+        self.effects_under_way().any(|effect| match effect {
+            Effect::Write { volume: of, lba, blocks, .. } => {
+                of == volume && lba < end && first < lba + u64::from(blocks)
+            }
+            Effect::Zero { volume: of, lba, blocks, .. } => {
+                of == volume && lba < end && first < lba + blocks
+            }
+            _ => false,
+        })
+    }
+
+    /// Whether what has to end before a stop waits for room for a leaf that only a checkpoint can
+    /// make.
+    pub(crate) fn stop_wants_pages(&self) -> bool {
+        let waits = !self.cleaner.is_idle() || !self.rmws.is_idle();
+        waits && !self.has_leaf_room(1) && self.slab.dirty() == self.slab.used()
+    }
+
+    /// Whether so many leaves have changed that a checkpoint should give them pages, so that
+    /// they can be dropped.
+    pub(crate) fn leaves_want_pages(&self) -> bool {
+        self.leaf_loader.limit.is_some_and(|limit| self.slab.dirty() > limit / 4 * 3)
+    }
+}
