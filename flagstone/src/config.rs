@@ -18,12 +18,13 @@ use crate::size::{SizeError, parse_size};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 11] = [
     "pool",
     "nbd-socket",
     "nbd-listen",
     "api-socket",
     "memory",
+    "map-memory",
     "max-connections",
     "on-full",
     "full-wait",
@@ -44,6 +45,8 @@ pub struct FileConfig {
     pub api_socket: Option<PathBuf>,
     /// `memory`: bytes.
     pub memory: Option<u64>,
+    /// `map-memory`: bytes.
+    pub map_memory: Option<u64>,
     /// `max-connections`.
     pub max_connections: Option<u32>,
     /// `on-full`: `wait` or `error`.
@@ -166,6 +169,7 @@ impl FileConfig {
             "nbd-listen" => self.nbd_listen = Some(address(value)?),
             "api-socket" => self.api_socket = Some(path_value(value)?),
             "memory" => self.memory = Some(size(value)?),
+            "map-memory" => self.map_memory = Some(size(value)?),
             "max-connections" => self.max_connections = Some(count(value)?),
             "on-full" => {
                 self.on_full = Some(match string(value)? {
@@ -289,6 +293,7 @@ mod tests {
              nbd-listen = \"127.0.0.1\"\n\
              api-socket = \"/run/a.sock\"\n\
              memory = \"512MiB\"\n\
+             map-memory = \"2G\"\n\
              max-connections = 64\n\
              on-full = \"error\"\n\
              full-wait = 5\n\
@@ -302,6 +307,7 @@ mod tests {
             nbd_listen: Some("127.0.0.1:10809".parse().unwrap()),
             api_socket: Some("/run/a.sock".into()),
             memory: Some(512 << 20),
+            map_memory: Some(2 << 30),
             max_connections: Some(64),
             on_full: Some(OnFull::Error),
             full_wait: Some(Duration::from_secs(5)),

@@ -65,6 +65,7 @@ impl Backend for Fake {
             free_bytes: 2,
             reserved_bytes: 5,
             debt_bytes: 6,
+            map_bytes: 7,
             warning_percent: Some(75),
             waiting: 1,
             provisioned_bytes: 9,

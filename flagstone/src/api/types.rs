@@ -185,6 +185,8 @@ pub struct Pool {
     /// Bytes that are dead but not reclaimed yet: what the cleaner owes.
     #[serde(default)]
     pub debt_bytes: u64,
+    /// Memory that the map takes.
+    pub map_bytes: u64,
     /// The highest of 75, 85 and 93 percent of the capacity that is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning_percent: Option<u32>,

@@ -82,6 +82,11 @@ pub struct Args {
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
 
+    /// Memory for the map of what lies where: 4.6 KiB for every 2 MiB that hold data; what does not
+    /// fit is read when it is needed [default: 1G]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
+    map_memory: Option<u64>,
+
     /// NBD connections at a time; more are turned away [default: 128]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
@@ -145,6 +150,7 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
         nbd_unix: Some(nbd_socket),
         nbd_tcp: args.nbd_listen.or(file.nbd_listen),
         memory_bytes: args.memory.or(file.memory).unwrap_or(defaults.memory_bytes),
+        map_memory: args.map_memory.or(file.map_memory).or(defaults.map_memory),
         max_connections: args
             .max_connections
             .or(file.max_connections)

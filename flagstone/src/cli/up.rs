@@ -60,6 +60,11 @@ pub struct Args {
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
 
+    /// Memory for the map of what lies where: 4.6 KiB for every 2 MiB that hold data; what does not
+    /// fit is read when it is needed [default: 1G]
+    #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
+    map_memory: Option<u64>,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -79,6 +84,7 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
             nbd_unix: Some(dir.join(NBD_SOCKET)),
             nbd_tcp: args.nbd_listen,
             memory_bytes: args.memory.unwrap_or(defaults.memory_bytes),
+            map_memory: args.map_memory.or(defaults.map_memory),
             ..defaults
         },
         api_socket: dir.join(UP_API_SOCKET),

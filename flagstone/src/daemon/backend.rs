@@ -180,6 +180,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         free_bytes: status.free_bytes,
         reserved_bytes: status.reserved_bytes,
         debt_bytes: status.debt_bytes,
+        map_bytes: status.map_bytes,
         warning_percent: status.warning_percent,
         waiting: status.waiting,
         provisioned_bytes: status.provisioned_bytes,

@@ -19,16 +19,18 @@ use crate::pool::create::{self, CreateError};
 /// How a pool is opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
-    /// Memory for buffers in bytes, fixed while the pool is open. The map of what lies where comes
-    /// on top: 4.5 KiB for every 2 MiB that hold data.
+    /// Memory for buffers in bytes, fixed while the pool is open.
     pub memory_bytes: u64,
+    /// Memory for the map of what lies where, in bytes: 4.6 KiB for every 2 MiB that hold data; what
+    /// does not fit is read from the device when it is needed. `None` for no bound.
+    pub map_memory: Option<u64>,
     /// How long writes wait for space before they fail, where their volume is set to wait.
     pub full_wait: Duration,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { memory_bytes: 64 << 20, full_wait: FULL_WAIT }
+        Self { memory_bytes: 64 << 20, map_memory: Some(1 << 30), full_wait: FULL_WAIT }
     }
 }
 
@@ -152,6 +154,7 @@ impl Pool {
         let config = NodeConfig {
             pools: vec![path.as_ref().to_owned()],
             memory_bytes: options.memory_bytes,
+            map_memory: options.map_memory,
             full_wait: options.full_wait,
             // There is no listener; the ring wants room for one.
             max_connections: 1,

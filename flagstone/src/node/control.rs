@@ -32,6 +32,8 @@ pub struct NodeConfig {
     pub nbd_tcp: Option<SocketAddr>,
     /// Memory for buffers in bytes; fixed at start, see [`super::limits`] for the least.
     pub memory_bytes: u64,
+    /// Memory for the maps of all pools in bytes, each an equal part; `None` for no bound.
+    pub map_memory: Option<u64>,
     /// NBD connections at a time, handshakes included; more are turned away at accept.
     pub max_connections: u32,
     /// How long a client may take to choose an export.
@@ -49,6 +51,7 @@ impl Default for NodeConfig {
             nbd_unix: None,
             nbd_tcp: None,
             memory_bytes: 256 << 20,
+            map_memory: Some(1 << 30),
             max_connections: 128,
             handshake_timeout: Duration::from_secs(30),
             on_full: OnFull::default(),
@@ -140,6 +143,8 @@ pub struct PoolStatus {
     pub reserved_bytes: u64,
     /// Bytes that are dead but not reclaimed yet: the cleaner's debt.
     pub debt_bytes: u64,
+    /// Memory that the map takes.
+    pub map_bytes: u64,
     /// The highest of the [`WARNINGS`] that the pool has reached, in percent of its capacity.
     pub warning_percent: Option<u32>,
     /// Requests that wait for space.

@@ -368,6 +368,7 @@ impl Reactor {
             free_bytes: usage.available,
             reserved_bytes: usage.held,
             debt_bytes: usage.debt,
+            map_bytes: usage.map_bytes,
             warning_percent: pool.warning.percent(),
             waiting: pool.waiting.len() as u32,
             provisioned_bytes: served().map(|entry| entry.size).sum(),

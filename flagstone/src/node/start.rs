@@ -245,7 +245,10 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
     for path in &config.pools {
         let device = Device::open(path, OpenMode::Exclusive)?;
         let mut io = SyncDevice::new(device);
-        let opened = Engine::open(&mut io, ring.buffers(), &OpenOptions::default());
+        // Pools share the bound alike.
+        let map_memory = config.map_memory.map(|bytes| bytes / config.pools.len() as u64);
+        let options = OpenOptions { map_memory, ..OpenOptions::default() };
+        let opened = Engine::open(&mut io, ring.buffers(), &options);
         let (mut engine, report) = opened.map_err(|error| match error {
             OpenError::Memory { blocks } => {
                 too_small(u64::from(blocks) + connection_blocks + u64::from(SHARED_BLOCKS_MIN))

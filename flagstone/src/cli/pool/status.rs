@@ -115,6 +115,7 @@ mod tests {
             free_bytes: 1000 - used_bytes,
             reserved_bytes: 0,
             debt_bytes: 0,
+            map_bytes: 0,
             warning_percent: None,
             waiting: 0,
             provisioned_bytes: 5000,
