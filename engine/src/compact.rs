@@ -137,7 +137,7 @@ impl Engine {
     pub(crate) fn compaction_due(&self) -> bool {
         let segments = self.meta.segments.len();
         // What it states now would take this many at most.
-        let needed = self.chain_segments() as usize;
+        let needed = self.chain_segments(0) as usize;
         self.log_since >= self.checkpoint_interval()
             || self.leaves_want_pages()
             || segments > 2 * self.meta_baseline + 1
@@ -174,10 +174,14 @@ impl Engine {
                 }
                 // A resumed segment that is being sealed is covered by its seal record, which
                 // reaches this chain when it is retired.
-                if compaction.cursor == Cursor::End && !self.sealing.iter().any(|s| s.resumed) {
-                    compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                if compaction.cursor == Cursor::End {
                     self.send_leaf_pages();
-                    compaction.stage = Stage::Writing(compaction.chain.page);
+                    if self.sealing.iter().any(|s| s.resumed) {
+                        self.flush.want();
+                    } else {
+                        compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
+                        compaction.stage = Stage::Writing(compaction.chain.page);
+                    }
                 }
             }
             Stage::Writing(pages) => {

@@ -84,17 +84,25 @@ impl Engine {
 
     /// Blocks that user writes may add before the pool is full, promises left aside.
     pub(crate) fn available_blocks(&self) -> u64 {
+        self.usable_blocks().saturating_sub(self.taken_blocks())
+    }
+
+    fn taken_blocks(&self) -> u64 {
         // What deleted volumes still map is on its way back.
         let deleted: u64 = self.graves.iter().map(VolumeMap::mapped).sum();
-        let taken = self.segs.live() - deleted + self.space.coming;
-        self.usable_blocks().saturating_sub(taken)
+        self.segs.live() - deleted + self.space.coming
     }
 
     /// Blocks that a volume may add for which `held` blocks are held back already.
     fn room_beside(&self, held: u64) -> u64 {
         let others = if self.planted.has(Plant::TakeReserved) { 0 } else { self.space.held - held };
-        let slack = if others > 0 { self.chain_slack_blocks() } else { 0 };
-        self.available_blocks().saturating_sub(self.promised() + others + slack)
+        if others == 0 {
+            return self.available_blocks().saturating_sub(self.promised());
+        }
+        // A write without a reservation may make two new leaves, and the metadata a segment longer.
+        let leaves = if held > 0 { 0 } else { 2 };
+        let usable = self.usable_blocks_beside(leaves, self.slack_segments(leaves));
+        usable.saturating_sub(self.taken_blocks() + self.promised() + others)
     }
 
     /// Blocks that a volume without a reservation may add.
@@ -102,14 +110,15 @@ impl Engine {
         self.room_beside(0)
     }
 
-    /// Blocks of the segments that the metadata chain may grow by until it is compacted.
-    fn chain_slack_blocks(&self) -> u64 {
+    /// Segments that metadata may grow by until the next checkpoint has ended, with `leaves` more
+    /// leaves in the map.
+    fn slack_segments(&self, leaves: u64) -> u32 {
         // Map segments are at least half full, but for the last of each checkpoint.
-        let pages = self.leaf_segments(0);
+        let pages = self.leaf_segments(leaves);
         let maps = (2 * pages + 2).saturating_sub(pages.max(self.segs.maps()));
-        let longest = 2 * (self.meta_baseline as u32).max(self.chain_segments()) + 3;
+        let longest = 2 * (self.meta_baseline as u32).max(self.chain_segments(leaves)) + 3;
         let chain = longest.saturating_sub(self.segs.meta() - self.segs.maps());
-        u64::from(chain + maps) * u64::from(self.geo.shape.data_blocks)
+        chain + maps
     }
 
     /// How many of `blocks` blocks from `lba` may be written, at least one: what would take space
@@ -278,8 +287,9 @@ impl Engine {
         }
         let before = self.space.leaves;
         self.space.leaves = before - leaves + reserved_leaves(settings.reserved, size);
-        let others = self.space.held - held + self.promised() + self.chain_slack_blocks();
-        let room = self.available_blocks().saturating_sub(others);
+        let others = self.space.held - held + self.promised();
+        let usable = self.usable_blocks_beside(0, self.slack_segments(0));
+        let room = usable.saturating_sub(self.taken_blocks() + others);
         self.space.leaves = before;
         if wanted <= room {
             return Ok(());

@@ -62,7 +62,8 @@ impl Engine {
             }
         }
         let blocks = self.charge(volume.0, lba, blocks)?;
-        self.charge_leaves(self.new_leaves(volume.0, lba.0, u64::from(blocks)))?;
+        let leaves = self.new_leaves(volume.0, lba.0, u64::from(blocks));
+        self.charge_leaves(leaves)?;
         let stream = self.stream_of(volume.0, lba, blocks);
         let place = self.data_room(bufs, stream, blocks)?;
         let bytes = place.blocks as usize * BLOCK_SIZE;
@@ -101,7 +102,7 @@ impl Engine {
     /// write, its reserved next segment, one for the present chain to grow into meanwhile, and
     /// those for a page of every leaf.
     pub(crate) fn reserve(&self) -> u32 {
-        self.chain_segments() + 2 + self.leaf_segments(0)
+        self.chain_segments(0) + 2 + self.leaf_segments(0)
     }
 
     /// Segments that the pages of all leaves take, those of requests under way and of reservations
@@ -141,10 +142,11 @@ impl Engine {
     }
 
     /// Segments that a compacted chain takes at most.
-    pub(crate) fn chain_segments(&self) -> u32 {
+    pub(crate) fn chain_segments(&self, leaves: u64) -> u32 {
+        let leaves = leaves + self.slab.leaves() as u64 + self.new_leaves_in_flight();
         let bytes = self.volumes.record_bytes()
             + self.geo.segments as usize * SEGMENT_SEAL_BYTES
-            + self.slab.leaves() * LEAF_BYTES_MAX
+            + leaves as usize * LEAF_BYTES_MAX
             + self.touched as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
             + USER_STREAMS * self.geo.shape.data_blocks as usize * write_bytes(1);
@@ -155,12 +157,20 @@ impl Engine {
     /// Blocks that volumes may map in all: without the metadata and what is reserved for it and
     /// for the cleaner, and without a part that must be garbage, so that cleaning can end.
     pub(crate) fn usable_blocks(&self) -> u64 {
+        self.usable_blocks_beside(0, 0)
+    }
+
+    /// As [`Engine::usable_blocks`], with `leaves` more leaves in the map, and beside `segments` more
+    /// segments of metadata.
+    pub(crate) fn usable_blocks_beside(&self, leaves: u64, segments: u32) -> u64 {
         let data_blocks = u64::from(self.geo.shape.data_blocks);
         // A checkpoint's new chain and leaf pages lie in what is reserved for them.
         let chain = self.compaction.as_ref().map_or(0, Compaction::segments);
         let chains = self.segs.meta() - self.segs.maps() - chain;
-        let maps = (self.segs.maps() - self.leaf_writer.segments()).max(self.leaf_segments(0));
-        let meta = chains + maps + self.reserve() + self.cleaner_reserve();
+        let pages = self.leaf_segments(leaves);
+        let maps = (self.segs.maps() - self.leaf_writer.segments()).max(pages);
+        let reserve = self.chain_segments(leaves) + 2 + pages + self.cleaner_reserve();
+        let meta = chains + maps + reserve + segments;
         let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }

@@ -300,9 +300,10 @@ impl World {
     fn check_reservation(&mut self, volume: u32, blocks: u64, error: SubmitError) -> Check {
         let room = self.oracle.reserved_room(volume);
         let damaged = self.moved_bad() || self.disk.is_damaged() || self.device_failed;
+        let usage = self.engine().usage();
         if error == SubmitError::NoSpace && room >= blocks && !damaged {
             return Err(self.fail(format!(
-                "{blocks} blocks of volume {volume} refused as full, but {room} are reserved for it"
+                "{blocks} blocks of volume {volume} refused as full, but {room} are reserved for it: {usage:?}"
             )));
         }
         Ok(())
