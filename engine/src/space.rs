@@ -95,14 +95,28 @@ impl Engine {
 
     /// Blocks that a volume may add for which `held` blocks are held back already.
     fn room_beside(&self, held: u64) -> u64 {
+        self.room_but(held, 0)
+    }
+
+    /// As [`Engine::room_beside`], as if `blocks` blocks under way took nothing.
+    fn room_but(&self, held: u64, blocks: u64) -> u64 {
         let others = if self.planted.has(Plant::TakeReserved) { 0 } else { self.space.held - held };
         if others == 0 {
-            return self.available_blocks().saturating_sub(self.promised());
+            let taken = (self.taken_blocks() + self.promised()).saturating_sub(blocks);
+            return self.usable_blocks().saturating_sub(taken);
         }
         // A write without a reservation may make two new leaves, and the metadata a segment longer.
         let leaves = if held > 0 { 0 } else { 2 };
         let usable = self.usable_blocks_beside(leaves, self.slack_segments(leaves));
-        usable.saturating_sub(self.taken_blocks() + self.promised() + others)
+        let taken = self.taken_blocks() + self.promised() + others;
+        usable.saturating_sub(taken.saturating_sub(blocks))
+    }
+
+    /// Whether there may be room once what is under way is applied: holes that two requests are
+    /// about are charged twice until then, and a checkpoint makes metadata shorter.
+    fn may_settle(&self, held: u64) -> bool {
+        let under_way = self.space.coming + self.space.promising;
+        self.is_compacting() || (under_way > 0 && self.room_but(held, under_way) > 0)
     }
 
     /// Blocks that a volume without a reservation may add.
@@ -115,9 +129,10 @@ impl Engine {
     fn slack_segments(&self, leaves: u64) -> u32 {
         // Map segments are at least half full, but for the last of each checkpoint.
         let pages = self.leaf_segments(leaves);
-        let maps = (2 * pages + 2).saturating_sub(pages.max(self.segs.maps()));
+        let (chains, maps) = self.meta_segments();
+        let maps = (2 * pages + 2).saturating_sub(pages.max(maps));
         let longest = 2 * (self.meta_baseline as u32).max(self.chain_segments(leaves)) + 3;
-        let chain = longest.saturating_sub(self.segs.meta() - self.segs.maps());
+        let chain = longest.saturating_sub(chains);
         chain + maps
     }
 
@@ -138,9 +153,8 @@ impl Engine {
             if is_hole || discarded {
                 if room == 0 {
                     return match b {
-                        // A shorter chain of metadata may make room. And until a discard is
-                        // applied, what is written over it counts twice.
-                        0 if is_hole && !self.is_compacting() && volume.discards == 0 => {
+                        // Until a discard is applied, what is written over it counts twice.
+                        0 if is_hole && !self.may_settle(volume.held) && volume.discards == 0 => {
                             Err(SubmitError::NoSpace)
                         }
                         0 => Err(SubmitError::Busy),
@@ -185,7 +199,8 @@ impl Engine {
         for _ in (lba..lba + blocks).filter(is_hole) {
             holes += 1;
             if holes > room {
-                return Err(SubmitError::NoSpace);
+                let settles = self.may_settle(volume.held);
+                return Err(if settles { SubmitError::Busy } else { SubmitError::NoSpace });
             }
         }
         Ok(holes)

@@ -160,15 +160,21 @@ impl Engine {
         self.usable_blocks_beside(0, 0)
     }
 
+    /// Segments of the metadata chain and of leaf pages, without those of a checkpoint under way:
+    /// these lie in what is reserved for them.
+    pub(crate) fn meta_segments(&self) -> (u32, u32) {
+        let chain = self.compaction.as_ref().map_or(0, Compaction::segments);
+        let maps = self.segs.maps();
+        (self.segs.meta() - maps - chain, maps - self.leaf_writer.segments())
+    }
+
     /// As [`Engine::usable_blocks`], with `leaves` more leaves in the map, and beside `segments` more
     /// segments of metadata.
     pub(crate) fn usable_blocks_beside(&self, leaves: u64, segments: u32) -> u64 {
         let data_blocks = u64::from(self.geo.shape.data_blocks);
-        // A checkpoint's new chain and leaf pages lie in what is reserved for them.
-        let chain = self.compaction.as_ref().map_or(0, Compaction::segments);
-        let chains = self.segs.meta() - self.segs.maps() - chain;
+        let (chains, maps) = self.meta_segments();
         let pages = self.leaf_segments(leaves);
-        let maps = (self.segs.maps() - self.leaf_writer.segments()).max(pages);
+        let maps = maps.max(pages);
         let reserve = self.chain_segments(leaves) + 2 + pages + self.cleaner_reserve();
         let meta = chains + maps + reserve + segments;
         let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
