@@ -22,7 +22,7 @@ use crate::limits::{
     ZERO_BLOCKS,
 };
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState};
-use crate::meta_chain::{MetaChain, NO_SEGMENT};
+use crate::meta_chain::{MetaChain, NO_SEGMENT, Remains};
 use crate::plant::Plant;
 use crate::segment::{OpenSegment, SegmentState};
 use crate::token::Token;
@@ -84,16 +84,21 @@ impl Engine {
         let next = self.segs.take(SegmentState::Meta).unwrap_or(NO_SEGMENT);
         let epoch = self.meta.epoch + 1;
         let nonce = self.session ^ epoch;
-        let chain =
-            MetaChain::new(bufs, epoch, nonce, vec![first], next, (0, 0, 0), self.geo.pages());
-        let Some(chain) = chain else {
-            self.segs.release(first);
-            if next != NO_SEGMENT {
-                self.segs.release(next);
+        let remains = self.meta_remains.take().unwrap_or_else(|| Remains::new(16));
+        let place = (first, next);
+        let mut chain = match MetaChain::begin(bufs, epoch, nonce, place, self.geo.pages(), remains)
+        {
+            Ok(chain) => chain,
+            Err(remains) => {
+                self.meta_remains = Some(remains);
+                self.segs.release(first);
+                if next != NO_SEGMENT {
+                    self.segs.release(next);
+                }
+                return false;
             }
-            return false;
         };
-        let (mut chain, lsn) = (chain, self.applied_lsn);
+        let lsn = self.applied_lsn;
         let jseq = self.journal.retired - 1;
         let record = Record::Checkpoint { lsn };
         chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
@@ -222,12 +227,9 @@ impl Engine {
     }
 
     fn switch_chain(&mut self, bufs: &mut impl Buffers, compaction: Compaction) {
-        let mut old = std::mem::replace(&mut self.meta, compaction.chain);
-        old.release(bufs);
-        let next = (old.next_segment != NO_SEGMENT).then_some(old.next_segment);
-        for segment in old.segments.into_iter().chain(next) {
-            self.segs.release(segment);
-        }
+        let old = std::mem::replace(&mut self.meta, compaction.chain);
+        let segs = &mut self.segs;
+        self.meta_remains = Some(old.end(bufs, |segment| segs.release(segment)));
         self.end_leaf_pages();
         self.meta_baseline = self.meta.segments.len();
         self.again = true;

@@ -26,7 +26,7 @@ use crate::leaf_loader::LeafLoader;
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
 use crate::map::{LeafSlab, Mapping, VolumeMap};
-use crate::meta_chain::MetaChain;
+use crate::meta_chain::{MetaChain, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
@@ -193,6 +193,8 @@ pub struct Engine {
 
     pub(crate) journal: Journal,
     pub(crate) meta: MetaChain,
+    /// Memory for the next chain.
+    pub(crate) meta_remains: Option<Remains>,
     /// Chain segments when the last compaction ended, to judge when the next is due.
     pub(crate) meta_baseline: usize,
     pub(crate) compaction: Option<Compaction>,

@@ -63,7 +63,8 @@ impl LeafWriter {
             let buffer = bufs.alloc(LEAF_CHUNK_BLOCKS)?;
             chunks.push(Chunk { buffer, stage: Stage::Idle, segment: 0, first: 0, blocks: 0 });
         }
-        Some(Self { chunks, ..Self::default() })
+        // Room for the pages of half a tebibyte; more is found when it is needed.
+        Some(Self { chunks, named: HashMap::with_capacity(256), ..Self::default() })
     }
 
     /// Gives every buffer back.

@@ -57,7 +57,73 @@ pub(crate) struct MetaChain {
     pages_per_segment: u32,
 }
 
+/// The memory of a chain that is no more, for the next: a checkpoint allocates nothing.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    segments: Vec<u32>,
+    pages: VecDeque<Page>,
+    spare: Vec<Buffer>,
+}
+
+impl Remains {
+    /// Memory for a chain of up to `segments` segments without another allocation.
+    pub(crate) fn new(segments: usize) -> Self {
+        Self {
+            segments: Vec::with_capacity(segments),
+            pages: VecDeque::with_capacity(META_PAGES),
+            spare: Vec::with_capacity(META_PAGES),
+        }
+    }
+}
+
 impl MetaChain {
+    /// A chain that begins in `first`; gives `remains` back if the arena is exhausted.
+    pub(crate) fn begin(
+        bufs: &mut impl Buffers,
+        epoch: u64,
+        nonce: u64,
+        (first, next_segment): (u32, u32),
+        pages_per_segment: u32,
+        remains: Remains,
+    ) -> Result<Self, Remains> {
+        let Remains { mut segments, pages, mut spare } = remains;
+        for _ in 0..META_PAGES {
+            match bufs.alloc(PAGE_BLOCKS) {
+                Some(buffer) => spare.push(buffer),
+                None => {
+                    spare.drain(..).for_each(|buffer| bufs.free(buffer));
+                    return Err(Remains { segments, pages, spare });
+                }
+            }
+        }
+        segments.push(first);
+        Ok(Self {
+            epoch,
+            nonce,
+            segments,
+            next_segment,
+            index: 0,
+            page: 0,
+            prev_crc: 0,
+            fill: None,
+            used: 0,
+            records: 0,
+            fill_jseq: (0, 0),
+            pages,
+            spare,
+            durable: 0,
+            pages_per_segment,
+        })
+    }
+
+    /// Ends a chain: gives its buffers back, and its segments to `free`.
+    pub(crate) fn end(mut self, bufs: &mut impl Buffers, mut free: impl FnMut(u32)) -> Remains {
+        self.release(bufs);
+        let next = (self.next_segment != NO_SEGMENT).then_some(self.next_segment);
+        self.segments.drain(..).chain(next).for_each(&mut free);
+        Remains { segments: self.segments, pages: self.pages, spare: self.spare }
+    }
+
     /// A chain that continues behind `page` pages; `None` if the arena is exhausted.
     pub(crate) fn new(
         bufs: &mut impl Buffers,

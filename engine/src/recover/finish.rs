@@ -14,7 +14,7 @@ use crate::journal::Journal;
 use crate::leaf_loader::{LeafLoader, leaves_in};
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES, USER_STREAMS};
-use crate::meta_chain::{MetaChain, NO_SEGMENT};
+use crate::meta_chain::{MetaChain, NO_SEGMENT, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
 use crate::rmw::Rmws;
@@ -171,6 +171,7 @@ impl Engine {
             journal: Journal::new(geo.journal_blocks, loaded.next_jseq, loaded.next_jseq, 0),
             meta,
             meta_baseline,
+            meta_remains: Some(Remains::new(2 * meta_baseline + 16)),
             compaction: None,
             leaf_writer,
             leaf_loader,
