@@ -131,6 +131,7 @@ impl Engine {
             }
             self.compaction = Some(compaction);
         } else if self.super_write.is_idle()
+            && !self.opening
             && (!self.stop.is_begun() || self.stop_wants_pages())
             && self.compaction_due()
         {

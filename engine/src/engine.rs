@@ -323,6 +323,7 @@ impl Engine {
         self.now_ns = now_ns;
         self.retire(bufs);
         if self.failed.is_some() {
+            self.advance_paging();
             self.drain_failed(bufs);
         } else {
             let paging = self.advance_paging();

@@ -236,6 +236,10 @@ impl Engine {
     /// Whether `more` leaves may be brought to memory beside those that are there or on their way.
     pub(crate) fn has_leaf_room(&self, more: u64) -> bool {
         let Some(limit) = self.leaf_loader.limit else { return true };
+        if self.failed.is_some() {
+            // Reads go on, but no checkpoint will make room.
+            return true;
+        }
         let slack = limit / 8 + LEAF_SLACK;
         self.leaves_in_memory() + more as usize <= limit + slack
     }
