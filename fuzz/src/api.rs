@@ -82,6 +82,7 @@ impl Backend for Fake {
             free_bytes: 32 << 20,
             reserved_bytes: 0,
             debt_bytes: 0,
+            map_bytes: 0,
             warning_percent: None,
             waiting: 0,
             provisioned_bytes: 0,

@@ -4,7 +4,7 @@
 //! superblock writes, a journal tail that moves on. A checkpoint under way may have named the
 //! damaged page already, so it is the next one that counts.
 
-use super::{Phase, ScrubState, Work};
+use super::{Phase, ScrubFinding, ScrubPlace, ScrubState, Work};
 use crate::engine::Engine;
 use crate::limits::SCRUB_PATIENCE;
 use crate::plant::Plant;
@@ -30,13 +30,16 @@ pub(super) struct Repair {
     tail: u64,
     /// Damaged metadata of which the engine knows what it should say.
     found: u64,
+    /// Those of them that are pages of leaves which are not in memory.
+    lost_pages: u64,
     /// Turns at rest before it is given up: a pool without any free segment can't be repaired now.
     patience: u32,
 }
 
 impl Repair {
     pub(super) fn begin_scrub(&mut self) {
-        (self.superblocks, self.tail, self.found) = (0, 0, 0);
+        (self.superblocks, self.tail) = (0, 0);
+        (self.found, self.lost_pages) = (0, 0);
         self.patience = SCRUB_PATIENCE;
     }
 
@@ -77,12 +80,16 @@ impl Engine {
             Work::Journal { first } => repair.tail = repair.tail.max(first + item as u64 + 1),
             Work::Chain { .. } | Work::Summary { .. } => repair.checkpoint = Checkpoint::Wanted,
             Work::Leaf { volume, lba, .. } => {
-                repair.checkpoint = Checkpoint::Wanted;
-                if let Some((index, _)) = self.leaf_at(volume, lba)
-                    && !self.planted.has(Plant::ScrubKeepsPage)
-                {
+                match self.leaf_at(volume, lba) {
                     // Parted from its page, the leaf gets a new one.
-                    self.slab.get_mut(index);
+                    Some((Some(index), _)) => {
+                        self.scrub.repair.checkpoint = Checkpoint::Wanted;
+                        if !self.planted.has(Plant::ScrubKeepsPage) {
+                            self.slab.get_mut(index);
+                        }
+                    }
+                    // Only the next opening makes it anew, from summaries.
+                    _ => self.scrub.repair.lost_pages += 1,
                 }
             }
             Work::Blocks { .. } => {}
@@ -109,10 +116,16 @@ impl Engine {
         let checkpointed = repair.checkpoint == Checkpoint::None;
         if checkpointed && tail_moved && repair.superblocks == 0 && !repair.writing {
             if let Some(report) = &mut self.scrub.report {
-                let repairable = report.findings.iter_mut().filter(|f| f.is_repairable());
-                repairable.for_each(|finding| finding.repaired = true);
-                report.repaired = repair.found;
-                self.counters.scrub_repairs += repair.found;
+                let lost = |f: &ScrubFinding| {
+                    repair.lost_pages > 0 && matches!(f.place, ScrubPlace::LeafPage { .. })
+                };
+                let findings = report.findings.iter_mut();
+                for finding in findings.filter(|f| f.is_repairable() && !lost(f)) {
+                    finding.repaired = true;
+                }
+                let repaired = repair.found - repair.lost_pages;
+                report.repaired = repaired;
+                self.counters.scrub_repairs += repaired;
             }
             return self.end_scrub(ScrubState::Finished);
         }

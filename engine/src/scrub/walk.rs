@@ -4,6 +4,7 @@ use super::{Named, Phase, ScrubState, Slot, Stage, Work};
 use crate::engine::Engine;
 use crate::format::meta::PAGE_BLOCKS;
 use crate::format::superblock::SLOTS;
+use crate::leaf_loader::Paging;
 use crate::limits::{CLEAN_GAP_BLOCKS, CLEAN_SUMMARIES, SCRUB_BLOCKS, SCRUB_STEPS};
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping};
 use crate::plant::Plant;
@@ -139,8 +140,7 @@ impl Engine {
     fn next_scrub_read(&mut self, bufs: &impl Buffers) -> Next {
         let Some(run) = &self.scrub.run else { return Next::Wait };
         if let Some((segment, slot, leaf)) = run.search {
-            self.search_maps(segment, slot, leaf);
-            return Next::Again;
+            return self.search_maps(segment, slot, leaf);
         }
         let phase = run.phase;
         if let Some(next) = self.next_run() {
@@ -250,18 +250,23 @@ impl Engine {
         (Phase::Leaves { slot, leaf }, Next::Again)
     }
 
-    /// The dense leaf of `lba`, and the page that says what it says.
-    pub(super) fn leaf_at(&self, volume: u32, lba: u64) -> Option<(u32, Option<LeafPage>)> {
+    /// The leaf of `lba`, if it is in memory, and the page that says what it says.
+    pub(super) fn leaf_at(&self, volume: u32, lba: u64) -> Option<(Option<u32>, Option<LeafPage>)> {
         match self.volumes.get(volume)?.map.leaf(lba / LEAF_BLOCKS as u64).0 {
-            LeafState::Dense(index) => Some((index, self.slab.get(index).page())),
+            LeafState::Dense(index) => Some((Some(index), self.slab.get(index).page())),
+            LeafState::Away(index) => Some((None, Some(self.slab.away_leaf(index).page))),
             _ => None,
         }
     }
 
-    /// Whether the map says that a block lies at `pbn`.
-    pub(crate) fn map_names(&self, volume: u32, lba: u64, pbn: u64, crc: u32) -> bool {
+    /// Whether the map says that a block lies at `pbn`, or may say so: a leaf that is not in
+    /// memory is not read for that.
+    pub(super) fn map_names(&self, volume: u32, lba: u64, pbn: u64, crc: u32) -> bool {
         let here = Mapping::Block { pbn, crc };
-        self.volumes.get(volume).is_some_and(|volume| volume.map.get(&self.slab, Lba(lba)) == here)
+        self.volumes.get(volume).is_some_and(|volume| {
+            volume.map.is_away(&self.slab, Lba(lba))
+                || volume.map.get(&self.slab, Lba(lba)) == here
+        })
     }
 
     fn next_segment(&mut self, bufs: &impl Buffers, next: u32) -> (Phase, Next) {
@@ -341,8 +346,17 @@ impl Engine {
 
     /// Looks a little further through the maps for blocks of `segment`, since its summary can't
     /// say which there are; ends with a list of them.
-    fn search_maps(&mut self, segment: u32, slot: usize, leaf: u64) {
-        let Some(mut run) = self.scrub.run.take() else { return };
+    fn search_maps(&mut self, segment: u32, slot: usize, leaf: u64) -> Next {
+        if let Some(volume) = self.volumes.slot(slot)
+            && let LeafState::Away(away) = volume.map.leaf(leaf).0
+        {
+            let (id, page) = (volume.info.id, self.slab.away_leaf(away).page);
+            // A leaf that can't be read is passed over: its own damage is reported.
+            if self.request_leaf(id, leaf, page) == Paging::Coming {
+                return Next::Wait;
+            }
+        }
+        let Some(mut run) = self.scrub.run.take() else { return Next::Wait };
         run.search = match self.volumes.slot(slot) {
             _ if slot == self.volumes.slots() => {
                 run.named.sort_unstable_by_key(|named| named.block);
@@ -368,6 +382,7 @@ impl Engine {
             _ => Some((segment, slot + 1, 0)),
         };
         self.scrub.run = Some(run);
+        Next::Again
     }
 
     /// The next blocks of the segment at hand: a run of those that the map still names.
