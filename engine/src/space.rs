@@ -105,18 +105,21 @@ impl Engine {
             let taken = (self.taken_blocks() + self.promised()).saturating_sub(blocks);
             return self.usable_blocks().saturating_sub(taken);
         }
+        let taken = (self.taken_blocks() + self.promised() + others).saturating_sub(blocks);
         // A write without a reservation may make two new leaves, and the metadata a segment longer.
-        let leaves = if held > 0 { 0 } else { 2 };
-        let usable = self.usable_blocks_beside(leaves, self.slack_segments(leaves));
-        let taken = self.taken_blocks() + self.promised() + others;
-        usable.saturating_sub(taken.saturating_sub(blocks))
+        let unreserved = self.usable_blocks_beside(2, self.slack_segments(2)).saturating_sub(taken);
+        // What metadata may grow by is held back for reservations, not from them.
+        unreserved.max(held.min(self.usable_blocks().saturating_sub(taken)))
     }
 
     /// Whether there may be room once what is under way is applied: holes that two requests are
     /// about are charged twice until then, and a checkpoint makes metadata shorter.
-    fn may_settle(&self, held: u64) -> bool {
+    fn may_settle(&self, volume: &Volume) -> bool {
         let under_way = self.space.coming + self.space.promising;
-        self.is_compacting() || (under_way > 0 && self.room_but(held, under_way) > 0)
+        self.is_compacting()
+            || volume.coming > 0
+            || self.new_leaves_in_flight() > 0
+            || (under_way > 0 && self.room_but(volume.held, under_way) > 0)
     }
 
     /// Blocks that a volume without a reservation may add.
@@ -154,7 +157,7 @@ impl Engine {
                 if room == 0 {
                     return match b {
                         // Until a discard is applied, what is written over it counts twice.
-                        0 if is_hole && !self.may_settle(volume.held) && volume.discards == 0 => {
+                        0 if is_hole && !self.may_settle(volume) && volume.discards == 0 => {
                             Err(SubmitError::NoSpace)
                         }
                         0 => Err(SubmitError::Busy),
@@ -199,7 +202,7 @@ impl Engine {
         for _ in (lba..lba + blocks).filter(is_hole) {
             holes += 1;
             if holes > room {
-                let settles = self.may_settle(volume.held);
+                let settles = self.may_settle(volume);
                 return Err(if settles { SubmitError::Busy } else { SubmitError::NoSpace });
             }
         }
@@ -259,14 +262,13 @@ impl Engine {
         let held = volume.reserved_blocks().saturating_sub(volume.taken());
         self.space.held = self.space.held + held - volume.held;
         volume.held = held;
+        let leaves = volume.reserved_leaves();
+        self.space.leaves = self.space.leaves + leaves - volume.held_leaves;
+        volume.held_leaves = leaves;
     }
 
     /// After a change of a volume's reservation or size.
     pub(crate) fn count_reservation(&mut self, id: u32) {
-        let Some(volume) = self.volumes.get_mut(id) else { return };
-        let leaves = volume.reserved_leaves();
-        self.space.leaves = self.space.leaves + leaves - volume.held_leaves;
-        volume.held_leaves = leaves;
         self.recount_held(id);
         // It may have become less.
         self.space.epoch += 1;
@@ -301,7 +303,9 @@ impl Engine {
             return Ok(());
         }
         let before = self.space.leaves;
-        self.space.leaves = before - leaves + reserved_leaves(settings.reserved, size);
+        let dense = volume.map_or(0, |volume| volume.map.dense());
+        let wanted_leaves = reserved_leaves(settings.reserved, size).saturating_sub(dense);
+        self.space.leaves = before - leaves + wanted_leaves;
         let others = self.space.held - held + self.promised();
         let usable = self.usable_blocks_beside(0, self.slack_segments(0));
         let room = usable.saturating_sub(self.taken_blocks() + others);

@@ -112,7 +112,8 @@ impl Volume {
 
     /// Map leaves that its reservation may fill.
     pub(crate) fn reserved_leaves(&self) -> u64 {
-        reserved_leaves(self.logged_settings.reserved, self.logged_size)
+        let all = reserved_leaves(self.logged_settings.reserved, self.logged_size);
+        all.saturating_sub(self.map.dense())
     }
 
     pub(crate) fn blocks(&self) -> u64 {

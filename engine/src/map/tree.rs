@@ -40,6 +40,8 @@ pub struct VolumeMap {
     mapped: u64,
     kept: u64,
     touched: u64,
+    /// Leaves with entries, in memory or not.
+    dense: u64,
 }
 
 fn split(lba: Lba) -> (usize, usize, usize) {
@@ -55,7 +57,7 @@ impl VolumeMap {
     /// The map of a volume in which nothing was written yet.
     #[must_use]
     pub fn new(volume: u32) -> Self {
-        Self { volume, nodes: Vec::new(), mapped: 0, kept: 0, touched: 0 }
+        Self { volume, nodes: Vec::new(), mapped: 0, kept: 0, touched: 0, dense: 0 }
     }
 
     /// Number of the volume.
@@ -89,6 +91,12 @@ impl VolumeMap {
     #[must_use]
     pub fn touched(&self) -> u64 {
         self.touched
+    }
+
+    /// Leaves with entries of their own, in memory or not.
+    #[must_use]
+    pub fn dense(&self) -> u64 {
+        self.dense
     }
 
     /// Number of leaf slots up to the highest node ever touched.
@@ -195,6 +203,7 @@ impl VolumeMap {
         self.mapped += u64::from(content.mapped());
         self.kept += u64::from(content.kept());
         let (holes, kept) = content.bits();
+        self.dense += 1;
         let away = slab.put_away(PagedLeaf::new(page, holes, kept));
         self.set_slot(lba, AWAY + away);
     }
@@ -223,6 +232,7 @@ impl VolumeMap {
         assert!(node[slot] < AWAY, "a leaf is read before it is changed");
         if node[slot] < DENSE {
             self.touched += u64::from(node[slot] == UNTOUCHED);
+            self.dense += 1;
             let index = slab.take(self.volume, lba.0 / LEAF_BLOCKS as u64);
             if node[slot] == ALL_KEPT {
                 slab.get_mut(index).fill(Mapping::Kept);
@@ -240,6 +250,7 @@ impl VolumeMap {
         match new {
             Mapping::Hole => {
                 if leaf.mapped() == 0 && leaf.kept() == 0 {
+                    self.dense -= 1;
                     slab.release(index);
                     node[slot] = ALL_HOLE;
                 }
@@ -248,6 +259,7 @@ impl VolumeMap {
                 self.kept += 1;
                 if usize::from(leaf.kept()) == LEAF_BLOCKS {
                     leaf.fill(Mapping::Hole);
+                    self.dense -= 1;
                     slab.release(index);
                     node[slot] = ALL_KEPT;
                 }
@@ -267,6 +279,7 @@ impl VolumeMap {
         }
         self.mapped += u64::from(content.mapped());
         self.kept += u64::from(content.kept());
+        self.dense += 1;
         let index = slab.take(self.volume, leaf);
         *slab.get_mut(index) = content;
         if let Some(page) = page {
@@ -390,6 +403,7 @@ impl VolumeMap {
                             }
                         }
                     }
+                    self.dense -= 1;
                     slab.release(*slot - DENSE);
                     *slot = ALL_HOLE;
                 }
@@ -403,6 +417,7 @@ impl VolumeMap {
     /// blocks lay is not known any more.
     pub fn give_up(&mut self, slab: &mut LeafSlab, leaf: u64) {
         if let LeafState::Away(away) = self.leaf(leaf).0 {
+            self.dense -= 1;
             slab.forget(away);
             self.set_slot(leaf * LEAF_BLOCKS as u64, ALL_HOLE);
         }

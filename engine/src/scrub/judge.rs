@@ -212,6 +212,7 @@ impl Engine {
         self.want_repair(work, item);
         if let (Work::Summary { segment, .. }, Some(run)) = (work, &mut self.scrub.run) {
             run.named.clear();
+            run.asking = None;
             run.search = Some((segment, 0, 0));
         }
     }
@@ -220,6 +221,7 @@ impl Engine {
     fn list_sealed(&mut self, bufs: &impl Buffers, segment: u32, summary: Buffer) {
         let Some(mut run) = self.scrub.run.take() else { return };
         (run.segment, run.next) = (segment, 0);
+        run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
         if let Some((_, entries)) = self.summary_entries(segment, bufs.bytes(summary)) {
             for (block, entry) in (0u32..).zip(entries.chunks_exact(ENTRY_BYTES)) {

@@ -149,6 +149,9 @@ struct Run {
     /// Segment at hand, its blocks, and the next of them to be read.
     segment: u32,
     named: Vec<Named>,
+    /// Until every leaf that may name a block of the list was asked: the blocks that were asked
+    /// about, and those of them that are named.
+    asking: Option<(usize, usize)>,
     next: usize,
     later: Vec<u32>,
     /// A segment whose summary is damaged, and how far the maps were searched for its blocks:
@@ -235,6 +238,7 @@ impl Engine {
             next: 0,
             later: Vec::new(),
             search: None,
+            asking: None,
             pace_ns: 0,
         });
         self.scrub.report = Some(ScrubReport {

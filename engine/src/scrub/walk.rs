@@ -142,6 +142,9 @@ impl Engine {
         if let Some((segment, slot, leaf)) = run.search {
             return self.search_maps(segment, slot, leaf);
         }
+        if let Some((asked, named)) = run.asking {
+            return self.ask_leaves(asked, named);
+        }
         let phase = run.phase;
         if let Some(next) = self.next_run() {
             return next;
@@ -330,6 +333,7 @@ impl Engine {
     fn list_open(&mut self, bufs: &impl Buffers, segment: u32) {
         let Some(mut run) = self.scrub.run.take() else { return };
         (run.segment, run.next) = (segment, 0);
+        run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
         if let Some(open) = self.open.iter().flatten().find(|open| open.segment == segment) {
             for block in 0..open.next {
@@ -342,6 +346,30 @@ impl Engine {
             }
         }
         self.scrub.run = Some(run);
+    }
+
+    /// Strikes those blocks off the list that leaves which were not in memory don't name.
+    fn ask_leaves(&mut self, mut asked: usize, mut named: usize) -> Next {
+        let Some(mut run) = self.scrub.run.take() else { return Next::Wait };
+        while let Some(&block) = run.named.get(asked) {
+            let Named { volume, lba, crc, .. } = block;
+            // Of a leaf that can't be read nobody knows: the block is read to be sure.
+            if self.leaves_here(volume, Lba(lba), 1, true) == Paging::Coming {
+                break;
+            }
+            if self.map_names(volume, lba, self.geo.pbn(run.segment, block.block), crc) {
+                run.named[named] = block;
+                named += 1;
+            }
+            asked += 1;
+        }
+        let over = asked == run.named.len();
+        run.asking = (!over).then_some((asked, named));
+        if over {
+            run.named.truncate(named);
+        }
+        self.scrub.run = Some(run);
+        if over { Next::Again } else { Next::Wait }
     }
 
     /// Looks a little further through the maps for blocks of `segment`, since its summary can't
