@@ -267,8 +267,7 @@ impl Engine {
     pub(super) fn map_names(&self, volume: u32, lba: u64, pbn: u64, crc: u32) -> bool {
         let here = Mapping::Block { pbn, crc };
         self.volumes.get(volume).is_some_and(|volume| {
-            volume.map.is_away(&self.slab, Lba(lba))
-                || volume.map.get(&self.slab, Lba(lba)) == here
+            volume.map.is_away(&self.slab, Lba(lba)) || volume.map.get(&self.slab, Lba(lba)) == here
         })
     }
 
