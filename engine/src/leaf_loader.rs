@@ -261,9 +261,8 @@ impl Engine {
         let bytes = bufs.bytes(slot.buffer.part(0, self.geo.leaf_page_blocks()));
         let lba = slot.leaf * LEAF_BLOCKS as u64;
         let content = result.ok().and_then(|()| Header::decode(self.pool_tag, bytes).ok());
-        let believed = self.planted.has(Plant::BelievePages);
         let right = content.filter(|(header, _, crc)| {
-            believed || (*crc == slot.page.crc && (header.volume, header.lba) == (slot.volume, lba))
+            *crc == slot.page.crc && (header.volume, header.lba) == (slot.volume, lba)
         });
         let segment = self.geo.locate(slot.page.pbn).0;
         self.segs.row_mut(segment).pins -= 1;

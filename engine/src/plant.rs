@@ -45,8 +45,6 @@ pub enum Plant {
     ReplayOverPages,
     /// Recovery doesn't look for entries of a page whose segment was freed since.
     StaleEntriesStay,
-    /// A leaf that is read back may be any that has a checksum.
-    BelievePages,
     /// Leaves are dropped from memory although a record under way is about them.
     DropBusyLeaves,
     /// A map segment that is to be emptied is freed before the superblock names the new pages.
@@ -109,7 +107,6 @@ impl Plant {
         Self::ReplayOverPages,
         Self::StaleEntriesStay,
         Self::FreePagesEarly,
-        Self::BelievePages,
         Self::DropBusyLeaves,
         Self::SwitchBlindly,
         Self::MoveAsNew,
