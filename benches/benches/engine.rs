@@ -74,7 +74,12 @@ impl World {
         Engine::format(&mut memory, &format).expect("the device is large enough");
         let (mut engine, _) = Engine::open(&mut memory, &mut arena, &OpenOptions::default())
             .expect("it was just formatted");
-        let spec = VolumeSpec { uuid: [1; 16], name: "v", size: VOLUME_BYTES, settings: Default::default() };
+        let spec = VolumeSpec {
+            uuid: [1; 16],
+            name: "v",
+            size: VOLUME_BYTES,
+            settings: Default::default(),
+        };
         let volume = engine.create_volume(&mut arena, Tag(0), &spec).expect("there is room");
         let buffer = arena.alloc(DEPTH as u32).expect("there is room");
         let mut world = Self { memory, arena, engine, volume, buffer, seed: 1 };
