@@ -420,8 +420,8 @@ impl Engine {
                 if !moves || self.opening {
                     return Some((page, holes, kept));
                 }
-                if let Some(moved) = self.take_moved(volume, leaf) {
-                    let Some(page) = self.write_leaf_page(bufs, volume, lba, &moved.2) else {
+                if let Some(moved) = self.take_moved(page) {
+                    let Some(page) = self.write_leaf_page(bufs, volume, lba, &moved.1) else {
                         self.keep_moved(moved);
                         return None;
                     };

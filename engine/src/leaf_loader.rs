@@ -66,8 +66,9 @@ pub(crate) struct LeafLoader {
     slots: Vec<Slot>,
     reading: usize,
     bad: VecDeque<(u32, u64)>,
-    /// A leaf that was read to be written again elsewhere.
-    moved: Option<Box<(u32, u64, Leaf)>>,
+    /// A leaf that was read to be written again elsewhere, and the page that it was read from: the
+    /// leaf may have changed, and have another page, before it is asked for.
+    moved: Option<Box<(LeafPage, Leaf)>>,
     /// Leaves that may be in memory; `None` for all.
     limit: Option<usize>,
     /// Somebody found no room.
@@ -195,12 +196,12 @@ impl Engine {
     }
 
     /// The leaf that [`Engine::request_move`] asked for, if it is there.
-    pub(crate) fn take_moved(&mut self, volume: u32, leaf: u64) -> Option<Box<(u32, u64, Leaf)>> {
-        self.leaf_loader.moved.take_if(|moved| (moved.0, moved.1) == (volume, leaf))
+    pub(crate) fn take_moved(&mut self, page: LeafPage) -> Option<Box<(LeafPage, Leaf)>> {
+        self.leaf_loader.moved.take_if(|moved| moved.0 == page)
     }
 
     /// Gives it back, for later.
-    pub(crate) fn keep_moved(&mut self, moved: Box<(u32, u64, Leaf)>) {
+    pub(crate) fn keep_moved(&mut self, moved: Box<(LeafPage, Leaf)>) {
         self.leaf_loader.moved = Some(moved);
     }
 
@@ -283,7 +284,7 @@ impl Engine {
             return;
         };
         if slot.moves {
-            self.leaf_loader.moved = Some(Box::new((slot.volume, slot.leaf, content)));
+            self.leaf_loader.moved = Some(Box::new((slot.page, content)));
             return;
         }
         let map = match self.volumes.get_mut(slot.volume) {
