@@ -30,10 +30,13 @@ pub const RMWS: usize = 64;
 pub const FLUSH_WAITERS: usize = 4096;
 /// Summaries under construction or being written.
 pub const SUMMARIES: usize = 12;
-/// Runs of a victim's blocks being read by the cleaner, and the blocks of one.
-pub const CLEAN_READS: usize = 4;
-/// See [`CLEAN_READS`].
+/// Read buffers of the cleaner, and the blocks of one: together what is live in a segment of 4 MiB,
+/// unless it lies in small pieces.
+pub const CLEAN_SPANS: usize = 16;
+/// See [`CLEAN_SPANS`].
 pub const CLEAN_RUN_BLOCKS: u32 = 64;
+/// Those of them that are being read at a time: more would only hold up the reads of others.
+pub const CLEAN_READS: usize = 4;
 /// Dead blocks that the cleaner reads along rather than issue another read.
 pub const CLEAN_GAP_BLOCKS: u32 = 8;
 /// Write buffers of the cleaner, and the blocks of one: one being filled per class, and as many
@@ -127,5 +130,6 @@ const _: () = assert!(BATCHES_EAGER < BATCHES);
 // Those of the open segments, a victim's, an output's per class and the one being sealed, and
 // those left to users.
 const _: () = assert!(SUMMARIES >= USER_STREAMS + 1 + CLEAN_CLASSES + 1 + CLEAN_SUMMARIES);
+const _: () = assert!(CLEAN_READS <= CLEAN_SPANS);
 const _: () = assert!(READ_BLOCKS >= BATCH_BLOCKS);
 const _: () = assert!(JOURNAL_BLOCKS_MIN as u64 > 4 * JOURNAL_RESERVE);

@@ -127,7 +127,7 @@ impl Driver {
 #[test]
 fn the_data_path_allocates_nothing() {
     let mut disk = Flat(vec![0; 96 << 20]);
-    let mut arena = Arena::new(2048);
+    let mut arena = Arena::new(4096);
     let options = FormatOptions { pool_uuid: [7; 16], nonce: 1, segment_bytes: 1 << 20 };
     Engine::format(&mut disk, &options).unwrap();
     let (engine, _) = Engine::open(&mut disk, &mut arena, &OPEN).unwrap();

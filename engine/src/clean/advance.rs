@@ -1,13 +1,13 @@
 //! Emptying a victim: its summary, its live blocks, and their copies.
 
 use super::choose::Search;
-use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage};
+use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage, Window};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::leaf_loader::Paging;
 use crate::limits::{
-    CLEAN_GAP_BLOCKS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS, CLEAN_SUMMARIES,
-    LEAF_READS,
+    CLEAN_GAP_BLOCKS, CLEAN_READS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS,
+    CLEAN_SUMMARIES, LEAF_READS,
 };
 use crate::map::Mapping;
 use crate::plant::Plant;
@@ -28,7 +28,8 @@ impl Engine {
         if self.stop.is_begun() && self.rmws.is_idle() {
             return self.abandon_cleaning();
         }
-        self.copy_spans(bufs);
+        self.copy_window(bufs);
+        self.fill_window();
         self.read_spans();
         self.end_victim();
         if self.cleaner.victim.is_none() && self.is_cleaning_due() {
@@ -156,7 +157,8 @@ impl Engine {
         Some(volume.map.get(&self.slab, lba) == here)
     }
 
-    /// As [`Engine::liveness`], and begins to read the leaf, and those of `ahead`.
+    /// As [`Engine::liveness`] of move `at`, and begins to read the leaf, and those of the next
+    /// moves.
     fn liveness_or_ask(&mut self, segment: u32, at: usize, to: usize) -> Result<bool, Paging> {
         let moved = self.cleaner.moves[at];
         if let Some(live) = self.liveness(segment, &moved) {
@@ -164,27 +166,33 @@ impl Engine {
         }
         let paging = self.leaves_here(moved.volume, Lba(moved.lba), 1, true);
         if paging == Paging::Coming {
-            for next in at + 1..to.min(at + LEAF_READS / 2) {
-                let Move { volume, lba, .. } = self.cleaner.moves[next];
-                self.prefetch_leaf(volume, Lba(lba));
+            let mut last = moved.leaf();
+            let mut left = LEAF_READS / 2;
+            for next in at + 1..to {
+                let moved = self.cleaner.moves[next];
+                if moved.leaf() != last {
+                    (last, left) = (moved.leaf(), left - 1);
+                    if left == 0 {
+                        break;
+                    }
+                    self.prefetch_leaf(moved.volume, Lba(moved.lba));
+                }
             }
         }
         Err(paging)
     }
 
-    /// Reads ahead: runs of live blocks, across small gaps, since one long read costs less than
-    /// two short ones.
-    fn read_spans(&mut self) {
-        let Some(victim) = &self.cleaner.victim else { return };
-        if victim.stage != VictimStage::Moving {
+    /// Gives every read buffer a run of live blocks, across small gaps, since one long read costs
+    /// less than two short ones; what is to be copied from them is sorted.
+    fn fill_window(&mut self) {
+        let Some(victim) = &mut self.cleaner.victim else { return };
+        let idle = |span: &Span| span.stage == SpanStage::Idle;
+        if victim.stage != VictimStage::Moving || !self.cleaner.spans.iter().all(idle) {
             return;
         }
-        let (segment, mut next) = (victim.segment, victim.next);
-        for i in 0..self.cleaner.spans.len() {
-            if self.cleaner.spans[i].stage != SpanStage::Idle {
-                continue;
-            }
-            let moves = &self.cleaner.moves[next..];
+        let first_move = victim.next;
+        for span in &mut self.cleaner.spans {
+            let moves = &self.cleaner.moves[victim.next..];
             let Some(first) = moves.first().map(|m| m.block) else { break };
             let mut count = 1;
             while count < moves.len()
@@ -193,109 +201,106 @@ impl Engine {
             {
                 count += 1;
             }
-            let blocks = moves[count - 1].block - first + 1;
-            let span = &mut self.cleaner.spans[i];
-            let buffer = span.buffer;
-            *span = Span {
-                buffer,
-                stage: SpanStage::Reading,
-                first,
-                blocks,
-                at: next,
-                to: next + count,
-                retries: 0,
-                refused: false,
-            };
-            next += count;
-            self.read_span(i, segment);
+            span.stage = SpanStage::Waiting;
+            span.first = first;
+            span.blocks = moves[count - 1].block - first + 1;
+            victim.next += count;
         }
-        if let Some(victim) = &mut self.cleaner.victim {
-            victim.next = next;
-        }
+        let window = first_move..victim.next;
+        self.cleaner.window = Window { at: window.start, to: window.end, ..Window::default() };
+        self.cleaner.moves[window].sort_unstable_by_key(|moved| (moved.volume, moved.lba));
     }
 
-    fn read_span(&mut self, i: usize, segment: u32) {
-        let span = &self.cleaner.spans[i];
-        let offset = self.geo.segment_offset(segment, span.first);
-        let buffer = span.buffer.part(0, span.blocks);
-        self.counters.clean_blocks_read += u64::from(span.blocks);
-        self.emit(Token::CleanRead(i as u32), DeviceCommand::Read { offset, buffer });
+    /// Begins to read runs of the window.
+    fn read_spans(&mut self) {
+        let Some(victim) = &self.cleaner.victim else { return };
+        let segment = victim.segment;
+        let reading = |span: &&Span| span.stage == SpanStage::Reading;
+        let mut left = CLEAN_READS - self.cleaner.spans.iter().filter(reading).count();
+        for i in 0..self.cleaner.spans.len() {
+            let span = &mut self.cleaner.spans[i];
+            if span.stage != SpanStage::Waiting || left == 0 {
+                continue;
+            }
+            left -= 1;
+            span.stage = SpanStage::Reading;
+            let offset = self.geo.segment_offset(segment, span.first);
+            let buffer = span.buffer.part(0, span.blocks);
+            self.counters.clean_blocks_read += u64::from(span.blocks);
+            self.emit(Token::CleanRead(i as u32), DeviceCommand::Read { offset, buffer });
+        }
     }
 
     /// A run of the victim was read, or could not be.
     pub(crate) fn clean_read_done(&mut self, i: u32, result: Result<(), DeviceError>) {
-        let span = &mut self.cleaner.spans[i as usize];
-        span.stage = SpanStage::Ready;
+        self.cleaner.spans[i as usize].stage = SpanStage::Ready;
         // A run that can't be read in one piece may be read block by block.
-        span.refused = result.is_err() && span.retries > 0;
+        let window = &mut self.cleaner.window;
+        window.refused = result.is_err() && window.retries > 0;
     }
 
     /// Copies what was read to outputs, as far as buffers and this turn's share go.
-    fn copy_spans(&mut self, bufs: &mut impl Buffers) {
+    fn copy_window(&mut self, bufs: &mut impl Buffers) {
         let Some(victim) = &self.cleaner.victim else { return };
-        let (segment, generation) = (victim.segment, victim.generation);
-        let victim_again = victim.again;
-        let mut left = CLEAN_STEP_BLOCKS;
-        for i in 0..self.cleaner.spans.len() {
-            while self.cleaner.spans[i].stage == SpanStage::Ready {
-                let span = self.cleaner.spans[i];
-                if span.at == span.to {
-                    self.cleaner.spans[i].stage = SpanStage::Idle;
-                    break;
-                }
-                if left == 0 {
-                    self.again = true;
-                    return;
-                }
-                let moved = self.cleaner.moves[span.at];
-                let live = match self.liveness_or_ask(segment, span.at, span.to) {
-                    Ok(live) => live,
-                    Err(Paging::Coming) => return,
-                    Err(_) => {
-                        // Nobody knows whether this block counts: it stays, and its segment.
-                        self.segs.hold_bad(segment);
-                        false
-                    }
-                };
-                if live {
-                    left -= 1;
-                    let block = span.buffer.part(moved.block - span.first, 1);
-                    let good = crate::format::crc32(bufs.bytes(block)) == moved.crc;
-                    let short = victim_again || self.is_pressed();
-                    if !good && span.retries < if short { CLEAN_RETRIES } else { 1 } {
-                        // As every read, once more before it is given up, alone, so that a
-                        // neighbour's damage is not taken for its own; and more often when the
-                        // damaged block is to be moved, which is for good.
-                        self.cleaner.spans[i].retries += 1;
-                        self.cleaner.spans[i].stage = SpanStage::Reading;
-                        self.counters.read_retries += 1;
-                        let offset = self.geo.segment_offset(segment, moved.block);
-                        let command = DeviceCommand::Read { offset, buffer: block };
-                        self.emit(Token::CleanRead(i as u32), command);
-                        break;
-                    }
-                    // A damaged block stays where it is, and its segment with it: another read may
-                    // do better. When segments run out it is moved as it is, still damaged; but
-                    // not one that the device can't read at all just now.
-                    if good || (short && !span.refused) {
-                        let target = Target { moved, segment, generation };
-                        if let Copied::Waits = self.copy_block(bufs, block, target) {
-                            return;
-                        }
-                        self.counters.clean_bad_moved += u64::from(!good);
-                    } else {
-                        self.counters.clean_bad_blocks += 1;
-                        // The second time, long after the first, there is nothing to be gained
-                        // from this segment in this life.
-                        if !victim_again {
-                            self.segs.hold_bad(segment);
-                        }
-                    }
-                }
-                self.cleaner.spans[i].retries = 0;
-                self.cleaner.spans[i].at += 1;
-            }
+        let (segment, generation, again) = (victim.segment, victim.generation, victim.again);
+        let under_way = |span: &Span| matches!(span.stage, SpanStage::Waiting | SpanStage::Reading);
+        if self.cleaner.spans.iter().any(under_way) {
+            return;
         }
+        let mut left = CLEAN_STEP_BLOCKS;
+        while self.cleaner.window.at < self.cleaner.window.to {
+            if left == 0 {
+                self.again = true;
+                return;
+            }
+            let Window { at, to, retries, refused } = self.cleaner.window;
+            let moved = self.cleaner.moves[at];
+            let live = match self.liveness_or_ask(segment, at, to) {
+                Ok(live) => live,
+                Err(Paging::Coming) => return,
+                Err(_) => {
+                    // Nobody knows whether this block counts: it stays, and its segment.
+                    self.segs.hold_bad(segment);
+                    false
+                }
+            };
+            if live {
+                left -= 1;
+                let (i, block) = self.cleaner.place_of(moved.block);
+                let good = crate::format::crc32(bufs.bytes(block)) == moved.crc;
+                let short = again || self.is_pressed();
+                if !good && retries < if short { CLEAN_RETRIES } else { 1 } {
+                    // As every read, once more before it is given up, alone, so that a
+                    // neighbour's damage is not taken for its own; and more often when the
+                    // damaged block is to be moved, which is for good.
+                    self.cleaner.window.retries += 1;
+                    self.cleaner.spans[i].stage = SpanStage::Reading;
+                    self.counters.read_retries += 1;
+                    let offset = self.geo.segment_offset(segment, moved.block);
+                    let command = DeviceCommand::Read { offset, buffer: block };
+                    return self.emit(Token::CleanRead(i as u32), command);
+                }
+                // A damaged block stays where it is, and its segment with it: another read may
+                // do better. When segments run out it is moved as it is, still damaged; but
+                // not one that the device can't read at all just now.
+                if good || (short && !refused) {
+                    let target = Target { moved, segment, generation };
+                    if let Copied::Waits = self.copy_block(bufs, block, target) {
+                        return;
+                    }
+                    self.counters.clean_bad_moved += u64::from(!good);
+                } else {
+                    self.counters.clean_bad_blocks += 1;
+                    // The second time, long after the first, there is nothing to be gained
+                    // from this segment in this life.
+                    if !again {
+                        self.segs.hold_bad(segment);
+                    }
+                }
+            }
+            self.cleaner.window = Window { at: at + 1, to, ..Window::default() };
+        }
+        self.cleaner.spans.iter_mut().for_each(|span| span.stage = SpanStage::Idle);
     }
 
     fn copy_block(
@@ -338,7 +343,7 @@ impl Engine {
     /// copies are of no use then, and the originals are where they were.
     fn abandon_cleaning(&mut self) {
         for span in &mut self.cleaner.spans {
-            if span.stage == SpanStage::Ready {
+            if span.stage != SpanStage::Reading {
                 span.stage = SpanStage::Idle;
             }
         }

@@ -14,6 +14,10 @@
 //! prefer it to a later write, discard or deletion; moves need no journal records of their own,
 //! and one that a crash cuts short simply did not happen.
 //!
+//! Live blocks are copied in the order of volume and address, as far as the read buffers hold them
+//! at once: streams that were written at the same time come apart into runs, and the map is asked
+//! and switched leaf by leaf. See docs/decisions/0010-moves-are-sorted-per-victim.md.
+//!
 //! Invariants:
 //! 1. A block is copied only if its content has the checksum that was written with it; or, when
 //!    segments run out, if it was read five times without that: it stays as damaged as it is.
@@ -32,7 +36,8 @@ mod output;
 
 use crate::engine::Engine;
 use crate::geometry::Geometry;
-use crate::limits::{CLEAN_CHUNKS, CLEAN_CLASSES, CLEAN_READS, CLEAN_RUN_BLOCKS};
+use crate::limits::{CLEAN_CHUNKS, CLEAN_CLASSES, CLEAN_RUN_BLOCKS, CLEAN_SPANS};
+use crate::map::LEAF_BLOCKS;
 use crate::plant::Plant;
 use flagstone_block::{Buffer, Buffers};
 
@@ -45,6 +50,13 @@ struct Move {
     vseq: u64,
     lsn: u64,
     crc: u32,
+}
+
+impl Move {
+    /// The leaf of the map that names it.
+    fn leaf(&self) -> (u32, u64) {
+        (self.volume, self.lba / LEAF_BLOCKS as u64)
+    }
 }
 
 /// A block that was copied to an output, and where it came from.
@@ -72,15 +84,29 @@ struct Victim {
     /// It was left before, for what could not be read: this time damaged blocks are moved too,
     /// and what is refused again is given up.
     again: bool,
-    /// Next of [`Cleaner::moves`] to be read.
+    /// Next of [`Cleaner::moves`] that is in no window yet.
     next: usize,
+}
+
+/// The moves whose blocks are in the read buffers, sorted by volume and block address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    /// Moves `at..to` are not copied yet.
+    at: usize,
+    to: usize,
+    /// Times that the block of move `at` was read again, alone, and whether the device refused
+    /// the last.
+    retries: u8,
+    refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SpanStage {
     Idle,
+    /// Is to be read.
+    Waiting,
     Reading,
-    /// Read; its moves from `at` on are not copied yet.
+    /// Read; not all of it is copied yet.
     Ready,
 }
 
@@ -92,12 +118,6 @@ struct Span {
     /// First block in the segment, and how many.
     first: u32,
     blocks: u32,
-    /// Moves `at..to` are not copied yet.
-    at: usize,
-    to: usize,
-    /// Times that block `at` was read again, alone, and whether the device refused the last.
-    retries: u8,
-    refused: bool,
 }
 
 /// A write buffer: consecutive blocks of one output.
@@ -152,6 +172,7 @@ pub(crate) struct Cleaner {
     victim: Option<Victim>,
     moves: Vec<Move>,
     spans: Vec<Span>,
+    window: Window,
     chunks: Vec<Chunk>,
     outputs: Vec<Output>,
     /// Output that is being filled, per class.
@@ -174,23 +195,19 @@ pub(crate) struct Cleaner {
 
 /// Blocks that the cleaner takes from the arena.
 pub(crate) const OWN_BLOCKS: u32 =
-    CLEAN_READS as u32 * CLEAN_RUN_BLOCKS + CLEAN_CHUNKS as u32 * crate::limits::CLEAN_CHUNK_BLOCKS;
+    CLEAN_SPANS as u32 * CLEAN_RUN_BLOCKS + CLEAN_CHUNKS as u32 * crate::limits::CLEAN_CHUNK_BLOCKS;
 
 impl Cleaner {
     /// Takes its buffers from the arena; `None` if that is too small.
     pub(crate) fn new(bufs: &mut impl Buffers, geo: &Geometry) -> Option<Self> {
         let entries = geo.shape.data_blocks as usize;
-        let mut spans = Vec::with_capacity(CLEAN_READS);
-        for _ in 0..CLEAN_READS {
+        let mut spans = Vec::with_capacity(CLEAN_SPANS);
+        for _ in 0..CLEAN_SPANS {
             spans.push(Span {
                 buffer: bufs.alloc(CLEAN_RUN_BLOCKS)?,
                 stage: SpanStage::Idle,
                 first: 0,
                 blocks: 0,
-                at: 0,
-                to: 0,
-                retries: 0,
-                refused: false,
             });
         }
         let mut chunks = Vec::with_capacity(CLEAN_CHUNKS);
@@ -215,6 +232,7 @@ impl Cleaner {
             victim: None,
             moves: Vec::with_capacity(entries),
             spans,
+            window: Window::default(),
             chunks,
             // Those being filled, and one more on its way to being sealed.
             outputs: (0..=CLEAN_CLASSES).map(|_| output()).collect(),
@@ -227,6 +245,14 @@ impl Cleaner {
             starved: false,
             lifetime: 0,
         })
+    }
+
+    /// The read buffer that holds a block of the window, and where.
+    fn place_of(&self, block: u32) -> (usize, Buffer) {
+        let holds = |span: &Span| (span.first..span.first + span.blocks).contains(&block);
+        let i = self.spans.iter().position(holds).expect("the window is what was read");
+        let span = &self.spans[i];
+        (i, span.buffer.part(block - span.first, 1))
     }
 
     /// Mean lifetime of short-lived user data, in LSNs, if known.

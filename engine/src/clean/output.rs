@@ -276,8 +276,9 @@ impl Engine {
         }
         let over = at == targets.len();
         if !over {
-            for Target { moved, .. } in targets[at..].iter().take(LEAF_READS) {
-                self.prefetch_leaf(moved.volume, Lba(moved.lba));
+            let same_leaf = |a: &Target, b: &Target| a.moved.leaf() == b.moved.leaf();
+            for leaf in targets[at..].chunk_by(same_leaf).take(LEAF_READS) {
+                self.prefetch_leaf(leaf[0].moved.volume, Lba(leaf[0].moved.lba));
             }
         }
         let output = &mut self.cleaner.outputs[o];

@@ -208,7 +208,7 @@ impl World {
             log,
             rng,
             disk,
-            arena: Arena::new(2000 + config.arena_blocks),
+            arena: Arena::new(2800 + config.arena_blocks),
             config,
             oracle: Oracle::default(),
             engine: None,
