@@ -3,7 +3,7 @@
 
 mod support;
 
-use flagstone_block::{BLOCK_SIZE, VolumeId};
+use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand, Lba, VolumeId};
 use support::{World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
@@ -25,14 +25,25 @@ fn interleaved(world: &mut World, volumes: u64, blocks: u64, run: u64) -> Vec<Vo
 
 /// Device reads that reading all of it in pieces of 1 MiB takes, per piece.
 fn reads_per_mib(world: &mut World, volumes: &[VolumeId], blocks: u64) -> f64 {
-    let before = world.disk.reads;
+    world.flush();
+    let buffer = world.arena.alloc(256).unwrap();
+    let mut reads = 0;
     for &volume in volumes {
         for lba in (0..blocks / 256 * 256).step_by(256) {
-            world.read(volume, lba, 256).unwrap();
+            let tag = world.tag();
+            world.engine.read(&mut world.arena, tag, volume, Lba(lba), buffer).unwrap();
+            while let Some(io) = world.engine.next_io() {
+                if let DeviceCommand::Read { offset, buffer } = io.command {
+                    world.disk.read_at(offset, world.arena.bytes_mut(buffer)).unwrap();
+                    reads += 1;
+                }
+                world.engine.device_done(&mut world.arena, io.token, Ok(()));
+            }
+            assert!(world.wait(tag).result.is_ok());
         }
     }
-    let pieces = blocks / 256 * volumes.len() as u64;
-    (world.disk.reads - before) as f64 / pieces as f64
+    world.arena.free(buffer);
+    reads as f64 / (blocks / 256 * volumes.len() as u64) as f64
 }
 
 /// Device reads per MiB of what is left of four volumes that were written at the same time, before

@@ -55,7 +55,6 @@ pub struct Disk {
     pub size: u64,
     pub blocks: HashMap<u64, Arc<[u8; BLOCK_SIZE]>>,
     pub writes: u64,
-    pub reads: u64,
     /// Every write from this one on fails.
     pub fail_from: Option<u64>,
     /// Reads of this block fail, and of everything read together with it.
@@ -64,14 +63,7 @@ pub struct Disk {
 
 impl Disk {
     pub fn new(size: u64) -> Self {
-        Self {
-            size,
-            blocks: HashMap::new(),
-            writes: 0,
-            reads: 0,
-            fail_from: None,
-            unreadable: None,
-        }
+        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None, unreadable: None }
     }
 
     /// Damages byte `at` of block `block`, which was written before.
@@ -93,7 +85,6 @@ impl BlockIo for Disk {
         if offset + into.len() as u64 > self.size {
             return Err(DeviceError::OutOfRange { offset });
         }
-        self.reads += 1;
         let first = offset / BLOCK_SIZE as u64;
         let read = first..first + (into.len() / BLOCK_SIZE) as u64;
         if self.unreadable.is_some_and(|block| read.contains(&block)) {

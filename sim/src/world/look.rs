@@ -90,28 +90,6 @@ impl World {
         Ok(())
     }
 
-    /// Whether the pool can read a block, wherever it looks for it.
-    pub(super) fn is_readable(&mut self, volume: VolumeId, lba: u64) -> Check<bool> {
-        let Some(buffer) = self.arena.alloc(1) else {
-            return Err(self.fail("the arena is too small"));
-        };
-        let tag = Tag(u64::MAX);
-        let read = |world: &mut Self| {
-            let engine = world.engine.as_mut().expect("the process lives");
-            engine.read(&mut world.arena, tag, volume, Lba(lba), buffer)
-        };
-        while read(self).is_err() {
-            // A leaf of the map has to be read first.
-            self.pump()?;
-            if !self.end_one()? {
-                return Err(self.fail("stuck: a read is refused although nothing is under way"));
-            }
-        }
-        let result = self.read_now(tag)?;
-        self.arena.free(buffer);
-        Ok(result.is_ok())
-    }
-
     /// Runs the disk until nothing is under way.
     fn run_disk(&mut self) -> Check {
         self.submit_all()?;

@@ -2,7 +2,7 @@
 
 use super::{Check, World};
 use crate::disk::Area;
-use flagstone_block::BLOCK_SIZE;
+use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
 use flagstone_engine::{OpenError, ScrubPlace, ScrubState};
 
 /// How much of the report of a scrub was looked at.
@@ -113,7 +113,7 @@ impl World {
                 for block in &check.listed {
                     let volume = self.engine().volume_by_name(&block.volume).map(|v| v.id);
                     if let Some(volume) = volume
-                        && self.is_readable(flagstone_block::VolumeId(volume), block.lba)?
+                        && self.is_readable(VolumeId(volume), block.lba)?
                     {
                         older += 1;
                     }
@@ -134,6 +134,35 @@ impl World {
         }
         self.disk.repair();
         Ok(())
+    }
+
+    /// Whether a pool at rest can read a block, wherever it looks for it.
+    fn is_readable(&mut self, volume: VolumeId, lba: u64) -> Check<bool> {
+        let Some(buffer) = self.arena.alloc(1) else {
+            return Err(self.fail("the arena is too small"));
+        };
+        let tag = Tag(u64::MAX);
+        let mut taken = false;
+        for _ in 0..1000 {
+            let engine = self.engine.as_mut().expect("the process lives");
+            // It is refused while a leaf of the map has to be read first.
+            taken = taken || engine.read(&mut self.arena, tag, volume, Lba(lba), buffer).is_ok();
+            engine.pump(&mut self.arena, self.now_ns);
+            if let Some(completion) = engine.next_completion() {
+                self.arena.free(buffer);
+                return Ok(completion.result.is_ok());
+            }
+            while let Some(io) = self.engine().next_io() {
+                self.disk.submit(io, &self.arena).map_err(|what| self.log.fail(what))?;
+            }
+            while self.disk.in_flight() > 0 {
+                let ended = self.disk.complete(0, &mut self.arena);
+                let ended = ended.map_err(|what| self.log.fail(what))?;
+                let engine = self.engine.as_mut().expect("the process lives");
+                engine.device_done(&mut self.arena, ended.token, ended.result);
+            }
+        }
+        Err(self.fail("stuck: a read of a pool at rest is never answered"))
     }
 
     fn scrub_to_the_end(&mut self) -> Check {
