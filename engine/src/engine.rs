@@ -321,6 +321,7 @@ impl Engine {
     /// metadata, starts flushes. Call once per turn of the reactor, after the events.
     pub fn pump(&mut self, bufs: &mut impl Buffers, now_ns: u64) {
         self.now_ns = now_ns;
+        self.note_requests();
         self.retire(bufs);
         if self.failed.is_some() {
             self.advance_paging();
@@ -346,7 +347,10 @@ impl Engine {
                 }
             }
             self.again |= paging;
+            let graves = self.graves.len();
             self.advance_reclaim();
+            // What has died last can be freed now, and the cleaner may begin.
+            self.again |= self.graves.len() < graves;
             self.close_batch_if_due(bufs);
             self.start_flush_if_due();
         }
@@ -363,8 +367,9 @@ impl Engine {
         if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
             return Some(self.now_ns);
         }
-        let timers = [self.flush.deadline_ns(), self.rmws.held_until(), self.scrub_timer_ns()];
-        timers.into_iter().flatten().min()
+        let background = [self.scrub_timer_ns(), self.idle_timer_ns()];
+        let timers = [self.flush.deadline_ns(), self.rmws.held_until()];
+        timers.into_iter().chain(background).flatten().min()
     }
 
     /// How long a read-modify-write of a volume that waits may be held when the pool has become

@@ -113,6 +113,7 @@ impl Engine {
     /// # Errors
     /// `Busy`, `Failed`, `Stopping`: nothing happened.
     pub fn flush(&mut self, tag: Tag) -> Result<(), SubmitError> {
+        self.disturb();
         self.ready()?;
         if self.flush.waiters() >= FLUSH_WAITERS {
             return Err(SubmitError::Busy);

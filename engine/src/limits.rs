@@ -58,6 +58,13 @@ pub const CLEAN_SCAN: u32 = 8192;
 pub const CLEAN_STEP_BLOCKS: u32 = 64;
 /// The cleaner keeps at least this many segments free for user writes.
 pub const CLEAN_AHEAD_SEGMENTS: u32 = 2;
+/// Without a request for this long the cleaner works ahead: longer than the pauses within a burst,
+/// short enough that the pause between two is used, and by then the engine has flushed by itself.
+pub const IDLE_CLEAN_NS: u64 = 1_000_000_000;
+/// While less than this part of the segments is free, idle cleaning takes victims that are half
+/// live, one block moved per block gained; with more free, only those that are a quarter live, so
+/// that it never adds more than a third to the writes of a burst.
+pub const IDLE_FREE_DIVISOR: u32 = 4;
 /// Read buffers of a scrub, and the blocks of one.
 pub const SCRUB_BUFFERS: usize = 2;
 /// See [`SCRUB_BUFFERS`].

@@ -95,6 +95,7 @@ impl Engine {
             return Err(SubmitError::OutOfRange);
         }
         let offset = first.0.checked_mul(BLOCK_SIZE as u64).ok_or(SubmitError::OutOfRange)?;
+        self.disturb();
         self.check_range(volume, offset, buffer.len() as u64)?;
         match self.leaves_here(volume.0, first, u64::from(buffer.blocks), true) {
             Paging::Here => self.start_read(bufs, Reader::Client(tag), volume.0, first, buffer),

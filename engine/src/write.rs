@@ -38,6 +38,7 @@ impl Engine {
         data: &[u8],
         durability: Durability,
     ) -> Result<usize, SubmitError> {
+        self.disturb();
         self.ready()?;
         self.check_range(volume, offset, data.len() as u64)?;
         self.check_flush_room(durability)?;

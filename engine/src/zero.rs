@@ -30,6 +30,7 @@ impl Engine {
         mode: ZeroMode,
         durability: Durability,
     ) -> Result<u64, SubmitError> {
+        self.disturb();
         self.ready()?;
         self.check_range(volume, offset, len)?;
         self.check_flush_room(durability)?;

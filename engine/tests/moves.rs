@@ -27,7 +27,7 @@ fn interleaved(world: &mut World, volumes: u64, blocks: u64, run: u64) -> Vec<Vo
 fn reads_per_mib(world: &mut World, volumes: &[VolumeId], blocks: u64) -> f64 {
     world.flush();
     let buffer = world.arena.alloc(256).unwrap();
-    let mut reads = 0;
+    let mut reads = 0u32;
     for &volume in volumes {
         for lba in (0..blocks / 256 * 256).step_by(256) {
             let tag = world.tag();
@@ -43,7 +43,7 @@ fn reads_per_mib(world: &mut World, volumes: &[VolumeId], blocks: u64) -> f64 {
         }
     }
     world.arena.free(buffer);
-    reads as f64 / (blocks / 256 * volumes.len() as u64) as f64
+    f64::from(reads) / (blocks / 256 * volumes.len() as u64) as f64
 }
 
 /// Device reads per MiB of what is left of four volumes that were written at the same time, before

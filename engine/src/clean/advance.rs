@@ -1,6 +1,7 @@
 //! Emptying a victim: its summary, its live blocks, and their copies.
 
 use super::choose::Search;
+use super::idle::Need;
 use super::{Move, OutputStage, Span, SpanStage, Target, Victim, VictimStage, Window};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
@@ -32,30 +33,35 @@ impl Engine {
         self.fill_window();
         self.read_spans();
         self.end_victim();
-        if self.cleaner.victim.is_none() && self.is_cleaning_due() {
-            self.begin_victim();
+        let need = self.cleaning_need();
+        if self.cleaner.victim.is_none() && need != Need::Nothing {
+            self.begin_victim(need);
         }
         self.advance_outputs(bufs);
     }
 
-    fn begin_victim(&mut self) {
+    fn begin_victim(&mut self, need: Need) {
         // There is no use in another search before the table changes.
-        let now = (self.segs.events(), self.is_pressed());
+        let now = (self.segs.events(), need);
         if self.cleaner.exhausted_at == Some(now) {
             return self.close_outputs_if_starved();
         }
         if self.summaries.len() <= CLEAN_SUMMARIES {
             return;
         }
-        let segment = match self.choose_victim() {
+        let segment = match self.choose_victim(need) {
             Search::Found(segment) => segment,
             Search::GoOn => {
-                self.again |= now.1;
+                // Otherwise requests will bring the next turn.
+                self.again |= need != Need::Due;
                 return;
             }
             Search::Nothing => {
                 // What changed while the search went on may have been looked at before that.
-                self.cleaner.exhausted_at = Some((self.cleaner.searched_from, now.1));
+                self.cleaner.exhausted_at = Some((self.cleaner.searched_from, need));
+                if need == Need::Idle {
+                    self.close_outputs_if_idle();
+                }
                 return self.close_outputs_if_starved();
             }
         };

@@ -1,8 +1,8 @@
-//! Which segment to clean, and when.
+//! Which segment to clean.
 
-use super::OutputStage;
+use super::idle::Need;
 use crate::engine::Engine;
-use crate::limits::{CLEAN_AHEAD_SEGMENTS, CLEAN_SCAN};
+use crate::limits::CLEAN_SCAN;
 use crate::segment::SegmentState;
 
 /// What a search for a victim came to.
@@ -14,20 +14,6 @@ pub(super) enum Search {
 }
 
 impl Engine {
-    /// Free segments below which the cleaner works: as few as will do, since garbage that is
-    /// left alone for longer costs less to collect.
-    fn clean_below(&self) -> u32 {
-        self.floor() + CLEAN_AHEAD_SEGMENTS.max(self.geo.segments / 128).min(self.geo.segments / 8)
-    }
-
-    /// Whether another victim should be taken.
-    pub(super) fn is_cleaning_due(&self) -> bool {
-        // A deleted volume gives its space back by itself.
-        !self.opening
-            && self.graves.is_empty()
-            && self.segs.free() + self.segs.dying() < self.clean_below()
-    }
-
     /// The segment that pays best, by cost and benefit: `(1 - u) * sqrt(age) / (1 + u)` with `u`
     /// the live part, after Rosenblum and Ousterhout, "The Design and Implementation of a
     /// Log-Structured File System", 1992. A large table is searched window by window, one per
@@ -37,17 +23,15 @@ impl Engine {
     /// that were moved are old in a segment that has not had time to decay. Under overwrites of
     /// all blocks alike the blocks' age costs up to a third more moves, and the age without its
     /// root up to a fifth under skewed ones.
-    pub(super) fn choose_victim(&mut self) -> Search {
+    pub(super) fn choose_victim(&mut self, need: Need) -> Search {
         let segments = self.segs.len();
         let data_blocks = self.geo.shape.data_blocks;
-        // A victim that is nearly full of live blocks only makes sense when nothing else is left;
-        // and without a segment's worth of garbage in all, moving would not set one free.
-        let pressed = self.is_pressed();
+        // Without a segment's worth of garbage in all, moving would not set one free.
+        let pressed = need == Need::Pressed;
         let gain = self.segs.can_gain(data_blocks);
         // One that could not be read is taken again when segments run out and there is nothing
         // else; not before the copies of its other blocks count.
-        let settled = self.cleaner.outputs.iter().all(|o| o.stage == OutputStage::Idle);
-        let last_resort = pressed && settled && self.segs.holding_bad() > 0;
+        let last_resort = pressed && !self.has_outputs() && self.segs.holding_bad() > 0;
         if self.cleaner.searched == 0 {
             self.cleaner.searched_from = self.segs.events();
             self.cleaner.last_resort = None;
@@ -56,7 +40,7 @@ impl Engine {
             self.cleaner.searched = 0;
             return Search::Nothing;
         }
-        let most = if pressed { data_blocks - 1 } else { data_blocks * 31 / 32 };
+        let most = self.victim_live_max(need);
         let window = CLEAN_SCAN.min(segments - self.cleaner.searched);
         let mut best: Option<(f64, u32)> = None;
         for k in 0..window {

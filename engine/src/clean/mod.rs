@@ -32,6 +32,7 @@
 
 mod advance;
 mod choose;
+mod idle;
 mod output;
 
 use crate::engine::Engine;
@@ -184,8 +185,11 @@ pub(crate) struct Cleaner {
     searched_from: u64,
     /// A row that this search met which is worth another try if there is nothing better.
     last_resort: Option<u32>,
-    /// A search found nothing when the segment table had seen this many events, pressed or not.
-    exhausted_at: Option<(u64, bool)>,
+    /// A search found nothing when the segment table had seen this many events, and this was why.
+    exhausted_at: Option<(u64, idle::Need)>,
+    /// A request came since the last turn, and when the last did.
+    requested: bool,
+    requested_ns: u64,
     /// Somebody was refused space since the last victim.
     starved: bool,
     /// Mean lifetime of short-lived user data, in LSNs: the measure of hot and cold; 0 if not
@@ -242,6 +246,8 @@ impl Cleaner {
             searched_from: 0,
             last_resort: None,
             exhausted_at: None,
+            requested: true,
+            requested_ns: 0,
             starved: false,
             lifetime: 0,
         })
@@ -320,7 +326,7 @@ impl Engine {
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.
     pub(crate) fn starve(&mut self) -> bool {
         self.cleaner.starved = true;
-        let searched = self.cleaner.exhausted_at == Some((self.segs.events(), true));
+        let searched = self.cleaner.exhausted_at == Some((self.segs.events(), idle::Need::Pressed));
         let hope = self.segs.can_gain(self.geo.shape.data_blocks) || self.segs.holding_bad() > 0;
         !self.cleaner.is_idle() || (hope && !searched)
     }

@@ -120,16 +120,6 @@ impl Engine {
         }
     }
 
-    /// Nothing is left to clean, and somebody waits: what was moved so far must do.
-    pub(super) fn close_outputs_if_starved(&mut self) {
-        if self.cleaner.starved && self.is_pressed() {
-            for o in self.cleaner.filling.into_iter().flatten() {
-                self.close_output(o);
-                self.again = true;
-            }
-        }
-    }
-
     /// Writes the summaries of outputs whose data is on the device.
     pub(super) fn advance_outputs(&mut self, bufs: &mut impl Buffers) {
         for o in 0..self.cleaner.outputs.len() {
@@ -153,7 +143,7 @@ impl Engine {
         }
         // A seal sets segments free; that is worth a flush of its own when they are needed.
         let sealing = self.sealing.iter().any(|s| s.moved && s.stage == SealStage::Written);
-        if sealing && self.is_cleaning_due() {
+        if sealing && self.is_seal_urgent() {
             self.flush.want();
         }
     }
