@@ -306,18 +306,9 @@ impl Engine {
                 // the old chain only, but no page holds its entries yet.
                 let switching = self.is_switching(segment);
                 let sealed = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
-                let record =
-                    (sealed || switching).then_some(Statement::Plain(Record::SegmentSeal {
-                        segment,
-                        lsn,
-                        class: row.class,
-                        entries: row.entries,
-                        generation: row.generation,
-                        first_lsn: row.first_lsn,
-                        footer_crc: row.footer_crc,
-                        mean_lsn: row.mean_lsn,
-                        stated: !switching,
-                    }));
+                let seal = row.seal(segment, lsn, !switching);
+                let record = Statement::Plain(Record::SegmentSeal(seal));
+                let record = (sealed || switching).then_some(record);
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
             Cursor::OpenSegment { stream, .. } if stream == USER_STREAMS => {
@@ -420,9 +411,9 @@ impl Engine {
                 if !moves || self.opening {
                     return Some((page, holes, kept));
                 }
-                if let Some(moved) = self.take_moved(page) {
+                if let Some(moved) = self.leaf_loader.take_moved(page) {
                     let Some(page) = self.write_leaf_page(bufs, volume, lba, &moved.1) else {
-                        self.keep_moved(moved);
+                        self.leaf_loader.keep_moved(moved);
                         return None;
                     };
                     self.slab.move_away(index, page);

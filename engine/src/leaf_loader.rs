@@ -16,9 +16,10 @@ use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::format::leaf::Header;
 use crate::limits::{LEAF_READS, LEAF_SLACK, MAP_LEAVES_MIN};
-use crate::map::{Candidate, LEAF_BLOCKS, Leaf, LeafPage, LeafState};
+use crate::map::{Candidate, LEAF_BLOCKS, Leaf, LeafPage, LeafState, VolumeMap};
 use crate::plant::Plant;
 use crate::token::Token;
+use crate::volume::Volumes;
 use flagstone_block::{Buffer, Buffers, DeviceCommand, DeviceError, Lba};
 use std::collections::VecDeque;
 
@@ -104,9 +105,31 @@ impl LeafLoader {
         self.reading > 0
     }
 
+    /// What lies in a page that [`Engine::request_move`] asked for, if it is there.
+    pub(crate) fn take_moved(&mut self, page: LeafPage) -> Option<Box<(LeafPage, Leaf)>> {
+        self.moved.take_if(|moved| moved.0 == page)
+    }
+
+    /// Gives it back, for later.
+    pub(crate) fn keep_moved(&mut self, moved: Box<(LeafPage, Leaf)>) {
+        self.moved = Some(moved);
+    }
+
     fn take_bad(&mut self, volume: u32, leaf: u64) -> bool {
         let at = self.bad.iter().position(|bad| *bad == (volume, leaf));
         at.and_then(|at| self.bad.remove(at)).is_some()
+    }
+}
+
+/// The map of a volume, or of one that is being deleted.
+fn map_of<'a>(
+    volumes: &'a mut Volumes,
+    graves: &'a mut VecDeque<VolumeMap>,
+    volume: u32,
+) -> Option<&'a mut VolumeMap> {
+    match volumes.get_mut(volume) {
+        Some(volume) => Some(&mut volume.map),
+        None => graves.iter_mut().find(|map| map.volume() == volume),
     }
 }
 
@@ -161,10 +184,19 @@ impl Engine {
 
     /// Begins to read a leaf that is not in memory, if there is room.
     pub(crate) fn request_leaf(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
-        if self.is_leaf_coming(volume, leaf) {
+        self.request_page((volume, leaf), page, false)
+    }
+
+    /// Begins to read a leaf that is to be written again elsewhere, without bringing it to memory.
+    pub(crate) fn request_move(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
+        self.request_page((volume, leaf), page, true)
+    }
+
+    fn request_page(&mut self, key: (u32, u64), page: LeafPage, moves: bool) -> Paging {
+        if self.is_leaf_coming(key.0, key.1) {
             return Paging::Coming;
         }
-        if self.leaf_loader.take_bad(volume, leaf) {
+        if self.leaf_loader.take_bad(key.0, key.1) {
             return Paging::Bad;
         }
         if self.leaf_writer.is_pending(&self.geo, page) {
@@ -172,37 +204,13 @@ impl Engine {
             return Paging::Coming;
         }
         let idle = self.leaf_loader.slots.iter().position(|slot| slot.stage == Stage::Idle);
-        let Some(i) = idle.filter(|_| self.has_leaf_room(1)) else {
-            self.leaf_loader.starved = true;
-            return Paging::Coming;
-        };
-        self.begin_leaf_read(i, (volume, leaf), page, false);
-        Paging::Coming
-    }
-
-    /// Begins to read a leaf that is to be written again elsewhere, without bringing it to memory.
-    pub(crate) fn request_move(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
-        if self.is_leaf_coming(volume, leaf) {
-            return Paging::Coming;
-        }
-        if self.leaf_loader.take_bad(volume, leaf) {
-            return Paging::Bad;
-        }
-        let idle = |slot: &Slot| slot.stage == Stage::Idle;
-        if let Some(i) = self.leaf_loader.slots.iter().position(idle) {
-            self.begin_leaf_read(i, (volume, leaf), page, true);
+        let room = moves || self.has_leaf_room(1);
+        match idle.filter(|_| room) {
+            Some(i) => self.begin_leaf_read(i, key, page, moves),
+            None if moves => {}
+            None => self.leaf_loader.starved = true,
         }
         Paging::Coming
-    }
-
-    /// The leaf that [`Engine::request_move`] asked for, if it is there.
-    pub(crate) fn take_moved(&mut self, page: LeafPage) -> Option<Box<(LeafPage, Leaf)>> {
-        self.leaf_loader.moved.take_if(|moved| moved.0 == page)
-    }
-
-    /// Gives it back, for later.
-    pub(crate) fn keep_moved(&mut self, moved: Box<(LeafPage, Leaf)>) {
-        self.leaf_loader.moved = Some(moved);
     }
 
     fn begin_leaf_read(&mut self, i: usize, key: (u32, u64), page: LeafPage, moves: bool) {
@@ -287,11 +295,7 @@ impl Engine {
             self.leaf_loader.moved = Some(Box::new((slot.page, content)));
             return;
         }
-        let map = match self.volumes.get_mut(slot.volume) {
-            Some(volume) => Some(&mut volume.map),
-            None => self.graves.iter_mut().find(|map| map.volume() == slot.volume),
-        };
-        if let Some(map) = map {
+        if let Some(map) = map_of(&mut self.volumes, &mut self.graves, slot.volume) {
             map.bring_back(&mut self.slab, slot.leaf, slot.page, content);
         }
     }
@@ -319,11 +323,7 @@ impl Engine {
                 warm = true;
                 continue;
             }
-            let map = match self.volumes.get_mut(volume) {
-                Some(volume) => Some(&mut volume.map),
-                None => self.graves.iter_mut().find(|map| map.volume() == volume),
-            };
-            let Some(map) = map else { continue };
+            let Some(map) = map_of(&mut self.volumes, &mut self.graves, volume) else { continue };
             map.evict(&mut self.slab, leaf, index);
             self.counters.leaves_dropped += 1;
             self.leaf_loader.starved = false;
@@ -364,5 +364,30 @@ impl Engine {
     /// they can be dropped.
     pub(crate) fn leaves_want_pages(&self) -> bool {
         self.leaf_loader.limit.is_some_and(|limit| self.slab.dirty() > limit / 4 * 3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leaf that changed while what was read of it waited to be written elsewhere has another
+    /// page, and the old content must not become that of the new.
+    #[test]
+    fn what_was_read_to_be_moved_counts_for_its_page_only() {
+        let old = LeafPage { pbn: 7, crc: 1 };
+        let mut loader = LeafLoader {
+            slots: Vec::new(),
+            reading: 0,
+            bad: VecDeque::new(),
+            moved: None,
+            limit: None,
+            starved: false,
+        };
+        loader.keep_moved(Box::new((old, Leaf::default())));
+        assert!(loader.take_moved(LeafPage { pbn: 8, crc: 1 }).is_none());
+        assert!(loader.take_moved(LeafPage { pbn: 7, crc: 2 }).is_none());
+        assert!(loader.take_moved(old).is_some());
+        assert!(loader.take_moved(old).is_none());
     }
 }

@@ -82,6 +82,10 @@ pub enum Plant {
     TailOfOneStream,
     /// A clean stop keeps the records of one stream's open segment only.
     KeepOneStream,
+    /// Opening after a crash forgets what only the journal knew.
+    SettleForgets,
+    /// Opening after a crash ends the journal before what it knew is durable elsewhere.
+    SettleTooSoon,
 }
 
 impl Plant {
@@ -124,6 +128,8 @@ impl Plant {
         Self::GrowTooSoon,
         Self::TailOfOneStream,
         Self::KeepOneStream,
+        Self::SettleForgets,
+        Self::SettleTooSoon,
     ];
 }
 

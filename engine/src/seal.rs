@@ -83,16 +83,8 @@ impl Engine {
             let Ok(batch) = self.batch_with_room(bufs, SEGMENT_SEAL_BYTES, true) else { return };
             let segment = self.sealing[k].segment;
             let row = *self.segs.row(segment);
-            self.log(bufs, batch, Effect::SegmentSeal { segment }, |lsn| Record::SegmentSeal {
-                segment,
-                lsn,
-                class: row.class,
-                entries: row.entries,
-                generation: row.generation,
-                first_lsn: row.first_lsn,
-                footer_crc: row.footer_crc,
-                mean_lsn: row.mean_lsn,
-                stated: false,
+            self.log(bufs, batch, Effect::SegmentSeal { segment }, |lsn| {
+                Record::SegmentSeal(row.seal(segment, lsn, false))
             });
             self.sealing[k].stage = SealStage::Logged(self.batch_jseq(batch));
         }

@@ -175,26 +175,7 @@ pub enum Record<'a> {
         lsn: u64,
     },
     /// Data and summary of a segment were flushed before this record was written.
-    SegmentSeal {
-        /// Segment number.
-        segment: u32,
-        /// Place in the pool's order.
-        lsn: u64,
-        /// Placement class.
-        class: u8,
-        /// Entries in the summary.
-        entries: u16,
-        /// Generation that was sealed.
-        generation: u64,
-        /// LSN of the summary's oldest entry.
-        first_lsn: u64,
-        /// Checksum of the footer, which in turn vouches for the entries.
-        footer_crc: u32,
-        /// Mean LSN of the entries.
-        mean_lsn: u64,
-        /// Stated by a checkpoint: the leaf pages that it names hold all of the entries already.
-        stated: bool,
-    },
+    SegmentSeal(Seal),
     /// Nothing refers to the segment any more; it may be written again once this is durable.
     SegmentFree {
         /// Segment number.
@@ -239,6 +220,29 @@ pub enum Record<'a> {
         /// Comes after the records up to and with this LSN.
         lsn: u64,
     },
+}
+
+/// A sealed segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Segment number.
+    pub segment: u32,
+    /// Place in the pool's order.
+    pub lsn: u64,
+    /// Placement class.
+    pub class: u8,
+    /// Entries in the summary.
+    pub entries: u16,
+    /// Generation that was sealed.
+    pub generation: u64,
+    /// LSN of the summary's oldest entry.
+    pub first_lsn: u64,
+    /// Checksum of the footer, which in turn vouches for the entries.
+    pub footer_crc: u32,
+    /// Mean LSN of the entries.
+    pub mean_lsn: u64,
+    /// Stated by a checkpoint: the leaf pages that it names hold all of the entries already.
+    pub stated: bool,
 }
 
 /// Bytes that a WRITE record of `blocks` blocks takes.
@@ -311,7 +315,7 @@ impl<'a> Record<'a> {
             Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
             Self::VolumeDelete { .. } => 24,
             Self::Checkpoint { .. } => CHECKPOINT_BYTES,
-            Self::SegmentSeal { .. } => SEGMENT_SEAL_BYTES,
+            Self::SegmentSeal(_) => SEGMENT_SEAL_BYTES,
             Self::Leaf { holes, kept, .. } => leaf_bytes(leaf_flags(holes, kept)),
         }
     }
@@ -326,7 +330,7 @@ impl<'a> Record<'a> {
             | Self::VolumeResize { lsn, .. }
             | Self::VolumeSet { lsn, .. }
             | Self::VolumeDelete { lsn, .. }
-            | Self::SegmentSeal { lsn, .. }
+            | Self::SegmentSeal(Seal { lsn, .. })
             | Self::SegmentFree { lsn, .. }
             | Self::Leaf { lsn, .. }
             | Self::SegmentOpen { lsn, .. }
@@ -387,26 +391,17 @@ impl<'a> Record<'a> {
             }
             Self::VolumeDelete { volume, lsn } => head(b, VOLUME_DELETE, 0, 0, volume, lsn),
             Self::Checkpoint { lsn } => head(b, CHECKPOINT, 0, 0, 0, lsn),
-            Self::SegmentSeal {
-                segment,
-                lsn,
-                class,
-                entries,
-                generation,
-                first_lsn,
-                footer_crc,
-                mean_lsn,
-                stated,
-            } => {
+            Self::SegmentSeal(seal) => {
                 use layout::segment_seal::at;
-                head(b, SEGMENT_SEAL, if stated { SEAL_STATED } else { 0 }, 0, 0, lsn);
-                put_u64(b, at::MEAN_LSN, mean_lsn);
-                put_u32(b, at::SEGMENT, segment);
-                b[at::CLASS] = class;
-                put_u16(b, at::ENTRIES, entries);
-                put_u64(b, at::GENERATION, generation);
-                put_u64(b, at::FIRST_LSN, first_lsn);
-                put_u32(b, at::FOOTER_CRC, footer_crc);
+                let flags = if seal.stated { SEAL_STATED } else { 0 };
+                head(b, SEGMENT_SEAL, flags, 0, 0, seal.lsn);
+                put_u64(b, at::MEAN_LSN, seal.mean_lsn);
+                put_u32(b, at::SEGMENT, seal.segment);
+                b[at::CLASS] = seal.class;
+                put_u16(b, at::ENTRIES, seal.entries);
+                put_u64(b, at::GENERATION, seal.generation);
+                put_u64(b, at::FIRST_LSN, seal.first_lsn);
+                put_u32(b, at::FOOTER_CRC, seal.footer_crc);
             }
             Self::SegmentFree { segment, lsn, generation } => {
                 use layout::segment_free::at;
@@ -519,7 +514,7 @@ impl<'a> Record<'a> {
             SEGMENT_SEAL => {
                 use layout::segment_seal::at;
                 let b = need(SEGMENT_SEAL_BYTES)?;
-                Self::SegmentSeal {
+                Self::SegmentSeal(Seal {
                     segment: get_u32(b, at::SEGMENT),
                     lsn,
                     class: b[at::CLASS],
@@ -529,7 +524,7 @@ impl<'a> Record<'a> {
                     footer_crc: get_u32(b, at::FOOTER_CRC),
                     mean_lsn: get_u64(b, at::MEAN_LSN),
                     stated: flags & SEAL_STATED != 0,
-                }
+                })
             }
             SEGMENT_FREE => {
                 use layout::segment_free::at;
@@ -582,7 +577,7 @@ impl<'a> Record<'a> {
             Self::Volume { vseq, .. }
             | Self::VolumeResize { vseq, .. }
             | Self::VolumeSet { vseq, .. } => vseq,
-            Self::SegmentSeal { generation, first_lsn, mean_lsn, .. } => {
+            Self::SegmentSeal(Seal { generation, first_lsn, mean_lsn, .. }) => {
                 generation.max(first_lsn).max(mean_lsn)
             }
             Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => {

@@ -2,6 +2,7 @@
 
 use super::RecoveryReport;
 use super::load::{Loaded, Source, TailSegment, load};
+use super::records::OwnedRecord;
 use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::engine::{Engine, own_blocks};
@@ -58,23 +59,22 @@ impl Engine {
         let limit = options.map_memory.map(leaves_in);
         let mut loaded = load(io, options.planted, Source::Checkpoint, limit)?;
         repair_superblocks(io, &loaded)?;
-        let sealed = seal_old_tails(io, &mut loaded)?;
+        seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
-        let needs_compaction = sealed || !loaded.journal_empty;
+        let ended = loaded.journal_empty && loaded.unkept.is_empty();
+        let damaged = report.rebuilt || report.meta_copies_damaged > 0;
+        let unkept = std::mem::take(&mut loaded.unkept);
         let mut engine = Self::assemble(bufs, loaded, options)?;
         engine.count_reservations();
-        if needs_compaction {
+        if !ended && !damaged && engine.fits_chain(&unkept) {
+            engine.settle(io, bufs, &unkept)?;
+        } else if !ended {
+            // All that is open now goes to the new chain.
+            engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
             if !engine.begin_compaction(bufs) {
                 return Err(OpenError::NoRoom { free: engine.segs.free() });
             }
-            while engine.compaction.is_some() {
-                engine.pump(bufs, 0);
-                let moved = drive(io, bufs, &mut engine)?;
-                // Nothing under way and nothing to do: it would stand still for ever.
-                if !moved && !engine.again && engine.compaction.is_some() {
-                    return Err(OpenError::NoRoom { free: engine.segs.free() });
-                }
-            }
+            engine.turn_until(io, bufs, |engine, _| engine.compaction.is_none())?;
         }
         engine.opening = false;
         engine.segs.bury_empty(engine.applied_lsn);
@@ -208,7 +208,7 @@ fn resume(
         last_lsn: 0,
         first_jseq: next_jseq,
         summary,
-        in_meta: tail.blocks.len() as u32,
+        in_meta: tail.in_meta,
     };
     for block in &tail.blocks {
         open.push(bufs, block.lsn, block.entry());
@@ -252,8 +252,8 @@ fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenE
 
 /// Writes the summaries of unsealed segments but for the newest that are not full, one per stream:
 /// those are resumed. Their entries lie where nothing else does, so doing it twice is harmless.
-/// Returns whether there were any.
-fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<bool, OpenError> {
+/// Their seals come after everything that counts.
+fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenError> {
     let shape = loaded.geo.shape;
     let mut resumed = Vec::new();
     for tail in std::mem::take(&mut loaded.tails).into_iter().rev() {
@@ -297,16 +297,18 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<bool, Ope
         row.first_lsn = first.lsn;
         row.mean_lsn = described.mean_lsn;
         row.footer_crc = footer_crc;
+        let seal = row.seal(tail.segment, loaded.valid_lsn, false);
+        loaded.unkept.push(OwnedRecord::Seal(seal));
     }
     loaded.tails.extend(resumed);
     if sealed {
         io.flush()?;
     }
-    Ok(sealed)
+    Ok(())
 }
 
 /// Performs the engine's commands one by one; returns whether there were any.
-fn drive(
+pub(super) fn drive(
     io: &mut dyn BlockIo,
     bufs: &mut impl Buffers,
     engine: &mut Engine,

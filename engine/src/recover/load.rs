@@ -1,11 +1,12 @@
 //! Reading a pool: from superblock to map, without writing.
 
 use super::pages::Pages;
-use super::records::{OwnedRecord, Placed, Seal};
+use super::records::{OwnedRecord, Placed};
 use super::replay::{Input, Replay, replay};
 use super::{RecoveryReport, scan};
 use crate::error::OpenError;
 use crate::format::SEQUENCE_MAX;
+use crate::format::record::Seal;
 use crate::format::superblock::{FLAG_CLEAN, Superblock};
 use crate::geometry::Geometry;
 use crate::limits::{LSN_SPAN, VOLUME_BYTES};
@@ -13,7 +14,7 @@ use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::volume::{Volume, VolumeInfo, VolumeState, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// No pool gets here by counting. Refusing what claims so, far below the format's own bound,
 /// leaves the numbers of this life room: what it writes must decode at the next opening.
@@ -34,6 +35,8 @@ pub(crate) struct TailBlock {
 pub(crate) struct TailSegment {
     pub(crate) segment: u32,
     pub(crate) blocks: Vec<TailBlock>,
+    /// The first of them that the metadata chain does not describe.
+    pub(crate) in_meta: u32,
 }
 
 /// Everything that opening or checking needs.
@@ -45,13 +48,17 @@ pub(crate) struct Loaded {
     pub(crate) report: RecoveryReport,
     /// Oldest first.
     pub(crate) tails: Vec<TailSegment>,
+    /// Highest LSN of any record, and of those that count.
     pub(crate) last_lsn: u64,
+    pub(crate) valid_lsn: u64,
     pub(crate) next_generation: u64,
     pub(crate) next_volume: u32,
     /// First sequence number that no block on the device has.
     pub(crate) next_jseq: u64,
     pub(crate) chain: ChainEnd,
     pub(crate) journal_empty: bool,
+    /// What must go to the metadata chain before the journal may forget it, oldest first.
+    pub(crate) unkept: Vec<OwnedRecord>,
 }
 
 /// Where the metadata chain ends.
@@ -100,13 +107,19 @@ pub(crate) fn load(
     let next_generation = highest_generation(&records).max(superblock.next_generation);
     let next_volume = highest_volume(&records).max(superblock.next_volume);
 
+    // A page of the chain was written when everything up to its records was durable.
+    let in_chain = records.iter().filter(|r| r.jseq.is_none());
+    let kept_lsn = in_chain.map(|r| r.record.lsn()).max().unwrap_or(0);
+    let proven = Proven { jseq: journal.flushed, lsn: kept_lsn };
     // Segment states decide which writes need proof, and the cut decides which segment records
     // count: repeat until nothing more is cut.
     let (segments, tail_writes) = loop {
         let segments = SegmentStates::of(&records, &geo)?;
         let tail_writes = segments.tail_writes(&records, &geo)?;
-        let unproven =
-            prove(io, &geo, &records, &tail_writes, journal.flushed, planted, &mut report)?;
+        let unproven = match segments.cut_before(&records, &geo) {
+            Some(first) => Some(first),
+            None => prove(io, &geo, &records, &tail_writes, proven, planted, &mut report)?,
+        };
         let Some(first) = unproven else { break (segments, tail_writes) };
         report.cut_at = records[first].jseq;
         if planted.has(Plant::ReplaySkips) {
@@ -116,6 +129,8 @@ pub(crate) fn load(
             records.retain(|r| r.jseq.is_none() || r.record.lsn() < cut);
         }
     };
+    let unkept = unkept(&records);
+    let valid_lsn = records.iter().map(|r| r.record.lsn()).max().unwrap_or(0);
     let tails = tail_segments(&records, &tail_writes, &geo)?;
     report.open_segments = tails.len() as u32;
     let volume_rows = volume_rows(&records)?;
@@ -189,6 +204,7 @@ pub(crate) fn load(
         superblock,
         geo,
         last_lsn: last_lsn.max(replay.last_lsn),
+        valid_lsn,
         next_generation,
         next_volume,
         next_jseq: last_jseq + 1 + skipped,
@@ -197,7 +213,25 @@ pub(crate) fn load(
         tails,
         chain,
         journal_empty,
+        unkept,
     })
+}
+
+/// The records that only the journal has, in its order.
+fn unkept(records: &[Placed]) -> Vec<OwnedRecord> {
+    let (mut only, mut in_chain) = (Vec::new(), HashMap::<u64, Vec<&OwnedRecord>>::new());
+    let from_journal = |r: &&Placed| r.jseq.is_some() && r.record.kept().is_some();
+    let oldest = records.iter().filter(from_journal).map(|r| r.record.lsn()).min();
+    let Some(oldest) = oldest else { return only };
+    for placed in records.iter().filter(|r| r.jseq.is_none() && r.record.lsn() >= oldest) {
+        in_chain.entry(placed.record.lsn()).or_default().push(&placed.record);
+    }
+    for Placed { record, .. } in records.iter().filter(from_journal) {
+        if !in_chain.get(&record.lsn()).is_some_and(|same| same.contains(&record)) {
+            only.push(record.clone());
+        }
+    }
+    only
 }
 
 fn highest_generation(records: &[Placed]) -> u64 {
@@ -273,6 +307,24 @@ impl SegmentStates {
         tail.sort_by_key(|&i| records[i].record.lsn());
         Ok(tail)
     }
+
+    /// The first write behind the seal of its segment: an earlier recovery could not prove it and
+    /// cut the log there, but did not live to end the journal. Now that cut counts.
+    fn cut_before(&self, records: &[Placed], geo: &Geometry) -> Option<usize> {
+        let behind = |&i: &usize| {
+            let OwnedRecord::Write { lsn, pbn, .. } = records[i].record else { return false };
+            let seal = self.sealed.get(&geo.locate(pbn).0);
+            records[i].jseq.is_some() && seal.is_some_and(|seal| seal.lsn < lsn)
+        };
+        (0..records.len()).filter(behind).min_by_key(|&i| records[i].record.lsn())
+    }
+}
+
+/// What is known to be durable: journal blocks below `jseq`, and records up to `lsn`.
+#[derive(Clone, Copy, Debug)]
+struct Proven {
+    jseq: u64,
+    lsn: u64,
 }
 
 /// Reads the data of writes that no flush is known to cover; the first whose data is not there
@@ -283,15 +335,18 @@ fn prove(
     geo: &Geometry,
     records: &[Placed],
     tail: &[usize],
-    flushed: u64,
+    proven: Proven,
     planted: Planted,
     report: &mut RecoveryReport,
 ) -> Result<Option<usize>, OpenError> {
     if planted.has(Plant::ReplayUnproven) {
         return Ok(None);
     }
-    let unproven: Vec<usize> =
-        tail.iter().copied().filter(|&i| records[i].jseq.is_some_and(|j| j >= flushed)).collect();
+    let unproven = tail.iter().copied().filter(|&i| {
+        let unflushed = records[i].jseq.is_some_and(|jseq| jseq >= proven.jseq);
+        unflushed && records[i].record.lsn() > proven.lsn
+    });
+    let unproven: Vec<usize> = unproven.collect();
     let mut bytes = vec![0; 1 << 20];
     let mut results = Vec::new();
     let mut at = 0;
@@ -345,6 +400,7 @@ fn tail_segments(
     geo: &Geometry,
 ) -> Result<Vec<TailSegment>, OpenError> {
     let mut by_segment: BTreeMap<u32, BTreeMap<u32, TailBlock>> = BTreeMap::new();
+    let mut in_chain: HashSet<(u32, u32)> = HashSet::new();
     for &i in tail {
         let OwnedRecord::Write { volume, lsn, lba, pbn, vseq, ref crcs } = records[i].record else {
             continue;
@@ -353,6 +409,9 @@ fn tail_segments(
         let blocks = by_segment.entry(segment).or_default();
         for (b, &crc) in (0u32..).zip(crcs) {
             let block = TailBlock { volume, lba: lba + u64::from(b), lsn, vseq, crc };
+            if records[i].jseq.is_none() {
+                in_chain.insert((segment, first + b));
+            }
             // A resumed segment's blocks may stand in the chain and, again, in a newer chain.
             if blocks.insert(first + b, block).is_some_and(|before| before != block) {
                 return Err(OpenError::Record { lsn });
@@ -368,7 +427,9 @@ fn tail_segments(
         if !blocks.keys().copied().eq(0..blocks.len() as u32) || !ordered || spanned {
             return Err(OpenError::Record { lsn });
         }
-        tails.push(TailSegment { segment, blocks: blocks.into_values().collect() });
+        let kept = (0u32..).take_while(|&b| in_chain.contains(&(segment, b))).count();
+        let blocks = blocks.into_values().collect();
+        tails.push(TailSegment { segment, blocks, in_meta: kept as u32 });
     }
     tails.sort_by_key(|tail| tail.blocks.last().map_or(0, |b| b.lsn));
     Ok(tails)

@@ -2,10 +2,11 @@
 //!
 //! [`load`] reads and writes nothing: superblock, journal, metadata chain, the checkpoint's leaf
 //! pages, and the summaries of segments sealed since, in that order, ending with the map. If a
-//! leaf page is damaged, the map is made from the summaries of all segments instead. [`Engine::open`] then makes what only the journal knew
-//! durable elsewhere and, last, writes a superblock that starts the journal anew. Until that
-//! superblock is durable every structure that `load` needs is untouched, so a crash during
-//! recovery changes nothing.
+//! leaf page is damaged, the map is made from the summaries of all segments instead.
+//! [`Engine::open`] then makes what only the journal knew durable elsewhere (see `settle.rs`) and,
+//! last, writes a superblock that starts the journal anew. Until that superblock is durable every
+//! structure that `load` needs is untouched or has grown by what it says anyway, so a crash
+//! during recovery changes nothing.
 
 mod finish;
 mod format;
@@ -14,6 +15,7 @@ mod pages;
 mod records;
 mod replay;
 mod scan;
+mod settle;
 
 pub use finish::OpenOptions;
 pub use format::FormatOptions;

@@ -1,11 +1,11 @@
 //! Records that outlive the block they were read from.
 
-use crate::format::record::{LeafBits, Record};
+use crate::format::record::{LeafBits, Record, Seal};
 use crate::volume::VolumeSettings;
 
 /// As [`Record`], owned.
-#[derive(Clone, Debug)]
-pub(super) enum OwnedRecord {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OwnedRecord {
     Write {
         volume: u32,
         lsn: u64,
@@ -70,21 +70,6 @@ pub(super) enum OwnedRecord {
     },
 }
 
-/// A seal record.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seal {
-    pub(super) segment: u32,
-    pub(super) lsn: u64,
-    pub(super) class: u8,
-    pub(super) entries: u16,
-    pub(super) generation: u64,
-    pub(super) first_lsn: u64,
-    pub(super) footer_crc: u32,
-    pub(super) mean_lsn: u64,
-    /// The checkpoint's leaf pages hold all of its entries.
-    pub(super) stated: bool,
-}
-
 /// A record and where it was found: a journal block, or the metadata chain.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
@@ -115,6 +100,38 @@ impl OwnedRecord {
     }
 }
 
+impl OwnedRecord {
+    /// The record, if the metadata chain keeps such: blocks of open segments are described anew,
+    /// and that a segment was opened is said by what became of it.
+    pub(crate) fn kept(&self) -> Option<Record<'_>> {
+        Some(match *self {
+            Self::Zero { volume, lsn, lba, blocks, keep, vseq } => {
+                Record::Zero { volume, lsn, lba, blocks, keep, vseq }
+            }
+            Self::Volume { volume, lsn, uuid, size, vseq, settings, ref name } => {
+                Record::Volume { volume, lsn, uuid, size, vseq, settings, name }
+            }
+            Self::VolumeResize { volume, lsn, size, vseq } => {
+                Record::VolumeResize { volume, lsn, size, vseq }
+            }
+            Self::VolumeSet { volume, lsn, settings, vseq } => {
+                Record::VolumeSet { volume, lsn, settings, vseq }
+            }
+            Self::VolumeDelete { volume, lsn } => Record::VolumeDelete { volume, lsn },
+            Self::Seal(seal) => Record::SegmentSeal(seal),
+            Self::Free { segment, lsn, generation } => {
+                Record::SegmentFree { segment, lsn, generation }
+            }
+            Self::Write { .. }
+            | Self::Leaf { .. }
+            | Self::Open { .. }
+            | Self::Checkpoint { .. } => {
+                return None;
+            }
+        })
+    }
+}
+
 impl From<&Record<'_>> for OwnedRecord {
     fn from(record: &Record<'_>) -> Self {
         match *record {
@@ -138,27 +155,7 @@ impl From<&Record<'_>> for OwnedRecord {
                 Self::VolumeSet { volume, lsn, settings, vseq }
             }
             Record::VolumeDelete { volume, lsn } => Self::VolumeDelete { volume, lsn },
-            Record::SegmentSeal {
-                segment,
-                lsn,
-                class,
-                entries,
-                generation,
-                first_lsn,
-                footer_crc,
-                mean_lsn,
-                stated,
-            } => Self::Seal(Seal {
-                segment,
-                lsn,
-                class,
-                entries,
-                generation,
-                first_lsn,
-                footer_crc,
-                mean_lsn,
-                stated,
-            }),
+            Record::SegmentSeal(seal) => Self::Seal(seal),
             Record::SegmentFree { segment, lsn, generation } => {
                 Self::Free { segment, lsn, generation }
             }

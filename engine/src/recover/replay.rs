@@ -10,8 +10,9 @@
 use super::RecoveryReport;
 use super::load::{ChainEnd, Source, TailSegment};
 use super::pages::{self, Leaves, Pages};
-use super::records::{OwnedRecord, Seal};
+use super::records::OwnedRecord;
 use crate::error::OpenError;
+use crate::format::record::Seal;
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};

@@ -13,6 +13,7 @@
 //!    under way in it; Freeing becomes Free only once its SEGMENT_FREE record is durable.
 //!    Otherwise a crash could bring back a map entry whose block was overwritten.
 
+use crate::format::record::Seal;
 use std::collections::VecDeque;
 
 /// Where a segment is in its life.
@@ -67,6 +68,23 @@ pub struct Segment {
     holds_bad: bool,
     /// Sealed, but not counted among those that cleaning can gain from.
     excluded: bool,
+}
+
+impl Segment {
+    /// The record that it is sealed.
+    pub(crate) fn seal(&self, segment: u32, lsn: u64, stated: bool) -> Seal {
+        Seal {
+            segment,
+            lsn,
+            class: self.class,
+            entries: self.entries,
+            generation: self.generation,
+            first_lsn: self.first_lsn,
+            footer_crc: self.footer_crc,
+            mean_lsn: self.mean_lsn,
+            stated,
+        }
+    }
 }
 
 /// All segments of a pool.

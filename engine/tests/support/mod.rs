@@ -3,8 +3,8 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use flagstone_block::{
-    BLOCK_SIZE, BlockIo, Buffer, Buffers, DeviceCommand, DeviceError, Durability, Lba, Tag,
-    VolumeId, ZeroMode,
+    BLOCK_SIZE, BlockIo, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, Durability, Lba,
+    Tag, VolumeId, ZeroMode,
 };
 use flagstone_engine::{
     Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, SubmitError,
@@ -125,6 +125,9 @@ pub struct World {
     pub engine: Engine,
     pub report: RecoveryReport,
     pub now_ns: u64,
+    /// Writes of what begins with these bytes are held back.
+    pub hold: Option<[u8; 4]>,
+    pub held: Vec<DeviceIo>,
     next_tag: u64,
 }
 
@@ -151,7 +154,8 @@ impl World {
         let mut arena = Arena::new(4096);
         let (engine, report) = Engine::open(&mut disk, &mut arena, options)?;
         engine.check().unwrap();
-        Ok(Self { disk, arena, engine, report, now_ns: 0, next_tag: 1 })
+        let held = Vec::new();
+        Ok(Self { disk, arena, engine, report, now_ns: 0, hold: None, held, next_tag: 1 })
     }
 
     /// As `kill -9`: what was completed is on the device.
@@ -175,18 +179,38 @@ impl World {
     pub fn turn(&mut self) {
         self.engine.pump(&mut self.arena, self.now_ns);
         while let Some(io) = self.engine.next_io() {
-            let result = match io.command {
-                DeviceCommand::Read { offset, buffer } => {
-                    self.disk.read_at(offset, self.arena.bytes_mut(buffer))
+            match (self.hold, io.command) {
+                (Some(magic), DeviceCommand::Write { buffer, .. })
+                    if self.arena.bytes(buffer).starts_with(&magic) =>
+                {
+                    self.held.push(io);
                 }
-                DeviceCommand::Write { offset, buffer } => {
-                    self.disk.write_at(offset, self.arena.bytes(buffer))
-                }
-                DeviceCommand::Flush => self.disk.flush(),
-            };
-            self.engine.device_done(&mut self.arena, io.token, result);
+                _ => self.perform(io),
+            }
         }
         self.engine.pump(&mut self.arena, self.now_ns);
+    }
+
+    fn perform(&mut self, io: DeviceIo) {
+        let result = match io.command {
+            DeviceCommand::Read { offset, buffer } => {
+                self.disk.read_at(offset, self.arena.bytes_mut(buffer))
+            }
+            DeviceCommand::Write { offset, buffer } => {
+                self.disk.write_at(offset, self.arena.bytes(buffer))
+            }
+            DeviceCommand::Flush => self.disk.flush(),
+        };
+        self.engine.device_done(&mut self.arena, io.token, result);
+    }
+
+    /// Performs the writes that were held back, and holds none any more.
+    pub fn release(&mut self) {
+        self.hold = None;
+        for io in std::mem::take(&mut self.held) {
+            self.perform(io);
+        }
+        self.turn();
     }
 
     pub fn tag(&mut self) -> Tag {

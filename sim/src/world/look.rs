@@ -3,7 +3,7 @@
 use super::{Check, World};
 use crate::content::Place;
 use crate::oracle::{Found, FoundVolume};
-use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Lba, Tag, VolumeId};
 use flagstone_engine::limits::{CLEAN_CLASSES, USER_STREAMS};
 use flagstone_engine::{IoFault, StatusKind, SubmitError, VolumeUsage};
 
@@ -25,6 +25,10 @@ impl World {
             });
         }
         found.volumes.sort_by_key(|volume| volume.id);
+        // Before the engine, at work meanwhile, has taken what is left.
+        let Some(buffer) = self.arena.alloc(RUN as u32) else {
+            return Err(self.fail("the arena is too small"));
+        };
         for volume in found.volumes.clone() {
             found.mix(u64::from(volume.id));
             found.mix(volume.size);
@@ -32,21 +36,27 @@ impl World {
             for (first, blocks) in self.oracle.runs(volume.id, RUN) {
                 let blocks = blocks.min(end.saturating_sub(first));
                 if blocks > 0 {
-                    self.look_at(&mut found, volume.id, first, blocks)?;
+                    self.look_at(&mut found, buffer, volume.id, first, blocks)?;
                 }
             }
             // What was never written to must read as a hole, wherever it is.
             let lba = self.rng.below(end);
             let blocks = (end - lba).min(8);
-            self.look_at(&mut Found::default(), volume.id, lba, blocks)?;
+            self.look_at(&mut Found::default(), buffer, volume.id, lba, blocks)?;
         }
+        self.arena.free(buffer);
         Ok(found)
     }
 
-    fn look_at(&mut self, found: &mut Found, volume: u32, first: u64, blocks: u64) -> Check {
-        let Some(buffer) = self.arena.alloc(blocks as u32) else {
-            return Err(self.fail("the arena is too small"));
-        };
+    fn look_at(
+        &mut self,
+        found: &mut Found,
+        buffer: Buffer,
+        volume: u32,
+        first: u64,
+        blocks: u64,
+    ) -> Check {
+        let buffer = buffer.part(0, blocks as u32);
         let kinds = self.kinds(volume, first, blocks)?;
         let tag = Tag(u64::MAX);
         let touched_before = self.disk.counters().tainted_reads;
@@ -86,7 +96,6 @@ impl World {
                 )));
             }
         }
-        self.arena.free(buffer);
         Ok(())
     }
 
