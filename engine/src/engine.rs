@@ -80,6 +80,8 @@ pub struct PoolUsage {
     pub held: u64,
     /// Dead blocks in segments that are not free: what cleaning has still to bring back.
     pub debt: u64,
+    /// What was logged since the last checkpoint: what opening after a crash has to replay.
+    pub log_debt: u64,
     /// Segments in all.
     pub segments: u32,
     /// Segments that may be taken.
@@ -427,6 +429,7 @@ impl Engine {
             available: self.room() * block,
             held: self.space.held * block,
             debt: self.dead_blocks() * block,
+            log_debt: self.log_since * block,
             segments: self.geo.segments,
             segments_free: self.segs.free(),
             segments_reserved: self.floor().min(self.segs.free()),

@@ -67,7 +67,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 20] = [
+const POOL_GAUGES: [PoolGauge; 22] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -77,6 +77,8 @@ const POOL_GAUGES: [PoolGauge; 20] = [
     }),
     ("pool_map_bytes", "Memory that the map takes", |p| p.map_bytes),
     ("pool_debt_bytes", "Bytes that are dead but not reclaimed", |p| p.debt_bytes),
+    ("pool_log_debt_bytes", "Bytes logged since the last checkpoint", |p| p.log_debt_bytes),
+    ("pool_checkpoints", "Checkpoints since opening", |p| p.checkpoints),
     ("pool_warning_percent", "Highest of 75, 85, 93 % of the capacity that is used, or 0", |p| {
         u64::from(p.warning_percent.unwrap_or(0))
     }),

@@ -65,6 +65,8 @@ impl Backend for Fake {
             free_bytes: 2,
             reserved_bytes: 5,
             debt_bytes: 6,
+            log_debt_bytes: 8,
+            checkpoints: 2,
             map_bytes: 7,
             warning_percent: Some(75),
             waiting: 1,

@@ -185,6 +185,12 @@ pub struct Pool {
     /// Bytes that are dead but not reclaimed yet: what the cleaner owes.
     #[serde(default)]
     pub debt_bytes: u64,
+    /// Bytes logged since the last checkpoint: what opening after a crash replays.
+    #[serde(default)]
+    pub log_debt_bytes: u64,
+    /// Checkpoints since the pool was opened.
+    #[serde(default)]
+    pub checkpoints: u64,
     /// Memory that the map takes.
     pub map_bytes: u64,
     /// The highest of 75, 85 and 93 percent of the capacity that is taken.

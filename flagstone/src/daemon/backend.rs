@@ -180,6 +180,8 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         free_bytes: status.free_bytes,
         reserved_bytes: status.reserved_bytes,
         debt_bytes: status.debt_bytes,
+        log_debt_bytes: status.log_debt_bytes,
+        checkpoints: status.checkpoints,
         map_bytes: status.map_bytes,
         warning_percent: status.warning_percent,
         waiting: status.waiting,

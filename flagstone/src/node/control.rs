@@ -143,6 +143,10 @@ pub struct PoolStatus {
     pub reserved_bytes: u64,
     /// Bytes that are dead but not reclaimed yet: the cleaner's debt.
     pub debt_bytes: u64,
+    /// Bytes logged since the last checkpoint: what opening after a crash replays.
+    pub log_debt_bytes: u64,
+    /// Checkpoints since the pool was opened.
+    pub checkpoints: u64,
     /// Memory that the map takes.
     pub map_bytes: u64,
     /// The highest of the [`WARNINGS`] that the pool has reached, in percent of its capacity.

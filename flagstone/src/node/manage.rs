@@ -368,6 +368,8 @@ impl Reactor {
             free_bytes: usage.available,
             reserved_bytes: usage.held,
             debt_bytes: usage.debt,
+            log_debt_bytes: usage.log_debt,
+            checkpoints: counters.compactions,
             map_bytes: usage.map_bytes,
             warning_percent: pool.warning.percent(),
             waiting: pool.waiting.len() as u32,

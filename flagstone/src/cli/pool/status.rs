@@ -115,6 +115,8 @@ mod tests {
             free_bytes: 1000 - used_bytes,
             reserved_bytes: 0,
             debt_bytes: 0,
+            log_debt_bytes: 0,
+            checkpoints: 0,
             map_bytes: 0,
             warning_percent: None,
             waiting: 0,
