@@ -78,6 +78,23 @@ fn a_damaged_page_costs_time_only() {
     verify(&mut world, &stamps);
 }
 
+/// The map can be made without any checkpoint, and a new checkpoint is written then.
+#[test]
+fn a_rebuild_does_without_the_checkpoint() {
+    let (world, stamps) = worn();
+    let options = OpenOptions { rebuild: true, ..OPEN };
+    let mut world = World::open_with(world.stop(), &options).unwrap();
+    assert!(world.report.rebuilt && world.report.leaf_pages == 0, "{:?}", world.report);
+    verify(&mut world, &stamps);
+    let mut world = World::open(world.stop());
+    assert!(!world.report.rebuilt && world.report.summaries == 0, "{:?}", world.report);
+    verify(&mut world, &stamps);
+    // After a crash as well.
+    let mut world = World::open_with(world.disk, &options).unwrap();
+    assert!(world.report.rebuilt, "{:?}", world.report);
+    verify(&mut world, &stamps);
+}
+
 /// A map that never fits its memory is as good as one that does.
 #[test]
 fn leaves_are_dropped_and_read_back() {

@@ -21,6 +21,7 @@ pub mod progress;
 pub mod size;
 pub mod uri;
 
+pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};
 pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
 pub use node::{
     ControlError, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange, VolumeStatus,

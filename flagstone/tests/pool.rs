@@ -48,6 +48,8 @@ fn a_new_pool_is_sparse_sound_and_describable() {
     let text = run(dir, &["pool", "inspect", "p", "--segments"]).succeeded().stdout;
     assert!(text.contains(made["uuid"].as_str().unwrap()) && text.contains("GENERATION"), "{text}");
     assert!(run(dir, &["pool", "check", "p"]).succeeded().stdout.contains("sound"));
+    let rebuilt = run(dir, &["--json", "pool", "check", "p", "--rebuild"]).succeeded().json();
+    assert_eq!((&rebuilt["sound"], &rebuilt["rebuilt_from_summaries"]), (&true.into(), &0.into()));
 }
 
 #[test]
@@ -122,6 +124,7 @@ fn what_cannot_be_a_pool_is_refused() {
     run(dir, &["pool", "create", "/dev/null", "--force"]).failed(2, "character device");
     file(dir, "file", 0);
     run(dir, &["pool", "check", "missing"]).failed(4, "missing does not exist");
+    run(dir, &["pool", "check", "missing", "--rebuild"]).failed(4, "missing does not exist");
     run(dir, &["pool", "inspect", "missing"]).failed(4, "missing does not exist");
     for name in ["missing", "file"] {
         let ran = run(dir, &["--json", "pool", "check", name]).failed(4, "no_pool");

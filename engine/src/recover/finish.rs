@@ -38,6 +38,9 @@ pub struct OpenOptions {
     /// Bytes of memory that the map's leaves may take; `None` for no bound. Any bound
     /// will do; a very small one makes nearly every request read a page first.
     pub map_memory: Option<u64>,
+    /// The map is made from the summaries of all segments, whatever the last checkpoint says, and
+    /// a new checkpoint of it. Takes longer; for a checkpoint that is not to be trusted.
+    pub rebuild: bool,
     /// A deliberate bug; see [`crate::plant`].
     pub planted: Planted,
 }
@@ -57,7 +60,8 @@ impl Engine {
         // built on it, or given to a client, that a power cut can take away again.
         io.flush()?;
         let limit = options.map_memory.map(leaves_in);
-        let mut loaded = load(io, options.planted, Source::Checkpoint, limit)?;
+        let source = if options.rebuild { Source::Summaries } else { Source::Checkpoint };
+        let mut loaded = load(io, options.planted, source, limit)?;
         repair_superblocks(io, &loaded)?;
         seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
@@ -66,9 +70,9 @@ impl Engine {
         let unkept = std::mem::take(&mut loaded.unkept);
         let mut engine = Self::assemble(bufs, loaded, options)?;
         engine.count_reservations();
-        if !ended && !damaged && engine.fits_chain(&unkept) {
+        if !ended && !damaged && !options.rebuild && engine.fits_chain(&unkept) {
             engine.settle(io, bufs, &unkept)?;
-        } else if !ended {
+        } else if !ended || options.rebuild {
             // All that is open now goes to the new chain.
             engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
             if !engine.begin_compaction(bufs) {

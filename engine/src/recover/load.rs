@@ -176,7 +176,7 @@ pub(crate) fn load(
     let replay = match from_pages {
         Some(replay) => replay,
         None => {
-            report.rebuilt = source == Source::Checkpoint;
+            report.rebuilt = true;
             let volumes = volumes(&volume_rows)?;
             let replay = replay(io, &input, volumes, Source::Summaries, &mut report)?;
             replay.expect("only pages can be found wanting")

@@ -41,7 +41,8 @@ pub struct RecoveryReport {
     pub leaf_pages: u64,
     /// Leaf pages that are damaged.
     pub leaf_pages_damaged: u64,
-    /// The map was made from the summaries of all segments, because leaf pages were wanting.
+    /// The map was made from the summaries of all segments: because leaf pages were wanting, or
+    /// because that was asked for.
     pub rebuilt: bool,
     /// Metadata pages replayed.
     pub meta_pages: u64,

@@ -131,8 +131,12 @@ pub struct World {
     next_tag: u64,
 }
 
-pub const OPEN: OpenOptions =
-    OpenOptions { session: 7, map_memory: None, planted: flagstone_engine::plant::Planted::NONE };
+pub const OPEN: OpenOptions = OpenOptions {
+    session: 7,
+    map_memory: None,
+    rebuild: false,
+    planted: flagstone_engine::plant::Planted::NONE,
+};
 
 impl World {
     pub fn format(size: u64, segment_bytes: u32) -> Self {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flagstone_engine::ScrubReport;
 use tokio::sync::Semaphore;
 
 use super::Volume;
@@ -12,7 +13,7 @@ use super::block_on::block_on;
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
     self, ControlError, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle, PoolStatus,
-    SettingsChange, StartError, VolumeStatus,
+    ScrubAction, SettingsChange, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -256,6 +257,36 @@ impl Pool {
     /// [`ControlError`]: the device became smaller, or the pool has failed.
     pub fn grow(&self) -> Result<PoolStatus, ControlError> {
         block_on(self.inner.node.grow_pool(self.status()?.path))
+    }
+
+    /// Begins to verify everything that the pool holds while it serves, reading at most
+    /// `rate_bytes_per_second`, or without a bound if that is 0. Damaged metadata is written anew.
+    ///
+    /// # Errors
+    /// [`ControlError`]: one is under way, or the pool has failed.
+    pub fn start_scrub(&self, rate_bytes_per_second: u64) -> Result<(), ControlError> {
+        self.ask_scrub(ScrubAction::Start { rate: rate_bytes_per_second }).map(drop)
+    }
+
+    /// How far the scrub is, or what the last one found; `None` if there was none since the pool
+    /// was opened.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`] if the pool is closed.
+    pub fn scrub(&self) -> Result<Option<ScrubReport>, ControlError> {
+        self.ask_scrub(ScrubAction::Show)
+    }
+
+    /// Ends the scrub; without one, a success that changes nothing.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`] if the pool is closed.
+    pub fn cancel_scrub(&self) -> Result<(), ControlError> {
+        self.ask_scrub(ScrubAction::Cancel).map(drop)
+    }
+
+    fn ask_scrub(&self, action: ScrubAction) -> Result<Option<ScrubReport>, ControlError> {
+        block_on(self.inner.node.scrub(self.status()?.path, action))
     }
 
     /// Finishes what is under way, makes everything durable and closes the pool, for its clones and

@@ -381,3 +381,34 @@ fn a_writer_that_nobody_makes_room_for_is_told_in_the_end() {
     pool.create_volume_with("w", MIB, reserve).expect("there is room");
     assert_eq!(pool.status().expect("it is open").reserved_bytes, MIB);
 }
+
+#[test]
+fn a_scrub_tells_what_is_damaged() {
+    let (site, pool) = Site::new(64 * MIB);
+    let volume = pool.create_volume("v", 16 * MIB).expect("there is room");
+    volume.write(0, &pattern(1, 1 << 20)).expect("there is room");
+    volume.flush().expect("it is open");
+    assert_eq!(pool.scrub().expect("it is open"), None);
+    pool.close().expect("a clean stop");
+    // One bit of the data, wherever it lies.
+    let mut bytes = std::fs::read(&site.path).expect("it is a file");
+    let block = &pattern(1, 1 << 20)[..4096];
+    let at = bytes.chunks(4096).position(|found| found == block).expect("it was written");
+    bytes[at * 4096 + 7] ^= 1;
+    std::fs::write(&site.path, &bytes).expect("it is a file");
+
+    let pool = site.open();
+    pool.start_scrub(0).expect("none is under way");
+    let report = loop {
+        let report = pool.scrub().expect("it is open").expect("one was begun");
+        if report.state == crate::ScrubState::Finished {
+            break report;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!((report.bad_blocks, report.bad_metadata), (1, 0), "{report:?}");
+    assert_eq!(report.findings[0].offset, at as u64 * 4096, "{report:?}");
+    pool.cancel_scrub().expect("it is open");
+    pool.close().expect("a clean stop");
+    assert_eq!(pool.scrub(), Err(ControlError::Stopping));
+}

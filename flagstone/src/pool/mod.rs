@@ -1,13 +1,16 @@
 //! Pools that nobody serves: making, checking and describing them.
 
 pub mod create;
+mod engine;
 pub mod grow;
 pub mod offline;
+pub mod rebuild;
 mod truncated;
 
 use flagstone_block::DeviceError;
 use rustix::io::Errno;
 
+pub use engine::EngineError;
 pub use truncated::Truncated;
 
 /// What a device said, and what to do where that is known.

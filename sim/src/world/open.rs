@@ -125,7 +125,7 @@ impl World {
         self.stats.recoveries += 1;
         let map_memory = self.config.map_memory;
         let (session, planted) = (self.rng.next(), planted(self.plant));
-        let options = OpenOptions { session, map_memory, planted };
+        let options = OpenOptions { session, map_memory, rebuild: false, planted };
         Engine::open(&mut self.disk, &mut self.arena, &options)
     }
 

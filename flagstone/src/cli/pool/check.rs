@@ -10,39 +10,58 @@ use super::inspect::Recovery;
 use crate::cli::Failure;
 use crate::exit::Exit;
 use crate::output;
-use crate::pool::offline;
+use crate::pool::{offline, rebuild};
 use crate::progress::Progress;
 use crate::size::Human;
 
 /// Verify a stopped pool: every structure and every block of data
 ///
 /// Reads the superblock copies, the journal, the segments' summaries and the metadata as a start
-/// would, then every block of every volume, and compares all checksums. Writes nothing. What is
+/// would, then every block of every volume, and compares all checksums. What is
 /// wrong is named: the volume and block, and where on the device. A running daemon has to be
 /// stopped first.
+///
+/// With --rebuild the pool's map is first made anew from the summaries of all segments, as if there
+/// had never been a checkpoint, and written: for when the two are said to disagree. This is the only
+/// thing that this command ever writes.
 ///
 /// Exit status 0 means that nothing is wrong, 4 that something is. A copy that is damaged while
 /// the other is good counts as wrong too; it is told apart in the report.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   flagstone pool check /dev/sdb
-  flagstone pool check pool.flagstone --json | jq .bad_blocks")]
+  flagstone pool check pool.flagstone --json | jq .bad_blocks
+  flagstone pool check /dev/sdb --rebuild")]
 pub struct Args {
     /// The pool's file or block device
     #[arg(value_name = "PATH")]
     path: PathBuf,
+
+    /// Make the map anew from the segments' summaries before verifying
+    #[arg(long)]
+    rebuild: bool,
 }
 
 #[derive(Serialize)]
 struct Document<'a> {
     path: &'a Path,
     sound: bool,
+    /// The map was made anew before, from this many summaries.
+    rebuilt_from_summaries: Option<u32>,
+    /// Where the checkpoint and the summaries don't say the same.
+    disagreement: Option<Disagrees<'a>>,
     recovery: Recovery,
     verified_blocks: u64,
     verified_bytes: u64,
     bad_blocks: u64,
     /// The first of them; the engine lists a bounded number.
     listed: Vec<Bad<'a>>,
+}
+
+#[derive(Serialize)]
+struct Disagrees<'a> {
+    volume: &'a str,
+    block: u64,
 }
 
 #[derive(Serialize)]
@@ -70,6 +89,9 @@ impl<'a> Bad<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
+    let rebuilt = args.rebuild.then(|| rebuild::rebuild(&args.path)).transpose();
+    let rebuilt = rebuilt.map_err(|error| Failure::new(error.exit(), error))?;
+    let rebuilt = rebuilt.map(|report| report.summaries);
     let progress = Progress::bytes("verifying", 0, json);
     let block = BLOCK_SIZE as u64;
     let report = offline::check(&args.path, &mut |done, total| {
@@ -82,6 +104,11 @@ pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
         output::json(&Document {
             path: &args.path,
             sound: report.is_sound(),
+            rebuilt_from_summaries: rebuilt,
+            disagreement: report
+                .disagreement
+                .as_ref()
+                .map(|found| Disagrees { volume: &found.volume, block: found.lba }),
             recovery: Recovery::new(&report.recovery),
             verified_blocks: report.blocks,
             verified_bytes: report.blocks * block,
@@ -89,6 +116,9 @@ pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
             listed: report.listed.iter().map(Bad::new).collect(),
         })?;
     } else {
+        if let Some(summaries) = rebuilt {
+            output::line(&format!("the map was made anew from {summaries} summaries"))?;
+        }
         output::line(&text(&args.path, &report))?;
     }
     Ok(if report.is_sound() { Exit::Success } else { Exit::Damaged })
@@ -105,6 +135,13 @@ fn text(path: &Path, report: &CheckReport) -> String {
         Human(report.blocks * BLOCK_SIZE as u64),
         report.bad_blocks,
     );
+    if let Some(found) = &report.disagreement {
+        text.push_str(&format!(
+            "\n  volume {}, block {}: the checkpoint and the segments' summaries don't say the same; \
+             `flagstone pool check --rebuild` trusts the summaries",
+            found.volume, found.lba
+        ));
+    }
     for bad in report.listed.iter().map(Bad::new) {
         text.push_str(&format!(
             "\n  volume {}, block {} (bytes {} to {}): {} (segment {}, device offset {})",
