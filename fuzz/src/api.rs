@@ -82,6 +82,8 @@ impl Backend for Fake {
             free_bytes: 32 << 20,
             reserved_bytes: 0,
             debt_bytes: 0,
+            log_debt_bytes: 0,
+            checkpoints: 0,
             map_bytes: 0,
             warning_percent: None,
             waiting: 0,

@@ -310,12 +310,16 @@ impl Oracle {
         let answered = |&(_, op): &(VolumeSettings, OpId)| self.op(op).answered != NEVER;
         let last = volume.settings.iter().rposition(answered).unwrap_or(0);
         let reserved = volume.settings[last..].iter().map(|(settings, _)| settings.reserved);
+        let reserved = reserved.min().unwrap_or(0) / BLOCK_SIZE as u64;
+        if reserved == 0 {
+            return 0;
+        }
         let may_take = |history: &&History| {
             let oldest = self.oldest(history) as usize;
             history.versions[oldest..].iter().any(|v| v.kind != StatusKind::Hole)
         };
         let taken = volume.blocks.values().filter(may_take).count() as u64;
-        (reserved.min().unwrap_or(0) / BLOCK_SIZE as u64).saturating_sub(taken)
+        reserved.saturating_sub(taken)
     }
 
     /// Size that every request sent from now on may count on, 0 until the volume serves.
