@@ -1,0 +1,258 @@
+//! Records: what a journal block and a metadata page hold.
+//!
+//! A record is a multiple of 8 bytes and starts with `type u8, flags u8, count u16, volume u32,
+//! lsn u64`. Data records also carry the volume's write sequence number and the writer's epoch,
+//! which replication will need. Types 9..=14 are reserved: MARK, EPOCH, INTENT, WRITE_INLINE,
+//! SNAP_CREATE, SNAP_DELETE.
+mod decode;
+mod encode;
+pub mod layout;
+
+use super::DecodeError;
+use crate::limits::NAME_BYTES;
+use crate::map::LEAF_BLOCKS;
+use crate::volume::{OnFull, VolumeSettings};
+
+pub use decode::Records;
+
+const WRITE: u8 = 1;
+const ZERO: u8 = 2;
+const VOLUME: u8 = 3;
+const VOLUME_RESIZE: u8 = 4;
+const VOLUME_DELETE: u8 = 5;
+const SEGMENT_SEAL: u8 = 6;
+const SEGMENT_FREE: u8 = 7;
+const LEAF: u8 = 8;
+const SEGMENT_OPEN: u8 = 15;
+const VOLUME_SET: u8 = 16;
+const CHECKPOINT: u8 = 17;
+
+const ZERO_KEEP: u8 = 1;
+/// In VOLUME and VOLUME_SET: writes wait when the pool is full.
+const VOLUME_WAITS: u8 = 1;
+const LEAF_KEPT: u8 = 1;
+const LEAF_HOLES: u8 = 2;
+const SEAL_STATED: u8 = 1;
+/// Bytes of a leaf bitmap.
+const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
+
+/// One bit per block of a map leaf.
+pub type LeafBits = [u64; LEAF_BLOCKS / 64];
+
+/// A decoded record, borrowing checksums and names from the block it lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// `crcs.len() / 4` blocks of a volume, from `lba`, lie at `pbn`.
+    Write {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// First block in the volume.
+        lba: u64,
+        /// First block in the pool.
+        pbn: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+        /// One little-endian CRC per block.
+        crcs: &'a [u8],
+    },
+    /// `blocks` blocks from `lba` read as zero from here on.
+    Zero {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// First block.
+        lba: u64,
+        /// Number of blocks.
+        blocks: u32,
+        /// The space stays charged.
+        keep: bool,
+        /// Place in the volume's order.
+        vseq: u64,
+    },
+    /// The volume exists and looks like this.
+    Volume {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Identity.
+        uuid: [u8; 16],
+        /// Bytes.
+        size: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+        /// What its owner has set.
+        settings: VolumeSettings,
+        /// Unique in the pool.
+        name: &'a str,
+    },
+    /// The volume has this size from here on.
+    VolumeResize {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Bytes.
+        size: u64,
+        /// Place in the volume's order.
+        vseq: u64,
+    },
+    /// The volume has these settings from here on.
+    VolumeSet {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// What its owner has set.
+        settings: VolumeSettings,
+        /// Place in the volume's order.
+        vseq: u64,
+    },
+    /// The volume is gone.
+    VolumeDelete {
+        /// Volume number.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+    },
+    /// Data and summary of a segment were flushed before this record was written.
+    SegmentSeal(Seal),
+    /// Nothing refers to the segment any more; it may be written again once this is durable.
+    SegmentFree {
+        /// Segment number.
+        segment: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Generation that was freed.
+        generation: u64,
+    },
+    /// A leaf of the map as it is at `lsn`: where its page lies, and, for when that is damaged,
+    /// which of its blocks are not mapped.
+    Leaf {
+        /// Volume number.
+        volume: u32,
+        /// Comes after the records up to and with this LSN.
+        lsn: u64,
+        /// First block of the leaf.
+        lba: u64,
+        /// Pool block of its page.
+        page: u64,
+        /// Checksum of the page.
+        page_crc: u32,
+        /// Blocks that are holes.
+        holes: LeafBits,
+        /// Blocks that are zero with their space kept.
+        kept: LeafBits,
+    },
+    /// A segment begins to be filled.
+    SegmentOpen {
+        /// Segment number.
+        segment: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Placement class.
+        class: u8,
+        /// Its new generation.
+        generation: u64,
+    },
+    /// The statements of the chain that begins with this record describe the pool at this LSN or
+    /// later.
+    Checkpoint {
+        /// Comes after the records up to and with this LSN.
+        lsn: u64,
+    },
+}
+
+/// A sealed segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Segment number.
+    pub segment: u32,
+    /// Place in the pool's order.
+    pub lsn: u64,
+    /// Placement class.
+    pub class: u8,
+    /// Entries in the summary.
+    pub entries: u16,
+    /// Generation that was sealed.
+    pub generation: u64,
+    /// LSN of the summary's oldest entry.
+    pub first_lsn: u64,
+    /// Checksum of the footer, which in turn vouches for the entries.
+    pub footer_crc: u32,
+    /// Mean LSN of the entries.
+    pub mean_lsn: u64,
+    /// Stated by a checkpoint: the leaf pages that it names hold all of the entries already.
+    pub stated: bool,
+}
+
+/// Bytes that a WRITE record of `blocks` blocks takes.
+#[must_use]
+pub const fn write_bytes(blocks: usize) -> usize {
+    (layout::write::at::CRCS + 4 * blocks).next_multiple_of(8)
+}
+/// Bytes that the VOLUME record of a volume with this name takes.
+#[must_use]
+pub const fn volume_bytes(name: &str) -> usize {
+    (layout::volume::at::NAME + name.len()).next_multiple_of(8)
+}
+/// Bytes of a ZERO record.
+pub const ZERO_BYTES: usize = 40;
+const CHECKPOINT_BYTES: usize = 16;
+/// Bytes of a SEGMENT_SEAL record.
+pub const SEGMENT_SEAL_BYTES: usize = 56;
+/// Largest record of any kind but WRITE.
+pub const RECORD_BYTES_MAX: usize = layout::volume::at::NAME + NAME_BYTES.next_multiple_of(8) + 16;
+
+/// Bytes of a LEAF record at most.
+pub const LEAF_BYTES_MAX: usize = leaf_bytes(LEAF_KEPT | LEAF_HOLES);
+
+const fn leaf_bytes(flags: u8) -> usize {
+    layout::leaf::at::BITMAPS
+        + (flags & (LEAF_KEPT | LEAF_HOLES)).count_ones() as usize * BITMAP_BYTES
+}
+
+/// Which bitmaps a LEAF record carries: those that are not empty.
+fn leaf_flags(holes: &LeafBits, kept: &LeafBits) -> u8 {
+    let some = |bits: &LeafBits| bits.iter().any(|word| *word != 0);
+    (u8::from(some(holes)) * LEAF_HOLES) | (u8::from(some(kept)) * LEAF_KEPT)
+}
+
+impl<'a> Record<'a> {
+    /// Bytes that this record takes.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        match self {
+            Self::Write { crcs, .. } => write_bytes(crcs.len() / 4),
+            Self::Zero { .. } => ZERO_BYTES,
+            Self::Volume { name, .. } => volume_bytes(name),
+            Self::VolumeResize { .. } | Self::VolumeSet { .. } => 32,
+            Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
+            Self::VolumeDelete { .. } => 24,
+            Self::Checkpoint { .. } => CHECKPOINT_BYTES,
+            Self::SegmentSeal(_) => SEGMENT_SEAL_BYTES,
+            Self::Leaf { holes, kept, .. } => leaf_bytes(leaf_flags(holes, kept)),
+        }
+    }
+
+    /// The record's place in the pool's order.
+    #[must_use]
+    pub fn lsn(&self) -> u64 {
+        match *self {
+            Self::Write { lsn, .. }
+            | Self::Zero { lsn, .. }
+            | Self::Volume { lsn, .. }
+            | Self::VolumeResize { lsn, .. }
+            | Self::VolumeSet { lsn, .. }
+            | Self::VolumeDelete { lsn, .. }
+            | Self::SegmentSeal(Seal { lsn, .. })
+            | Self::SegmentFree { lsn, .. }
+            | Self::Leaf { lsn, .. }
+            | Self::SegmentOpen { lsn, .. }
+            | Self::Checkpoint { lsn } => lsn,
+        }
+    }
+}
