@@ -103,7 +103,7 @@ impl World {
                 DeviceCommand::Write { offset, buffer } => {
                     self.memory.write_at(offset, self.arena.bytes(buffer))
                 }
-                DeviceCommand::Flush => Ok(()),
+                DeviceCommand::Flush | DeviceCommand::Discard { .. } => Ok(()),
             };
             self.engine.device_done(&mut self.arena, io.token, result);
         }

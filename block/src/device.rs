@@ -25,6 +25,15 @@ pub enum DeviceCommand {
     },
     /// Make every write that completed before this command was issued survive power loss.
     Flush,
+    /// What lies there is of no use any more. Until it completes any part of the range may hold
+    /// anything; after that, and after a crash, too, until it is written again. A failure means
+    /// that the device does not do that, or not now, and nothing else.
+    Discard {
+        /// Byte offset on the device.
+        offset: u64,
+        /// Length, a multiple of 4096.
+        bytes: u64,
+    },
 }
 
 /// A command with the name its completion must carry.

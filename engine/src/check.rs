@@ -412,7 +412,8 @@ impl Engine {
                 return Err(Inconsistency::State { segment, state: row.state });
             }
         }
-        let (listed, free) = (self.segs.free(), self.segs.census()[SegmentState::Free as usize]);
+        let listed = self.segs.free() + self.segs.discarding();
+        let (listed, free) = (listed, self.segs.census()[SegmentState::Free as usize]);
         if listed != free {
             return Err(Inconsistency::Free { listed, free });
         }

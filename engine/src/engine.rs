@@ -17,6 +17,7 @@
 use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::compact::Compaction;
+use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
 use crate::geometry::Geometry;
@@ -150,6 +151,8 @@ pub struct Counters {
     pub scrub_findings: u64,
     /// Damaged metadata that was written anew.
     pub scrub_repairs: u64,
+    /// Free segments that were discarded on the device.
+    pub segments_discarded: u64,
 }
 
 /// One pool. See the module's documentation.
@@ -210,6 +213,7 @@ pub struct Engine {
     pub(crate) reads: Reads,
     pub(crate) rmws: Rmws,
     pub(crate) cleaner: Cleaner,
+    pub(crate) discards: Discards,
     pub(crate) scrub: Scrub,
     /// A state machine moved on without any I/O that would bring the next call of `pump`.
     pub(crate) again: bool,
@@ -276,6 +280,7 @@ impl Engine {
         }
         // A read that fails is no failure of the pool.
         match token {
+            Token::Discard(segment) => return self.discard_done(segment, result),
             Token::CleanSummary => return self.clean_summary_read(bufs, result),
             Token::CleanRead(i) => return self.clean_read_done(i, result),
             Token::ScrubRead(i) => return self.scrub_read_done(i, result),
@@ -305,6 +310,7 @@ impl Engine {
             Token::CleanWrite(chunk) => self.clean_write_done(chunk),
             Token::LeafWrite(chunk) => self.leaf_writer.written(chunk),
             Token::CleanSummary
+            | Token::Discard(_)
             | Token::CleanRead(_)
             | Token::ScrubRead(_)
             | Token::LeafRead(_)
@@ -353,6 +359,7 @@ impl Engine {
             self.advance_reclaim();
             // What has died last can be freed now, and the cleaner may begin.
             self.again |= self.graves.len() < graves;
+            self.advance_discards();
             self.close_batch_if_due(bufs);
             self.start_flush_if_due();
         }
@@ -369,7 +376,8 @@ impl Engine {
         if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
             return Some(self.now_ns);
         }
-        let background = [self.scrub_timer_ns(), self.idle_timer_ns()];
+        let background =
+            [self.scrub_timer_ns(), self.idle_timer_ns(), self.discard_timer_ns()];
         let timers = [self.flush.deadline_ns(), self.rmws.held_until()];
         timers.into_iter().chain(background).flatten().min()
     }

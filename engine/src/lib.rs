@@ -8,6 +8,7 @@ mod check;
 mod clean;
 mod compact;
 mod control;
+mod discard;
 mod engine;
 mod error;
 mod flush;

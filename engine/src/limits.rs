@@ -65,6 +65,12 @@ pub const IDLE_CLEAN_NS: u64 = 1_000_000_000;
 /// live, one block moved per block gained; with more free, only those that are a quarter live, so
 /// that it never adds more than a third to the writes of a burst.
 pub const IDLE_FREE_DIVISOR: u32 = 4;
+/// A segment that was free for this long (and up to twice as long) is discarded on the device: what a
+/// burst of writes takes again at once is not, which would only slow it down.
+pub const DISCARD_DELAY_NS: u64 = 1_000_000_000;
+/// Bytes per second that are discarded: a disk that frees the space of a deleted terabyte at once has
+/// time for nothing else meanwhile.
+pub const DISCARD_BYTES_PER_SECOND: u64 = 1 << 30;
 /// Read buffers of a scrub, and the blocks of one.
 pub const SCRUB_BUFFERS: usize = 2;
 /// See [`SCRUB_BUFFERS`].

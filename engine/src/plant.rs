@@ -86,6 +86,10 @@ pub enum Plant {
     SettleForgets,
     /// Opening after a crash ends the journal before what it knew is durable elsewhere.
     SettleTooSoon,
+    /// A dead segment is discarded before what superseded it, and its free record, are durable.
+    DiscardTooSoon,
+    /// A segment may be taken while its discard is under way.
+    DiscardTaken,
 }
 
 impl Plant {
@@ -130,6 +134,8 @@ impl Plant {
         Self::KeepOneStream,
         Self::SettleForgets,
         Self::SettleTooSoon,
+        Self::DiscardTooSoon,
+        Self::DiscardTaken,
     ];
 }
 

@@ -22,6 +22,7 @@ pub(crate) enum Token {
     LeafWrite(u32),
     ScrubRead(u32),
     LeafRead(u32),
+    Discard(u32),
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
@@ -41,6 +42,7 @@ impl Token {
             Self::LeafWrite(i) => (12, i, 0),
             Self::ScrubRead(i) => (13, i, 0),
             Self::LeafRead(i) => (14, i, 0),
+            Self::Discard(segment) => (15, 0, segment),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
@@ -72,6 +74,7 @@ impl Token {
             12 => Self::LeafWrite(index),
             13 => Self::ScrubRead(index),
             14 => Self::LeafRead(index),
+            15 => Self::Discard(low),
             _ => return None,
         })
     }

@@ -46,7 +46,7 @@ impl Driver {
                 DeviceCommand::Write { offset, buffer } => {
                     self.disk.write_at(offset, self.arena.bytes(buffer)).unwrap();
                 }
-                DeviceCommand::Flush => {}
+                DeviceCommand::Flush | DeviceCommand::Discard { .. } => {}
             }
             self.engine.device_done(&mut self.arena, io.token, Ok(()));
         }

@@ -96,6 +96,8 @@ impl World {
                 self.disk.settle(covers);
                 Ok(())
             }
+            // An engine discards nothing unless told.
+            DeviceCommand::Discard { .. } => Ok(()),
         };
         self.engine.device_done(&mut self.arena, io.token, result);
     }

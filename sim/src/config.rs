@@ -197,6 +197,8 @@ pub struct Config {
     pub ballast_leaves: Option<u64>,
     /// Bytes that the map may take.
     pub map_memory: Option<u64>,
+    /// Whether free segments are discarded.
+    pub discard: bool,
     /// Blocks that the arena has beyond what the engine needs.
     pub arena_blocks: u32,
 }
@@ -290,6 +292,7 @@ impl Config {
             rates_open: FaultRates::default(),
             ballast_leaves: None,
             map_memory: rng.one_in(3).then_some(0),
+            discard: rng.percent(60),
             arena_blocks: rng.pick(&[300, 800, 2048]),
         }
     }
@@ -464,6 +467,7 @@ impl Config {
                 let rate = rng.pick(&[300, 3_000, 20_000]);
                 let mut maybe = || if rng.one_in(2) { rate } else { 0 };
                 self.rates.write_error = maybe();
+                self.rates.discard_error = maybe();
                 self.rates.flush_error = maybe();
                 self.rates.read_error = maybe();
                 self.rates_open = self.rates;

@@ -28,7 +28,7 @@ pub(super) enum Need {
 impl Engine {
     /// Free segments below which the cleaner works: as few as will do, since garbage that is
     /// left alone for longer costs less to collect.
-    fn clean_below(&self) -> u32 {
+    pub(crate) fn clean_below(&self) -> u32 {
         self.floor() + CLEAN_AHEAD_SEGMENTS.max(self.geo.segments / 128).min(self.geo.segments / 8)
     }
 

@@ -5,6 +5,7 @@ use super::load::{Loaded, Source, TailSegment, load};
 use super::records::OwnedRecord;
 use crate::batch::Batch;
 use crate::clean::Cleaner;
+use crate::discard::Discards;
 use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
 use crate::flush::FlushState;
@@ -185,6 +186,7 @@ impl Engine {
             reads: Reads::default(),
             rmws,
             cleaner,
+            discards: Discards::default(),
             scrub,
             again: false,
             opening: true,
@@ -324,6 +326,8 @@ pub(super) fn drive(
             DeviceCommand::Read { offset, buffer } => io.read_at(offset, bufs.bytes_mut(buffer)),
             DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
             DeviceCommand::Flush => io.flush(),
+            // There are none during an opening.
+            DeviceCommand::Discard { .. } => Ok(()),
         };
         engine.device_done(bufs, command.token, result);
         result?;

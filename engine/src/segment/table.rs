@@ -12,6 +12,7 @@
 //! 3. Dead becomes Freeing only once what superseded its last block is durable and no read is
 //!    under way in it; Freeing becomes Free only once its SEGMENT_FREE record is durable.
 //!    Otherwise a crash could bring back a map entry whose block was overwritten.
+//! 4. A free segment that is being discarded on the device is in no list, so nobody takes it.
 
 use crate::format::record::Seal;
 use std::collections::VecDeque;
@@ -92,6 +93,15 @@ impl Segment {
 pub struct SegmentTable {
     rows: Vec<Segment>,
     free: VecDeque<u32>,
+    /// Free segments, not in `free`, whose content the device need not keep; oldest first. They are
+    /// taken first, newest first.
+    stale: VecDeque<u32>,
+    /// Least length of `stale` since [`SegmentTable::ripen`].
+    stale_least: usize,
+    /// Whether segments that become free go to `stale`.
+    discards: bool,
+    /// Free segments that are being discarded.
+    discarding: u32,
     /// Dead segments with the LSN that must be durable before they may be freed.
     dead: VecDeque<(u32, u64)>,
     /// Freeing segments with the journal block that must be durable.
@@ -130,6 +140,10 @@ impl SegmentTable {
         Self {
             rows: vec![row; segments as usize],
             free: VecDeque::with_capacity(segments as usize),
+            stale: VecDeque::new(),
+            stale_least: 0,
+            discards: false,
+            discarding: 0,
             dead: VecDeque::with_capacity(segments as usize),
             freeing: VecDeque::with_capacity(segments as usize),
             live: 0,
@@ -176,13 +190,59 @@ impl SegmentTable {
     /// Free segments.
     #[must_use]
     pub fn free(&self) -> u32 {
-        self.free.len() as u32
+        (self.free.len() + self.stale.len()) as u32
+    }
+
+    /// From now on segments that become free are to be discarded on the device, or not.
+    pub(crate) fn set_discards(&mut self, discards: bool) {
+        self.discards = discards;
+        if discards {
+            self.stale.reserve(self.rows.len());
+        } else {
+            self.free.extend(self.stale.drain(..));
+        }
+    }
+
+    /// Free segments that are not discarded yet.
+    pub(crate) fn stale(&self) -> u32 {
+        self.stale.len() as u32
+    }
+
+    /// How many segments were free, and not discarded, ever since the last call.
+    pub(crate) fn ripen(&mut self) -> u32 {
+        std::mem::replace(&mut self.stale_least, self.stale.len()) as u32
+    }
+
+    /// The segment that is free for longest, to be discarded: nobody takes it until
+    /// [`SegmentTable::discarded`].
+    pub(crate) fn begin_discard(&mut self) -> Option<u32> {
+        let segment = self.stale.pop_front()?;
+        self.stale_least = self.stale_least.saturating_sub(1);
+        self.discarding += 1;
+        Some(segment)
+    }
+
+    /// The discard of a segment has ended, somehow.
+    pub(crate) fn discarded(&mut self, segment: u32) {
+        self.discarding -= 1;
+        self.released += 1;
+        self.free.push_back(segment);
+    }
+
+    /// Free segments that are being discarded.
+    pub(crate) fn discarding(&self) -> u32 {
+        self.discarding
+    }
+
+    /// A planted bug: a segment that must not be discarded yet.
+    pub(crate) fn newest_dead(&self) -> Option<u32> {
+        self.dead.back().map(|&(segment, _)| segment)
     }
 
     /// Segments on their way to being free.
     #[must_use]
     pub fn dying(&self) -> u32 {
-        (self.dead.len() + self.freeing.len()) as u32
+        (self.dead.len() + self.freeing.len()) as u32 + self.discarding
     }
 
     /// Segments that hold metadata, leaf pages among it, or are reserved as its next.
@@ -250,7 +310,9 @@ impl SegmentTable {
 
     /// Takes a free segment into `state`.
     pub(crate) fn take(&mut self, state: SegmentState) -> Option<u32> {
-        let segment = self.free.pop_front()?;
+        // What is free for long is discarded, or has never been used.
+        let segment = self.stale.pop_back().or_else(|| self.free.pop_front())?;
+        self.stale_least = self.stale_least.min(self.stale.len());
         let row = self.row_mut(segment);
         debug_assert_eq!((row.state, row.live, row.pins), (SegmentState::Free, 0, 0));
         row.state = state;
@@ -270,7 +332,8 @@ impl SegmentTable {
         self.meta -= u32::from(state.is_metadata());
         self.maps -= u32::from(state == SegmentState::Map);
         self.released += 1;
-        self.free.push_back(segment);
+        let list = if self.discards { &mut self.stale } else { &mut self.free };
+        list.push_back(segment);
     }
 
     /// A map entry now names a block of `segment`.
@@ -369,6 +432,9 @@ impl SegmentTable {
         let mut grown = Self::new(segments - self.len());
         self.free.extend(self.len()..segments);
         self.rows.append(&mut grown.rows);
+        if self.discards {
+            self.stale.reserve(segments as usize - self.stale.len());
+        }
         self.dead.reserve(segments as usize - self.dead.len());
         self.freeing.reserve(segments as usize - self.freeing.len());
         self.events += 1;

@@ -59,16 +59,29 @@ pub struct Disk {
     pub fail_from: Option<u64>,
     /// Reads of this block fail, and of everything read together with it.
     pub unreadable: Option<u64>,
+    /// Bytes that were discarded; `None` if the device can't do that.
+    pub discarded: Option<u64>,
 }
 
 impl Disk {
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None, unreadable: None }
+        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None, unreadable: None, discarded: Some(0) }
     }
 
     /// Damages byte `at` of block `block`, which was written before.
     pub fn flip(&mut self, block: u64, at: usize, mask: u8) {
         Arc::make_mut(self.blocks.get_mut(&block).unwrap())[at] ^= mask;
+    }
+
+    /// Drops what lies there.
+    pub fn discard(&mut self, offset: u64, bytes: u64) -> Result<(), DeviceError> {
+        if self.discarded.is_none() {
+            return Err(DeviceError::Os { errno: 95 });
+        }
+        let range = offset / BLOCK_SIZE as u64..(offset + bytes) / BLOCK_SIZE as u64;
+        self.blocks.retain(|block, _| !range.contains(block));
+        self.discarded = self.discarded.map(|sum| sum + bytes);
+        Ok(())
     }
 
     /// Where a block with these bytes lies.
@@ -204,6 +217,7 @@ impl World {
                 self.disk.write_at(offset, self.arena.bytes(buffer))
             }
             DeviceCommand::Flush => self.disk.flush(),
+            DeviceCommand::Discard { offset, bytes } => self.disk.discard(offset, bytes),
         };
         self.engine.device_done(&mut self.arena, io.token, result);
     }

@@ -116,6 +116,8 @@ impl Offline {
                 }
                 DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
                 DeviceCommand::Flush => io.flush(),
+                // An engine discards nothing unless told.
+                DeviceCommand::Discard { .. } => Ok(()),
             };
             engine.device_done(bufs, command.token, result);
         }

@@ -64,8 +64,13 @@ impl Disk {
     /// [`CrashStyle::ByArea`] goes by.
     pub fn crash(&mut self, kind: CrashKind, style: CrashStyle, layout: &Layout) {
         for command in std::mem::take(&mut self.in_flight) {
-            if let Command::Write { first, blocks, .. } = command.command {
-                self.write_part(first, &blocks);
+            match command.command {
+                Command::Write { first, blocks, .. } => self.write_part(first, &blocks),
+                // The other half of the time nothing of it had been done.
+                Command::Discard { first, count } if self.rng.one_in(2) => {
+                    self.discard_blocks(first, count);
+                }
+                _ => {}
             }
         }
         if kind == CrashKind::Power {

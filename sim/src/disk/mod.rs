@@ -7,6 +7,8 @@
 //! - **Power cut**: of every pending write and every write in flight, any subset of its sectors
 //!   may be there, in any order: a later write of a place may survive while an earlier one does
 //!   not, and the other way round. Nothing durable is touched.
+//! - A discard leaves of each block zeroes, garbage or what was there, as it completes; before that
+//!   any part of it. It counts as a write that nobody misses: nothing needs a flush for it.
 //! - Commands in flight complete in any order.
 //! - A failed write leaves any subset of its sectors; a failed flush drops any subset of the
 //!   pending writes.
@@ -45,6 +47,8 @@ pub struct FaultRates {
     pub flush_error: u32,
     /// Writes that land elsewhere.
     pub misdirect: u32,
+    /// Discards that fail.
+    pub discard_error: u32,
 }
 
 /// A block with writes that no flush covers.
@@ -69,6 +73,10 @@ enum Command {
     /// Covers writes with a sequence number below this one.
     Flush {
         covers: u64,
+    },
+    Discard {
+        first: u32,
+        count: u32,
     },
 }
 
@@ -108,6 +116,8 @@ pub struct DiskCounters {
     pub failures: u64,
     /// Writes that landed elsewhere.
     pub misdirected: u64,
+    /// Discards completed.
+    pub discards: u64,
 }
 
 /// The disk. Cloning it is cheap: the copies share their blocks.
@@ -122,6 +132,8 @@ pub struct Disk {
     /// Blocks, of those that are there only once, whose last read a fault touched.
     doubtful: BTreeSet<u32>,
     in_flight: Vec<InFlight>,
+    /// Sequence numbers of discards.
+    discards: BTreeSet<u64>,
     seq: u64,
     rates: FaultRates,
     rng: Rng,
@@ -132,6 +144,7 @@ pub struct Disk {
 }
 
 const EIO: DeviceError = DeviceError::Os { errno: 5 };
+const EOPNOTSUPP: DeviceError = DeviceError::Os { errno: 95 };
 
 impl Disk {
     /// An empty disk of `bytes` bytes, a multiple of 4096.
@@ -144,6 +157,7 @@ impl Disk {
             unreadable: BTreeSet::new(),
             doubtful: BTreeSet::new(),
             in_flight: Vec::new(),
+            discards: BTreeSet::new(),
             seq: 0,
             rates: FaultRates::default(),
             rng,
@@ -185,7 +199,10 @@ impl Disk {
     /// Blocks with writes that a power cut may lose.
     #[must_use]
     pub fn pending_blocks(&self) -> usize {
-        self.pending.len()
+        let missed = |pending: &&Pending| {
+            pending.writes.iter().any(|(seq, _)| !self.discards.contains(seq))
+        };
+        self.pending.values().filter(missed).count()
     }
 
     /// Whether command `i` in flight is a flush, a write or a read: 2, 1, 0.
@@ -193,7 +210,7 @@ impl Disk {
     pub fn rank(&self, i: usize) -> u8 {
         match self.in_flight[i].command {
             Command::Read { .. } => 0,
-            Command::Write { .. } => 1,
+            Command::Write { .. } | Command::Discard { .. } => 1,
             Command::Flush { .. } => 2,
         }
     }
@@ -206,11 +223,16 @@ impl Disk {
         let command = match io.command {
             DeviceCommand::Flush => Command::Flush { covers: self.seq },
             DeviceCommand::Read { offset, buffer } => {
-                self.check_range("read", offset, buffer)?;
+                self.check_range("read", offset, buffer.len() as u64)?;
                 Command::Read { offset, buffer }
             }
+            DeviceCommand::Discard { offset, bytes } => {
+                self.check_range("discard", offset, bytes)?;
+                let block = BLOCK_SIZE as u64;
+                Command::Discard { first: (offset / block) as u32, count: (bytes / block) as u32 }
+            }
             DeviceCommand::Write { offset, buffer } => {
-                self.check_range("write", offset, buffer)?;
+                self.check_range("write", offset, buffer.len() as u64)?;
                 let blocks = arena.bytes(buffer).chunks_exact(BLOCK_SIZE).map(share).collect();
                 Command::Write { first: (offset / BLOCK_SIZE as u64) as u32, blocks, buffer }
             }
@@ -222,8 +244,8 @@ impl Disk {
         Ok(())
     }
 
-    fn check_range(&self, what: &str, offset: u64, buffer: Buffer) -> Result<(), String> {
-        let end = offset + buffer.len() as u64;
+    fn check_range(&self, what: &str, offset: u64, len: u64) -> Result<(), String> {
+        let end = offset + len;
         let bytes = self.current.len() as u64 * BLOCK_SIZE as u64;
         if !offset.is_multiple_of(BLOCK_SIZE as u64) || end > bytes {
             return Err(format!("a {what} of bytes {offset}..{end}, outside the device"));
@@ -254,6 +276,15 @@ impl Disk {
                 let (offset, len) = (u64::from(first) * BLOCK_SIZE as u64, buffer.len() as u64);
                 let result = self.write_blocks(first, &blocks);
                 Ok(Ended { token, result, read: None, name: "write", offset, len })
+            }
+            Command::Discard { first, count } => {
+                let failed = self.strikes(self.rates.discard_error);
+                let result = if failed { Err(EOPNOTSUPP) } else { Ok(()) };
+                self.discard_blocks(first, count);
+                let (offset, len) = (u64::from(first), u64::from(count));
+                let block = BLOCK_SIZE as u64;
+                let (offset, len) = (offset * block, len * block);
+                Ok(Ended { token, result, read: None, name: "discard", offset, len })
             }
             Command::Flush { covers } => {
                 let result = self.flush_blocks(covers);
@@ -387,6 +418,25 @@ impl Disk {
         }
     }
 
+    /// Leaves zeroes, garbage, what was there, or any of these.
+    fn discard_blocks(&mut self, first: u32, count: u32) {
+        self.counters.discards += 1;
+        let seq = self.next_seq();
+        self.discards.insert(seq);
+        let mut garbage = zeroes();
+        if let Some(bytes) = Rc::get_mut(&mut garbage) {
+            bytes.fill_with(|| self.rng.next() as u8);
+        }
+        let style = self.rng.below(4);
+        for block in first..first + count {
+            match if style < 3 { style } else { self.rng.below(3) } {
+                0 => self.store(block, seq, zeroes()),
+                1 => self.store(block, seq, garbage.clone()),
+                _ => {}
+            }
+        }
+    }
+
     fn store(&mut self, block: u32, seq: u64, bytes: Block) {
         let current = &mut self.current[block as usize];
         let pending = self
@@ -474,6 +524,9 @@ fn span(command: &Command) -> Option<(u64, u64, bool)> {
         }
         Command::Write { first, blocks, .. } => {
             Some((u64::from(*first), u64::from(*first) + blocks.len() as u64, true))
+        }
+        Command::Discard { first, count } => {
+            Some((u64::from(*first), u64::from(*first + *count), true))
         }
         Command::Flush { .. } => None,
     }

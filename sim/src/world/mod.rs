@@ -119,6 +119,8 @@ pub struct Stats {
     pub blocks_moved: u64,
     /// Damaged blocks that the cleaner moved.
     pub bad_moved: u64,
+    /// Segments that were discarded.
+    pub discards: u64,
 }
 
 impl Stats {
@@ -138,6 +140,7 @@ impl Stats {
         self.segments_cleaned += other.segments_cleaned;
         self.blocks_moved += other.blocks_moved;
         self.bad_moved += other.bad_moved;
+        self.discards += other.discards;
     }
 }
 

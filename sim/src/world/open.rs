@@ -88,6 +88,7 @@ impl World {
             self.stats.segments_cleaned += counters.segments_cleaned;
             self.stats.blocks_moved += counters.blocks_moved;
             self.stats.bad_moved += counters.clean_bad_moved;
+            self.stats.discards += counters.segments_discarded;
             self.stats.ring_turns += counters.batches / u64::from(engine.geometry().journal_blocks);
             self.stats.compactions_serving +=
                 counters.compactions.saturating_sub(self.compactions_at_open);
@@ -229,6 +230,7 @@ impl World {
                         return Err(self.fail(what));
                     }
                     self.compactions_at_open = counters.compactions;
+                    engine.set_device_discard(self.config.discard);
                     self.engine = Some(engine);
                     return Ok(report);
                 }
