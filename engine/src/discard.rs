@@ -102,8 +102,8 @@ impl Engine {
 
     pub(crate) fn discard_done(&mut self, segment: u32, result: Result<(), DeviceError>) {
         self.discards.under_way = false;
-        let planted = self.planted.has(Plant::DiscardTooSoon)
-            || self.planted.has(Plant::DiscardTaken);
+        let planted =
+            self.planted.has(Plant::DiscardTooSoon) || self.planted.has(Plant::DiscardTaken);
         if !planted {
             self.segs.discarded(segment);
         }

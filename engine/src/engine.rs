@@ -376,8 +376,7 @@ impl Engine {
         if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
             return Some(self.now_ns);
         }
-        let background =
-            [self.scrub_timer_ns(), self.idle_timer_ns(), self.discard_timer_ns()];
+        let background = [self.scrub_timer_ns(), self.idle_timer_ns(), self.discard_timer_ns()];
         let timers = [self.flush.deadline_ns(), self.rmws.held_until()];
         timers.into_iter().chain(background).flatten().min()
     }

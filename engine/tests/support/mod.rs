@@ -65,7 +65,14 @@ pub struct Disk {
 
 impl Disk {
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: HashMap::new(), writes: 0, fail_from: None, unreadable: None, discarded: Some(0) }
+        Self {
+            size,
+            blocks: HashMap::new(),
+            writes: 0,
+            fail_from: None,
+            unreadable: None,
+            discarded: Some(0),
+        }
     }
 
     /// Damages byte `at` of block `block`, which was written before.
@@ -140,6 +147,8 @@ pub struct World {
     pub now_ns: u64,
     /// Writes of what begins with these bytes are held back.
     pub hold: Option<[u8; 4]>,
+    /// Discards are held back.
+    pub hold_discards: bool,
     pub held: Vec<DeviceIo>,
     next_tag: u64,
 }
@@ -172,7 +181,17 @@ impl World {
         let (engine, report) = Engine::open(&mut disk, &mut arena, options)?;
         engine.check().unwrap();
         let held = Vec::new();
-        Ok(Self { disk, arena, engine, report, now_ns: 0, hold: None, held, next_tag: 1 })
+        Ok(Self {
+            disk,
+            arena,
+            engine,
+            report,
+            now_ns: 0,
+            hold: None,
+            hold_discards: false,
+            held,
+            next_tag: 1,
+        })
     }
 
     /// As `kill -9`: what was completed is on the device.
@@ -202,6 +221,7 @@ impl World {
                 {
                     self.held.push(io);
                 }
+                (_, DeviceCommand::Discard { .. }) if self.hold_discards => self.held.push(io),
                 _ => self.perform(io),
             }
         }
@@ -209,6 +229,14 @@ impl World {
     }
 
     fn perform(&mut self, io: DeviceIo) {
+        if let DeviceCommand::Read { offset, .. } | DeviceCommand::Write { offset, .. } = io.command
+        {
+            for held in &self.held {
+                if let DeviceCommand::Discard { offset: from, bytes } = held.command {
+                    assert!(!(from..from + bytes).contains(&offset), "{io:?}, under discard");
+                }
+            }
+        }
         let result = match io.command {
             DeviceCommand::Read { offset, buffer } => {
                 self.disk.read_at(offset, self.arena.bytes_mut(buffer))
@@ -225,6 +253,7 @@ impl World {
     /// Performs the writes that were held back, and holds none any more.
     pub fn release(&mut self) {
         self.hold = None;
+        self.hold_discards = false;
         for io in std::mem::take(&mut self.held) {
             self.perform(io);
         }

@@ -199,9 +199,8 @@ impl Disk {
     /// Blocks with writes that a power cut may lose.
     #[must_use]
     pub fn pending_blocks(&self) -> usize {
-        let missed = |pending: &&Pending| {
-            pending.writes.iter().any(|(seq, _)| !self.discards.contains(seq))
-        };
+        let missed =
+            |pending: &&Pending| pending.writes.iter().any(|(seq, _)| !self.discards.contains(seq));
         self.pending.values().filter(missed).count()
     }
 

@@ -214,7 +214,7 @@ impl World {
                 self.bounds = Bounds::Damaged;
             }
             match opened {
-                Ok((engine, report)) if !died => {
+                Ok((mut engine, report)) if !died => {
                     if report.rebuilt && !touched {
                         let what = format!("leaf pages were found wanting: {report:?}");
                         return Err(self.fail(what));
