@@ -26,6 +26,8 @@ use flagstone_block::{BLOCK_BITS, DeviceCommand, DeviceError};
 pub(crate) struct Discards {
     on: bool,
     under_way: bool,
+    /// Whether the segment under discard was taken off the free list.
+    taken: bool,
     /// Segments at the head of the queue that have waited long enough.
     ripe: u32,
     /// When those that wait now have waited long enough, if any do.
@@ -78,16 +80,21 @@ impl Engine {
             Some(_) => {}
         }
         self.discards.ripe = self.discards.ripe.min(self.segs.stale());
+        if self.planted.has(Plant::DiscardTaken)
+            && self.discards.ripe > 0
+            && !self.discards.under_way
+            && let Some(open) = self.open.iter().flatten().next()
+        {
+            return self.emit_discard(open.segment);
+        }
         let may = self.discards.ripe > 0 && self.discards.next_ns <= self.now_ns;
         if may
             && !self.discards.under_way
             && let Some(segment) = self.segs.begin_discard()
         {
             self.discards.ripe -= 1;
+            self.discards.taken = true;
             self.emit_discard(segment);
-            if self.planted.has(Plant::DiscardTaken) {
-                self.segs.discarded(segment);
-            }
         }
     }
 
@@ -102,9 +109,7 @@ impl Engine {
 
     pub(crate) fn discard_done(&mut self, segment: u32, result: Result<(), DeviceError>) {
         self.discards.under_way = false;
-        let planted =
-            self.planted.has(Plant::DiscardTooSoon) || self.planted.has(Plant::DiscardTaken);
-        if !planted {
+        if std::mem::take(&mut self.discards.taken) {
             self.segs.discarded(segment);
         }
         match result {
@@ -115,7 +120,7 @@ impl Engine {
 
     /// When a discard may be due.
     pub(crate) fn discard_timer_ns(&self) -> Option<u64> {
-        let Discards { on, under_way, ripe, ripe_at_ns, next_ns } = self.discards;
+        let Discards { on, under_way, ripe, ripe_at_ns, next_ns, .. } = self.discards;
         let next = (ripe > 0 && !under_way).then_some(next_ns);
         next.into_iter().chain(ripe_at_ns).min().filter(|_| on)
     }

@@ -88,7 +88,7 @@ pub enum Plant {
     SettleTooSoon,
     /// A dead segment is discarded before what superseded it, and its free record, are durable.
     DiscardTooSoon,
-    /// A segment may be taken while its discard is under way.
+    /// A segment that was to be discarded is, although it was taken meanwhile.
     DiscardTaken,
 }
 

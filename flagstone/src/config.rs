@@ -12,13 +12,14 @@ use crate::api::types::OnFull;
 use toml::de::{DeTable, DeValue};
 
 use crate::logging::{LogFormat, check_filter};
+use crate::node::DeviceDiscard;
 use crate::size::{SizeError, parse_size};
 
 /// Largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 12] = [
     "pool",
     "nbd-socket",
     "nbd-listen",
@@ -28,6 +29,7 @@ pub const KEYS: [&str; 11] = [
     "max-connections",
     "on-full",
     "full-wait",
+    "device-discard",
     "log-level",
     "log-format",
 ];
@@ -53,6 +55,8 @@ pub struct FileConfig {
     pub on_full: Option<OnFull>,
     /// `full-wait`: seconds.
     pub full_wait: Option<Duration>,
+    /// `device-discard`: `auto`, `on` or `off`.
+    pub device_discard: Option<DeviceDiscard>,
     /// `log-level`.
     pub log_level: Option<String>,
     /// `log-format`.
@@ -184,6 +188,16 @@ impl FileConfig {
                 };
                 self.full_wait = Some(parse_seconds(number.as_str())?);
             }
+            "device-discard" => {
+                self.device_discard = Some(match string(value)? {
+                    "auto" => DeviceDiscard::Auto,
+                    "on" => DeviceDiscard::On,
+                    "off" => DeviceDiscard::Off,
+                    other => {
+                        return Err(format!("\"{other}\" is none of \"auto\", \"on\", \"off\""));
+                    }
+                });
+            }
             "log-level" => {
                 let filter = string(value)?;
                 check_filter(filter).map_err(|error| error.to_string())?;
@@ -297,6 +311,7 @@ mod tests {
              max-connections = 64\n\
              on-full = \"error\"\n\
              full-wait = 5\n\
+             device-discard = \"off\"\n\
              log-level = \"warn\"\n\
              log-format = \"json\"\n",
         )
@@ -311,6 +326,7 @@ mod tests {
             max_connections: Some(64),
             on_full: Some(OnFull::Error),
             full_wait: Some(Duration::from_secs(5)),
+            device_discard: Some(DeviceDiscard::Off),
             log_level: Some("warn".to_owned()),
             log_format: Some(LogFormat::Json),
         };

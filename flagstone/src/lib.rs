@@ -24,5 +24,6 @@ pub mod uri;
 pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};
 pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
 pub use node::{
-    ControlError, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange, VolumeStatus,
+    ControlError, DeviceDiscard, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange,
+    VolumeStatus,
 };

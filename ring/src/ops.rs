@@ -22,6 +22,8 @@ pub(crate) enum Transfer {
     Read,
     Write,
     Flush,
+    /// Of so many bytes; there is no buffer.
+    Discard(u64),
 }
 
 /// A device command under way.
@@ -33,7 +35,7 @@ pub(crate) struct DeviceOp {
     pub transfer: Transfer,
     /// Byte offset on the device; unused by a flush.
     pub offset: u64,
-    /// Unused by a flush.
+    /// Unused by a flush or discard.
     pub buffer: Buffer,
     /// Bytes transferred by earlier submissions of this command.
     pub done: u32,

@@ -130,6 +130,59 @@ fn a_file_in_memory() {
     exercise_file(&directory.path().join("pool"));
 }
 
+/// A discarded range reads as zeroes, takes no space and may be written again; what lies around it
+/// stays. Returns what the device said, if it can't discard.
+fn exercise_discard(device: &Device, backing: &Path) -> Option<DeviceError> {
+    let mut ring = ring(1024);
+    let id = ring.add_device(device).expect("room for a device");
+    let buffer = ring.buffers().alloc(256).expect("the arena is large enough");
+    pattern(ring.buffers().bytes_mut(buffer), 5);
+    for mib in 0..4 {
+        assert_eq!(run(&mut ring, id, write(mib * MIB, buffer)), Ok(()));
+    }
+    assert_eq!(run(&mut ring, id, DeviceCommand::Flush), Ok(()));
+    let allocated = || std::fs::metadata(backing).expect("it is there").blocks() * 512;
+    let before = allocated();
+    let discard = DeviceCommand::Discard { offset: MIB, bytes: 2 * MIB };
+    if let Err(error) = run(&mut ring, id, discard) {
+        return Some(error);
+    }
+    assert!(before - allocated() >= 2 * MIB, "{before} {}", allocated());
+    for (mib, stays) in [(0, true), (1, false), (2, false), (3, true)] {
+        ring.buffers().bytes_mut(buffer).fill(7);
+        assert_eq!(run(&mut ring, id, read(mib * MIB, buffer)), Ok(()));
+        let want = if stays { patterned(MIB as usize, 5) } else { vec![0; MIB as usize] };
+        assert!(ring.buffers_ref().bytes(buffer) == want, "MiB {mib}");
+    }
+    assert_eq!(run(&mut ring, id, write(MIB, buffer)), Ok(()));
+    let beyond = DeviceCommand::Discard { offset: device.size() - MIB, bytes: 2 * MIB };
+    let refused = run(&mut ring, id, beyond);
+    assert!(matches!(refused, Err(DeviceError::OutOfRange { .. })), "{refused:?}");
+    assert_eq!(ring.device_commands_in_flight(), 0);
+    None
+}
+
+#[test]
+fn discards_give_space_back() {
+    let directory = disk_directory();
+    let path = directory.path().join("pool");
+    let device = file(&path, 8 * MIB);
+    let said = exercise_discard(&device, &path);
+    assert!(said.is_none(), "{said:?}: the build directory is on a file system with holes");
+    drop(device);
+    let device = Device::open(&path, OpenMode::Exclusive).expect("a file");
+    assert!(device.discard_pays(), "it has holes now");
+    drop(device);
+    let Some(disk) = Loop::over(&path, 4096) else {
+        println!("SKIPPED: this user can't make a loop device");
+        return;
+    };
+    let device = Device::open(&disk.0, OpenMode::Exclusive).expect("a fresh loop device");
+    let said = exercise_discard(&device, &path);
+    println!("loop device: pays {}, said {said:?}", device.discard_pays());
+    assert_eq!(said.is_none(), device.discard_pays());
+}
+
 /// A loop device over a file, detached when the test ends.
 struct Loop(PathBuf);
 

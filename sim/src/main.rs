@@ -196,7 +196,7 @@ fn replay(seed: u64, twist: Twist, verbose: bool) -> ExitCode {
 /// The theme that a bug shows in, where a mixture of all would take thousands of seeds.
 fn theme_for(plant: Plant) -> Option<Theme> {
     match plant {
-        Plant::ReuseTooSoon | Plant::ScrubUnpinned => Some(Theme::Reuse),
+        Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
         Plant::SwitchBlindly
         | Plant::MoveAsNew
         | Plant::SealMovedBeforeFlush

@@ -67,7 +67,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 22] = [
+const POOL_GAUGES: [PoolGauge; 23] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -91,6 +91,9 @@ const POOL_GAUGES: [PoolGauge; 22] = [
     ("pool_scrubs", "Scrubs that came to their end since opening", |p| p.scrubs),
     ("pool_scrub_read_bytes", "Bytes read by scrubs since opening", |p| p.scrub_read_bytes),
     ("pool_scrub_findings", "Damaged blocks that scrubs found since opening", |p| p.scrub_findings),
+    ("pool_discarded_bytes", "Bytes of free segments discarded since opening", |p| {
+        p.discarded_bytes
+    }),
     ("pool_scrub_repairs", "Damaged metadata written anew since opening", |p| p.scrub_repairs),
     ("pool_running", "1 if the pool serves, 0 if it has failed", |p| {
         u64::from(p.state != PoolState::Failed)

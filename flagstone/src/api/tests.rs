@@ -81,6 +81,7 @@ impl Backend for Fake {
             scrub_read_bytes: 4096,
             scrub_findings: 0,
             scrub_repairs: 0,
+            discarded_bytes: 0,
         };
         let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))

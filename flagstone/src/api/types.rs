@@ -230,6 +230,9 @@ pub struct Pool {
     /// Damaged metadata that they had written anew.
     #[serde(default)]
     pub scrub_repairs: u64,
+    /// Bytes of free segments that were discarded on the device since then.
+    #[serde(default)]
+    pub discarded_bytes: u64,
 }
 
 /// Every pool.

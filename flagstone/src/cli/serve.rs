@@ -14,7 +14,7 @@ use crate::config::{FileConfig, parse_address, parse_seconds};
 use crate::daemon::{self, Settings};
 use crate::exit::Exit;
 use crate::logging::LEVEL_DEFAULT;
-use crate::node::NodeConfig;
+use crate::node::{DeviceDiscard, NodeConfig};
 use crate::output;
 use crate::size::parse_size;
 
@@ -48,6 +48,7 @@ Configuration file (TOML; what a flag also says, the flag decides):
   max-connections = 256
   on-full = \"wait\"                        # or \"error\"; for volumes to be created
   full-wait = 60                          # seconds
+  device-discard = \"auto\"                 # or \"on\" or \"off\"
   log-level = \"info\"
   log-format = \"json\"
 
@@ -98,6 +99,11 @@ pub struct Args {
     /// How long writes wait for space without any progress of their pool, in seconds [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     full_wait: Option<Duration>,
+
+    /// Give the space of free segments back to the device: auto does where the device can, or a pool
+    /// file has holes [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    device_discard: Option<DeviceDiscard>,
 
     #[command(flatten)]
     log: LogArgs,
@@ -158,6 +164,10 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
         handshake_timeout: defaults.handshake_timeout,
         on_full: args.on_full.or(file.on_full).map_or(defaults.on_full, OnFull::into),
         full_wait: args.full_wait.or(file.full_wait).unwrap_or(defaults.full_wait),
+        device_discard: args
+            .device_discard
+            .or(file.device_discard)
+            .unwrap_or(defaults.device_discard),
     };
     Ok(Settings { node, api_socket, first_volume: None })
 }

@@ -10,7 +10,7 @@ use super::{Failure, ready};
 use crate::api::types::{CreateVolume, Volume};
 use crate::config::parse_address;
 use crate::daemon::{self, Ready, Settings};
-use crate::node::NodeConfig;
+use crate::node::{DeviceDiscard, NodeConfig};
 use crate::output;
 use crate::pool::create::{self, CreateOptions};
 use crate::size::{Human, parse_block_size, parse_size};
@@ -65,6 +65,11 @@ pub struct Args {
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     map_memory: Option<u64>,
 
+    /// Give the space of free segments back to the device: auto does where the device can, or a pool
+    /// file has holes [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    device_discard: Option<DeviceDiscard>,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -85,6 +90,7 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
             nbd_tcp: args.nbd_listen,
             memory_bytes: args.memory.unwrap_or(defaults.memory_bytes),
             map_memory: args.map_memory.or(defaults.map_memory),
+            device_discard: args.device_discard.unwrap_or(defaults.device_discard),
             ..defaults
         },
         api_socket: dir.join(UP_API_SOCKET),

@@ -196,6 +196,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         scrub_read_bytes: status.scrub_read_bytes,
         scrub_findings: status.scrub_findings,
         scrub_repairs: status.scrub_repairs,
+        discarded_bytes: status.discarded_bytes,
     }
 }
 

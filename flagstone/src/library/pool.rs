@@ -12,8 +12,8 @@ use super::Volume;
 use super::block_on::block_on;
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
-    self, ControlError, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle, PoolStatus,
-    ScrubAction, SettingsChange, StartError, VolumeStatus,
+    self, ControlError, DeviceDiscard, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle,
+    PoolStatus, ScrubAction, SettingsChange, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -27,11 +27,18 @@ pub struct OpenOptions {
     pub map_memory: Option<u64>,
     /// How long writes wait for space before they fail, where their volume is set to wait.
     pub full_wait: Duration,
+    /// When the space of free segments is given back to the device.
+    pub device_discard: DeviceDiscard,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { memory_bytes: 64 << 20, map_memory: Some(1 << 30), full_wait: FULL_WAIT }
+        Self {
+            memory_bytes: 64 << 20,
+            map_memory: Some(1 << 30),
+            full_wait: FULL_WAIT,
+            device_discard: DeviceDiscard::default(),
+        }
     }
 }
 
@@ -157,6 +164,7 @@ impl Pool {
             memory_bytes: options.memory_bytes,
             map_memory: options.map_memory,
             full_wait: options.full_wait,
+            device_discard: options.device_discard,
             // There is no listener; the ring wants room for one.
             max_connections: 1,
             ..NodeConfig::default()

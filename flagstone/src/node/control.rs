@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use super::discard::DeviceDiscard;
 use super::files::PoolFile;
 use super::scrub::ScrubAction;
 use flagstone_engine::{OnFull, ScrubReport, VolumeSettings};
@@ -42,6 +43,8 @@ pub struct NodeConfig {
     pub on_full: OnFull,
     /// How long writes wait for space, where their volume waits.
     pub full_wait: Duration,
+    /// When the space of free segments is given back to the device.
+    pub device_discard: DeviceDiscard,
 }
 
 impl Default for NodeConfig {
@@ -56,6 +59,7 @@ impl Default for NodeConfig {
             handshake_timeout: Duration::from_secs(30),
             on_full: OnFull::default(),
             full_wait: FULL_WAIT,
+            device_discard: DeviceDiscard::default(),
         }
     }
 }
@@ -175,6 +179,8 @@ pub struct PoolStatus {
     pub scrub_findings: u64,
     /// Damaged metadata that was written anew.
     pub scrub_repairs: u64,
+    /// Bytes of free segments that were discarded on the device.
+    pub discarded_bytes: u64,
 }
 
 /// What the node has done since it started. All counters only rise, except those called `_now`.

@@ -384,6 +384,8 @@ impl Reactor {
             scrub_read_bytes: counters.scrub_blocks_read * BLOCK_SIZE as u64,
             scrub_findings: counters.scrub_findings,
             scrub_repairs: counters.scrub_repairs,
+            discarded_bytes: counters.segments_discarded
+                * (u64::from(pool.engine.geometry().shape.blocks) * BLOCK_SIZE as u64),
         }
     }
 

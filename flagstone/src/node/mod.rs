@@ -6,6 +6,7 @@
 mod catalog;
 mod connection;
 pub mod control;
+mod discard;
 mod errno;
 mod files;
 mod finish;
@@ -30,6 +31,7 @@ pub use control::{
     ControlError, ControlRequest, FULL_WAIT, FailedPool, NodeConfig, NodeExit, NodeHandle,
     NodeStats, PoolState, PoolStatus, SettingsChange, VolumeStatus, WARNINGS,
 };
+pub use discard::DeviceDiscard;
 pub use flagstone_engine::{OnFull, VolumeSettings};
 pub use local::IoError;
 pub use scrub::ScrubAction;

@@ -260,6 +260,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         })?;
         engine.set_full_wait_ns(full_wait_ns);
         let device = io.into_device();
+        engine.set_device_discard(config.device_discard.applies(&device));
         let id = ring.add_device(&device)?;
         tracing::info!(pool = %path.display(), direct = device.is_direct(), ?report, "pool opened");
         pools.push(Pool {

@@ -107,6 +107,28 @@ impl Device {
         self.backing
     }
 
+    /// Whether a discard gives space back, as far as can be told beforehand: for a file that had
+    /// holes when it was opened, and a block device that says that it can.
+    #[must_use]
+    pub fn discard_pays(&self) -> bool {
+        match self.kind {
+            DeviceKind::File => self.backing == Backing::Sparse,
+            DeviceKind::Block => self.discard_bytes_max().is_some_and(|bytes| bytes > 0),
+        }
+    }
+
+    /// `discard_max_bytes` of the device, or of the one that it is a partition of (the kernel's
+    /// `Documentation/ABI/stable/sysfs-block`).
+    fn discard_bytes_max(&self) -> Option<u64> {
+        let number = rustix::fs::fstat(&self.file).ok()?.st_rdev;
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        let device = format!("/sys/dev/block/{major}:{minor}");
+        let limit = |queue: &str| {
+            std::fs::read_to_string(format!("{device}/{queue}/discard_max_bytes")).ok()
+        };
+        limit("queue").or_else(|| limit("../queue"))?.trim().parse().ok()
+    }
+
     /// Whether it was opened to read only.
     #[must_use]
     pub fn is_read_only(&self) -> bool {

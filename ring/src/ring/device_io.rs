@@ -2,7 +2,9 @@
 //!
 //! A transfer that the kernel cut short is continued from the last whole logical block; one that
 //! makes no such progress ends as [`DeviceError::Short`]. So a short transfer is never taken for
-//! success. `EINTR` and `EAGAIN` are submitted again, a bounded number of times without progress.
+//! success. A discard is `fallocate(2)` with `PUNCH_HOLE`: a file loses its blocks there; a block
+//! device zeroes the range in the way that unmaps, or says `EOPNOTSUPP` (`blkdev_fallocate` in the
+//! kernel's `block/fops.c`), on a kernel thread that may wait. `EINTR` and `EAGAIN` are submitted again, a bounded number of times without progress.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -18,6 +20,8 @@ use crate::event::{DeviceId, Event};
 use crate::mode::BufferMode;
 use crate::ops::{DeviceOp, Op, Transfer};
 use crate::uring::errno_of;
+
+const NO_BUFFER: Buffer = Buffer { slot: 0, blocks: 0 };
 
 /// Submissions of one command that may end in `EINTR` or `EAGAIN` without progress in between.
 const RETRIES_MAX: u8 = 100;
@@ -83,15 +87,24 @@ impl Ring {
         let (transfer, offset, buffer) = match io.command {
             DeviceCommand::Read { offset, buffer } => (Transfer::Read, offset, buffer),
             DeviceCommand::Write { offset, buffer } => (Transfer::Write, offset, buffer),
-            DeviceCommand::Flush => (Transfer::Flush, 0, Buffer { slot: 0, blocks: 0 }),
+            DeviceCommand::Flush => (Transfer::Flush, 0, NO_BUFFER),
+            DeviceCommand::Discard { offset, bytes } => {
+                (Transfer::Discard(bytes), offset, NO_BUFFER)
+            }
         };
-        if transfer != Transfer::Flush {
-            assert!(
-                (1..=MAX_BUFFER_BLOCKS).contains(&buffer.blocks),
-                "a transfer is 1 to {MAX_BUFFER_BLOCKS} blocks"
-            );
-            let inside =
-                offset.checked_add(buffer.len() as u64).is_some_and(|end| end <= target.size_bytes);
+        let len = match transfer {
+            Transfer::Flush => None,
+            Transfer::Discard(bytes) => Some(bytes),
+            Transfer::Read | Transfer::Write => {
+                assert!(
+                    (1..=MAX_BUFFER_BLOCKS).contains(&buffer.blocks),
+                    "a transfer is 1 to {MAX_BUFFER_BLOCKS} blocks"
+                );
+                Some(buffer.len() as u64)
+            }
+        };
+        if let Some(len) = len {
+            let inside = offset.checked_add(len).is_some_and(|end| end <= target.size_bytes);
             if !inside || offset % BLOCK_SIZE as u64 != 0 {
                 self.events.push_back(Event::Device {
                     device,
@@ -104,7 +117,7 @@ impl Ring {
         match transfer {
             Transfer::Read => self.arena.begin_write(slots_of(buffer)),
             Transfer::Write => self.arena.begin_read(slots_of(buffer)),
-            Transfer::Flush => {}
+            Transfer::Flush | Transfer::Discard(_) => {}
         }
         target.in_flight += 1;
         self.device_ops += 1;
@@ -122,6 +135,7 @@ impl Ring {
 
     pub(super) fn device_submission(&self, op: &DeviceOp) -> squeue::Entry {
         let target = self.devices[op.device as usize].target;
+        // Of the empty buffer: the arena's first byte, and unused.
         let address = self.arena.address(op.buffer.slot, op.done as usize);
         let len = op.buffer.len() as u32 - op.done;
         let offset = op.offset + u64::from(op.done);
@@ -139,12 +153,16 @@ impl Ring {
             (Transfer::Flush, _) => {
                 opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
             }
+            (Transfer::Discard(bytes), _) => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                opcode::Fallocate::new(fd, bytes).offset(op.offset).mode(mode).build()
+            }
         })
     }
 
     pub(super) fn complete_device(&mut self, index: u32, mut op: DeviceOp, result: i32) {
         let outcome = match op.transfer {
-            Transfer::Flush if result >= 0 => Some(Ok(())),
+            Transfer::Flush | Transfer::Discard(_) if result >= 0 => Some(Ok(())),
             _ if result >= 0 => self.progress(&mut op, result as u32),
             _ => self.device_retry(&mut op, -result),
         };
@@ -162,7 +180,7 @@ impl Ring {
         match op.transfer {
             Transfer::Read => self.arena.end_write(slots_of(op.buffer)),
             Transfer::Write => self.arena.end_read(slots_of(op.buffer)),
-            Transfer::Flush => {}
+            Transfer::Flush | Transfer::Discard(_) => {}
         }
         self.devices[op.device as usize].in_flight -= 1;
         self.device_ops -= 1;

@@ -131,6 +131,7 @@ mod tests {
             scrub_read_bytes: 0,
             scrub_findings: 0,
             scrub_repairs: 0,
+            discarded_bytes: 0,
         }
     }
 
