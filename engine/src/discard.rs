@@ -34,6 +34,8 @@ pub(crate) struct Discards {
     ripe_at_ns: Option<u64>,
     /// When the next may begin.
     next_ns: u64,
+    /// What a planted bug has discarded last.
+    planted: Option<u32>,
 }
 
 impl Engine {
@@ -59,7 +61,9 @@ impl Engine {
         if self.planted.has(Plant::DiscardTooSoon)
             && !self.discards.under_way
             && let Some(segment) = self.segs.newest_dead()
+            && self.discards.planted != Some(segment)
         {
+            self.discards.planted = Some(segment);
             return self.emit_discard(segment);
         }
         // Those that are left will be taken soon.
@@ -83,9 +87,11 @@ impl Engine {
         if self.planted.has(Plant::DiscardTaken)
             && self.discards.ripe > 0
             && !self.discards.under_way
-            && let Some(open) = self.open.iter().flatten().next()
+            && let Some(segment) = self.open.iter().flatten().next().map(|open| open.segment)
+            && self.discards.planted != Some(segment)
         {
-            return self.emit_discard(open.segment);
+            self.discards.planted = Some(segment);
+            return self.emit_discard(segment);
         }
         let may = self.discards.ripe > 0 && self.discards.next_ns <= self.now_ns;
         if may
