@@ -164,8 +164,9 @@ impl Geometry {
     /// Segment and block of a pool block number.
     #[must_use]
     pub fn locate(&self, pbn: u64) -> (u32, u32) {
-        let blocks = u64::from(self.shape.blocks);
-        ((pbn / blocks) as u32, (pbn % blocks) as u32)
+        // A power of two; a division here would show in the time that opening takes.
+        let blocks = self.shape.blocks;
+        ((pbn >> blocks.trailing_zeros()) as u32, pbn as u32 & (blocks - 1))
     }
 
     /// Whether `blocks` data blocks from `pbn` lie in one segment's data area.

@@ -27,8 +27,9 @@ pub(super) struct Pages {
     named: BTreeMap<Key, (u64, LeafPage)>,
     /// Map segments, and how many pages of each are named.
     pub(super) segments: BTreeMap<u32, u32>,
-    /// The LSN that each segment was last freed at.
-    freed: HashMap<u32, u64>,
+    /// The LSN that each segment was last freed at, 0 for never: looked up for every block that is
+    /// mapped.
+    freed: Vec<u64>,
     /// The statements describe the pool at this LSN or later.
     lsn: u64,
 }
@@ -39,7 +40,11 @@ impl Pages {
         freed: HashMap<u32, u64>,
         geo: &Geometry,
     ) -> Result<Self, OpenError> {
-        let mut pages = Self { freed, ..Self::default() };
+        let mut pages = Self { freed: vec![0; geo.segments as usize], ..Self::default() };
+        for (segment, lsn) in freed {
+            let row = pages.freed.get_mut(segment as usize);
+            *row.ok_or(OpenError::Record { lsn })? = lsn;
+        }
         for placed in records {
             match placed.record {
                 OwnedRecord::Checkpoint { lsn } => pages.lsn = pages.lsn.max(lsn),
@@ -177,7 +182,7 @@ impl Leaves {
                 return false;
             }
             let segment = geo.locate(pbn).0;
-            let freed = input.pages.freed.get(&segment).is_some_and(|freed| *freed > lsn);
+            let freed = input.pages.freed[segment as usize] > lsn;
             if freed && !input.planted.has(Plant::StaleEntriesStay) {
                 stale[i / 64] |= 1 << (i % 64);
                 leaf.set(i, Mapping::Hole);
