@@ -98,6 +98,7 @@ impl Backend for Fake {
             scrub_read_bytes: 0,
             scrub_findings: 0,
             scrub_repairs: 0,
+            discarded_bytes: 0,
         };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
     }
