@@ -5,9 +5,10 @@ mod support;
 use flagstone_block::{BLOCK_SIZE, DeviceError, VolumeId, ZeroMode};
 use flagstone_engine::format::superblock::SLOTS;
 use flagstone_engine::{
-    Inspection, ScrubFinding, ScrubPlace, ScrubRefused, ScrubReport, ScrubState, SegmentState,
+    Inspection, OpenOptions, ScrubFinding, ScrubPlace, ScrubRefused, ScrubReport, ScrubState,
+    SegmentState,
 };
-use support::{Disk, Numbers, World, block};
+use support::{Disk, Numbers, OPEN, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
 const MIB: u64 = 1 << 20;
@@ -196,8 +197,9 @@ fn damaged_metadata_is_written_anew() {
 #[test]
 fn damaged_leaf_pages_are_found() {
     let (world, volume, stamps) = worn();
-    // Recovery writes a page for each leaf, and nothing has changed since.
-    let mut world = world.kill();
+    // A rebuild writes a page for each leaf, and nothing has changed since.
+    let options = OpenOptions { rebuild: true, ..OPEN };
+    let mut world = World::open_with(world.disk, &options).unwrap();
     let leaves = pages(&world.disk, *b"LSBL", SegmentState::Map);
     leaves.iter().for_each(|&at| world.disk.flip(at, 1000, 1));
     let report = scrub(&mut world);
