@@ -188,6 +188,8 @@ pub struct World {
     bounds: Bounds,
     /// A write or flush failed in this life.
     device_failed: bool,
+    /// Requests that failed because a leaf page could not be read, in this life.
+    bad_leaves_told: u64,
     /// Reads into buffers of the engine's own that a fault touched.
     own_reads_touched: u64,
     /// Whether any read under way was touched.
@@ -227,6 +229,7 @@ impl World {
             next_stamp: 1,
             bounds: Bounds::Answered,
             device_failed: false,
+            bad_leaves_told: 0,
             own_reads_touched: 0,
             any_touched: false,
             compactions_at_open: 0,

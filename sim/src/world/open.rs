@@ -62,6 +62,7 @@ impl World {
             _ => Bounds::Durable,
         };
         self.device_failed = false;
+        self.bad_leaves_told = 0;
     }
 
     /// The process ended after a clean stop.

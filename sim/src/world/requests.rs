@@ -419,6 +419,11 @@ impl World {
                 {
                     return Ok(());
                 }
+                // Or the page that says where it lies could not be read: that is told once.
+                if self.bad_leaves_told < self.engine().counters().leaf_pages_bad {
+                    self.bad_leaves_told += 1;
+                    return Ok(());
+                }
                 Err(self.fail(format!(
                     "block {lba} of volume {} is reported as damaged, but is not",
                     place.volume
