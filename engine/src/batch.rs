@@ -222,6 +222,13 @@ impl Engine {
         let lsn = self.next_lsn;
         debug_assert_eq!(record.lsn(), lsn);
         self.next_lsn += 1;
+        match effect {
+            Effect::Write { volume, lba, blocks, .. } => {
+                self.note_change(volume, lba, u64::from(blocks));
+            }
+            Effect::Zero { volume, lba, blocks, .. } => self.note_change(volume, lba, blocks),
+            _ => {}
+        }
         let batch = &mut self.batches[i as usize];
         let at = HEADER_BYTES + batch.used;
         let bytes =
@@ -393,6 +400,7 @@ impl Engine {
                     let mapping = Mapping::Block { pbn: pbn + u64::from(b), crc };
                     self.map_block(volume, Lba(lba + u64::from(b)), mapping, lsn);
                 }
+                self.stamp_leaves(volume, lba, blocks);
                 self.recount_held(volume);
             }
             Effect::Zero { volume, lba, blocks, keep, promised } => {

@@ -30,6 +30,7 @@ use crate::map::{LeafSlab, Mapping, VolumeMap};
 use crate::meta_chain::{MetaChain, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
+use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
 use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, Sealing, SegmentTable};
@@ -118,6 +119,9 @@ pub struct Counters {
     pub read_retries: u64,
     /// Blocks reported as damaged.
     pub bad_blocks: u64,
+    /// Blocks that were written again in sequence because they were scanned; not among those
+    /// written for users.
+    pub blocks_rewritten: u64,
     /// Read-modify-writes.
     pub rmws: u64,
     /// Checkpoints.
@@ -133,7 +137,7 @@ pub struct Counters {
     /// Segments that the cleaner emptied.
     pub segments_cleaned: u64,
     /// Live blocks that it wrote again elsewhere. Write amplification is
-    /// `1 + blocks_moved / blocks_written`.
+    /// `1 + (blocks_moved + blocks_rewritten) / blocks_written`.
     pub blocks_moved: u64,
     /// Blocks that it read, with the dead ones in between.
     pub clean_blocks_read: u64,
@@ -212,6 +216,7 @@ pub struct Engine {
     pub(crate) flush: FlushState,
     pub(crate) reads: Reads,
     pub(crate) rmws: Rmws,
+    pub(crate) rewriter: Rewriter,
     pub(crate) cleaner: Cleaner,
     pub(crate) discards: Discards,
     pub(crate) scrub: Scrub,
@@ -238,6 +243,7 @@ pub fn own_blocks(geo: &Geometry) -> u32 {
         + 2 * RMWS as u32
         + crate::clean::OWN_BLOCKS
         + crate::scrub::OWN_BLOCKS
+        + crate::rewrite::OWN_BLOCKS
         + crate::leaf_writer::OWN_BLOCKS
         + crate::leaf_loader::OWN_BLOCKS
 }
@@ -339,6 +345,7 @@ impl Engine {
             for _ in 0..STEPS_PER_PUMP {
                 self.again = false;
                 self.advance_rmws(bufs);
+                self.advance_rewriting(bufs);
                 self.advance_seals(bufs);
                 self.advance_segments(bufs);
                 self.advance_switches();
@@ -376,7 +383,12 @@ impl Engine {
         if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
             return Some(self.now_ns);
         }
-        let background = [self.scrub_timer_ns(), self.idle_timer_ns(), self.discard_timer_ns()];
+        let background = [
+            self.scrub_timer_ns(),
+            self.idle_timer_ns(),
+            self.discard_timer_ns(),
+            self.rewriter.timer_ns(),
+        ];
         let timers = [self.flush.deadline_ns(), self.rmws.held_until()];
         timers.into_iter().chain(background).flatten().min()
     }

@@ -24,6 +24,7 @@ mod meta_chain;
 pub mod plant;
 mod read;
 mod recover;
+mod rewrite;
 mod rmw;
 mod scrub;
 mod seal;

@@ -81,6 +81,38 @@ pub const SCRUB_STEPS: usize = 256;
 pub const SCRUB_FINDINGS: usize = 1000;
 /// Turns that a scrub waits for a repair to begin while nothing else is under way.
 pub const SCRUB_PATIENCE: u32 = 64;
+/// Readers in sequence that are told apart.
+pub const SCAN_STREAMS: usize = 16;
+/// Shorter reads are no part of a scan: where blocks lie makes no difference to a reader that asks
+/// for few at a time.
+pub const SCAN_BLOCKS: u32 = 8;
+/// How far from the end of the last one a read of the same scan may begin: several are under
+/// way at once, and a long one comes in pieces.
+pub const SCAN_GAP_BLOCKS: u64 = 256;
+/// A region that anything was written to so lately may soon be written to again, which would undo
+/// its rewriting.
+pub const SCAN_COLD_NS: u64 = 60_000_000_000;
+/// Device reads that rewriting a region of 512 blocks must save. With fewer its runs are
+/// longer than 64 KiB, where a device is nearly as fast as with longer ones; and a region that was
+/// just rewritten has fewer even if other writes came in between.
+pub const REWRITE_RUNS: u32 = 32;
+/// Regions that wait to be rewritten: 8 GiB, which takes two minutes.
+pub const REWRITE_QUEUE: usize = 4096;
+/// Blocks that are read and rewritten at a time. This bounds how many device reads clients
+/// may find before theirs.
+pub const REWRITE_BLOCKS: u32 = 64;
+/// What is rewritten per second at most: a few percent of what such devices read and write.
+pub const REWRITE_BYTES_PER_S: u64 = 64 << 20;
+/// Rewriting takes at most one part in this many of the time: what holds on slow devices.
+pub const REWRITE_DUTY: u64 = 4;
+/// There is no rewriting when less than this part of the pool is left to be written: the garbage
+/// that it makes costs a block moved for each rewritten one there, or more.
+pub const REWRITE_ROOM_DIVISOR: u64 = 8;
+/// How long rewriting waits for a pool that has no room to spare just now, and how often in a row
+/// before it forgets what it was about to do.
+pub const REWRITE_HOLD_NS: u64 = 1_000_000_000;
+/// See [`REWRITE_HOLD_NS`].
+pub const REWRITE_HOLDS: u32 = 60;
 /// Metadata pages being filled or written, per chain.
 pub const META_PAGES: usize = 4;
 /// Leaf pages being read.
@@ -145,4 +177,5 @@ const _: () = assert!(BATCHES_EAGER < BATCHES);
 const _: () = assert!(SUMMARIES >= USER_STREAMS + 1 + CLEAN_CLASSES + 1 + CLEAN_SUMMARIES);
 const _: () = assert!(CLEAN_READS <= CLEAN_SPANS);
 const _: () = assert!(READ_BLOCKS >= BATCH_BLOCKS);
+const _: () = assert!(READ_BLOCKS >= REWRITE_BLOCKS);
 const _: () = assert!(JOURNAL_BLOCKS_MIN as u64 > 4 * JOURNAL_RESERVE);

@@ -33,6 +33,15 @@ pub enum Plant {
     ForgetDeletes,
     /// Read-modify-write takes no guard.
     Unguarded,
+    /// What a scan has brought about to be rewritten is read before what was logged earlier is
+    /// applied.
+    RewriteUnsettled,
+    /// It is rewritten although a record about it was logged since it was read.
+    RewriteStale,
+    /// It is rewritten although it is damaged.
+    RewriteDamaged,
+    /// Holes in it are written too.
+    RewriteHoles,
     /// A failed data write counts as done.
     IgnoreWriteErrors,
     /// The superblock is written before what it refers to is flushed.
@@ -108,6 +117,10 @@ impl Plant {
         Self::ForgetDiscards,
         Self::ForgetDeletes,
         Self::Unguarded,
+        Self::RewriteUnsettled,
+        Self::RewriteStale,
+        Self::RewriteDamaged,
+        Self::RewriteHoles,
         Self::IgnoreWriteErrors,
         Self::SuperblockFirst,
         Self::CompactWithoutHoles,

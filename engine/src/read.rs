@@ -16,10 +16,11 @@ use flagstone_block::{
 };
 
 /// Who waits for a read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
     Client(Tag),
     Rmw(u32),
+    Rewriter,
 }
 
 #[derive(Debug)]
@@ -98,7 +99,11 @@ impl Engine {
         self.disturb();
         self.check_range(volume, offset, buffer.len() as u64)?;
         match self.leaves_here(volume.0, first, u64::from(buffer.blocks), true) {
-            Paging::Here => self.start_read(bufs, Reader::Client(tag), volume.0, first, buffer),
+            Paging::Here => {
+                self.start_read(bufs, Reader::Client(tag), volume.0, first, buffer)?;
+                self.note_read(volume.0, first, buffer.blocks);
+                Ok(())
+            }
             Paging::Coming => Err(SubmitError::Busy),
             Paging::Bad => {
                 self.complete(tag, Err(IoFault::BadBlock { lba: first.0 }));
@@ -158,7 +163,9 @@ impl Engine {
                     },
                 });
                 self.io_in_flight += 1;
-                self.counters.blocks_read += u64::from(run_blocks);
+                if reader != Reader::Rewriter {
+                    self.counters.blocks_read += u64::from(run_blocks);
+                }
                 pending += 1;
                 run_blocks = 0;
             }
@@ -166,7 +173,7 @@ impl Engine {
                 Mapping::Block { pbn, .. } => (run_first, run_blocks, run_pbn) = (b, 1, pbn),
                 _ if b < buffer.blocks => {
                     bufs.bytes_mut(buffer.part(b, 1)).fill(0);
-                    self.counters.blocks_zero_read += 1;
+                    self.counters.blocks_zero_read += u64::from(reader != Reader::Rewriter);
                 }
                 _ => {}
             }
@@ -211,7 +218,7 @@ impl Engine {
                 self.emit(token, DeviceCommand::Read { offset, buffer });
                 return;
             }
-            self.counters.bad_blocks += 1;
+            self.counters.bad_blocks += u64::from(read.reader != Reader::Rewriter);
             let bad = first + b;
             read.bad = Some(read.bad.map_or(bad, |before| before.min(bad)));
         }
@@ -234,6 +241,7 @@ impl Engine {
         match reader {
             Reader::Client(tag) => self.complete(tag, result),
             Reader::Rmw(i) => self.rmw_read_done(i, result),
+            Reader::Rewriter => self.rewrite_read_done(result),
         }
     }
 }

@@ -141,6 +141,7 @@ impl Engine {
         }
         self.super_write.release(bufs);
         self.rmws.release(bufs);
+        self.rewriter.release(bufs);
         self.cleaner.release(bufs);
         self.scrub.release(bufs);
         self.leaf_writer.release(bufs);

@@ -94,6 +94,7 @@ impl Backend for Fake {
             segments_free: 8,
             written_bytes: 4096,
             moved_bytes: 0,
+            rewritten_bytes: 0,
             scrubs: 0,
             scrub_read_bytes: 0,
             scrub_findings: 0,

@@ -2,10 +2,13 @@
 
 use crate::world::{Check, Submitted, World, WritePart, payload};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, ZeroMode};
-use flagstone_engine::limits::VOLUME_BYTES;
+use flagstone_engine::limits::{SCAN_COLD_NS, VOLUME_BYTES};
 use flagstone_engine::{OnFull, SubmitError, VolumeSettings};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// Blocks of what the engine rewrites as one: 2 MiB.
+const REGION_BLOCKS: u64 = 512;
 
 /// Volumes that a run holds at once, at most.
 const VOLUMES_MAX: usize = 12;
@@ -16,15 +19,56 @@ const GROWTHS_MAX: u32 = 12;
 /// A request that the engine takes in parts.
 #[derive(Debug)]
 enum Job {
-    Write { volume: u32, start: u64, bytes: Vec<u8>, done: u64, stamp: u64, durability: Durability },
-    Zero { volume: u32, offset: u64, len: u64, mode: ZeroMode, durability: Durability },
-    Read { volume: u32, first: u64, blocks: u32 },
+    Write {
+        volume: u32,
+        start: u64,
+        bytes: Vec<u8>,
+        done: u64,
+        stamp: u64,
+        durability: Durability,
+    },
+    Zero {
+        volume: u32,
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+        durability: Durability,
+    },
+    Read {
+        volume: u32,
+        first: u64,
+        blocks: u32,
+    },
+    Scan {
+        volume: u32,
+        next: u64,
+        end: u64,
+        step: u64,
+    },
+    /// Nothing for some turns, so that the engine does what it does by itself.
+    Rest {
+        turns: u64,
+    },
     Flush,
-    Create { name: String, size: u64, settings: VolumeSettings },
-    Delete { volume: u32 },
-    Resize { volume: u32, size: u64 },
-    Set { volume: u32, settings: VolumeSettings },
-    Grow { bytes: u64 },
+    Create {
+        name: String,
+        size: u64,
+        settings: VolumeSettings,
+    },
+    Delete {
+        volume: u32,
+    },
+    Resize {
+        volume: u32,
+        size: u64,
+    },
+    Set {
+        volume: u32,
+        settings: VolumeSettings,
+    },
+    Grow {
+        bytes: u64,
+    },
 }
 
 /// What came of offering a request.
@@ -124,6 +168,7 @@ impl Client {
                 let now = world.engine().geometry().device_bytes;
                 Some(Job::Grow { bytes: now + (1 + world.rng.skewed(4 * 256)) * BLOCK })
             }
+            13 => Some(scan(world, volume, size)),
             _ => None,
         })
     }
@@ -189,6 +234,20 @@ pub(crate) fn longer(world: &mut World, size: u64, offset: u64, len: u64, mode: 
     len + if world.rng.one_in(2) { more } else { more / BLOCK * BLOCK }
 }
 
+/// A reader of some megabytes in sequence, sometimes after a while in which nothing happened.
+fn scan(world: &mut World, volume: u32, size: u64) -> Job {
+    let blocks = size / BLOCK;
+    let near = world.config.hot_blocks > 0 || world.rng.one_in(2);
+    let regions = if near { 1 } else { blocks.div_ceil(REGION_BLOCKS) };
+    let next = world.rng.below(regions) * REGION_BLOCKS;
+    let next = if world.config.far { (blocks - 1) / REGION_BLOCKS * REGION_BLOCKS } else { next };
+    let end = blocks.min(next + REGION_BLOCKS * world.rng.between(1, 3));
+    if world.rng.one_in(2) {
+        world.now_ns += SCAN_COLD_NS;
+    }
+    Job::Scan { volume, next, end, step: world.rng.pick(&[8, 32, 64]) }
+}
+
 /// Offers `job`; returns what is left of it.
 fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
     let mut job = job;
@@ -235,6 +294,28 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
                 world.arena.free(buffer);
             }
             submitted
+        }
+        Job::Scan { volume, next, end, step } => {
+            let blocks = (*step).min(*end - *next);
+            let Some(buffer) = world.arena.alloc(blocks as u32) else {
+                return Ok((Some(job), Offer::Busy));
+            };
+            let submitted = world.read(0, *volume, *next, buffer)?;
+            if submitted != Submitted::Taken(()) {
+                world.arena.free(buffer);
+            } else if *next + blocks < *end {
+                *next += blocks;
+                return Ok((Some(job), Offer::Progress));
+            } else if world.rng.one_in(2) {
+                let turns = world.rng.skewed(100);
+                return Ok((Some(Job::Rest { turns }), Offer::Progress));
+            }
+            submitted
+        }
+        Job::Rest { turns } => {
+            *turns = turns.saturating_sub(1);
+            let left = (*turns > 0).then_some(job);
+            return Ok((left, Offer::Idle));
         }
         Job::Flush => world.flush(0)?,
         Job::Create { name, size, settings } => world.create(name, *size, *settings)?.map(|_| ()),

@@ -5,6 +5,7 @@
 
 use crate::disk::FaultRates;
 use crate::rng::Rng;
+use flagstone_engine::plant::Plant;
 
 const MIB: u64 = 1 << 20;
 
@@ -29,6 +30,8 @@ pub enum Theme {
     Reuse,
     /// Most of the pool is live, and all of it is overwritten: the cleaner works all the time.
     Clean,
+    /// What was written block by block is read in sequence, so that it is rewritten.
+    Scan,
     /// So many discards that the metadata chain is compacted while serving.
     Metadata,
     /// The disk damages what it holds.
@@ -49,10 +52,30 @@ impl Theme {
         Self::Paging,
         Self::Reuse,
         Self::Clean,
+        Self::Scan,
         Self::Metadata,
         Self::Damage,
         Self::Errors,
     ];
+}
+
+/// The theme that a bug shows in, where a mixture of all would take thousands of seeds.
+#[must_use]
+pub fn theme_for(plant: Plant) -> Option<Theme> {
+    match plant {
+        Plant::RewriteUnsettled
+        | Plant::RewriteStale
+        | Plant::RewriteDamaged
+        | Plant::RewriteHoles => Some(Theme::Scan),
+        Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
+        Plant::SwitchBlindly
+        | Plant::MoveAsNew
+        | Plant::SealMovedBeforeFlush
+        | Plant::SwitchBeforeSeal
+        | Plant::UsersTakeReserve
+        | Plant::TakeReserved => Some(Theme::Clean),
+        _ => None,
+    }
 }
 
 /// Weights of requests.
@@ -84,12 +107,14 @@ pub struct Mix {
     pub set: u32,
     /// The disk and the pool grow.
     pub grow: u32,
+    /// Reads of whole regions in sequence.
+    pub scan: u32,
 }
 
 impl Mix {
     /// As an array, in the order of the fields.
     #[must_use]
-    pub fn weights(&self) -> [u32; 13] {
+    pub fn weights(&self) -> [u32; 14] {
         [
             self.write,
             self.partial,
@@ -104,6 +129,7 @@ impl Mix {
             self.resize,
             self.set,
             self.grow,
+            self.scan,
         ]
     }
 }
@@ -216,6 +242,7 @@ impl Config {
             (Theme::Paging, 15),
             (Theme::Reuse, 8),
             (Theme::Clean, 8),
+            (Theme::Scan, 15),
             (Theme::Metadata, 2),
             (Theme::Damage, 20),
             (Theme::Errors, 17),
@@ -249,6 +276,7 @@ impl Config {
             resize: some(1),
             set: some(1),
             grow: if rng.clone().one_in(3) { 1 } else { 0 },
+            scan: if rng.clone().one_in(2) { 1 } else { 0 },
         };
         let volumes = rng.between(1, 3);
         let volumes = (0..volumes).map(|_| (1 + rng.skewed(2048)) * 4096).collect();
@@ -428,6 +456,34 @@ impl Config {
                 if rng.one_in(8) {
                     self.rates.write_error = 300;
                     self.rates.flush_error = rng.pick(&[0, 1_000]);
+                }
+            }
+            Theme::Scan => {
+                self.segment_bytes = MIB as u32;
+                self.volumes = vec![rng.pick(&[70, 300, 600, 1_100]) * 4096];
+                self.blocks_max = rng.pick(&[1, 1, 2, 8]);
+                self.events = (200, rng.between(400, 2_000));
+                self.depth = rng.pick(&[2, 4, 16, 40]);
+                self.tick_ns = rng.pick(&[100_000, 1_000_000, 10_000_000]);
+                self.mix.scan = 3;
+                self.mix.partial = rng.pick(&[0, 0, 6]);
+                self.mix.read = rng.pick(&[0, 5]);
+                self.mix.flush = rng.pick(&[0, 1, 4]);
+                self.mix.discard = rng.pick(&[0, 4, 12]);
+                self.hot_blocks = 0;
+                self.long = rng.pick(&[0, 0, 5]);
+                self.lives = rng.between(2, 4) as u32;
+                self.nbd = false;
+                self.map_memory = rng.one_in(5).then_some(0);
+                if rng.one_in(3) {
+                    self.rot = 50;
+                    self.rot_running = rng.pick(&[3_000, 30_000]);
+                    self.rates.read_flip = rng.pick(&[0, 0, 3_000]);
+                    // A damaged page of a leaf that is not in memory is another matter.
+                    self.map_memory = None;
+                }
+                if rng.one_in(8) {
+                    self.rates.write_error = 300;
                 }
             }
             Theme::Metadata => {

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use flagstone_engine::plant::Plant;
 use flagstone_sim::config::Theme;
 use flagstone_sim::world::Stats;
-use flagstone_sim::{Detail, Failure, Outcome, Twist, run_seed};
+use flagstone_sim::{Detail, Failure, Outcome, Twist, run_seed, theme_for};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -190,20 +190,6 @@ fn replay(seed: u64, twist: Twist, verbose: bool) -> ExitCode {
             say!("seed {seed} failed: {}", failure.what);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// The theme that a bug shows in, where a mixture of all would take thousands of seeds.
-fn theme_for(plant: Plant) -> Option<Theme> {
-    match plant {
-        Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
-        Plant::SwitchBlindly
-        | Plant::MoveAsNew
-        | Plant::SealMovedBeforeFlush
-        | Plant::SwitchBeforeSeal
-        | Plant::UsersTakeReserve
-        | Plant::TakeReserved => Some(Theme::Clean),
-        _ => None,
     }
 }
 

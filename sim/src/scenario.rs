@@ -41,6 +41,7 @@ enum Trigger {
     Freed(u64),
     Compactions(u64),
     Moved(u64),
+    Rewritten(u64),
 }
 
 impl Trigger {
@@ -52,6 +53,7 @@ impl Trigger {
             Self::Freed(n) => counters.segments_freed >= n,
             Self::Compactions(n) => counters.compactions >= n,
             Self::Moved(n) => counters.blocks_moved >= n,
+            Self::Rewritten(n) => counters.blocks_rewritten >= n,
         }
     }
 }
@@ -199,6 +201,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         2 => Trigger::Seals(world.rng.between(1, 4)),
         3 => Trigger::Freed(world.rng.between(1, 4)),
         4 => Trigger::Compactions(1),
+        5 if world.config.mix.scan > 0 => Trigger::Rewritten(1 + world.rng.skewed(300)),
         _ => Trigger::None,
     };
     let mut left = events;
@@ -362,6 +365,9 @@ fn reckon(world: &mut World) -> Check {
     if world.rng.one_in(4) {
         world.scrub_at_rest()?;
         world.quiesce()?;
+        if world.moved_bad() {
+            return Ok(());
+        }
     }
     stop_cleanly(world)?;
     if world.rng.one_in(2) {

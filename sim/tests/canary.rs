@@ -3,7 +3,7 @@
 #![cfg(feature = "planted-bugs")]
 
 use flagstone_engine::plant::Plant;
-use flagstone_sim::{Detail, Twist, run_seed};
+use flagstone_sim::{Detail, Twist, run_seed, theme_for};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Each is found by far fewer.
@@ -14,7 +14,7 @@ fn every_planted_bug_is_found() {
     // An assertion of the engine that fails is a find, not a mishap of the test.
     std::panic::set_hook(Box::new(|_| {}));
     let finds = |plant: Plant, seed: u64| {
-        let twist = Twist { plant: Some(plant), theme: None };
+        let twist = Twist { plant: Some(plant), theme: theme_for(plant) };
         let run = || run_seed(seed, twist, Detail::Hash).failure.is_some();
         catch_unwind(AssertUnwindSafe(run)).unwrap_or(true)
     };

@@ -24,6 +24,8 @@ pub(crate) enum Source<'a> {
     Bytes(&'a [u8]),
     /// The first block of a buffer.
     Block(Buffer),
+    /// What was there before, to be written in sequence.
+    Moved(Buffer),
 }
 
 impl Engine {
@@ -53,12 +55,12 @@ impl Engine {
                 (data.len() / BLOCK_SIZE) as u32
             }
             Source::Block(from) => {
-                // Through the stack: a buffer can't be read while another is written.
-                let mut block = [0; BLOCK_SIZE];
-                block.copy_from_slice(&bufs.bytes(from)[..BLOCK_SIZE]);
-                bufs.bytes_mut(run.data)[at as usize * BLOCK_SIZE..][..BLOCK_SIZE]
-                    .copy_from_slice(&block);
+                copy_blocks(bufs, from.part(0, 1), run.data, at);
                 1
+            }
+            Source::Moved(from) => {
+                copy_blocks(bufs, from, run.data, at);
+                from.blocks
             }
         };
         let mut crcs = [0; 4 * BATCH_BLOCKS as usize];
@@ -98,8 +100,12 @@ impl Engine {
             };
             open.push(bufs, lsn, entry);
         }
-        self.counters.blocks_written += u64::from(blocks);
-        self.counters.blocks_cold += if stream == HOT { 0 } else { u64::from(blocks) };
+        if let Source::Moved(_) = source {
+            self.counters.blocks_rewritten += u64::from(blocks);
+        } else {
+            self.counters.blocks_written += u64::from(blocks);
+            self.counters.blocks_cold += if stream == HOT { 0 } else { u64::from(blocks) };
+        }
         self.flush.dirty(self.now_ns, u64::from(blocks) * BLOCK_SIZE as u64);
         if self.open[stream].as_ref().is_some_and(|o| o.next == self.geo.shape.data_blocks) {
             self.seal_open(bufs, stream);
@@ -113,5 +119,15 @@ impl Engine {
                 self.close_batch(bufs);
             }
         }
+    }
+}
+
+/// Copies the blocks of one buffer to another, from block `at` of that on.
+fn copy_blocks(bufs: &mut impl Buffers, from: Buffer, to: Buffer, at: u32) {
+    for b in 0..from.blocks as usize {
+        // Through the stack: a buffer can't be read while another is written.
+        let mut block = [0; BLOCK_SIZE];
+        block.copy_from_slice(&bufs.bytes(from)[b * BLOCK_SIZE..][..BLOCK_SIZE]);
+        bufs.bytes_mut(to)[(at as usize + b) * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(&block);
     }
 }

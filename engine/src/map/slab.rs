@@ -48,7 +48,12 @@ struct Owner {
     leaf: u64,
     used: bool,
     warmth: u8,
+    /// Second in which a block of it was written last, plus one; 0 if that is not known.
+    written: u32,
 }
+
+/// Nanoseconds of a second.
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// A leaf in memory that has a page.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +124,7 @@ impl LeafSlab {
         }
         self.used += 1;
         let index = self.free.pop().expect("a chunk was just added");
-        self.owners[index as usize] = Owner { volume, leaf, used: true, warmth: WARM };
+        self.owners[index as usize] = Owner { volume, leaf, used: true, warmth: WARM, written: 0 };
         index
     }
 
@@ -206,11 +211,23 @@ impl LeafSlab {
         self.owners[index as usize].warmth = WARM;
     }
 
+    /// Notes that blocks of a leaf were written.
+    pub fn stamp(&mut self, index: u32, now_ns: u64) {
+        self.owners[index as usize].written = (now_ns / SECOND_NS) as u32 + 1;
+    }
+
+    /// When blocks of a leaf were written last, to the second, if it has been in memory since.
+    #[must_use]
+    pub fn written_ns(&self, index: u32) -> Option<u64> {
+        let second = self.owners[index as usize].written.checked_sub(1)?;
+        Some(u64::from(second) * SECOND_NS)
+    }
+
     /// Moves the clock on by one leaf, and describes it if it has a page.
     pub fn tick(&mut self) -> Option<Candidate> {
         let index = self.hand.checked_rem(self.owners.len())?;
         self.hand = index + 1;
-        let Owner { volume, leaf, used, warmth } = self.owners[index];
+        let Owner { volume, leaf, used, warmth, .. } = self.owners[index];
         self.owners[index].warmth = warmth.saturating_sub(1);
         let index = index as u32;
         let page = self.get(index).page().filter(|_| used)?;

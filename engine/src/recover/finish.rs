@@ -19,6 +19,7 @@ use crate::limits::{BATCH_BLOCKS, BATCHES, FULL_WAIT_NS, SUMMARIES, USER_STREAMS
 use crate::meta_chain::{MetaChain, NO_SEGMENT, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
+use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
 use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
@@ -111,6 +112,7 @@ impl Engine {
         let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
         let leaf_writer = LeafWriter::new(bufs).ok_or(memory)?;
         let scrub = Scrub::new(bufs).ok_or(memory)?;
+        let rewriter = Rewriter::new(bufs).ok_or(memory)?;
         let limit = options.map_memory.map(leaves_in);
         let leaf_loader = LeafLoader::new(bufs, limit).ok_or(memory)?;
         let mut segs = loaded.replay.segs;
@@ -185,6 +187,7 @@ impl Engine {
             flush: FlushState::new(loaded.last_lsn),
             reads: Reads::default(),
             rmws,
+            rewriter,
             cleaner,
             discards: Discards::default(),
             scrub,

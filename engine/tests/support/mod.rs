@@ -55,6 +55,7 @@ pub struct Disk {
     pub size: u64,
     pub blocks: HashMap<u64, Arc<[u8; BLOCK_SIZE]>>,
     pub writes: u64,
+    pub reads: u64,
     /// Every write from this one on fails.
     pub fail_from: Option<u64>,
     /// Reads of this block fail, and of everything read together with it.
@@ -69,6 +70,7 @@ impl Disk {
             size,
             blocks: HashMap::new(),
             writes: 0,
+            reads: 0,
             fail_from: None,
             unreadable: None,
             discarded: Some(0),
@@ -105,6 +107,7 @@ impl BlockIo for Disk {
         if offset + into.len() as u64 > self.size {
             return Err(DeviceError::OutOfRange { offset });
         }
+        self.reads += 1;
         let first = offset / BLOCK_SIZE as u64;
         let read = first..first + (into.len() / BLOCK_SIZE) as u64;
         if self.unreadable.is_some_and(|block| read.contains(&block)) {
@@ -228,7 +231,8 @@ impl World {
         self.engine.pump(&mut self.arena, self.now_ns);
     }
 
-    fn perform(&mut self, io: DeviceIo) {
+    /// Does what a device command says and tells the engine.
+    pub fn perform(&mut self, io: DeviceIo) {
         if let DeviceCommand::Read { offset, .. } | DeviceCommand::Write { offset, .. } = io.command
         {
             for held in &self.held {

@@ -67,7 +67,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 23] = [
+const POOL_GAUGES: [PoolGauge; 24] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -88,6 +88,7 @@ const POOL_GAUGES: [PoolGauge; 23] = [
     ("pool_segments_free", "Segments that may be written", |p| u64::from(p.segments_free)),
     ("pool_written_bytes", "Bytes written for clients since opening", |p| p.written_bytes),
     ("pool_moved_bytes", "Bytes moved by the cleaner since opening", |p| p.moved_bytes),
+    ("pool_rewritten_bytes", "Bytes rewritten after scans since opening", |p| p.rewritten_bytes),
     ("pool_scrubs", "Scrubs that came to their end since opening", |p| p.scrubs),
     ("pool_scrub_read_bytes", "Bytes read by scrubs since opening", |p| p.scrub_read_bytes),
     ("pool_scrub_findings", "Damaged blocks that scrubs found since opening", |p| p.scrub_findings),

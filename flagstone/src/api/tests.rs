@@ -77,6 +77,7 @@ impl Backend for Fake {
             segments_free: 10,
             written_bytes: 4096,
             moved_bytes: 8192,
+            rewritten_bytes: 0,
             scrubs: 1,
             scrub_read_bytes: 4096,
             scrub_findings: 0,

@@ -215,9 +215,13 @@ pub struct Pool {
     #[serde(default)]
     pub written_bytes: u64,
     /// Bytes that the cleaner has written again since then to set segments free: write
-    /// amplification is `1 + moved_bytes / written_bytes`.
+    /// amplification is `1 + (moved_bytes + rewritten_bytes) / written_bytes`.
     #[serde(default)]
     pub moved_bytes: u64,
+    /// Bytes that were written again since then, in sequence, because they lay scattered and were
+    /// read in sequence.
+    #[serde(default)]
+    pub rewritten_bytes: u64,
     /// Scrubs that came to their end since then.
     #[serde(default)]
     pub scrubs: u64,

@@ -192,6 +192,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         segments_free: status.segments_free,
         written_bytes: status.written_bytes,
         moved_bytes: status.moved_bytes,
+        rewritten_bytes: status.rewritten_bytes,
         scrubs: status.scrubs,
         scrub_read_bytes: status.scrub_read_bytes,
         scrub_findings: status.scrub_findings,

@@ -171,6 +171,8 @@ pub struct PoolStatus {
     pub written_bytes: u64,
     /// Bytes that the cleaner wrote again since then.
     pub moved_bytes: u64,
+    /// Bytes that were written again in sequence since then because they had been scanned.
+    pub rewritten_bytes: u64,
     /// Scrubs that came to their end since then.
     pub scrubs: u64,
     /// Bytes that scrubs have read since then.

@@ -380,6 +380,7 @@ impl Reactor {
             segments_free: usage.segments_free,
             written_bytes: counters.blocks_written * BLOCK_SIZE as u64,
             moved_bytes: counters.blocks_moved * BLOCK_SIZE as u64,
+            rewritten_bytes: counters.blocks_rewritten * BLOCK_SIZE as u64,
             scrubs: counters.scrubs,
             scrub_read_bytes: counters.scrub_blocks_read * BLOCK_SIZE as u64,
             scrub_findings: counters.scrub_findings,

@@ -121,6 +121,8 @@ pub struct Stats {
     pub bad_moved: u64,
     /// Segments that were discarded.
     pub discards: u64,
+    /// Blocks that were rewritten because they were scanned.
+    pub blocks_rewritten: u64,
 }
 
 impl Stats {
@@ -141,6 +143,7 @@ impl Stats {
         self.blocks_moved += other.blocks_moved;
         self.bad_moved += other.bad_moved;
         self.discards += other.discards;
+        self.blocks_rewritten += other.blocks_rewritten;
     }
 }
 

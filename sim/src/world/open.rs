@@ -90,6 +90,7 @@ impl World {
             self.stats.blocks_moved += counters.blocks_moved;
             self.stats.bad_moved += counters.clean_bad_moved;
             self.stats.discards += counters.segments_discarded;
+            self.stats.blocks_rewritten += counters.blocks_rewritten;
             self.stats.ring_turns += counters.batches / u64::from(engine.geometry().journal_blocks);
             self.stats.compactions_serving +=
                 counters.compactions.saturating_sub(self.compactions_at_open);

@@ -20,7 +20,8 @@ const HINTS: [(u64, &str); 3] = [
 /// reclaimed yet.
 /// PROVISIONED, the sum of the volumes' sizes, may exceed the capacity. AMPLIFICATION is how many
 /// blocks were written per block that a client wrote since the pool was opened: the cleaner moves
-/// live blocks to set segments free.
+/// live blocks to set segments free, and what lies scattered is written again in sequence when it
+/// is read in sequence.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   flagstone pool status
@@ -88,7 +89,8 @@ fn amplification(pool: &Pool) -> String {
     if pool.written_bytes == 0 {
         return "-".to_owned();
     }
-    format!("{:.2}", 1.0 + pool.moved_bytes as f64 / pool.written_bytes as f64)
+    let again = pool.moved_bytes + pool.rewritten_bytes;
+    format!("{:.2}", 1.0 + again as f64 / pool.written_bytes as f64)
 }
 
 fn hint(pool: &Pool) -> Option<String> {
@@ -127,6 +129,7 @@ mod tests {
             segments_free: 5,
             written_bytes,
             moved_bytes,
+            rewritten_bytes: 0,
             scrubs: 0,
             scrub_read_bytes: 0,
             scrub_findings: 0,
@@ -152,5 +155,7 @@ mod tests {
         assert_eq!(amplification(&pool(0, 0, 0)), "-");
         assert_eq!(amplification(&pool(0, 400, 0)), "1.00");
         assert_eq!(amplification(&pool(0, 400, 300)), "1.75");
+        let scanned = Pool { rewritten_bytes: 100, ..pool(0, 400, 300) };
+        assert_eq!(amplification(&scanned), "2.00");
     }
 }
