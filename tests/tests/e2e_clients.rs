@@ -4,7 +4,7 @@ use std::fs;
 
 use flagstone_tests::MIB;
 use flagstone_tests::daemon::{Daemon, directory};
-use flagstone_tests::nbd::{CAN_MULTI_CONN, Client};
+use flagstone_tests::nbd::{CAN_MULTI_CONN, Client, READ, Request};
 use flagstone_tests::programs::{Need, can_run, command, finish, run, succeed};
 use flagstone_tests::random::Random;
 use serde_json::Value;
@@ -298,4 +298,54 @@ fn a_flush_covers_all_connections() {
     for round in 1..=20_u8 {
         assert!(client.read(u64::from(round) * 12288, 8192).unwrap() == [round; 8192]);
     }
+}
+
+/// A client without structured replies gets each READ in one reply, however large. With many under
+/// way, of which some are slow because their blocks lie scattered, none may get into another's.
+#[test]
+fn large_reads_of_a_simple_client_keep_apart() {
+    const BLOCK: usize = 4096;
+    let blocks = VOLUME as usize / BLOCK;
+    let dir = directory();
+    let mut daemon = Daemon::with_volume(dir.path(), 256 * MIB, VOLUME);
+    let mut client = Client::connect(&daemon.address(), "v").unwrap();
+    let mut random = Random::from_environment();
+    let mut stamps = vec![0u64; blocks];
+    let content = |stamps: &[u64]| -> Vec<u8> {
+        stamps.iter().flat_map(|stamp| stamp.to_le_bytes().repeat(BLOCK / 8)).collect()
+    };
+    for first in (0..blocks).step_by(256) {
+        let range = first..first + 256;
+        range.clone().for_each(|b| stamps[b] = b as u64 + 1);
+        client.write((first * BLOCK) as u64, &content(&stamps[range]), 0).unwrap();
+    }
+    // Half of the stretches of 1 MiB are scattered.
+    for n in 0..4000u64 {
+        let b = random.below(blocks as u64 / 2);
+        let b = (b / 256 * 512 + b % 256) as usize;
+        stamps[b] = 1_000_000 + n;
+        client.write((b * BLOCK) as u64, &content(&stamps[b..=b]), 0).unwrap();
+    }
+    let mut asked = std::collections::HashMap::new();
+    const READS: u32 = 3000;
+    let mut sent = 0;
+    while sent < READS || client.in_flight() > 0 {
+        if sent < READS {
+            sent += 1;
+            let most = if random.chance(30) { 8 } else { 400 };
+            let length = 1 + random.below(most) as usize;
+            let first = random.below((blocks - length) as u64) as usize;
+            let (offset, bytes) = ((first * BLOCK) as u64, (length * BLOCK) as u32);
+            let read = Request { kind: READ, flags: 0, offset, length: bytes, payload: &[] };
+            asked.insert(client.send(&read).unwrap(), first..first + length);
+        }
+        if client.in_flight() < 16 && sent < READS {
+            continue;
+        }
+        let reply = client.receive().unwrap();
+        let range = asked.remove(&reply.cookie).unwrap();
+        assert_eq!(reply.error, 0);
+        assert!(reply.data == content(&stamps[range.clone()]), "blocks {range:?}");
+    }
+    daemon.stop_cleanly();
 }

@@ -80,6 +80,9 @@ pub(super) struct Connection {
     /// Replies that must wait until a run is over.
     pub(super) held: VecDeque<Reply>,
     pub(super) in_run: bool,
+    /// The request whose run has begun to be fetched. The next run waits until it has ended: its
+    /// pieces carry no name, and only the order tells whose they are.
+    pub(super) running: Option<u32>,
     pub(super) sending: bool,
     /// Data in the send that is under way.
     pub(super) in_send: Vec<Data>,
@@ -120,6 +123,7 @@ impl Connection {
             outbox: VecDeque::with_capacity(64),
             held: VecDeque::new(),
             in_run: false,
+            running: None,
             sending: false,
             in_send: Vec::with_capacity(super::limits::SEND_PARTS),
             full_since_ns: None,

@@ -70,13 +70,13 @@ impl Reactor {
         match entry.kind {
             // "the server MUST immediately initiate a hard disconnect" (NBD proto, NBD_CMD_READ).
             Kind::Run { begun: true } => {
-                self.connections[c as usize].current = None;
+                self.leave(c, request);
                 self.kill(c);
                 return self.forget(request);
             }
             Kind::Run { begun: false } => {
                 // Nothing of it was sent, and nothing will be.
-                self.connections[c as usize].current = None;
+                self.leave(c, request);
                 if let Some(entry) = self.requests.get_mut(request) {
                     entry.submitted = true;
                 }
@@ -89,6 +89,12 @@ impl Reactor {
         if over {
             self.finish(request);
         }
+    }
+
+    /// Nothing more is submitted of a request, if it is the one at hand. The connection may have
+    /// turned to its next one.
+    fn leave(&mut self, c: u32, request: u32) {
+        self.connections[c as usize].current.take_if(|current| current.request() == request);
     }
 
     /// Every part of a request is answered: sends the reply that is still due, if any, and takes
@@ -128,6 +134,7 @@ impl Reactor {
         if let Some(entry) = self.requests.remove(request) {
             let c = entry.connection;
             self.connections[c as usize].requests -= 1;
+            self.connections[c as usize].running.take_if(|running| *running == request);
             match self.connections[c as usize].phase {
                 Phase::Dead => self.release_if_over(c),
                 // It may have been waiting for this to be allowed another, or to be closed.
@@ -139,8 +146,11 @@ impl Reactor {
     fn end_run(&mut self, c: u32) {
         let connection = &mut self.connections[c as usize];
         connection.in_run = false;
+        connection.running = None;
         connection.outbox.extend(connection.held.drain(..));
         self.list(c);
+        // The next request may be a run too.
+        self.enqueue(c);
     }
 
     /// Queues a reply, behind a run if there is one.
@@ -179,6 +189,7 @@ impl Reactor {
             }
         }
         self.connections[c as usize].in_run = false;
+        self.connections[c as usize].running = None;
     }
 }
 

@@ -83,6 +83,19 @@ pub(super) enum Current {
     Flush { request: u32 },
 }
 
+impl Current {
+    /// The request that is being submitted.
+    pub(super) const fn request(self) -> u32 {
+        match self {
+            Self::Read { request, .. }
+            | Self::Run { request, .. }
+            | Self::Write { request, .. }
+            | Self::Zero { request, .. }
+            | Self::Flush { request } => request,
+        }
+    }
+}
+
 /// What an engine's completion is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {

@@ -69,16 +69,8 @@ impl Reactor {
         {
             self.forget_parked(c, Some(request));
         }
-        let request = match self.connections[c as usize].current.take() {
-            None => return,
-            Some(
-                Current::Read { request, .. }
-                | Current::Run { request, .. }
-                | Current::Write { request, .. }
-                | Current::Zero { request, .. }
-                | Current::Flush { request },
-            ) => request,
-        };
+        let Some(current) = self.connections[c as usize].current.take() else { return };
+        let request = current.request();
         if let Some(entry) = self.requests.get_mut(request) {
             entry.submitted = true;
             entry.abandoned = true;
@@ -208,8 +200,19 @@ impl Reactor {
         self.read_failed(request, next, errno(Failure::Submit(error)));
     }
 
-    /// A run has one piece under way at a time, so that its pieces come in order.
+    /// A run has one piece under way at a time, so that its pieces come in order, and begins when
+    /// the one before has ended.
     fn advance_run(&mut self, c: u32, request: u32, next: u64, end: u64) -> Progress {
+        let connection = &mut self.connections[c as usize];
+        if connection.running.is_none() && connection.reserve_taken {
+            // By an earlier read, whose reply would be held until the run has ended: which might
+            // need the reserve.
+            return Progress::Blocked;
+        }
+        if *connection.running.get_or_insert(request) != request {
+            // The other's end brings the connection back.
+            return Progress::Waits;
+        }
         let under_way = self.requests.get_mut(request).is_some_and(|entry| entry.outstanding > 0);
         if under_way {
             // The piece's end brings the connection back.
