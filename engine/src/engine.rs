@@ -76,7 +76,8 @@ pub struct PoolUsage {
     pub live: u64,
     /// Zero blocks whose space is kept.
     pub kept: u64,
-    /// What writes of volumes without a reservation may still take before the pool is full.
+    /// What writes of volumes without a reservation may still take before the pool is full; up to a
+    /// segment less where the map has to grow by a segment for it.
     pub available: u64,
     /// What reservations hold back beyond what their volumes take.
     pub held: u64,

@@ -214,21 +214,21 @@ impl Engine {
             Paging::Coming => return,
             Paging::Bad => return self.end_rmw(i, Err(IoFault::BadBlock { lba: rmw.lba })),
         }
-        let stream = self.stream_of(rmw.volume, Lba(rmw.lba), 1);
-        let place = match self.data_room(bufs, stream, 1) {
-            Ok(place) => place,
-            Err(SubmitError::NoSpace) => return self.hold_rmw(i),
-            Err(_) => return,
-        };
         self.uncharge_rmw(i);
         let leaves = self.new_leaves(rmw.volume, rmw.lba, 1);
+        let stream = self.stream_of(rmw.volume, Lba(rmw.lba), 1);
+        // Asked for room last, since that may begin a batch: one that stays empty would keep the
+        // journal moving, and what is under way from ever settling.
         let charged = self.charge(rmw.volume, Lba(rmw.lba), 1).map(drop);
-        match charged.and_then(|()| self.charge_leaves(leaves)) {
-            Ok(()) => {}
+        let room = charged
+            .and_then(|()| self.charge_leaves(leaves))
+            .and_then(|()| self.data_room(bufs, stream, 1));
+        let place = match room {
+            Ok(place) => place,
             // Metadata has grown since.
             Err(SubmitError::NoSpace) => return self.hold_rmw(i),
             Err(_) => return,
-        }
+        };
         let (from, bytes) = (rmw.from as usize, rmw.bytes as usize);
         let (block, new) = bufs.bytes_mut(rmw.buffer).split_at_mut(BLOCK_SIZE);
         if rmw.zero {

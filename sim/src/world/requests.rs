@@ -318,8 +318,10 @@ impl World {
             SubmitError::NoSpace => {
                 self.stats.full += 1;
                 let available = self.engine().usage().available;
-                // One batch is the most that a single call takes.
-                if available >= bytes.max(32 * BLOCK_SIZE as u64) {
+                // One batch is the most that a single call takes; and a write that makes a leaf may
+                // need a segment for its page.
+                let segment = self.engine().geometry().shape.data_blocks as usize * BLOCK_SIZE;
+                if available >= bytes.max(segment as u64) {
                     return Err(self.fail(format!(
                         "{what} of {bytes} bytes refused as full with {available} bytes available"
                     )));
@@ -443,6 +445,13 @@ impl World {
         match (fault, part) {
             // Nobody knows whether it happened.
             (IoFault::Device, _) => Ok(()),
+            // The page that says where its blocks lie could not be read: that is told once.
+            (IoFault::BadBlock { .. }, _)
+                if self.bad_leaves_told < self.engine().counters().leaf_pages_bad =>
+            {
+                self.bad_leaves_told += 1;
+                Ok(())
+            }
             (IoFault::BadBlock { lba }, Some(place)) => {
                 self.stats.bad_blocks += 1;
                 let known = self.own_reads_touched > touched_before
