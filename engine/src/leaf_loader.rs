@@ -174,7 +174,7 @@ impl Engine {
         let Some(vol) = self.volumes.get(volume) else { return };
         let leaf = lba.0 / LEAF_BLOCKS as u64;
         if let LeafState::Away(away) = vol.map.leaf(leaf).0
-            && self.has_leaf_room(1)
+            && self.has_prefetch_room()
             && !self.leaf_loader.bad.contains(&(volume, leaf))
         {
             let page = self.slab.away_leaf(away).page;
@@ -251,6 +251,15 @@ impl Engine {
         }
         let slack = limit / 8 + LEAF_SLACK;
         self.leaves_in_memory() + more as usize <= limit + slack
+    }
+
+    /// Whether a leaf may be read that nobody waits for yet. Where only a few fit it must not push
+    /// out what somebody does wait for: two that read ahead would do so to each other for ever.
+    fn has_prefetch_room(&self) -> bool {
+        match self.leaf_loader.limit {
+            Some(limit) if limit < 4 * LEAF_READS => self.leaves_in_memory() < limit,
+            _ => self.has_leaf_room(1),
+        }
     }
 
     fn leaves_in_memory(&self) -> usize {
