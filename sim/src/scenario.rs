@@ -111,6 +111,9 @@ fn live(world: &mut World) -> Check {
                 world.disk.set_rates(world.config.rates_open);
             }
             world.open()?;
+            if world.moved_bad() {
+                return Ok(());
+            }
         }
         world.disk.set_rates(world.config.rates);
         serve(world, &mut clients)?;
@@ -358,6 +361,9 @@ fn stop_cleanly(world: &mut World) -> Check {
 /// The last life: everything is looked at, nothing leaks, a clean pool opens as clean.
 fn reckon(world: &mut World) -> Check {
     world.open()?;
+    if world.moved_bad() {
+        return Ok(());
+    }
     world.quiesce()?;
     world.check_state()?;
     world.check_accounts()?;

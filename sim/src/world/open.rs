@@ -150,6 +150,11 @@ impl World {
         self.check_size()?;
         self.disk.set_rates(FaultRates::default());
         let mut found = self.look()?;
+        if self.moved_bad() {
+            // The cleaner was at work while leaves were read. What the damage took is gone for good,
+            // and the model does not know what that was.
+            return Ok(report);
+        }
         if self.disk.is_damaged() {
             let words = "damage is repaired";
             self.log.step(&[34], || words.into());
