@@ -88,7 +88,7 @@ impl World {
                 }
             }
             Err(IoFault::BadBlock { .. })
-                if self.disk.counters().tainted_reads > touched_before => {}
+                if self.disk.counters().tainted_reads > touched_before || self.moved_bad() => {}
             Err(fault) => {
                 return Err(self.fail(format!(
                     "after recovery, blocks {first}..{} of volume {volume} can't be read: {fault}",
