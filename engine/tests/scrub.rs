@@ -352,3 +352,27 @@ fn a_failed_pool_ends_it() {
     assert_eq!(world.engine.start_scrub(0), Err(ScrubRefused::Failed));
     world.stop();
 }
+
+/// A repair that has to move the pages of many leaves that are not in memory takes as long as it
+/// takes.
+#[test]
+fn a_repair_waits_for_a_long_checkpoint() {
+    const LEAVES: u64 = 110;
+    let options = OpenOptions { map_memory: Some(0), ..OPEN };
+    let disk = World::format(64 * MIB, MIB as u32).stop();
+    let mut world = World::open_with(disk, &options).unwrap();
+    let volume = world.create("data", LEAVES * 512 * B);
+    for leaf in 0..LEAVES {
+        world.write(volume, leaf * 512 * B, &block(leaf + 1)).unwrap();
+    }
+    let disk = world.stop();
+    // All pages lie in segments of which little is used: the next checkpoint moves them.
+    let mut world = World::open_with(disk, &options).unwrap();
+    let newest = world.engine.geometry().superblock_tail() / B;
+    world.disk.flip(newest, 100, 1);
+    let copies = pages(&world.disk, *b"LSBM", SegmentState::Meta);
+    world.disk.flip(copies[0], 100, 1);
+    let report = scrub(&mut world);
+    assert_eq!((report.bad_metadata, report.repaired), (2, 2), "{report:?}");
+    assert!(report.is_sound());
+}

@@ -34,6 +34,9 @@ pub(super) struct Repair {
     lost_pages: u64,
     /// Turns at rest before it is given up: a pool without any free segment can't be repaired now.
     patience: u32,
+    /// What a checkpoint under way had done when it was looked last: while it goes on nothing is
+    /// at rest.
+    done: u64,
 }
 
 impl Repair {
@@ -128,6 +131,12 @@ impl Engine {
                 self.counters.scrub_repairs += repaired;
             }
             return self.end_scrub(ScrubState::Finished);
+        }
+        let pages = self.compaction.as_ref().map_or(0, |c| c.chain.page);
+        let counters = &self.counters;
+        let done = counters.leaf_pages + counters.leaves_read + counters.flushes + pages;
+        if std::mem::replace(&mut repair.done, done) != done {
+            repair.patience = SCRUB_PATIENCE;
         }
         if repair.patience == 0 {
             return self.end_scrub(ScrubState::Finished);
