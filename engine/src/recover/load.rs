@@ -280,6 +280,9 @@ impl SegmentStates {
                     states.sealed.insert(seal.segment, seal);
                 }
                 OwnedRecord::Free { segment, lsn, .. } => {
+                    if segment >= geo.segments {
+                        return Err(OpenError::Record { lsn });
+                    }
                     states.sealed.remove(&segment);
                     states.freed.insert(segment, lsn);
                 }

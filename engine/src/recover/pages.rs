@@ -42,8 +42,7 @@ impl Pages {
     ) -> Result<Self, OpenError> {
         let mut pages = Self { freed: vec![0; geo.segments as usize], ..Self::default() };
         for (segment, lsn) in freed {
-            let row = pages.freed.get_mut(segment as usize);
-            *row.ok_or(OpenError::Record { lsn })? = lsn;
+            pages.freed[segment as usize] = lsn;
         }
         for placed in records {
             match placed.record {
