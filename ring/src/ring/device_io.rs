@@ -4,7 +4,8 @@
 //! makes no such progress ends as [`DeviceError::Short`]. So a short transfer is never taken for
 //! success. A discard is `fallocate(2)` with `PUNCH_HOLE`: a file loses its blocks there; a block
 //! device zeroes the range in the way that unmaps, or says `EOPNOTSUPP` (`blkdev_fallocate` in the
-//! kernel's `block/fops.c`), on a kernel thread that may wait. `EINTR` and `EAGAIN` are submitted again, a bounded number of times without progress.
+//! kernel's `block/fops.c`), on a kernel thread that may wait. `EINTR` and `EAGAIN` are submitted
+//! again, a bounded number of times without progress.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
