@@ -1,5 +1,6 @@
 //! Seeds: the same every time, and none fails.
 
+use flagstone_sim::config::Theme;
 use flagstone_sim::{Detail, Twist, run_seed};
 
 /// Few, since tests are built without much optimisation; the command runs many.
@@ -37,9 +38,17 @@ fn seeds_that_once_failed_pass() {
     let lines = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let mut count = 0;
     for line in lines {
-        let seed = line.split_whitespace().next().and_then(|word| word.parse().ok());
-        let Some(seed) = seed else { panic!("not a seed: {line:?}") };
-        let outcome = run_seed(seed, Twist::default(), Detail::Last);
+        let word = line.split_whitespace().next().unwrap_or_default();
+        let (seed, theme) = match word.split_once('@') {
+            Some((seed, theme)) => (seed, Some(theme)),
+            None => (word, None),
+        };
+        let theme = theme.map(|name| {
+            let mut themes = Theme::ALL.iter().copied();
+            themes.find(|theme| format!("{theme:?}") == name).expect("a theme")
+        });
+        let seed: u64 = seed.parse().unwrap_or_else(|_| panic!("not a seed: {line:?}"));
+        let outcome = run_seed(seed, Twist { theme, ..Twist::default() }, Detail::Last);
         if let Some(failure) = outcome.failure {
             panic!("seed {seed} ({line}): {}\n{}", failure.what, failure.steps.join("\n"));
         }
