@@ -11,7 +11,7 @@ use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
-use flagstone::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
+use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
 use flagstone::name::check_name;
 use flagstone::node::{NodeStats, ScrubAction, SettingsChange};
 use flagstone::size::check_blocks;
@@ -72,34 +72,16 @@ impl Backend for Fake {
     fn snapshot(&self) -> Reply<Snapshot> {
         let volumes: Vec<_> = self.0.lock().unwrap().values().cloned().collect();
         let pool = Pool {
-            uuid: String::new(),
             path: "/p".to_owned(),
-            state: PoolState::Running,
-            reason: None,
             device_bytes: 64 << 20,
             capacity_bytes: 32 << 20,
-            used_bytes: 0,
             free_bytes: 32 << 20,
-            reserved_bytes: 0,
-            debt_bytes: 0,
-            log_debt_bytes: 0,
-            checkpoints: 0,
-            map_bytes: 0,
-            warning_percent: None,
-            waiting: 0,
-            provisioned_bytes: 0,
             volumes: volumes.len() as u32,
             direct_io: true,
             segments: 12,
             segments_free: 8,
             written_bytes: 4096,
-            moved_bytes: 0,
-            rewritten_bytes: 0,
-            scrubs: 0,
-            scrub_read_bytes: 0,
-            scrub_findings: 0,
-            scrub_repairs: 0,
-            discarded_bytes: 0,
+            ..Pool::default()
         };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
     }

@@ -136,10 +136,11 @@ pub struct VolumeList {
 }
 
 /// Whether a pool serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolState {
     /// Reads and writes are served.
+    #[default]
     Running,
     /// Its device failed a write or flush: nothing more is written until the daemon is restarted.
     Failed,
@@ -160,7 +161,7 @@ impl PoolState {
 }
 
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pool {
     /// Its identity, made when it was formatted.
     pub uuid: String,

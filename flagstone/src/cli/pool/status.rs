@@ -107,21 +107,11 @@ mod tests {
 
     fn pool(used_bytes: u64, written_bytes: u64, moved_bytes: u64) -> Pool {
         Pool {
-            uuid: String::new(),
             path: "/p".to_owned(),
-            state: PoolState::Running,
-            reason: None,
             device_bytes: 2000,
             capacity_bytes: 1000,
             used_bytes,
             free_bytes: 1000 - used_bytes,
-            reserved_bytes: 0,
-            debt_bytes: 0,
-            log_debt_bytes: 0,
-            checkpoints: 0,
-            map_bytes: 0,
-            warning_percent: None,
-            waiting: 0,
             provisioned_bytes: 5000,
             volumes: 1,
             direct_io: true,
@@ -129,12 +119,7 @@ mod tests {
             segments_free: 5,
             written_bytes,
             moved_bytes,
-            rewritten_bytes: 0,
-            scrubs: 0,
-            scrub_read_bytes: 0,
-            scrub_findings: 0,
-            scrub_repairs: 0,
-            discarded_bytes: 0,
+            ..Pool::default()
         }
     }
 
