@@ -332,8 +332,12 @@ fn large_reads_of_a_simple_client_keep_apart() {
     while sent < READS || client.in_flight() > 0 {
         if sent < READS {
             sent += 1;
-            let most = if random.chance(30) { 8 } else { 400 };
-            let length = 1 + random.below(most) as usize;
+            let most = match random.below(100) {
+                0..30 => 8,
+                30..99 => 400,
+                _ => (32 * MIB) as usize / BLOCK,
+            };
+            let length = 1 + random.below(most as u64) as usize;
             let first = random.below((blocks - length) as u64) as usize;
             let (offset, bytes) = ((first * BLOCK) as u64, (length * BLOCK) as u32);
             let read = Request { kind: READ, flags: 0, offset, length: bytes, payload: &[] };

@@ -5,10 +5,13 @@
 //! answered everything. Invariants:
 //! 1. The receive buffer is looked at only while no receive is under way, the header buffer
 //!    changed only while no send is.
-//! 2. Every reply in `outbox` and `held` belongs to this connection, and the data in them is
-//!    accounted in `shared_blocks` or `reserve_taken` until the send that carries it has ended.
+//! 2. Every reply in `outbox` and `held` and every piece in `parts` belongs to this connection, and
+//!    the data in them is accounted in `shared_blocks` or `reserve_taken` until the send that
+//!    carries it has ended.
 
+use super::limits::{FETCH_BLOCKS, PIECE_BLOCKS};
 use super::request::{Current, Data};
+use super::run::Part;
 use flagstone_block::{BLOCK_SIZE, Buffer, VolumeId};
 use flagstone_nbd::{Errno, ReplyTo, Session};
 use flagstone_ring::{SocketId, TimerId};
@@ -83,6 +86,10 @@ pub(super) struct Connection {
     /// The request whose run has begun to be fetched. The next run waits until it has ended: its
     /// pieces carry no name, and only the order tells whose they are.
     pub(super) running: Option<u32>,
+    /// The pieces of that run which are not in `outbox` yet, in the order of their bytes.
+    pub(super) parts: VecDeque<Part>,
+    /// Blocks of READs that are being fetched or belong to `parts`.
+    pub(super) fetching_blocks: u32,
     pub(super) sending: bool,
     /// Data in the send that is under way.
     pub(super) in_send: Vec<Data>,
@@ -124,6 +131,8 @@ impl Connection {
             held: VecDeque::new(),
             in_run: false,
             running: None,
+            parts: VecDeque::with_capacity((FETCH_BLOCKS / PIECE_BLOCKS) as usize),
+            fetching_blocks: 0,
             sending: false,
             in_send: Vec::with_capacity(super::limits::SEND_PARTS),
             full_since_ns: None,

@@ -3,7 +3,7 @@
 use super::connection::{Phase, Reply};
 use super::errno::{Failure, errno};
 use super::reactor::Reactor;
-use super::request::Kind;
+use super::request::{Current, Kind, Piece};
 use flagstone_block::{BLOCK_SIZE, Lba};
 use flagstone_engine::IoFault;
 use flagstone_nbd::{Errno, Style};
@@ -23,40 +23,45 @@ impl Reactor {
 
     /// A piece of a READ has ended.
     pub(super) fn piece_done(&mut self, piece: u32, result: Result<(), IoFault>) {
-        let Some(piece) = self.pieces.remove(piece) else { return };
-        let Some(entry) = self.requests.get_mut(piece.request) else { return };
+        let Some(fetched) = self.pieces.remove(piece) else { return };
+        let Some(entry) = self.requests.get_mut(fetched.request) else { return };
         entry.outstanding -= 1;
-        let (c, to, kind, over) = (entry.connection, entry.to, entry.kind, entry.is_over());
-        let connection = &self.connections[c as usize];
-        if connection.phase == Phase::Dead || entry.abandoned {
-            self.give_back(c, piece.data);
-            if over {
-                self.forget(piece.request);
+        let (c, to, over) = (entry.connection, entry.to, entry.is_over());
+        let dead = self.connections[c as usize].phase == Phase::Dead;
+        let is_run = matches!(entry.kind, Kind::Run { .. });
+        // Nobody waits for it any more: a run that has failed is answered already.
+        let useless = dead || entry.abandoned || (is_run && entry.error.is_some());
+        if is_run && !useless {
+            return self.part_fetched(c, piece, &fetched, result);
+        }
+        self.fetch_ended(c, fetched.data.buffer.blocks);
+        if useless {
+            self.give_back(c, fetched.data);
+            match over {
+                true if is_run && !dead => self.finish(fetched.request),
+                true => self.forget(fetched.request),
+                false => {}
             }
             return;
         }
         if let Err(fault) = result {
-            self.give_back(c, piece.data);
-            let offset = fault_offset(fault, piece.offset, piece.len);
-            return self.read_failed(piece.request, offset, errno(Failure::Io(fault)));
+            self.give_back(c, fetched.data);
+            let offset = fault_offset(fault, fetched.offset, fetched.len);
+            return self.read_failed(fetched.request, offset, errno(Failure::Io(fault)));
         }
-        self.stats.read_bytes += u64::from(piece.len);
-        let (data, skip, len, offset) = (piece.data, piece.skip, piece.len, piece.offset);
-        let reply = match kind {
-            Kind::Run { begun: true } => Reply::More { data, skip, len },
-            _ => Reply::Data { to, data, skip, len, offset, done: over },
-        };
-        if kind == (Kind::Run { begun: false }) {
-            entry.kind = Kind::Run { begun: true };
-            self.reply(c, reply);
-            // From here to its end nothing else may be sent.
-            self.connections[c as usize].in_run = true;
-        } else {
-            self.run_reply(c, reply);
-        }
+        self.stats.read_bytes += u64::from(fetched.len);
+        let Piece { data, skip, len, offset, .. } = fetched;
+        self.reply(c, Reply::Data { to, data, skip, len, offset, done: over });
         if over {
-            self.finish(piece.request);
-        } else if matches!(kind, Kind::Run { .. }) {
+            self.finish(fetched.request);
+        }
+    }
+
+    /// Less is being fetched for a connection, which it may wait for.
+    pub(super) fn fetch_ended(&mut self, c: u32, blocks: u32) {
+        let connection = &mut self.connections[c as usize];
+        connection.fetching_blocks -= blocks;
+        if let Some(Current::Read { .. } | Current::Run { .. }) = connection.current {
             self.enqueue(c);
         }
     }
@@ -68,33 +73,13 @@ impl Reactor {
         let (c, to, over) = (entry.connection, entry.to, entry.is_over());
         let style = self.connections[c as usize].session.style();
         match entry.kind {
-            // "the server MUST immediately initiate a hard disconnect" (NBD proto, NBD_CMD_READ).
-            Kind::Run { begun: true } => {
-                self.leave(c, request);
-                self.kill(c);
-                return self.forget(request);
-            }
-            Kind::Run { begun: false } => {
-                // Nothing of it was sent, and nothing will be.
-                self.leave(c, request);
-                if let Some(entry) = self.requests.get_mut(request) {
-                    entry.submitted = true;
-                }
-                self.reply(c, Reply::Done { to, result: Err(errno) });
-                return self.finish(request);
-            }
+            Kind::Run { begun } => return self.run_failed(c, request, begun, errno),
             _ if style == Style::Simple => self.reply(c, Reply::Done { to, result: Err(errno) }),
             _ => self.reply(c, Reply::Bad { to, errno, offset, done: over }),
         }
         if over {
             self.finish(request);
         }
-    }
-
-    /// Nothing more is submitted of a request, if it is the one at hand. The connection may have
-    /// turned to its next one.
-    fn leave(&mut self, c: u32, request: u32) {
-        self.connections[c as usize].current.take_if(|current| current.request() == request);
     }
 
     /// Every part of a request is answered: sends the reply that is still due, if any, and takes
@@ -143,16 +128,6 @@ impl Reactor {
         }
     }
 
-    fn end_run(&mut self, c: u32) {
-        let connection = &mut self.connections[c as usize];
-        connection.in_run = false;
-        connection.running = None;
-        connection.outbox.extend(connection.held.drain(..));
-        self.list(c);
-        // The next request may be a run too.
-        self.enqueue(c);
-    }
-
     /// Queues a reply, behind a run if there is one.
     pub(super) fn reply(&mut self, c: u32, reply: Reply) {
         let connection = &mut self.connections[c as usize];
@@ -163,16 +138,6 @@ impl Reactor {
             connection.outbox.push_back(reply);
         }
         self.list(c);
-    }
-
-    /// Queues a part of the run's reply, or any reply when there is no run.
-    fn run_reply(&mut self, c: u32, reply: Reply) {
-        if let Reply::More { .. } = reply {
-            self.connections[c as usize].outbox.push_back(reply);
-            self.list(c);
-        } else {
-            self.reply(c, reply);
-        }
     }
 
     /// Drops what would have been sent, and gives back its memory.

@@ -38,6 +38,11 @@ pub const PIECE_BLOCKS: u32 = 64;
 /// Shortest piece that a READ is split into when the arena is short, in blocks.
 pub const PIECE_BLOCKS_MIN: u32 = 8;
 
+/// Blocks of READ data that are fetched for one connection at a time, or wait for a piece that goes
+/// before them: how many pieces of long READs the device has at once. This bounds what the requests
+/// of others find before them; a single piece may be longer.
+pub const FETCH_BLOCKS: u32 = 512;
+
 /// From this length on the map is asked for holes before a READ's data is fetched, in bytes.
 pub const HOLE_READ_BYTES: u64 = 32 << 10;
 
@@ -98,6 +103,7 @@ const _: () = {
     assert!(header_bytes >= flagstone_nbd::reply::block_status_bytes(STATUS_EXTENTS));
     assert!(RECEIVE_BLOCKS as usize * BLOCK_SIZE > flagstone_nbd::limits::MAX_INPUT_BYTES);
     assert!(RESERVE_BLOCKS >= PIECE_BLOCKS_MIN);
+    assert!(FETCH_BLOCKS >= 2 * PIECE_BLOCKS && FETCH_BLOCKS >= RESERVE_BLOCKS);
     assert!(PARKED_BYTES / 2 >= flagstone_nbd::limits::MAX_PAYLOAD_BYTES as usize);
     // One that is not aligned touches a block more.
     let unfragmented_blocks = flagstone_nbd::limits::MAX_UNFRAGMENTED_BYTES as usize / BLOCK_SIZE;

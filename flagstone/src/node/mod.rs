@@ -17,6 +17,7 @@ mod manage;
 mod pool;
 mod reactor;
 mod request;
+mod run;
 mod scrub;
 mod serve;
 mod slab;

@@ -10,8 +10,9 @@
 //! Everything of a node lives in [`Reactor`], on one thread; nothing here locks, blocks or, once
 //! queues have grown to what the load needs, allocates. The parts: [`super::serve`] parses and
 //! starts requests, [`super::submit`] hands them to the engines, [`super::finish`] takes what
-//! they answer, [`super::transmit`] sends, [`super::local`] serves this process itself,
-//! [`super::manage`] performs control requests, [`super::stop`] ends it.
+//! they answer, [`super::run`] puts the pieces of long simple replies in order,
+//! [`super::transmit`] sends, [`super::local`] serves this process itself, [`super::manage`] performs
+//! control requests, [`super::stop`] ends it.
 
 use super::catalog::Catalog;
 use super::connection::{Connection, Phase};
@@ -488,6 +489,7 @@ impl Reactor {
         }
         self.stats.connections_now -= 1;
         self.drop_replies(c);
+        self.drop_parts(c);
         self.abandon_current(c);
         self.release_if_over(c);
     }
@@ -501,6 +503,7 @@ impl Reactor {
         if over {
             debug_assert!(!connection.sending && !connection.receiving);
             debug_assert!(connection.shared_blocks == 0 && !connection.reserve_taken);
+            debug_assert!(connection.fetching_blocks == 0 && connection.parts.is_empty());
             connection.phase = Phase::Free;
             self.free_connections.push(c);
         }

@@ -2,9 +2,10 @@
 
 use super::connection::Reply;
 use super::errno::{Failure, errno};
-use super::limits::{HOLE_READ_BYTES, PIECE_BLOCKS, PIECE_BLOCKS_MIN, ZERO_CALLS};
+use super::limits::{FETCH_BLOCKS, HOLE_READ_BYTES, PIECE_BLOCKS, PIECE_BLOCKS_MIN, ZERO_CALLS};
 use super::reactor::Reactor;
 use super::request::{Current, Kind, Name, Piece};
+use super::run::Part;
 use flagstone_block::{BLOCK_SIZE, Buffer, Durability, Lba, ZeroMode};
 use flagstone_engine::{StatusKind, SubmitError};
 use flagstone_nbd::Errno;
@@ -70,6 +71,9 @@ impl Reactor {
             self.forget_parked(c, Some(request));
         }
         let Some(current) = self.connections[c as usize].current.take() else { return };
+        if self.connections[c as usize].running == Some(current.request()) {
+            self.drop_parts(c);
+        }
         let request = current.request();
         if let Some(entry) = self.requests.get_mut(request) {
             entry.submitted = true;
@@ -127,7 +131,7 @@ impl Reactor {
     }
 
     /// Fetches one piece of `next..limit`, as long as memory allows, of a READ up to `end`.
-    fn fetch(
+    pub(super) fn fetch(
         &mut self,
         c: u32,
         request: u32,
@@ -143,6 +147,11 @@ impl Reactor {
         let skip = next % BLOCK_SIZE as u64;
         let blocks = (skip + (limit - next)).div_ceil(BLOCK_SIZE as u64);
         let wanted = blocks.min(u64::from(PIECE_BLOCKS)) as u32;
+        let fetching = self.connections[c as usize].fetching_blocks;
+        if fetching > 0 && fetching + wanted > FETCH_BLOCKS {
+            // The end of a piece brings the connection back.
+            return Progress::Waits;
+        }
         let least = if whole { wanted } else { wanted.min(PIECE_BLOCKS_MIN) };
         let Some(data) = self.take_data(c, wanted, least) else { return Progress::Blocked };
         let len = (u64::from(data.buffer.blocks) * BLOCK_SIZE as u64 - skip).min(limit - next);
@@ -162,8 +171,13 @@ impl Reactor {
         pool.touched = true;
         match pool.engine.read(self.ring.buffers(), tag, opened.volume, lba, into) {
             Ok(()) => {
+                let connection = &mut self.connections[c as usize];
+                connection.fetching_blocks += data.buffer.blocks;
                 if let Some(entry) = self.requests.get_mut(request) {
                     entry.outstanding += 1;
+                    if let Kind::Run { .. } = entry.kind {
+                        connection.parts.push_back(Part::Fetching(piece));
+                    }
                 }
                 self.read_ends(c, request, next + len, end, whole);
                 Progress::More
@@ -198,27 +212,6 @@ impl Reactor {
     fn refuse_read(&mut self, c: u32, request: u32, next: u64, error: SubmitError) {
         self.submitted(c, request);
         self.read_failed(request, next, errno(Failure::Submit(error)));
-    }
-
-    /// A run has one piece under way at a time, so that its pieces come in order, and begins when
-    /// the one before has ended.
-    fn advance_run(&mut self, c: u32, request: u32, next: u64, end: u64) -> Progress {
-        let connection = &mut self.connections[c as usize];
-        if connection.running.is_none() && connection.reserve_taken {
-            // By an earlier read, whose reply would be held until the run has ended: which might
-            // need the reserve.
-            return Progress::Blocked;
-        }
-        if *connection.running.get_or_insert(request) != request {
-            // The other's end brings the connection back.
-            return Progress::Waits;
-        }
-        let under_way = self.requests.get_mut(request).is_some_and(|entry| entry.outstanding > 0);
-        if under_way {
-            // The piece's end brings the connection back.
-            return Progress::Waits;
-        }
-        self.fetch(c, request, next, end, end, false)
     }
 
     fn advance_zero(

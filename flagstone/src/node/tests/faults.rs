@@ -2,9 +2,10 @@
 //! comes back.
 
 use super::harness::{MIB, Site, pattern};
+use crate::node::limits::FETCH_BLOCKS;
 use flagstone_nbd::Style;
 use flagstone_nbd::proto::*;
-use flagstone_nbd::testing::encode;
+use flagstone_nbd::testing::{Event, encode};
 use std::io::Write;
 use std::net::Shutdown;
 
@@ -75,8 +76,13 @@ fn clients_that_read_no_replies_stall_only_themselves() {
     }
     let before = running.stats().buffer_bytes_now;
     let mut bad = Vec::new();
-    for _ in 0..12 {
-        let mut wire = running.open("vol", Style::Structured);
+    for client in 0..12 {
+        let style = if client % 2 == 0 { Style::Simple } else { Style::Structured };
+        let mut wire = running.open("vol", style);
+        if client < 4 {
+            // Read until all memory that it may have holds what it does not take.
+            wire.client.read(0, 32 * MIB);
+        }
         for i in 0..32 {
             wire.client.read(i * MIB, 1 << 20);
         }
@@ -161,14 +167,17 @@ fn a_damaged_block_is_an_error_for_its_piece_alone() {
     let mut wire = running.open("vol", Style::Structured);
     let data = pattern(1, 1 << 20);
     wire.write(0, &data);
+    let late = pattern(2, 4096);
+    wire.write(4 * MIB, &late);
     drop(wire);
     running.stop();
-    // Find one block on the device and change a byte of it.
+    // Find two blocks on the device and change a byte of each.
     let path = &site.config.pools[0];
     let mut device = std::fs::read(path).expect("a file of our own");
-    let block = &data[100 * 4096..101 * 4096];
-    let at = device.chunks_exact(4096).position(|chunk| chunk == block).expect("it was written");
-    device[at * 4096 + 17] ^= 1;
+    for block in [&data[100 * 4096..101 * 4096], &late] {
+        let at = device.chunks_exact(4096).position(|chunk| chunk == block);
+        device[at.expect("it was written") * 4096 + 17] ^= 1;
+    }
     std::fs::write(path, &device).expect("a file of our own");
 
     let running = site.start();
@@ -185,9 +194,27 @@ fn a_damaged_block_is_an_error_for_its_piece_alone() {
     let mut simple = running.open("vol", Style::Simple);
     assert_eq!(simple.request(CMD_READ, 0, 90 * 4096, 65536).error(), Some(5));
     assert_eq!(simple.read(99 * 4096, 4096), data[99 * 4096..100 * 4096]);
-    // A long simple read that fails in its first piece is refused, later it can only be cut off.
+    // A long simple read that fails in its first piece is refused ...
     assert_eq!(simple.request(CMD_READ, 0, 90 * 4096, 1 << 19).error(), Some(5));
-    simple.client.read(0, 1 << 20);
+    // ... as is one of whose first pieces any is known to be bad before the first has left ...
+    let before = running.stats().buffer_bytes_now;
+    for _ in 0..20 {
+        let mut simple = running.open("vol", Style::Simple);
+        let bad = simple.client.read(0, 1 << 20);
+        let good = simple.client.read(2 * MIB, 1 << 20);
+        simple.push();
+        match simple.next_event() {
+            Some(Event::Done { cookie, outcome }) => {
+                assert_eq!((cookie, outcome.error()), (bad, Some(5)));
+                assert_eq!(simple.answer(good).errors, []);
+            }
+            // ... and later it can only be cut off.
+            other => assert_eq!(other, None),
+        }
+    }
+    let mut simple = running.open("vol", Style::Simple);
+    simple.client.read(4 * MIB - u64::from(FETCH_BLOCKS) * 4096, 4 * MIB);
     simple.push();
     assert!(simple.is_closed());
+    running.until("all given back", |stats| stats.buffer_bytes_now == before);
 }
