@@ -3,12 +3,13 @@
 //! The offline faces load a pool exactly as opening does, write nothing, and read every block.
 
 use crate::batch::Effect;
+use crate::counting::Counting;
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::format::leaf::Header;
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict};
 use crate::plant::Planted;
 use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
@@ -117,9 +118,8 @@ pub fn check(
     io: &mut dyn BlockIo,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CheckReport, OpenError> {
-    let loaded = load(io, Planted::default(), Source::Checkpoint, None)?;
-    let disagreement =
-        disagreement(&loaded, &load(io, Planted::default(), Source::Summaries, None)?);
+    let loaded = load(io, Planted::default(), Source::Pages)?;
+    let disagreement = disagreement(&loaded, &load(io, Planted::default(), Source::Summaries)?);
     let recovery = loaded.report.clone();
     let mut report = CheckReport { recovery, disagreement, ..CheckReport::default() };
     let total = loaded.replay.segs.live();
@@ -148,8 +148,8 @@ pub fn compare_maps(
     io: &mut dyn BlockIo,
     planted: Planted,
 ) -> Result<Option<Disagreement>, OpenError> {
-    let pages = load(io, planted, Source::Checkpoint, None)?;
-    let summaries = load(io, planted, Source::Summaries, None)?;
+    let pages = load(io, planted, Source::Pages)?;
+    let summaries = load(io, planted, Source::Summaries)?;
     Ok(disagreement(&pages, &summaries))
 }
 
@@ -245,7 +245,7 @@ pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub fn inspect(io: &mut dyn BlockIo) -> Result<Inspection, OpenError> {
-    let loaded = load(io, Planted::default(), Source::Checkpoint, None)?;
+    let loaded = load(io, Planted::default(), Source::Pages)?;
     let segs = &loaded.replay.segs;
     let mut segments: Vec<SegmentInfo> = (0..segs.len())
         .map(|segment| {
@@ -289,6 +289,14 @@ pub enum Inconsistency {
         counted: u32,
         /// Count over the maps.
         mapped: u32,
+    },
+    /// What is still to be counted differs from what nobody has read.
+    #[error("{counted} leaves are to be counted, but {left} are unread, or have other blocks")]
+    Uncounted {
+        /// The counter.
+        counted: usize,
+        /// Leaves that are unread.
+        left: usize,
     },
     /// A map entry names a block of a segment that can't hold live data, or a leaf's page lies in
     /// one that holds no pages.
@@ -361,7 +369,7 @@ impl Engine {
         read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
     ) -> Result<(), Inconsistency> {
         let mut page = vec![0; self.geo.leaf_page_blocks() as usize * BLOCK_SIZE];
-        let mut complete = true;
+        let (mut complete, mut left, mut blocks) = (true, 0, 0);
         let mut mapped = vec![0u32; self.segs.len() as usize];
         for map in self.volumes.iter().map(|v| &v.map).chain(&self.graves) {
             let mut leaf = 0;
@@ -379,8 +387,20 @@ impl Engine {
                             .then(|| Header::decode(self.pool_tag, &page).ok())
                             .flatten();
                         let right = found.filter(|(.., crc)| *crc == place.crc);
-                        complete &= right.is_some();
-                        (Some(place), right.map(|(_, content, _)| content))
+                        let unread = self.slab.unread(away);
+                        let uncounted = unread.is_some_and(|unread| !unread.is_counted());
+                        if uncounted {
+                            left += 1;
+                            blocks += self.slab.away_leaf(away).mapped();
+                        }
+                        complete &= right.is_some() || uncounted;
+                        let counted = right.filter(|_| !uncounted).map(|(_, mut content, _)| {
+                            if let Some(unread) = unread {
+                                unread.clone().apply(&mut content, |_| Verdict::Good);
+                            }
+                            content
+                        });
+                        (Some(place), counted)
                     }
                     _ => (None, None),
                 };
@@ -398,6 +418,10 @@ impl Engine {
                 }
                 leaf += leaves;
             }
+        }
+        let counted = self.counting.as_ref().map_or(0, Counting::left);
+        if (counted, self.segs.uncounted()) != (left, blocks) {
+            return Err(Inconsistency::Uncounted { counted, left });
         }
         for (segment, mapped) in (0u32..).zip(mapped) {
             let row = self.segs.row(segment);

@@ -21,16 +21,19 @@ use crate::limits::{
     CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, USER_STREAMS,
     ZERO_BLOCKS,
 };
-use crate::map::{LEAF_BLOCKS, LeafPage, LeafState};
+use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Verdict};
 use crate::meta_chain::{MetaChain, NO_SEGMENT, Remains};
 use crate::plant::Plant;
 use crate::segment::{OpenSegment, SegmentState};
 use crate::token::Token;
 use crate::volume::{VolumeSettings, VolumeState};
-use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand};
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError};
 
 /// Records stated per turn, so that a large pool's compaction does not hold up its requests.
 const STATEMENTS_PER_TURN: usize = 256;
+
+/// As in `errno.h`.
+const EIO: i32 = 5;
 
 /// What is stated next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +135,7 @@ impl Engine {
             self.compaction = Some(compaction);
         } else if self.super_write.is_idle()
             && !self.opening
+            && !self.is_counting()
             && (!self.stop.is_begun() || self.stop_wants_pages())
             && self.compaction_due()
         {
@@ -407,20 +411,32 @@ impl Engine {
             LeafState::Away(index) => {
                 let away = self.slab.away_leaf(index);
                 let (page, (holes, kept)) = (away.page, away.bits());
+                let patched =
+                    self.slab.unread(index).is_some() && !self.planted.has(Plant::ForgetPatches);
                 let moves = self.segs.row(self.geo.locate(page.pbn).0).left_alone;
-                if !moves || self.opening {
+                if !patched && (!moves || self.opening) {
                     return Some((page, holes, kept));
                 }
                 if let Some(moved) = self.leaf_loader.take_moved(page) {
-                    let Some(page) = self.write_leaf_page(bufs, volume, lba, &moved.1) else {
+                    let mut content = moved.1.clone();
+                    if let Some(unread) = self.slab.unread(index) {
+                        unread.clone().apply(&mut content, |_| Verdict::Good);
+                    }
+                    let Some(page) = self.write_leaf_page(bufs, volume, lba, &content) else {
                         self.leaf_loader.keep_moved(moved);
                         return None;
                     };
                     self.slab.move_away(index, page);
                     return Some((page, holes, kept));
                 }
-                // If it can't be read it stays where it is, and its segment with it.
                 match self.request_move(volume, leaf, page) {
+                    Paging::Bad if patched => {
+                        // What was logged of it must not be forgotten, and can't be kept: this
+                        // checkpoint can't end.
+                        self.fail(DeviceError::Os { errno: EIO });
+                        None
+                    }
+                    // It stays where it is, and its segment with it.
                     Paging::Bad => Some((page, holes, kept)),
                     _ => None,
                 }

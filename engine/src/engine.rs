@@ -17,6 +17,7 @@
 use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::compact::Compaction;
+use crate::counting::{Counting, Rebuild};
 use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
@@ -210,6 +211,8 @@ pub struct Engine {
     pub(crate) compaction: Option<Compaction>,
     pub(crate) leaf_writer: LeafWriter,
     pub(crate) leaf_loader: LeafLoader,
+    pub(crate) counting: Option<Counting>,
+    pub(crate) rebuild: Rebuild,
     /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
     /// the summaries of.
     pub(crate) log_since: u64,
@@ -343,6 +346,7 @@ impl Engine {
             self.drain_failed(bufs);
         } else {
             let paging = self.advance_paging();
+            self.advance_counting();
             for _ in 0..STEPS_PER_PUMP {
                 self.again = false;
                 self.advance_rmws(bufs);
@@ -355,6 +359,7 @@ impl Engine {
                 self.advance_scrub(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);
+                self.advance_rebuild_flag(bufs);
                 self.advance_compaction(bufs);
                 self.relieve_journal(bufs);
                 self.advance_stop(bufs);
@@ -406,7 +411,7 @@ impl Engine {
     fn dead_blocks(&self) -> u64 {
         let open = self.open.iter().flatten();
         let open = open.map(|open| u64::from(open.next - self.segs.row(open.segment).live));
-        open.sum::<u64>() + self.segs.dead_blocks()
+        (open.sum::<u64>() + self.segs.dead_blocks()).saturating_sub(self.segs.uncounted())
     }
 
     /// The pool's state.

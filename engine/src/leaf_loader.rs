@@ -13,6 +13,7 @@
 //!    checkpoint gives them pages.
 
 use crate::batch::Effect;
+use crate::counting::Arrival;
 use crate::engine::Engine;
 use crate::format::leaf::Header;
 use crate::limits::{LEAF_READS, LEAF_SLACK, MAP_LEAVES_MIN};
@@ -57,8 +58,18 @@ struct Slot {
     volume: u32,
     leaf: u64,
     page: LeafPage,
+    purpose: Purpose,
+}
+
+/// What a leaf is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Its blocks are to be looked up.
+    Request,
     /// Only to be written again elsewhere.
-    moves: bool,
+    Move,
+    /// Only to be counted.
+    Count,
 }
 
 /// See the module's documentation.
@@ -89,7 +100,8 @@ impl LeafLoader {
         for _ in 0..LEAF_READS {
             let page = LeafPage { pbn: 0, crc: 0 };
             let (buffer, stage) = (bufs.alloc(2)?, Stage::Idle);
-            slots.push(Slot { buffer, stage, volume: 0, leaf: 0, page, moves: false });
+            let purpose = Purpose::Request;
+            slots.push(Slot { buffer, stage, volume: 0, leaf: 0, page, purpose });
         }
         let bad = VecDeque::with_capacity(BAD_LEAVES);
         Some(Self { slots, reading: 0, bad, moved: None, limit, starved: false })
@@ -103,6 +115,17 @@ impl LeafLoader {
     /// Whether a page is being read.
     pub(crate) fn is_reading(&self) -> bool {
         self.reading > 0
+    }
+
+    /// Pages that are being read to be counted.
+    pub(crate) fn counting_reads(&self) -> usize {
+        let counts = |s: &&Slot| s.stage != Stage::Idle && s.purpose == Purpose::Count;
+        self.slots.iter().filter(counts).count()
+    }
+
+    /// Whether a page is being read to be counted.
+    pub(crate) fn is_counting(&self) -> bool {
+        self.counting_reads() > 0
     }
 
     /// What lies in a page that [`Engine::request_move`] asked for, if it is there.
@@ -184,15 +207,29 @@ impl Engine {
 
     /// Begins to read a leaf that is not in memory, if there is room.
     pub(crate) fn request_leaf(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
-        self.request_page((volume, leaf), page, false)
+        self.request_page((volume, leaf), page, Purpose::Request)
+    }
+
+    /// Begins to read a leaf to be counted; false if there is no buffer for it.
+    pub(crate) fn request_count(&mut self, volume: u32, leaf: u64, page: LeafPage) -> bool {
+        let idle = self.leaf_loader.slots.iter().position(|slot| slot.stage == Stage::Idle);
+        if let Some(i) = idle {
+            self.begin_leaf_read(i, (volume, leaf), page, Purpose::Count);
+        }
+        idle.is_some()
+    }
+
+    /// Whether a leaf that was read to be counted may stay in memory.
+    pub(crate) fn has_counting_room(&self) -> bool {
+        self.leaf_loader.limit.is_none_or(|limit| self.leaves_in_memory() < limit)
     }
 
     /// Begins to read a leaf that is to be written again elsewhere, without bringing it to memory.
     pub(crate) fn request_move(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
-        self.request_page((volume, leaf), page, true)
+        self.request_page((volume, leaf), page, Purpose::Move)
     }
 
-    fn request_page(&mut self, key: (u32, u64), page: LeafPage, moves: bool) -> Paging {
+    fn request_page(&mut self, key: (u32, u64), page: LeafPage, purpose: Purpose) -> Paging {
         if self.is_leaf_coming(key.0, key.1) {
             return Paging::Coming;
         }
@@ -204,18 +241,19 @@ impl Engine {
             return Paging::Coming;
         }
         let idle = self.leaf_loader.slots.iter().position(|slot| slot.stage == Stage::Idle);
+        let moves = purpose == Purpose::Move;
         let room = moves || self.has_leaf_room(1);
         match idle.filter(|_| room) {
-            Some(i) => self.begin_leaf_read(i, key, page, moves),
+            Some(i) => self.begin_leaf_read(i, key, page, purpose),
             None if moves => {}
             None => self.leaf_loader.starved = true,
         }
         Paging::Coming
     }
 
-    fn begin_leaf_read(&mut self, i: usize, key: (u32, u64), page: LeafPage, moves: bool) {
+    fn begin_leaf_read(&mut self, i: usize, key: (u32, u64), page: LeafPage, purpose: Purpose) {
         let slot = &mut self.leaf_loader.slots[i];
-        (slot.volume, slot.leaf, slot.page, slot.moves) = (key.0, key.1, page, moves);
+        (slot.volume, slot.leaf, slot.page, slot.purpose) = (key.0, key.1, page, purpose);
         slot.stage = Stage::Reading { retried: false };
         self.leaf_loader.reading += 1;
         self.counters.leaves_read += 1;
@@ -245,8 +283,8 @@ impl Engine {
     /// Whether `more` leaves may be brought to memory beside those that are there or on their way.
     pub(crate) fn has_leaf_room(&self, more: u64) -> bool {
         let Some(limit) = self.leaf_loader.limit else { return true };
-        if self.failed.is_some() {
-            // Reads go on, but no checkpoint will make room.
+        if self.failed.is_some() || self.is_counting_stuck() {
+            // Requests go on, but no checkpoint will make room.
             return true;
         }
         let slack = limit / 8 + LEAF_SLACK;
@@ -277,11 +315,9 @@ impl Engine {
         let slot = self.leaf_loader.slots[i];
         let Stage::Reading { retried } = slot.stage else { return };
         let bytes = bufs.bytes(slot.buffer.part(0, self.geo.leaf_page_blocks()));
-        let lba = slot.leaf * LEAF_BLOCKS as u64;
         let content = result.ok().and_then(|()| Header::decode(self.pool_tag, bytes).ok());
-        let right = content.filter(|(header, _, crc)| {
-            *crc == slot.page.crc && (header.volume, header.lba) == (slot.volume, lba)
-        });
+        let right = content
+            .filter(|(header, _, crc)| header.is_of(slot.volume, slot.leaf, slot.page, *crc));
         let segment = self.geo.locate(slot.page.pbn).0;
         self.segs.row_mut(segment).pins -= 1;
         if right.is_none() && !retried {
@@ -292,21 +328,36 @@ impl Engine {
         self.leaf_loader.slots[i].stage = Stage::Idle;
         self.leaf_loader.reading -= 1;
         self.again = true;
-        let Some((_, content, _)) = right else {
-            self.counters.leaf_pages_bad += 1;
-            if self.leaf_loader.bad.len() == BAD_LEAVES {
-                self.leaf_loader.bad.pop_front();
+        if let Some((_, content, _)) = right {
+            let key = (slot.volume, slot.leaf);
+            let to_count = match slot.purpose {
+                Purpose::Move => {
+                    self.leaf_loader.moved = Some(Box::new((slot.page, content)));
+                    return;
+                }
+                purpose => purpose == Purpose::Count,
+            };
+            if self.leaf_arrived(key, slot.page, content, to_count) == Arrival::Taken {
+                return;
             }
-            self.leaf_loader.bad.push_back((slot.volume, slot.leaf));
-            return;
-        };
-        if slot.moves {
-            self.leaf_loader.moved = Some(Box::new((slot.page, content)));
+        }
+        self.leaf_is_bad(slot.volume, slot.leaf, slot.purpose == Purpose::Count);
+    }
+
+    /// A leaf's page can't be read, or is wrong.
+    fn leaf_is_bad(&mut self, volume: u32, leaf: u64, to_count: bool) {
+        self.counters.leaf_pages_bad += 1;
+        if self.volumes.get(volume).is_some() {
+            self.want_rebuild();
+        }
+        if to_count {
+            // Nobody waits for it.
             return;
         }
-        if let Some(map) = map_of(&mut self.volumes, &mut self.graves, slot.volume) {
-            map.bring_back(&mut self.slab, slot.leaf, slot.page, content);
+        if self.leaf_loader.bad.len() == BAD_LEAVES {
+            self.leaf_loader.bad.pop_front();
         }
+        self.leaf_loader.bad.push_back((volume, leaf));
     }
 
     /// Drops leaves from memory when there are more than the bound allows; returns whether there

@@ -8,6 +8,7 @@ mod check;
 mod clean;
 mod compact;
 mod control;
+mod counting;
 mod discard;
 mod engine;
 mod error;

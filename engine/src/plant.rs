@@ -54,6 +54,10 @@ pub enum Plant {
     ReplayOverPages,
     /// Recovery doesn't look for entries of a page whose segment was freed since.
     StaleEntriesStay,
+    /// A segment is freed although not every leaf was counted after the opening.
+    FreeUncounted,
+    /// A checkpoint names the page of a leaf, but not what was logged of it before the opening.
+    ForgetPatches,
     /// Leaves are dropped from memory although a record under way is about them.
     DropBusyLeaves,
     /// A map segment that is to be emptied is freed before the superblock names the new pages.
@@ -128,6 +132,8 @@ impl Plant {
         Self::ReplayOverPages,
         Self::StaleEntriesStay,
         Self::FreePagesEarly,
+        Self::FreeUncounted,
+        Self::ForgetPatches,
         Self::DropBusyLeaves,
         Self::SwitchBlindly,
         Self::MoveAsNew,

@@ -134,10 +134,11 @@ impl Engine {
             Reclaim::Away(leaf) => {
                 let LeafState::Away(away) = map.leaf(leaf).0 else { return };
                 let page = self.slab.away_leaf(away).page;
-                if self.request_leaf(volume, leaf, page) == Paging::Bad
-                    && let Some(map) = self.graves.front_mut()
-                {
-                    map.give_up(&mut self.slab, leaf);
+                if self.request_leaf(volume, leaf, page) == Paging::Bad {
+                    self.forget_uncounted(away);
+                    if let Some(map) = self.graves.front_mut() {
+                        map.give_up(&mut self.slab, leaf);
+                    }
                 }
             }
         }

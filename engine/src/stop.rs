@@ -70,6 +70,7 @@ impl Engine {
                     && self.rmws.is_idle()
                     && self.compaction.is_none()
                     && self.growth.is_none()
+                    && !self.rebuild.writing
                     && self.cleaner.is_idle()
                     && self.scrub.is_idle()
                     && sealed
@@ -129,6 +130,11 @@ impl Engine {
             return;
         }
         self.stop.stage = Stage::Stopped;
+        self.release_buffers(bufs);
+    }
+
+    /// Gives every buffer back.
+    pub(crate) fn release_buffers(&mut self, bufs: &mut impl Buffers) {
         for batch in self.batches.drain(..) {
             batch.release(bufs);
         }

@@ -69,7 +69,7 @@ impl Engine {
             segments: u64::from(self.geo.segments),
             data_offset: self.geo.data_offset,
             journal_blocks: self.geo.journal_blocks,
-            flags,
+            flags: flags | self.lasting_flags(),
             meta_segment: u64::from(self.meta.segments[0]),
             meta_epoch: self.meta.epoch,
             meta_pages: self.meta.durable_pages(),

@@ -16,6 +16,9 @@ use flagstone_engine::{CheckReport, Inspection, OpenError, RecoveryReport, Segme
 use std::collections::{BTreeMap, HashSet};
 use support::{Disk, Numbers, World, block};
 
+/// Blocks of a volume that one leaf page speaks of.
+const LEAF_BLOCKS: u64 = 512;
+
 const B: u64 = BLOCK_SIZE as u64;
 const MIB: u64 = 1 << 20;
 /// Blocks of the two volumes that stay.
@@ -184,34 +187,18 @@ impl Image {
                 return Outcome::Refused;
             }
         };
-        let mut bad = Vec::new();
-        let mut lost = Vec::new();
-        for (v, (name, blocks)) in SIZES.into_iter().enumerate() {
-            let id = VolumeId(world.engine.volume_by_name(name).expect("the volume is there").id);
-            for first in (0..blocks).step_by(16) {
-                let run = 16.min(blocks - first) as u32;
-                let bytes = world.read(id, first, run).ok();
-                for lba in first..first + u64::from(run) {
-                    let at = ((lba - first) * B) as usize;
-                    let alone = match &bytes {
-                        Some(bytes) => Ok(bytes[at..at + BLOCK_SIZE].to_vec()),
-                        None => world.read(id, lba, 1),
-                    };
-                    let stamp = self.stamps[v][lba as usize];
-                    match alone {
-                        Err(_) => bad.push(stamp),
-                        Ok(bytes) if bytes == content(stamp) => {}
-                        Ok(bytes) => {
-                            let of_tail = |&(at, before, _): &(u64, u64, u64)| {
-                                v == 0 && at == lba && bytes == content(before)
-                            };
-                            let op = self.tail.iter().position(of_tail);
-                            lost.push(op.unwrap_or_else(|| panic!("volume {v}, block {lba}")));
-                        }
-                    }
-                }
-            }
+        let (mut bad, mut lost) = self.read_all(&mut world);
+        if world.engine.wants_rebuild() {
+            // A leaf's page can't be read: until the next opening, which makes it anew, neither
+            // can the leaf.
+            let leaf = |&(v, lba, _): &(usize, u64, u64)| (v, lba / LEAF_BLOCKS);
+            assert!(bad.iter().all(|one| leaf(one) == leaf(&bad[0])), "{bad:?}");
+            world.engine.check().unwrap();
+            world = World::open(world.stop());
+            assert!(world.report.rebuilt && !world.engine.wants_rebuild());
+            (bad, lost) = self.read_all(&mut world);
         }
+        let bad: Vec<u64> = bad.into_iter().map(|(.., stamp)| stamp).collect();
         world.engine.check().unwrap();
         if !bad.is_empty() {
             // One block, the one that was damaged, and the check knows it.
@@ -236,6 +223,39 @@ impl Image {
         let as_before = report == self.report
             && check.is_ok_and(|check| check.is_sound() && check.recovery == self.check.recovery);
         if as_before { Outcome::Harmless } else { Outcome::Survived }
+    }
+
+    /// Reads every block: what is refused, as volume, block and stamp, and which of the last writes
+    /// are lost.
+    fn read_all(&self, world: &mut World) -> (Vec<(usize, u64, u64)>, Vec<usize>) {
+        let (mut bad, mut lost) = (Vec::new(), Vec::new());
+        for (v, (name, blocks)) in SIZES.into_iter().enumerate() {
+            let id = VolumeId(world.engine.volume_by_name(name).expect("the volume is there").id);
+            for first in (0..blocks).step_by(16) {
+                let run = 16.min(blocks - first) as u32;
+                let bytes = world.read(id, first, run).ok();
+                for lba in first..first + u64::from(run) {
+                    let at = ((lba - first) * B) as usize;
+                    let alone = match &bytes {
+                        Some(bytes) => Ok(bytes[at..at + BLOCK_SIZE].to_vec()),
+                        None => world.read(id, lba, 1),
+                    };
+                    let stamp = self.stamps[v][lba as usize];
+                    match alone {
+                        Err(_) => bad.push((v, lba, stamp)),
+                        Ok(bytes) if bytes == content(stamp) => {}
+                        Ok(bytes) => {
+                            let of_tail = |&(at, before, _): &(u64, u64, u64)| {
+                                v == 0 && at == lba && bytes == content(before)
+                            };
+                            let op = self.tail.iter().position(of_tail);
+                            lost.push(op.unwrap_or_else(|| panic!("volume {v}, block {lba}")));
+                        }
+                    }
+                }
+            }
+        }
+        (bad, lost)
     }
 
     /// A pool that opened works on, and opens again.

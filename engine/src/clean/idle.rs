@@ -34,8 +34,8 @@ impl Engine {
 
     /// Whether another victim should be taken, and why.
     pub(super) fn cleaning_need(&self) -> Need {
-        // A deleted volume gives its space back by itself.
-        if self.opening || !self.graves.is_empty() {
+        // A deleted volume gives its space back by itself; and what is live must be known.
+        if self.opening || self.is_counting() || !self.graves.is_empty() {
             return Need::Nothing;
         }
         let free = self.segs.free() + self.segs.dying();

@@ -328,6 +328,7 @@ impl Engine {
         self.cleaner.starved = true;
         let searched = self.cleaner.exhausted_at == Some((self.segs.events(), idle::Need::Pressed));
         let hope = self.segs.can_gain(self.geo.shape.data_blocks) || self.segs.holding_bad() > 0;
-        !self.cleaner.is_idle() || (hope && !searched)
+        let counted = !self.is_counting();
+        !self.cleaner.is_idle() || (counted && hope && !searched) || self.may_count()
     }
 }

@@ -10,7 +10,7 @@
 use super::bytes::{get_u16, get_u32, get_u48, get_u64, put_u16, put_u32, put_u48, put_u64};
 use super::field::layout;
 use super::{BlockKind, DecodeError, finish_block, verify_block};
-use crate::map::{LEAF_BLOCKS, Leaf, Mapping};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, Mapping};
 use flagstone_block::BLOCK_SIZE;
 
 const KIND: BlockKind = BlockKind { magic: *b"LSBL", number: 5 };
@@ -54,6 +54,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// Whether this page, whose checksum is `crc`, is `page` and holds leaf number `leaf` of `volume`.
+    #[must_use]
+    pub fn is_of(&self, volume: u32, leaf: u64, page: LeafPage, crc: u32) -> bool {
+        (page.pbn, page.crc) == (self.pbn, crc)
+            && (self.volume, self.lba) == (volume, leaf * LEAF_BLOCKS as u64)
+    }
+
     /// Writes the page of `leaf`; returns its checksum. `page` has [`page_blocks`] blocks.
     pub fn encode(&self, pool: [u8; 8], leaf: &Leaf, page: &mut [u8]) -> u32 {
         page.fill(0);

@@ -21,6 +21,8 @@ pub const SUPERBLOCK_END: u64 = 2 << 20;
 
 /// Set when the pool was stopped cleanly: the journal holds nothing.
 pub const FLAG_CLEAN: u32 = 1;
+/// Set when a leaf page could not be read: the next opening makes the map from the summaries.
+pub const FLAG_REBUILD: u32 = 2;
 
 layout! {
     /// Byte table of the superblock.
@@ -55,7 +57,7 @@ pub struct Superblock {
     pub data_offset: u64,
     /// Slots in the journal ring, which starts at [`SUPERBLOCK_END`].
     pub journal_blocks: u32,
-    /// [`FLAG_CLEAN`].
+    /// [`FLAG_CLEAN`], [`FLAG_REBUILD`].
     pub flags: u32,
     /// First segment of the metadata chain.
     pub meta_segment: u64,

@@ -9,15 +9,19 @@
 //! 1. A leaf that was ever written to is never "untouched" again: metadata compaction must
 //!    state its holes, or an older summary would bring its blocks back.
 //! 2. A leaf that has a page says what the page says: every change takes the page from it.
-//! 3. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
+//! 3. What recovery knows of a leaf that is away is in its page and in the patch on top of it (see
+//!    `unread.rs`); a leaf in memory has no patch.
+//! 4. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
 
 mod leaf;
 mod slab;
 mod tree;
+mod unread;
 
 pub use leaf::{Leaf, LeafPage, Mapping};
-pub use slab::{Candidate, LeafSlab};
+pub use slab::{Candidate, LeafSlab, PagedLeaf};
 pub use tree::{LeafState, Reclaim, VolumeMap};
+pub use unread::{Unread, Verdict};
 
 /// Blocks in a leaf: 2 MiB.
 pub const LEAF_BLOCKS: usize = 512;

@@ -2,7 +2,7 @@
 //! what must be known without reading it. It also counts, for each segment, the leaves whose page
 //! lies there and says what they say.
 
-use super::{Leaf, LeafPage};
+use super::{LEAF_BLOCKS, Leaf, LeafPage, Mapping, Unread};
 use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
 
@@ -17,6 +17,8 @@ pub struct PagedLeaf {
     pub page: LeafPage,
     holes: LeafBits,
     kept: Option<Box<LeafBits>>,
+    /// Not read since the opening, or not since what was logged before it.
+    pub(super) unread: Option<Box<Unread>>,
 }
 
 impl PagedLeaf {
@@ -24,7 +26,38 @@ impl PagedLeaf {
     #[must_use]
     pub fn new(page: LeafPage, holes: LeafBits, kept: LeafBits) -> Self {
         let kept = (kept != LeafBits::default()).then(|| Box::new(kept));
-        Self { page, holes, kept }
+        Self { page, holes, kept, unread: None }
+    }
+
+    /// As [`PagedLeaf::new`], for one that nobody has read yet, as it was at `lsn`.
+    #[must_use]
+    pub fn unread(page: LeafPage, holes: LeafBits, kept: LeafBits, lsn: u64) -> Self {
+        Self { unread: Some(Box::new(Unread::new(lsn))), ..Self::new(page, holes, kept) }
+    }
+
+    /// Blocks with data.
+    #[must_use]
+    pub fn mapped(&self) -> u64 {
+        LEAF_BLOCKS as u64 - ones(&self.holes) - self.kept()
+    }
+
+    /// Kept zero blocks.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept.as_deref().map_or(0, ones)
+    }
+
+    /// Notes what kind of block `i` is.
+    pub(super) fn set_kind(&mut self, i: usize, mapping: Mapping) {
+        let put = |bits: &mut LeafBits, value: bool| {
+            bits[i / 64] = bits[i / 64] & !(1 << (i % 64)) | u64::from(value) << (i % 64);
+        };
+        put(&mut self.holes, mapping == Mapping::Hole);
+        match &mut self.kept {
+            Some(kept) => put(kept, mapping == Mapping::Kept),
+            None if mapping == Mapping::Kept => put(self.kept.get_or_insert_default(), true),
+            None => {}
+        }
     }
 
     /// Whether block `i` is a hole, and whether it is a kept zero.
@@ -39,6 +72,10 @@ impl PagedLeaf {
     pub fn bits(&self) -> (LeafBits, LeafBits) {
         (self.holes, self.kept.as_deref().copied().unwrap_or_default())
     }
+}
+
+fn ones(bits: &LeafBits) -> u64 {
+    bits.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 
 /// Whose a dense leaf is, and how lately it was used.
@@ -234,10 +271,11 @@ impl LeafSlab {
         Some(Candidate { volume, leaf, index, page, cold: warmth == 0 })
     }
 
-    /// A leaf that is not in memory has another page now.
+    /// A leaf that is not in memory has another page now, which says all that is known.
     pub fn move_away(&mut self, away: u32, page: LeafPage) {
         self.uncount(self.away[away as usize].page);
         self.away[away as usize].page = page;
+        self.away[away as usize].unread = None;
         self.count(page);
     }
 
@@ -276,20 +314,49 @@ impl LeafSlab {
         self.store_away(PagedLeaf::new(page, holes, kept))
     }
 
-    /// Takes back a leaf that was read from its page.
-    pub(super) fn return_leaf(&mut self, away: u32, volume: u32, leaf: u64, content: Leaf) -> u32 {
+    /// Takes back a leaf that was read from its page; `clean` if it still says what the page says.
+    pub(super) fn return_leaf(
+        &mut self,
+        away: u32,
+        (volume, leaf): (u32, u64),
+        content: Leaf,
+        clean: bool,
+    ) -> u32 {
         let page = self.away[away as usize].page;
-        self.uncount(page);
-        self.away_free.push(away);
+        self.forget(away);
         let index = self.take(volume, leaf);
         *self.leaf(index) = content;
-        self.set_page(index, page);
+        if clean {
+            self.set_page(index, page);
+        }
         index
     }
 
     /// Forgets a leaf that is not in memory.
     pub(super) fn forget(&mut self, away: u32) {
         self.uncount(self.away[away as usize].page);
+        self.away[away as usize].unread = None;
         self.away_free.push(away);
+    }
+
+    /// A leaf that is not in memory, to be changed.
+    pub(super) fn away_mut(&mut self, away: u32) -> &mut PagedLeaf {
+        &mut self.away[away as usize]
+    }
+
+    /// What is known of a leaf that is not in memory beside its page.
+    #[must_use]
+    pub fn unread(&self, away: u32) -> Option<&Unread> {
+        self.away[away as usize].unread.as_deref()
+    }
+
+    /// As [`LeafSlab::unread`], but from now on there is nothing.
+    pub fn take_unread(&mut self, away: u32) -> Option<Box<Unread>> {
+        self.away[away as usize].unread.take()
+    }
+
+    /// The opposite of [`LeafSlab::take_unread`].
+    pub fn put_unread(&mut self, away: u32, unread: Box<Unread>) {
+        self.away[away as usize].unread = Some(unread);
     }
 }

@@ -1,7 +1,7 @@
 //! The radix tree of one volume.
 
 use super::slab::PagedLeaf;
-use super::{LEAF_BLOCKS, Leaf, LeafPage, LeafSlab, Mapping, NODE_LEAVES};
+use super::{LEAF_BLOCKS, Leaf, LeafSlab, Mapping, NODE_LEAVES};
 use crate::status::StatusKind;
 use flagstone_block::Lba;
 
@@ -178,34 +178,76 @@ impl VolumeMap {
         self.set_slot(leaf * LEAF_BLOCKS as u64, AWAY + away);
     }
 
-    /// Takes back a leaf that was read from `page`; false if it is not wanted any more.
+    /// Takes the leaf `away` back, which was read from its page; `clean` if it still says what
+    /// the page says.
     pub fn bring_back(
         &mut self,
         slab: &mut LeafSlab,
         leaf: u64,
-        page: LeafPage,
+        away: u32,
         content: Leaf,
-    ) -> bool {
-        match self.leaf(leaf).0 {
-            LeafState::Away(away) if slab.away_leaf(away).page == page => {
-                let index = slab.return_leaf(away, self.volume, leaf, content);
-                self.set_slot(leaf * LEAF_BLOCKS as u64, index + DENSE);
-                true
-            }
-            _ => false,
-        }
+        clean: bool,
+    ) {
+        debug_assert_eq!(self.leaf(leaf).0, LeafState::Away(away));
+        let index = slab.return_leaf(away, (self.volume, leaf), content, clean);
+        self.set_slot(leaf * LEAF_BLOCKS as u64, index + DENSE);
     }
 
-    /// Puts a leaf that stays in its page where there is none.
-    pub fn place_away(&mut self, slab: &mut LeafSlab, leaf: u64, content: &Leaf, page: LeafPage) {
+    /// Puts a leaf that nobody has read where there is none; false if there is one.
+    pub fn place_away(&mut self, slab: &mut LeafSlab, leaf: u64, content: PagedLeaf) -> bool {
         let lba = leaf * LEAF_BLOCKS as u64;
+        if self.leaf(leaf).0 != LeafState::Untouched {
+            return false;
+        }
         self.touch(Lba(lba));
-        self.mapped += u64::from(content.mapped());
-        self.kept += u64::from(content.kept());
-        let (holes, kept) = content.bits();
+        if content.mapped() == 0 && content.kept() == 0 {
+            return true;
+        }
+        self.mapped += content.mapped();
+        self.kept += content.kept();
         self.dense += 1;
-        let away = slab.put_away(PagedLeaf::new(page, holes, kept));
+        let away = slab.put_away(content);
         self.set_slot(lba, AWAY + away);
+        true
+    }
+
+    /// Notes what the record `lsn` says of the blocks `lba..end` of one leaf, if that leaf is in a
+    /// page that nobody has read; false if it is not. A leaf that has no entries left needs its
+    /// page no more.
+    pub fn patch(
+        &mut self,
+        slab: &mut LeafSlab,
+        (lba, end): (u64, u64),
+        lsn: u64,
+        new: Mapping,
+    ) -> bool {
+        let LeafState::Away(away) = self.leaf(lba / LEAF_BLOCKS as u64).0 else { return false };
+        let leaf = slab.away_mut(away);
+        let Some(mut unread) = leaf.unread.take() else { return false };
+        let before = (leaf.mapped(), leaf.kept());
+        for block in lba..end {
+            let i = block as usize % LEAF_BLOCKS;
+            // A discard never supersedes what the page says at its LSN or before.
+            let may_count = lsn > unread.lsn() || matches!(new, Mapping::Block { .. });
+            if may_count && unread.note(i, lsn, new) {
+                leaf.set_kind(i, new);
+            }
+        }
+        leaf.unread = Some(unread);
+        let (mapped, kept) = (leaf.mapped(), leaf.kept());
+        self.mapped = self.mapped + mapped - before.0;
+        self.kept = self.kept + kept - before.1;
+        let empty = match (mapped, kept) {
+            (0, 0) => Some(ALL_HOLE),
+            (0, kept) if kept == LEAF_BLOCKS as u64 => Some(ALL_KEPT),
+            _ => None,
+        };
+        if let Some(state) = empty {
+            self.dense -= 1;
+            slab.forget(away);
+            self.set_slot(lba, state);
+        }
+        true
     }
 
     /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged
@@ -267,25 +309,6 @@ impl VolumeMap {
             Mapping::Block { .. } => self.mapped += 1,
         }
         old
-    }
-
-    /// Puts a leaf that was read from a page where there is none; `page` if it still says the same.
-    pub fn place(&mut self, slab: &mut LeafSlab, leaf: u64, content: Leaf, page: Option<LeafPage>) {
-        let lba = leaf * LEAF_BLOCKS as u64;
-        debug_assert_eq!(self.leaf(leaf).0, LeafState::Untouched);
-        self.touch(Lba(lba));
-        if content.mapped() == 0 && content.kept() == 0 {
-            return;
-        }
-        self.mapped += u64::from(content.mapped());
-        self.kept += u64::from(content.kept());
-        self.dense += 1;
-        let index = slab.take(self.volume, leaf);
-        *slab.get_mut(index) = content;
-        if let Some(page) = page {
-            slab.set_page(index, page);
-        }
-        self.set_slot(lba, index + DENSE);
     }
 
     /// Makes the blocks `lba..end` holes or, with `keep`, kept zeroes, and calls `dead` for each

@@ -5,6 +5,7 @@ use super::load::{Loaded, Source, TailSegment, load};
 use super::records::OwnedRecord;
 use crate::batch::Batch;
 use crate::clean::Cleaner;
+use crate::counting::Rebuild;
 use crate::discard::Discards;
 use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
@@ -61,9 +62,8 @@ impl Engine {
         // After a kill the device may still hold back what is about to be read. Nothing may be
         // built on it, or given to a client, that a power cut can take away again.
         io.flush()?;
-        let limit = options.map_memory.map(leaves_in);
         let source = if options.rebuild { Source::Summaries } else { Source::Checkpoint };
-        let mut loaded = load(io, options.planted, source, limit)?;
+        let mut loaded = load(io, options.planted, source)?;
         repair_superblocks(io, &loaded)?;
         seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
@@ -74,7 +74,16 @@ impl Engine {
         engine.count_reservations();
         if !ended && !damaged && !options.rebuild && engine.fits_chain(&unkept) {
             engine.settle(io, bufs, &unkept)?;
-        } else if !ended || options.rebuild {
+        } else if !ended || report.rebuilt {
+            if let Some(counting) = &mut engine.counting {
+                counting.urgent = true;
+            }
+            engine.turn_until(io, bufs, |engine, _| !engine.may_count())?;
+            if engine.is_counting() {
+                // A page can't be read. Nothing was written that counts.
+                engine.release_buffers(bufs);
+                return Self::open(io, bufs, &OpenOptions { rebuild: true, ..*options });
+            }
             // All that is open now goes to the new chain.
             engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
             if !engine.begin_compaction(bufs) {
@@ -182,6 +191,8 @@ impl Engine {
             compaction: None,
             leaf_writer,
             leaf_loader,
+            counting: loaded.replay.counting,
+            rebuild: Rebuild::default(),
             log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock),
             flush: FlushState::new(loaded.last_lsn),

@@ -1,13 +1,13 @@
 //! Reading a pool: from superblock to map, without writing.
 
-use super::pages::Pages;
+use super::pages::{self, Pages};
 use super::records::{OwnedRecord, Placed};
 use super::replay::{Input, Replay, replay};
 use super::{RecoveryReport, scan};
 use crate::error::OpenError;
 use crate::format::SEQUENCE_MAX;
 use crate::format::record::Seal;
-use crate::format::superblock::{FLAG_CLEAN, Superblock};
+use crate::format::superblock::{FLAG_CLEAN, FLAG_REBUILD, Superblock};
 use crate::geometry::Geometry;
 use crate::limits::{LSN_SPAN, VOLUME_BYTES};
 use crate::meta_chain::NO_SEGMENT;
@@ -74,18 +74,20 @@ pub(crate) struct ChainEnd {
 /// What the map is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The checkpoint's leaf pages and what was logged since; if a page is damaged, the summaries.
+    /// The checkpoint's leaf pages, unread, and what was logged since; the summaries if the
+    /// superblock says that a page is damaged.
     Checkpoint,
+    /// The same with all pages read; if one is damaged, the summaries.
+    Pages,
     /// The summaries of all segments.
     Summaries,
 }
 
-/// Reads everything but data, and the data of the unproven tail.
+/// Reads everything but data and leaf pages, and the data of the unproven tail.
 pub(crate) fn load(
     io: &mut dyn BlockIo,
     planted: Planted,
     source: Source,
-    limit: Option<usize>,
 ) -> Result<Loaded, OpenError> {
     let mut report = RecoveryReport::default();
     let superblock = scan::superblock(io, &mut report)?;
@@ -136,6 +138,7 @@ pub(crate) fn load(
     let volume_rows = volume_rows(&records)?;
     report.volumes = volume_rows.len() as u32;
     let pages = Pages::of(&records, segments.freed, &geo)?;
+    report.leaf_pages = pages.len() as u64;
     let sealed: Vec<Seal> = segments.sealed.into_values().collect();
     let in_tail: Vec<bool> = {
         let mut flags = vec![false; records.len()];
@@ -165,20 +168,25 @@ pub(crate) fn load(
         tails: &tails,
         pages: &pages,
         planted,
-        limit,
     };
+    let flagged = superblock.flags & FLAG_REBUILD != 0;
     let from_pages = match source {
-        Source::Checkpoint => {
-            replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint, &mut report)?
+        Source::Checkpoint | Source::Pages if !flagged => {
+            let mut replay = replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint)?;
+            if source == Source::Pages {
+                let pool = &superblock.pool_uuid;
+                replay = replay.and_then(|r| pages::read(io, &geo, pool, r, &mut report));
+            }
+            replay
         }
-        Source::Summaries => None,
+        _ => None,
     };
     let replay = match from_pages {
         Some(replay) => replay,
         None => {
             report.rebuilt = true;
             let volumes = volumes(&volume_rows)?;
-            let replay = replay(io, &input, volumes, Source::Summaries, &mut report)?;
+            let replay = replay(io, &input, volumes, Source::Summaries)?;
             replay.expect("only pages can be found wanting")
         }
     };

@@ -1,8 +1,9 @@
 //! Formatting, opening and recovering a pool.
 //!
-//! [`load`] reads and writes nothing: superblock, journal, metadata chain, the checkpoint's leaf
-//! pages, and the summaries of segments sealed since, in that order, ending with the map. If a
-//! leaf page is damaged, the map is made from the summaries of all segments instead.
+//! [`load`] reads and writes nothing: superblock, journal, metadata chain, and the summaries of
+//! segments sealed since the checkpoint, in that order, ending with the map. The checkpoint's leaf
+//! pages are read later (see [`crate::counting`]). If one turned out to be damaged, the superblock
+//! says so, and the map is made from the summaries of all segments instead.
 //! [`Engine::open`] then makes what only the journal knew durable elsewhere (see `settle.rs`) and,
 //! last, writes a superblock that starts the journal anew. Until that superblock is durable every
 //! structure that `load` needs is untouched or has grown by what it says anyway, so a crash
@@ -37,9 +38,9 @@ pub struct RecoveryReport {
     pub verified_blocks: u64,
     /// Segments whose summary was replayed: those sealed since the last checkpoint.
     pub summaries: u32,
-    /// Leaf pages read.
+    /// Leaf pages of the map.
     pub leaf_pages: u64,
-    /// Leaf pages that are damaged.
+    /// Leaf pages that are damaged, of those that were read: all in a check, none in an opening.
     pub leaf_pages_damaged: u64,
     /// The map was made from the summaries of all segments: because leaf pages were wanting, or
     /// because that was asked for.

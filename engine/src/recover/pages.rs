@@ -1,18 +1,17 @@
-//! The checkpoint's leaf pages: which there are, and what they say.
+//! The checkpoint's leaf pages: which there are, and what is known of them without reading them.
 
 use super::RecoveryReport;
 use super::records::{OwnedRecord, Placed};
 use super::replay::{Input, Replay};
+use crate::counting::Counting;
 use crate::error::OpenError;
 use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
-use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
-use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, Mapping};
+use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
 use crate::plant::Plant;
-use crate::segment::SegmentState;
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 /// Pages read at once.
 const PREFETCH: usize = 256;
@@ -29,9 +28,9 @@ pub(super) struct Pages {
     pub(super) segments: BTreeMap<u32, u32>,
     /// The LSN that each segment was last freed at, 0 for never: looked up for every block that is
     /// mapped.
-    freed: Vec<u64>,
-    /// The statements describe the pool at this LSN or later.
-    lsn: u64,
+    pub(super) freed: Vec<u64>,
+    /// The statements describe the pool at this LSN or later: what no page speaks of was empty then.
+    pub(super) lsn: u64,
 }
 
 impl Pages {
@@ -69,175 +68,122 @@ impl Pages {
         Ok(pages)
     }
 
-    /// The leaves `first..end` of a volume that have a page.
-    pub(super) fn of_volume(
-        &self,
-        volume: u32,
-        first: u64,
-        end: u64,
-    ) -> impl Iterator<Item = Key> + '_ {
-        self.named.range((volume, first)..(volume, end.max(first))).map(|(key, _)| *key)
+    /// Leaves that have a page.
+    pub(super) fn len(&self) -> usize {
+        self.named.len()
     }
 }
 
-/// What replay must know of the leaves that came from pages.
-#[derive(Debug)]
-pub(super) struct Leaves {
-    base: HashMap<Key, Base>,
-    /// What no page speaks of was empty at this LSN.
-    lsn: u64,
+/// Puts the leaves of all volumes that still exist into the maps, unread; returns them in the order
+/// of their pages. `None` if a record speaks of what its volume doesn't have.
+pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> Option<Vec<Key>> {
+    let mut order = Vec::with_capacity(input.pages.named.len());
+    for change in input.changes {
+        let OwnedRecord::Leaf { volume: id, lsn, lba, page, page_crc, ref bits } = *change else {
+            continue;
+        };
+        let leaf = lba / LEAF_BLOCKS as u64;
+        let page = LeafPage { pbn: page, crc: page_crc };
+        let Some(volume) = state.volumes.get_mut(id) else { continue };
+        if input.pages.named.get(&(id, leaf)) != Some(&(lsn, page)) {
+            continue;
+        }
+        // Behind the volume's end there are holes only.
+        let end = (volume.blocks().saturating_sub(lba)).min(LEAF_BLOCKS as u64) as usize;
+        let beyond = (end..LEAF_BLOCKS).any(|i| bits.0[i / 64] >> (i % 64) & 1 == 0);
+        let both = bits.0.iter().zip(&bits.1).any(|(holes, kept)| holes & kept != 0);
+        let content = PagedLeaf::unread(page, bits.0, bits.1, lsn);
+        if beyond || both || !volume.map.place_away(&mut state.slab, leaf, content) {
+            return None;
+        }
+        order.push((page.pbn, (id, leaf)));
+    }
+    order.sort_unstable();
+    Some(order.into_iter().map(|(_, key)| key).collect())
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Base {
-    lsn: u64,
-    /// Blocks that the page names in a segment that was freed since.
-    stale: LeafBits,
-    /// Those of them for which nothing was found yet.
-    missing: LeafBits,
-}
-
-/// Reads the pages of all volumes that still exist into the maps, without what is stale, and
-/// counts what is live. With a bound on memory, leaves beyond it stay in their pages, but for
-/// those that `changed` names. `None` if a page is damaged, or names what can't hold data.
+/// Reads all pages that are still needed, for who can't go on without, and counts what is live.
+/// `None` if one of them is damaged, or contradicts what was logged since.
 pub(super) fn read(
     io: &mut dyn BlockIo,
-    input: &Input<'_>,
-    state: &mut Replay,
-    changed: Option<HashSet<Key>>,
+    geo: &Geometry,
+    pool: &[u8; 16],
+    mut state: Replay,
     report: &mut RecoveryReport,
-) -> Result<Option<Leaves>, OpenError> {
-    let geo = &input.geo;
-    let exists = |key: &Key| state.volumes.get(key.0).is_some();
-    let named = input.pages.named.iter().filter(|(key, _)| exists(key));
-    let mut order: Vec<(Key, u64, LeafPage)> =
-        named.map(|(key, (lsn, page))| (*key, *lsn, *page)).collect();
-    order.sort_unstable_by_key(|(_, _, page)| page.pbn);
+) -> Option<Replay> {
+    let Some(counting) = state.counting.take() else { return Some(state) };
     let page_bytes = geo.leaf_page_blocks() as usize * BLOCK_SIZE;
-    let mut buffer = vec![0; PREFETCH.min(order.len()) * page_bytes];
+    let mut buffer = vec![0; PREFETCH.min(counting.order().len()) * page_bytes];
     let mut results = Vec::new();
-    let mut leaves = Leaves { base: HashMap::new(), lsn: input.pages.lsn };
-    let pool = pool_tag(&input.pool);
-    let mut sound = true;
-    for part in order.chunks(PREFETCH) {
+    let pool = pool_tag(pool);
+    for part in counting.order().chunks(PREFETCH) {
+        let away = |key: &Key| match state.volumes.get(key.0)?.map.leaf(key.1).0 {
+            LeafState::Away(away) => Some((*key, away, state.slab.away_leaf(away).page)),
+            _ => None,
+        };
+        let part: Vec<(Key, u32, LeafPage)> = part.iter().filter_map(away).collect();
         let offset = |pbn: u64| {
             let (segment, block) = geo.locate(pbn);
             geo.segment_offset(segment, block)
         };
         let mut reads: Vec<ReadAt<'_>> = buffer
             .chunks_exact_mut(page_bytes)
-            .zip(part)
-            .map(|(into, (_, _, page))| ReadAt { offset: offset(page.pbn), into })
+            .zip(&part)
+            .map(|(into, (.., page))| ReadAt { offset: offset(page.pbn), into })
             .collect();
         io.read_many(&mut reads, &mut results);
-        for (((key, lsn, page), read), result) in part.iter().zip(&mut reads).zip(&results) {
+        for ((&(key, away, page), read), result) in part.iter().zip(&mut reads).zip(&results) {
             let decode = |bytes: &[u8]| {
                 let (header, leaf, crc) = Header::decode(pool, bytes).ok()?;
-                let right = crc == page.crc
-                    && header.pbn == page.pbn
-                    && (header.volume, header.lba / LEAF_BLOCKS as u64) == *key
-                    // Narrower if the pool has grown since.
-                    && header.width <= geo.pbn_bits()
-                    && header.lsn <= *lsn;
-                right.then_some(leaf)
+                header.is_of(key.0, key.1, page, crc).then_some(leaf)
             };
             let mut leaf = result.is_ok().then(|| decode(read.into)).flatten();
             if leaf.is_none() && io.read_at(read.offset, read.into).is_ok() {
                 // As every read, once more before it is given up.
                 leaf = decode(read.into);
             }
-            report.leaf_pages += 1;
-            match leaf {
-                Some(leaf) => {
-                    let here = changed.as_ref().is_none_or(|changed| changed.contains(key));
-                    sound &= leaves.place(state, input, (*key, *lsn, *page), leaf, here);
-                }
-                None => report.leaf_pages_damaged += 1,
-            }
-        }
-    }
-    Ok((sound && report.leaf_pages_damaged == 0).then_some(leaves))
-}
-
-impl Leaves {
-    /// Puts a leaf into its map; false if it names a block that can't hold data.
-    fn place(
-        &mut self,
-        state: &mut Replay,
-        input: &Input<'_>,
-        (key, lsn, page): (Key, u64, LeafPage),
-        mut leaf: Leaf,
-        here: bool,
-    ) -> bool {
-        let geo = &input.geo;
-        let Some(volume) = state.volumes.get_mut(key.0) else { return true };
-        if key.1 * LEAF_BLOCKS as u64 >= volume.blocks() {
-            return false;
-        }
-        let mut stale = LeafBits::default();
-        for i in 0..LEAF_BLOCKS {
-            let Mapping::Block { pbn, .. } = leaf.get(i) else { continue };
-            if !geo.is_data(pbn, 1) {
-                return false;
-            }
-            let segment = geo.locate(pbn).0;
-            let freed = input.pages.freed[segment as usize] > lsn;
-            if freed && !input.planted.has(Plant::StaleEntriesStay) {
-                stale[i / 64] |= 1 << (i % 64);
-                leaf.set(i, Mapping::Hole);
-            } else if !matches!(
-                state.segs.row(segment).state,
-                SegmentState::Sealed | SegmentState::Open
-            ) {
-                return false;
-            }
-        }
-        self.base.insert(key, Base { lsn, stale, missing: stale });
-        let whole = stale == LeafBits::default();
-        let fits = input.limit.is_none_or(|limit| state.slab.used() < limit);
-        if here || !whole || fits {
-            volume.map.place(&mut state.slab, key.1, leaf, whole.then_some(page));
-        } else {
+            let read = leaf.and_then(|mut leaf| {
+                let mut unread = state.slab.take_unread(away)?;
+                let bits = state.slab.away_leaf(away).bits();
+                let lsn = unread.lsn();
+                let judge = |pbn| counting.judge(geo, &state.segs, lsn, pbn);
+                let right = unread.apply(&mut leaf, judge) && leaf.bits() == bits;
+                unread.count();
+                right.then(|| (leaf, unread.is_empty()))
+            });
+            let Some((leaf, clean)) = read else {
+                report.leaf_pages_damaged += 1;
+                continue;
+            };
             for i in 0..LEAF_BLOCKS {
                 if let Mapping::Block { pbn, .. } = leaf.get(i) {
                     state.segs.born(geo.locate(pbn).0);
                 }
             }
-            volume.map.place_away(&mut state.slab, key.1, &leaf, page);
+            let Some(volume) = state.volumes.get_mut(key.0) else { continue };
+            volume.map.bring_back(&mut state.slab, key.1, away, leaf, clean);
         }
-        true
     }
+    state.segs.end_counting();
+    (report.leaf_pages_damaged == 0).then_some(state)
+}
 
-    /// Whether an entry `lsn` for this block is newer than what the page says of it.
-    pub(super) fn takes(&mut self, volume: u32, lba: u64, lsn: u64) -> bool {
-        let Some(base) = self.base.get_mut(&(volume, lba / LEAF_BLOCKS as u64)) else {
-            return lsn > self.lsn;
-        };
-        let i = lba as usize % LEAF_BLOCKS;
-        let (word, bit) = (i / 64, 1 << (i % 64));
-        let takes = lsn > base.lsn || base.stale[word] & bit != 0;
-        if takes {
-            base.missing[word] &= !bit;
+impl Replay {
+    /// Prepares the counting of the leaves `order`, as far as they are still in their pages.
+    pub(super) fn begin_counting(&mut self, order: Vec<Key>, input: &Input<'_>) {
+        let mut blocks = 0;
+        let unread: Vec<Key> = order
+            .into_iter()
+            .filter(|key| {
+                let state = self.volumes.get(key.0).map(|volume| volume.map.leaf(key.1).0);
+                let Some(LeafState::Away(away)) = state else { return false };
+                blocks += self.slab.away_leaf(away).mapped();
+                true
+            })
+            .collect();
+        if !unread.is_empty() {
+            self.segs.begin_counting(blocks, self.planted.has(Plant::FreeUncounted));
+            self.counting = Some(Counting::new(unread, input.pages.freed.clone(), self.planted));
         }
-        takes
-    }
-
-    /// As [`Leaves::takes`], for a discard of the blocks `lba..end` of one leaf.
-    pub(super) fn takes_zero(&mut self, volume: u32, lba: u64, end: u64, lsn: u64) -> bool {
-        let Some(base) = self.base.get_mut(&(volume, lba / LEAF_BLOCKS as u64)) else {
-            return lsn >= self.lsn;
-        };
-        if lsn > base.lsn {
-            for block in lba..end {
-                let i = block as usize % LEAF_BLOCKS;
-                base.missing[i / 64] &= !(1 << (i % 64));
-            }
-        }
-        lsn > base.lsn
-    }
-
-    /// Whether something stale was superseded by nothing.
-    pub(super) fn has_stale(&self) -> bool {
-        self.base.values().any(|base| base.missing != LeafBits::default())
     }
 }

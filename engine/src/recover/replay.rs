@@ -1,16 +1,10 @@
-//! Replay: summaries and records merged by LSN into the map, on top of the checkpoint's leaf
-//! pages.
-//!
-//! A page holds its leaf as it was at the LSN of the record that names it, and an entry up to
-//! that LSN is history: unless the page names a segment that was freed since. Then the block was
-//! moved, or superseded by something later. Moved blocks keep their LSN, so the newest entry up to
-//! the page's LSN takes the place of the stale one; it is what was moved, or something later that
-//! comes next supersedes it in turn.
+//! Replay: summaries and records merged by LSN into the map, or into patches on top of the
+//! checkpoint's leaf pages, which are not read (see [`crate::map::Unread`]).
 
-use super::RecoveryReport;
 use super::load::{ChainEnd, Source, TailSegment};
-use super::pages::{self, Leaves, Pages};
+use super::pages::{self, Pages};
 use super::records::OwnedRecord;
+use crate::counting::Counting;
 use crate::error::OpenError;
 use crate::format::record::Seal;
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
@@ -22,7 +16,7 @@ use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::Volumes;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 
 /// Summaries read at once.
 const PREFETCH: usize = 32;
@@ -38,9 +32,12 @@ pub(crate) struct Replay {
     pub(crate) summaries: u32,
     pub(crate) log_since: u64,
     pub(super) geo: Geometry,
-    /// `None`: everything is replayed.
-    leaves: Option<Leaves>,
-    planted: Planted,
+    /// What no page speaks of was empty at this LSN; `None`: there are no pages, everything is
+    /// replayed.
+    paged_lsn: Option<u64>,
+    /// The leaves that are still in their pages.
+    pub(crate) counting: Option<Counting>,
+    pub(super) planted: Planted,
 }
 
 /// What the scans found.
@@ -53,8 +50,6 @@ pub(super) struct Input<'a> {
     pub(super) tails: &'a [TailSegment],
     pub(super) pages: &'a Pages,
     pub(super) planted: Planted,
-    /// Leaves that may be in memory; `None` for all.
-    pub(super) limit: Option<usize>,
 }
 
 /// A summary being merged.
@@ -105,14 +100,13 @@ impl Cursor {
     }
 }
 
-/// Makes the map: on top of `leaves`, or of nothing. `None` if the pages turn out not to fit what
-/// was logged since, which no crash brings about.
+/// Makes the map: on top of the checkpoint's pages, or of nothing. `None` if what the checkpoint
+/// says of the pages can't be.
 pub(super) fn replay(
     io: &mut dyn BlockIo,
     input: &Input<'_>,
     volumes: Volumes,
     source: Source,
-    report: &mut RecoveryReport,
 ) -> Result<Option<Replay>, OpenError> {
     let geo = &input.geo;
     let mut state = Replay {
@@ -123,7 +117,8 @@ pub(super) fn replay(
         summaries: 0,
         log_since: 0,
         geo: *geo,
-        leaves: None,
+        paged_lsn: None,
+        counting: None,
         planted: input.planted,
     };
     state.place_segments(input)?;
@@ -133,15 +128,11 @@ pub(super) fn replay(
     let since = input.sealed.iter().filter(|seal| !seal.stated);
     state.log_since = since.map(|seal| u64::from(seal.entries)).sum();
     sealed.sort_by_key(|seal| seal.first_lsn);
+    let mut placed = Vec::new();
     if source == Source::Checkpoint {
-        let changed = match input.limit {
-            Some(_) => Some(state.changed_leaves(io, input, &sealed)?),
-            None => None,
-        };
-        let Some(leaves) = pages::read(io, input, &mut state, changed, report)? else {
-            return Ok(None);
-        };
-        state.leaves = Some(leaves);
+        let Some(order) = pages::place(input, &mut state) else { return Ok(None) };
+        placed = order;
+        state.paged_lsn = Some(input.pages.lsn);
     }
     let mut changes = input.changes.iter().peekable();
     let mut open: Vec<Cursor> = Vec::new();
@@ -190,48 +181,12 @@ pub(super) fn replay(
             }
         }
     }
-    if state.leaves.as_ref().is_some_and(Leaves::has_stale) {
-        return Ok(None);
-    }
     state.count_live();
+    state.begin_counting(placed, input);
     Ok(Some(state))
 }
 
 impl Replay {
-    /// The leaves that something which was logged since the checkpoint is about: they must be in
-    /// memory for the replay.
-    fn changed_leaves(
-        &mut self,
-        io: &mut dyn BlockIo,
-        input: &Input<'_>,
-        sealed: &[Seal],
-    ) -> Result<HashSet<(u32, u64)>, OpenError> {
-        let per_leaf = LEAF_BLOCKS as u64;
-        let mut changed = HashSet::new();
-        let mut ready = VecDeque::new();
-        for part in sealed.chunks(PREFETCH) {
-            self.read_summaries(io, &input.pool, part, &mut ready)?;
-            for summary in ready.drain(..) {
-                for &block in &summary.order {
-                    let entry = Cursor::at(&summary.entries, block);
-                    changed.insert((entry.volume, entry.lba / per_leaf));
-                }
-            }
-        }
-        for change in input.changes {
-            let (volume, lba, blocks) = match *change {
-                OwnedRecord::Write { volume, lba, ref crcs, .. } => {
-                    (volume, lba, crcs.len() as u64)
-                }
-                OwnedRecord::Zero { volume, lba, blocks, .. } => (volume, lba, u64::from(blocks)),
-                _ => continue,
-            };
-            let end = lba.saturating_add(blocks).div_ceil(per_leaf);
-            changed.extend(input.pages.of_volume(volume, lba / per_leaf, end));
-        }
-        Ok(changed)
-    }
-
     fn read_summaries(
         &mut self,
         io: &mut dyn BlockIo,
@@ -317,30 +272,39 @@ impl Replay {
         self.last_lsn = self.last_lsn.max(lsn);
         let Some(volume) = self.volumes.get_mut(volume) else { return };
         volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
-        let id = volume.info.id;
-        let takes = |leaves: &mut Leaves| leaves.takes(id, lba, lsn);
+        if lba >= volume.blocks() {
+            return;
+        }
+        let mapping = Mapping::Block { pbn, crc };
         let over = self.planted.has(Plant::ReplayOverPages);
-        if lba < volume.blocks() && (over || self.leaves.as_mut().is_none_or(takes)) {
-            volume.map.set(&mut self.slab, Lba(lba), Mapping::Block { pbn, crc });
+        let order = if over { u64::MAX } else { lsn };
+        let patched = volume.map.patch(&mut self.slab, (lba, lba + 1), order, mapping);
+        if !patched && self.paged_lsn.is_none_or(|paged| order > paged) {
+            volume.map.set(&mut self.slab, Lba(lba), mapping);
         }
     }
 
     /// Makes the blocks `lba..end` holes or kept zeroes, but for leaves whose page is newer.
     fn zero(&mut self, volume: u32, lsn: u64, lba: u64, end: u64, keep: bool) {
         let Some(volume) = self.volumes.get_mut(volume) else { return };
-        let id = volume.info.id;
-        let (per_leaf, mut from) = (LEAF_BLOCKS as u64, lba);
-        let mut at = lba;
+        let new = if keep { Mapping::Kept } else { Mapping::Hole };
+        // A statement of the checkpoint's own has the LSN that it began at, or a later one.
+        let counts = self.paged_lsn.is_none_or(|paged| lsn >= paged);
+        let (per_leaf, mut from, mut at) = (LEAF_BLOCKS as u64, lba, lba);
         while at < end {
-            let leaf_end = ((at / per_leaf + 1) * per_leaf).min(end);
-            let takes = |leaves: &mut Leaves| leaves.takes_zero(id, at, leaf_end, lsn);
-            if !self.leaves.as_mut().is_none_or(takes) {
-                volume.map.zero(&mut self.slab, from, at, keep, &mut |_| {});
+            let (_, leaves) = volume.map.leaf(at / per_leaf);
+            let leaf_end = ((at / per_leaf + leaves) * per_leaf).min(end);
+            if volume.map.patch(&mut self.slab, (at, leaf_end), lsn, new) {
+                if counts {
+                    volume.map.zero(&mut self.slab, from, at, keep, &mut |_| {});
+                }
                 from = leaf_end;
             }
             at = leaf_end;
         }
-        volume.map.zero(&mut self.slab, from, end, keep, &mut |_| {});
+        if counts {
+            volume.map.zero(&mut self.slab, from, end, keep, &mut |_| {});
+        }
     }
 
     fn change(&mut self, change: &OwnedRecord) {
@@ -361,7 +325,7 @@ impl Replay {
                 }
                 self.zero(id, lsn, lba, end, keep);
             }
-            OwnedRecord::Leaf { .. } if self.leaves.is_some() => {}
+            OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref bits, .. } => {
                 let Some(volume) = self.volumes.get_mut(volume) else { return };
                 let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());

@@ -92,7 +92,10 @@ impl Engine {
                         }
                     }
                     // Only the next opening makes it anew, from summaries.
-                    _ => self.scrub.repair.lost_pages += 1,
+                    _ => {
+                        self.scrub.repair.lost_pages += 1;
+                        self.want_rebuild();
+                    }
                 }
             }
             Work::Blocks { .. } => {}

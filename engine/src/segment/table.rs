@@ -107,6 +107,10 @@ pub struct SegmentTable {
     /// Freeing segments with the journal block that must be durable.
     freeing: VecDeque<(u32, u64)>,
     live: u64,
+    /// Live blocks of which nobody has counted yet in which segment they lie; `None` when all are.
+    uncounted: Option<u64>,
+    /// Whether segments in which nothing is live are queued to be freed.
+    buries: bool,
     events: u64,
     /// Sealed segments that cleaning can gain from, and live blocks in them.
     sealed: (u32, u64),
@@ -147,6 +151,8 @@ impl SegmentTable {
             dead: VecDeque::with_capacity(segments as usize),
             freeing: VecDeque::with_capacity(segments as usize),
             live: 0,
+            uncounted: None,
+            buries: true,
             events: 0,
             sealed: (0, 0),
             holding_bad: 0,
@@ -302,10 +308,44 @@ impl SegmentTable {
         u64::from(segments) * u64::from(data_blocks) >= live + u64::from(data_blocks)
     }
 
-    /// Live blocks in all segments.
+    /// Live blocks in all segments, counted or not.
     #[must_use]
     pub fn live(&self) -> u64 {
-        self.live
+        self.live + self.uncounted()
+    }
+
+    /// Live blocks of which it is not known yet in which segment they lie.
+    pub(crate) fn uncounted(&self) -> u64 {
+        self.uncounted.unwrap_or(0)
+    }
+
+    /// There are live blocks that are not counted. Until all are, no segment is buried; unless
+    /// `bury`, a planted bug.
+    pub(crate) fn begin_counting(&mut self, blocks: u64, bury: bool) {
+        self.uncounted = Some(blocks);
+        self.buries = bury;
+    }
+
+    /// One of them lies in `segment`.
+    pub(crate) fn count(&mut self, segment: u32) {
+        self.born(segment);
+        let row = &self.rows[segment as usize];
+        self.sealed.1 += u64::from(row.state == SegmentState::Sealed && !row.excluded);
+        self.counted(1);
+    }
+
+    /// So many of them are counted now, or gone.
+    pub(crate) fn counted(&mut self, blocks: u64) {
+        if let Some(uncounted) = &mut self.uncounted {
+            *uncounted -= blocks;
+        }
+    }
+
+    /// All are.
+    pub(crate) fn end_counting(&mut self) {
+        self.uncounted = None;
+        self.buries = true;
+        self.events += 1;
     }
 
     /// Takes a free segment into `state`.
@@ -369,6 +409,9 @@ impl SegmentTable {
     }
 
     fn bury(&mut self, segment: u32, lsn: u64) {
+        if !self.buries {
+            return;
+        }
         self.take_bad(segment);
         self.sealed.0 -= u32::from(!self.row(segment).excluded);
         self.row_mut(segment).state = SegmentState::Dead;

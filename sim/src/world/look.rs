@@ -178,7 +178,9 @@ impl World {
     /// The stopped pool passes the offline check, which sees no damage.
     pub fn check_offline(&mut self) -> Check {
         match flagstone_engine::check(&mut self.disk, &mut |_, _| {}) {
-            Ok(report) if report.is_sound() && !report.recovery.rebuilt => Ok(()),
+            Ok(report) if report.is_sound() && (!report.recovery.rebuilt || self.rebuild_due) => {
+                Ok(())
+            }
             Ok(report) => Err(self.fail(format!("the offline check found {report:?}"))),
             Err(error) => Err(self.fail(format!("the offline check failed: {error}"))),
         }

@@ -193,6 +193,12 @@ pub struct World {
     device_failed: bool,
     /// Requests that failed because a leaf page could not be read, in this life.
     bad_leaves_told: u64,
+    /// Reads that faults had touched when this life began.
+    tainted_at_open: u64,
+    /// A leaf page could not be read in an earlier life: the next opening may make the map anew.
+    rebuild_due: bool,
+    /// One was found wanting that no fault had touched.
+    unfounded_rebuild: bool,
     /// Reads into buffers of the engine's own that a fault touched.
     own_reads_touched: u64,
     /// Whether any read under way was touched.
@@ -233,6 +239,9 @@ impl World {
             bounds: Bounds::Answered,
             device_failed: false,
             bad_leaves_told: 0,
+            tainted_at_open: 0,
+            rebuild_due: false,
+            unfounded_rebuild: false,
             own_reads_touched: 0,
             any_touched: false,
             compactions_at_open: 0,

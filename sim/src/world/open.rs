@@ -65,6 +65,11 @@ impl World {
         self.bad_leaves_told = 0;
     }
 
+    /// Whether the superblock may tell the next opening to make the map anew.
+    pub fn is_rebuild_due(&self) -> bool {
+        self.rebuild_due
+    }
+
     /// The process ended after a clean stop.
     pub fn stopped(&mut self) {
         self.bury();
@@ -82,6 +87,11 @@ impl World {
     pub(crate) fn bury(&mut self) {
         if let Some(engine) = self.engine.take() {
             let counters = engine.counters();
+            if engine.wants_rebuild() {
+                self.rebuild_due = true;
+                self.unfounded_rebuild |=
+                    self.disk.counters().tainted_reads == self.tainted_at_open;
+            }
             self.stats.segments_freed += counters.segments_freed;
             self.stats.seals += counters.seals;
             self.stats.compactions += counters.compactions;
@@ -222,7 +232,7 @@ impl World {
             }
             match opened {
                 Ok((mut engine, report)) if !died => {
-                    if report.rebuilt && !touched {
+                    if self.unfounded_rebuild || (report.rebuilt && !touched && !self.rebuild_due) {
                         let what = format!("leaf pages were found wanting: {report:?}");
                         return Err(self.fail(what));
                     }
@@ -236,6 +246,8 @@ impl World {
                         let what = format!("opening wrote to the journal: {counters:?}");
                         return Err(self.fail(what));
                     }
+                    self.rebuild_due = false;
+                    self.tainted_at_open = before.tainted_reads;
                     self.compactions_at_open = counters.compactions;
                     engine.set_device_discard(self.config.discard);
                     self.engine = Some(engine);

@@ -1,0 +1,269 @@
+//! Counting what is live after an opening, while the pool serves.
+//!
+//! How much each volume maps follows from the checkpoint's statements and the log, so that the pool's
+//! space is exact from the first request on. Which segments these blocks lie in only the leaf pages know.
+//! They are read in the background, in the order in which they lie on the device, beside those that
+//! requests ask for; each is counted when it is read first.
+//!
+//! Invariants:
+//! 1. Until every leaf is counted a segment's live count may be too small. So no segment is buried,
+//!    no victim chosen, and no checkpoint begun: what the log says of a leaf is kept beside its page
+//!    only (see [`crate::map::Unread`]).
+//! 2. A leaf is counted once: when what was known of it and its page become one.
+//! 3. If a page can't be read, or contradicts the log, nothing is freed any more, and the superblock
+//!    says that the next opening is to make the map from the summaries of all segments.
+
+use crate::engine::Engine;
+use crate::format::superblock::FLAG_REBUILD;
+use crate::geometry::Geometry;
+use crate::limits::LEAF_READS;
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict};
+use crate::plant::{Plant, Planted};
+use crate::segment::{SegmentState, SegmentTable};
+use flagstone_block::Buffers;
+
+/// Pages that are read to be counted at a time; the others are for requests.
+const COUNTING_READS: usize = LEAF_READS / 2;
+/// Leaves looked at in one turn.
+const COUNTING_STEPS: usize = 64;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    /// Volume and number of each leaf, in the order of their pages.
+    order: Vec<(u32, u64)>,
+    /// The next of them to be asked for.
+    next: usize,
+    /// Leaves that are not counted yet.
+    left: usize,
+    /// The LSN that each segment was last freed at before the opening.
+    freed: Vec<u64>,
+    /// The opening can't end before.
+    pub(crate) urgent: bool,
+    planted: Planted,
+}
+
+impl Counting {
+    pub(crate) fn new(order: Vec<(u32, u64)>, freed: Vec<u64>, planted: Planted) -> Self {
+        Self { left: order.len(), order, next: 0, freed, urgent: false, planted }
+    }
+
+    /// The leaves that there were to count.
+    pub(crate) fn order(&self) -> &[(u32, u64)] {
+        &self.order
+    }
+
+    /// Leaves that are not counted yet.
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// What an entry of a page that was right at `lsn` is worth.
+    pub(crate) fn judge(&self, geo: &Geometry, segs: &SegmentTable, lsn: u64, pbn: u64) -> Verdict {
+        if !geo.is_data(pbn, 1) {
+            return Verdict::Wrong;
+        }
+        let segment = geo.locate(pbn).0;
+        let freed = self.freed.get(segment as usize).is_some_and(|&freed| freed > lsn);
+        if freed && !self.planted.has(Plant::StaleEntriesStay) {
+            return Verdict::Stale;
+        }
+        match segs.row(segment).state {
+            SegmentState::Sealed | SegmentState::Open | SegmentState::Sealing => Verdict::Good,
+            _ => Verdict::Wrong,
+        }
+    }
+}
+
+/// What a page that was read is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The leaf is in memory, or counted, or was not wanted any more.
+    Taken,
+    /// It contradicts what is known of its leaf.
+    Wrong,
+}
+
+impl Engine {
+    /// Whether it is still being counted what is live: nothing that is dead is given back before.
+    #[must_use]
+    pub fn is_counting_live(&self) -> bool {
+        self.is_counting()
+    }
+
+    /// Whether a segment's live count may still be too small.
+    pub(crate) fn is_counting(&self) -> bool {
+        self.counting.is_some()
+    }
+
+    /// Whether the counting can't end, because of a leaf whose page can't be read.
+    pub(crate) fn is_counting_stuck(&self) -> bool {
+        let asked = |c: &Counting| c.left > 0 && c.next == c.order.len();
+        self.counting.as_ref().is_some_and(asked) && !self.leaf_loader.is_counting()
+    }
+
+    /// Whether the counting goes on, and the cleaner after it.
+    pub(crate) fn may_count(&self) -> bool {
+        self.is_counting() && !self.is_counting_stuck()
+    }
+
+    /// Reads further pages, and ends when all are counted.
+    pub(crate) fn advance_counting(&mut self) {
+        let Some(counting) = &self.counting else { return };
+        if self.opening && !counting.urgent {
+            return;
+        }
+        if counting.left == 0 {
+            return self.end_counting();
+        }
+        for _ in 0..COUNTING_STEPS {
+            let Some(counting) = &mut self.counting else { return };
+            let Some(&(volume, leaf)) = counting.order.get(counting.next) else { return };
+            if self.leaf_loader.counting_reads() == COUNTING_READS {
+                return;
+            }
+            if let Some(page) = self.uncounted_page(volume, leaf)
+                && !self.is_leaf_coming(volume, leaf)
+                && !self.request_count(volume, leaf, page)
+            {
+                // Requests have all the buffers.
+                return;
+            }
+            if let Some(counting) = &mut self.counting {
+                counting.next += 1;
+            }
+        }
+        self.again = true;
+    }
+
+    fn end_counting(&mut self) {
+        self.counting = None;
+        self.segs.end_counting();
+        if !self.opening {
+            self.segs.bury_empty(self.applied_lsn);
+        }
+        self.space.epoch += 1;
+        self.again = true;
+    }
+
+    /// The page of a leaf that is not counted yet.
+    fn uncounted_page(&self, volume: u32, leaf: u64) -> Option<LeafPage> {
+        let map = match self.volumes.get(volume) {
+            Some(volume) => &volume.map,
+            None => self.graves.iter().find(|map| map.volume() == volume)?,
+        };
+        let LeafState::Away(away) = map.leaf(leaf).0 else { return None };
+        let counted = self.slab.unread(away)?.is_counted();
+        (!counted).then(|| self.slab.away_leaf(away).page)
+    }
+
+    /// The page of a leaf was read: it and what was known of the leaf become one, in memory or, if
+    /// it was only read `to_count` and there is no room, beside the page.
+    pub(crate) fn leaf_arrived(
+        &mut self,
+        (volume, leaf): (u32, u64),
+        page: LeafPage,
+        mut content: Leaf,
+        to_count: bool,
+    ) -> Arrival {
+        let in_room = !to_count || self.has_counting_room();
+        let map = match self.volumes.get_mut(volume) {
+            Some(volume) => &mut volume.map,
+            None => match self.graves.iter_mut().find(|map| map.volume() == volume) {
+                Some(map) => map,
+                None => return Arrival::Taken,
+            },
+        };
+        let LeafState::Away(away) = map.leaf(leaf).0 else { return Arrival::Taken };
+        if self.slab.away_leaf(away).page != page {
+            return Arrival::Taken;
+        }
+        let Some(mut unread) = self.slab.take_unread(away) else {
+            map.bring_back(&mut self.slab, leaf, away, content, true);
+            return Arrival::Taken;
+        };
+        if !unread.is_counted()
+            && let Some(counting) = &mut self.counting
+        {
+            let (geo, segs, lsn) = (&self.geo, &self.segs, unread.lsn());
+            let right = unread.apply(&mut content, |pbn| counting.judge(geo, segs, lsn, pbn));
+            if !right || content.bits() != self.slab.away_leaf(away).bits() {
+                self.slab.put_unread(away, unread);
+                return Arrival::Wrong;
+            }
+            for i in 0..LEAF_BLOCKS {
+                if let Mapping::Block { pbn, .. } = content.get(i) {
+                    self.segs.count(self.geo.locate(pbn).0);
+                }
+            }
+            counting.left -= 1;
+            unread.count();
+        } else {
+            unread.apply(&mut content, |_| Verdict::Good);
+        }
+        match (in_room, unread.is_empty()) {
+            (true, clean) => map.bring_back(&mut self.slab, leaf, away, content, clean),
+            (false, false) => self.slab.put_unread(away, unread),
+            (false, true) => {}
+        }
+        self.again |= self.counting.is_some();
+        Arrival::Taken
+    }
+
+    /// A leaf of a volume that is being deleted is given up.
+    pub(crate) fn forget_uncounted(&mut self, away: u32) {
+        let uncounted = self.slab.unread(away).is_some_and(|unread| !unread.is_counted());
+        if uncounted && let Some(counting) = &mut self.counting {
+            counting.left -= 1;
+            self.segs.counted(self.slab.away_leaf(away).mapped());
+        }
+    }
+
+    /// A leaf of a volume that is there can't be read: the next opening makes the map anew.
+    pub(crate) fn want_rebuild(&mut self) {
+        if !self.rebuild.wanted {
+            self.rebuild.wanted = true;
+            self.again = true;
+        }
+    }
+
+    /// Whether the next opening will make the map anew, because a page of it can't be read.
+    #[must_use]
+    pub fn wants_rebuild(&self) -> bool {
+        self.rebuild.wanted
+    }
+
+    /// Writes the superblock that says so.
+    pub(crate) fn advance_rebuild_flag(&mut self, bufs: &mut impl Buffers) {
+        let rebuild = &mut self.rebuild;
+        if rebuild.writing {
+            if self.super_write.take_done() {
+                (rebuild.writing, rebuild.written) = (false, true);
+            }
+        } else if rebuild.wanted
+            && !rebuild.written
+            && !self.opening
+            && self.compaction.is_none()
+            && self.growth.is_none()
+            && !self.stop.has_drained()
+            && self.super_write.is_idle()
+        {
+            rebuild.writing = true;
+            let superblock = self.superblock(0);
+            self.begin_superblock(bufs, superblock);
+        }
+    }
+
+    /// Flags that every superblock of this life carries.
+    pub(crate) fn lasting_flags(&self) -> u32 {
+        if self.rebuild.wanted { FLAG_REBUILD } else { 0 }
+    }
+}
+
+/// Whether the superblock says that the next opening is to make the map anew.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rebuild {
+    wanted: bool,
+    written: bool,
+    pub(crate) writing: bool,
+}
