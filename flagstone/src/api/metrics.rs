@@ -67,7 +67,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 24] = [
+const POOL_GAUGES: [PoolGauge; 26] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -96,6 +96,10 @@ const POOL_GAUGES: [PoolGauge; 24] = [
         p.discarded_bytes
     }),
     ("pool_scrub_repairs", "Damaged metadata written anew since opening", |p| p.scrub_repairs),
+    ("pool_counting", "1 while live blocks are counted after opening", |p| u64::from(p.counting)),
+    ("pool_map_damaged", "1 if a part of the map can't be read until the next opening", |p| {
+        u64::from(p.map_damaged)
+    }),
     ("pool_running", "1 if the pool serves, 0 if it has failed", |p| {
         u64::from(p.state != PoolState::Failed)
     }),

@@ -83,6 +83,8 @@ impl Backend for Fake {
             scrub_findings: 0,
             scrub_repairs: 0,
             discarded_bytes: 0,
+            counting: false,
+            map_damaged: false,
         };
         let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))

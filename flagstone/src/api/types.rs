@@ -238,6 +238,14 @@ pub struct Pool {
     /// Bytes of free segments that were discarded on the device since then.
     #[serde(default)]
     pub discarded_bytes: u64,
+    /// What is live in each segment is still being counted, after the opening: nothing that is dead
+    /// is given back before.
+    #[serde(default)]
+    pub counting: bool,
+    /// A part of the map can't be read: its blocks are I/O errors, and nothing that is dead is given
+    /// back, until the pool is opened again, which makes the map anew.
+    #[serde(default)]
+    pub map_damaged: bool,
 }
 
 /// Every pool.

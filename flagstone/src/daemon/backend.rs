@@ -198,6 +198,8 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         scrub_findings: status.scrub_findings,
         scrub_repairs: status.scrub_repairs,
         discarded_bytes: status.discarded_bytes,
+        counting: status.counting,
+        map_damaged: status.map_damaged,
     }
 }
 

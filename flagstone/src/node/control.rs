@@ -183,6 +183,12 @@ pub struct PoolStatus {
     pub scrub_repairs: u64,
     /// Bytes of free segments that were discarded on the device.
     pub discarded_bytes: u64,
+    /// What is live in each segment is still being counted, after the opening: nothing that is dead
+    /// is given back before.
+    pub counting: bool,
+    /// A part of the map can't be read: its blocks are I/O errors, and nothing that is dead is given
+    /// back, until the pool is opened again.
+    pub map_damaged: bool,
 }
 
 /// What the node has done since it started. All counters only rise, except those called `_now`.

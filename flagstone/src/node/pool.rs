@@ -30,6 +30,8 @@ pub(super) struct Pool {
     pub(super) scrubbing: bool,
     /// How full the pool was told to be.
     pub(super) warning: Warning,
+    /// That the map is damaged was told.
+    pub(super) told_damage: bool,
 }
 
 impl Pool {

@@ -227,7 +227,7 @@ impl Reactor {
             }
             pool.touched = false;
             pool.engine.pump(self.ring.buffers(), now_ns);
-            pool.note_fullness();
+            pool.note_state();
             pool.note_scrub();
             while let Some(io) = pool.engine.next_io() {
                 match io.command {

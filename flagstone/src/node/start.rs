@@ -274,6 +274,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
             growing: None,
             scrubbing: false,
             warning: Warning::default(),
+            told_damage: false,
         });
     }
     let used = u64::from(arena_blocks - ring.buffers_ref().free_blocks());

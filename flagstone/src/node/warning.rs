@@ -40,8 +40,8 @@ impl Warning {
 }
 
 impl Pool {
-    /// Looks at how full the pool is; cheap enough for every turn.
-    pub(super) fn note_fullness(&mut self) {
+    /// Looks at how full the pool is, and whether its map is whole; cheap enough for every turn.
+    pub(super) fn note_state(&mut self) {
         let (used, capacity) = self.engine.fullness();
         if let Some(percent) = self.warning.update(used, capacity) {
             tracing::warn!(
@@ -49,6 +49,13 @@ impl Pool {
                 used = %Human(used),
                 capacity = %Human(capacity),
                 "the pool is {percent} % full"
+            );
+        }
+        if self.engine.wants_rebuild() && !std::mem::replace(&mut self.told_damage, true) {
+            tracing::error!(
+                pool = %self.path.display(),
+                "a part of the map can't be read: what lies there is an I/O error, and nothing that \
+                 is dead is given back, until the pool is started again, which makes the map anew"
             );
         }
     }
