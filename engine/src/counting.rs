@@ -219,9 +219,10 @@ impl Engine {
         }
     }
 
-    /// A leaf of a volume that is there can't be read: the next opening makes the map anew.
+    /// A leaf of a volume that is there can't be read: the next opening makes the map anew. Of a pool
+    /// that has failed, no page that was written last is what counts then.
     pub(crate) fn want_rebuild(&mut self) {
-        if !self.rebuild.wanted {
+        if !self.rebuild.wanted && self.failed.is_none() {
             self.rebuild.wanted = true;
             self.again = true;
         }
