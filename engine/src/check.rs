@@ -128,7 +128,7 @@ pub fn check(
     for volume in loaded.replay.volumes.iter() {
         let mut leaf = 0;
         while leaf < volume.map.leaves() {
-            let (state, leaves) = volume.map.leaf(leaf);
+            let (state, leaves) = volume.map.leaf(&loaded.replay.slab, leaf);
             if let LeafState::Dense(index) = state {
                 check_leaf(io, &loaded, volume, leaf, index, &mut buffer, &mut report);
                 progress(report.blocks, total);
@@ -165,8 +165,8 @@ fn disagreement(pages: &Loaded, summaries: &Loaded) -> Option<Disagreement> {
         let leaves = volume.map.leaves().max(other.map.leaves());
         let mut leaf = 0;
         while leaf < leaves {
-            let (one, skip) = volume.map.leaf(leaf);
-            let (two, skip_too) = other.map.leaf(leaf);
+            let (one, skip) = volume.map.leaf(&pages.replay.slab, leaf);
+            let (two, skip_too) = other.map.leaf(&summaries.replay.slab, leaf);
             let empty = |state| matches!(state, LeafState::Untouched | LeafState::AllHole);
             if empty(one) && empty(two) {
                 leaf += skip.min(skip_too);
@@ -374,7 +374,7 @@ impl Engine {
         for map in self.volumes.iter().map(|v| &v.map).chain(&self.graves) {
             let mut leaf = 0;
             while leaf < map.leaves() {
-                let (state, leaves) = map.leaf(leaf);
+                let (state, leaves) = map.leaf(&self.slab, leaf);
                 let (place, content) = match state {
                     LeafState::Dense(index) => {
                         let content = self.slab.get(index);

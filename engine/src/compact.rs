@@ -357,14 +357,14 @@ impl Engine {
         let (id, lsn) = (volume.info.id, self.applied_lsn);
         let mut leaf = leaf;
         while leaf < volume.map.leaves() {
-            let (state, leaves) = volume.map.leaf(leaf);
+            let (state, leaves) = volume.map.leaf(&self.slab, leaf);
             let lba = leaf * LEAF_BLOCKS as u64;
             match state {
                 LeafState::Untouched => leaf += leaves,
                 LeafState::AllHole | LeafState::AllKept => {
                     let mut end = leaf + 1;
                     while end < volume.map.leaves()
-                        && volume.map.leaf(end).0 == state
+                        && volume.map.leaf(&self.slab, end).0 == state
                         && (end + 1) * LEAF_BLOCKS as u64 - lba <= ZERO_BLOCKS
                     {
                         end += 1;

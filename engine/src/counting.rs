@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::format::superblock::FLAG_REBUILD;
 use crate::geometry::Geometry;
 use crate::limits::LEAF_READS;
-use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use flagstone_block::Buffers;
@@ -146,13 +146,17 @@ impl Engine {
         self.again = true;
     }
 
+    /// The map of a volume, or of one that is being deleted.
+    fn map(&self, volume: u32) -> Option<&VolumeMap> {
+        match self.volumes.get(volume) {
+            Some(volume) => Some(&volume.map),
+            None => self.graves.iter().find(|map| map.volume() == volume),
+        }
+    }
+
     /// The page of a leaf that is not counted yet.
     fn uncounted_page(&self, volume: u32, leaf: u64) -> Option<LeafPage> {
-        let map = match self.volumes.get(volume) {
-            Some(volume) => &volume.map,
-            None => self.graves.iter().find(|map| map.volume() == volume)?,
-        };
-        let LeafState::Away(away) = map.leaf(leaf).0 else { return None };
+        let LeafState::Away(away) = self.map(volume)?.leaf(&self.slab, leaf).0 else { return None };
         let counted = self.slab.unread(away)?.is_counted();
         (!counted).then(|| self.slab.away_leaf(away).page)
     }
@@ -167,19 +171,13 @@ impl Engine {
         to_count: bool,
     ) -> Arrival {
         let in_room = !to_count || self.has_counting_room();
-        let map = match self.volumes.get_mut(volume) {
-            Some(volume) => &mut volume.map,
-            None => match self.graves.iter_mut().find(|map| map.volume() == volume) {
-                Some(map) => map,
-                None => return Arrival::Taken,
-            },
-        };
-        let LeafState::Away(away) = map.leaf(leaf).0 else { return Arrival::Taken };
+        let Some(map) = self.map(volume) else { return Arrival::Taken };
+        let LeafState::Away(away) = map.leaf(&self.slab, leaf).0 else { return Arrival::Taken };
         if self.slab.away_leaf(away).page != page {
             return Arrival::Taken;
         }
         let Some(mut unread) = self.slab.take_unread(away) else {
-            map.bring_back(&mut self.slab, leaf, away, content, true);
+            self.slab.bring_back(away, content, true);
             return Arrival::Taken;
         };
         if !unread.is_counted()
@@ -202,7 +200,7 @@ impl Engine {
             unread.apply(&mut content, |_| Verdict::Good);
         }
         match (in_room, unread.is_empty()) {
-            (true, clean) => map.bring_back(&mut self.slab, leaf, away, content, clean),
+            (true, clean) => self.slab.bring_back(away, content, clean),
             (false, false) => self.slab.put_unread(away, unread),
             (false, true) => {}
         }

@@ -502,10 +502,12 @@ impl Engine {
         if let Mapping::Block { pbn, .. } = new {
             self.segs.born(self.geo.locate(pbn).0);
         }
-        match old {
-            Mapping::Block { pbn, .. } => self.segs.died(self.geo.locate(pbn).0, lsn),
+        match old.mapping {
+            Mapping::Block { pbn, .. } if old.owned => {
+                self.segs.died(self.geo.locate(pbn).0, lsn);
+            }
             Mapping::Kept => self.kept -= 1,
-            Mapping::Hole => {}
+            Mapping::Block { .. } | Mapping::Hole => {}
         }
         if new == Mapping::Kept {
             self.kept += 1;

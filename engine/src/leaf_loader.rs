@@ -17,10 +17,9 @@ use crate::counting::Arrival;
 use crate::engine::Engine;
 use crate::format::leaf::Header;
 use crate::limits::{LEAF_READS, LEAF_SLACK, MAP_LEAVES_MIN};
-use crate::map::{Candidate, LEAF_BLOCKS, Leaf, LeafPage, LeafState, VolumeMap};
+use crate::map::{Candidate, LEAF_BLOCKS, Leaf, LeafPage, LeafState};
 use crate::plant::Plant;
 use crate::token::Token;
-use crate::volume::Volumes;
 use flagstone_block::{Buffer, Buffers, DeviceCommand, DeviceError, Lba};
 use std::collections::VecDeque;
 
@@ -144,18 +143,6 @@ impl LeafLoader {
     }
 }
 
-/// The map of a volume, or of one that is being deleted.
-fn map_of<'a>(
-    volumes: &'a mut Volumes,
-    graves: &'a mut VecDeque<VolumeMap>,
-    volume: u32,
-) -> Option<&'a mut VolumeMap> {
-    match volumes.get_mut(volume) {
-        Some(volume) => Some(&mut volume.map),
-        None => graves.iter_mut().find(|map| map.volume() == volume),
-    }
-}
-
 impl Engine {
     /// Whether the leaves of `blocks` blocks from `lba` are in memory, or can be answered for
     /// without: with `data`, those whose part of the range is all holes need not be. Begins to
@@ -170,7 +157,7 @@ impl Engine {
         while at < end {
             let leaf_end = ((at / per_leaf + 1) * per_leaf).min(end);
             let Some(vol) = self.volumes.get(volume) else { return Paging::Here };
-            match vol.map.leaf(at / per_leaf).0 {
+            match vol.map.leaf(&self.slab, at / per_leaf).0 {
                 LeafState::Dense(index) => self.slab.warm(index),
                 LeafState::Away(away) => {
                     let needed = !data || {
@@ -196,7 +183,7 @@ impl Engine {
     pub(crate) fn prefetch_leaf(&mut self, volume: u32, lba: Lba) {
         let Some(vol) = self.volumes.get(volume) else { return };
         let leaf = lba.0 / LEAF_BLOCKS as u64;
-        if let LeafState::Away(away) = vol.map.leaf(leaf).0
+        if let LeafState::Away(away) = vol.map.leaf(&self.slab, leaf).0
             && self.has_prefetch_room()
             && !self.leaf_loader.bad.contains(&(volume, leaf))
         {
@@ -372,10 +359,9 @@ impl Engine {
             && steps > 0
         {
             steps -= 1;
-            let Some(Candidate { volume, leaf, index, page, cold }) = self.slab.tick() else {
-                continue;
-            };
-            if self.leaf_writer.is_pending(&self.geo, page) || self.is_leaf_under_way(volume, leaf)
+            let Some(candidate) = self.slab.tick() else { continue };
+            let Candidate { volume, leaf, shared, index, page, cold } = candidate;
+            if self.leaf_writer.is_pending(&self.geo, page) || self.is_leaf_under_way(volume, leaf, shared)
             {
                 continue;
             }
@@ -383,8 +369,7 @@ impl Engine {
                 warm = true;
                 continue;
             }
-            let Some(map) = map_of(&mut self.volumes, &mut self.graves, volume) else { continue };
-            map.evict(&mut self.slab, leaf, index);
+            self.slab.evict(index);
             self.counters.leaves_dropped += 1;
             self.leaf_loader.starved = false;
             dropped += 1;
@@ -395,8 +380,9 @@ impl Engine {
         dropped > 0 || (more && warm)
     }
 
-    /// Whether a record under way is about this leaf.
-    fn is_leaf_under_way(&self, volume: u32, leaf: u64) -> bool {
+    /// Whether a record under way is about this leaf; of one that several maps share, about the same
+    /// leaf of any volume.
+    fn is_leaf_under_way(&self, volume: u32, leaf: u64, shared: bool) -> bool {
         if self.planted.has(Plant::DropBusyLeaves) {
             return false;
         }
@@ -404,10 +390,10 @@ impl Engine {
         let end = first + LEAF_BLOCKS as u64;
         self.effects_under_way().any(|effect| match effect {
             Effect::Write { volume: of, lba, blocks, .. } => {
-                of == volume && lba < end && first < lba + u64::from(blocks)
+                (shared || of == volume) && lba < end && first < lba + u64::from(blocks)
             }
             Effect::Zero { volume: of, lba, blocks, .. } => {
-                of == volume && lba < end && first < lba + blocks
+                (shared || of == volume) && lba < end && first < lba + blocks
             }
             _ => false,
         })

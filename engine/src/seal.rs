@@ -132,7 +132,7 @@ impl Engine {
             Reclaim::GoOn => {}
             Reclaim::Done => drop(self.graves.pop_front()),
             Reclaim::Away(leaf) => {
-                let LeafState::Away(away) = map.leaf(leaf).0 else { return };
+                let LeafState::Away(away) = map.leaf(&self.slab, leaf).0 else { return };
                 let page = self.slab.away_leaf(away).page;
                 if self.request_leaf(volume, leaf, page) == Paging::Bad {
                     self.forget_uncounted(away);

@@ -52,7 +52,7 @@ impl Engine {
         let (mut at, mut looked) = (offset, 0);
         while at < end && looked < BLOCKS_MAX {
             let lba = Lba::containing(at);
-            let (state, leaves) = map.leaf(lba.0 / per_leaf);
+            let (state, leaves) = map.leaf(&self.slab, lba.0 / per_leaf);
             let (kind, next) = match state {
                 LeafState::Dense(_) | LeafState::Away(_) => {
                     looked += 1;

@@ -10,7 +10,7 @@ use crate::format::record::{
 };
 use crate::leaf_loader::Paging;
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS, USER_STREAMS};
-use crate::map::{LEAF_BLOCKS, LeafState};
+use crate::map::LEAF_BLOCKS;
 use crate::segment::{OpenSegment, SegmentState};
 use crate::stream::HOT;
 use crate::volume::{Volume, VolumeState};
@@ -136,9 +136,7 @@ impl Engine {
     pub(crate) fn new_leaves(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
         let Some(volume) = self.volumes.get(volume) else { return 0 };
         let leaves = lba / LEAF_BLOCKS as u64..(lba + blocks).div_ceil(LEAF_BLOCKS as u64);
-        let new = |leaf: &u64| {
-            !matches!(volume.map.leaf(*leaf).0, LeafState::Dense(_) | LeafState::Away(_))
-        };
+        let new = |leaf: &u64| volume.map.takes_leaf(&self.slab, *leaf);
         leaves.filter(new).count() as u64
     }
 

@@ -83,7 +83,7 @@ impl Engine {
             // Metadata compaction states the kept zeroes of touched leaves only.
             let mut at = lba;
             while at < lba + blocks {
-                self.touched += u64::from(vol.map.touch(Lba(at)));
+                self.touched += u64::from(vol.map.touch(&mut self.slab, Lba(at)));
                 at = (at / LEAF_BLOCKS as u64 + 1) * LEAF_BLOCKS as u64;
             }
         }
@@ -112,7 +112,7 @@ impl Engine {
         let (mut at, mut asked, mut here) = (lba, 0, None);
         while at < end && asked < LEAF_READS / 2 {
             let vol = self.volumes.get(volume)?;
-            let (state, leaves) = vol.map.leaf(at / per_leaf);
+            let (state, leaves) = vol.map.leaf(&self.slab, at / per_leaf);
             if let LeafState::Away(away) = state {
                 let page = self.slab.away_leaf(away).page;
                 if self.request_leaf(volume, at / per_leaf, page) == Paging::Bad && at == lba {
@@ -130,7 +130,7 @@ impl Engine {
     fn kept_ends(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
         let Some(volume) = self.volumes.get(volume) else { return 0 };
         let ends = [lba / LEAF_BLOCKS as u64, (lba + blocks - 1) / LEAF_BLOCKS as u64];
-        let kept = |leaf: &&u64| volume.map.leaf(**leaf).0 == LeafState::AllKept;
+        let kept = |leaf: &&u64| volume.map.leaf(&self.slab, **leaf).0 == LeafState::AllKept;
         ends.iter().filter(kept).count() as u64
     }
 
@@ -141,7 +141,7 @@ impl Engine {
         let per_leaf = LEAF_BLOCKS as u64;
         let mut at = lba;
         while at < lba + blocks {
-            let (state, leaves) = volume.map.leaf(at / per_leaf);
+            let (state, leaves) = volume.map.leaf(&self.slab, at / per_leaf);
             if state != LeafState::Untouched {
                 break;
             }

@@ -78,8 +78,8 @@ impl Engine {
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;
-        self.touched += u64::from(vol.map.touch(Lba(lba)));
-        self.touched += u64::from(vol.map.touch(Lba(lba + u64::from(blocks) - 1)));
+        self.touched += u64::from(vol.map.touch(&mut self.slab, Lba(lba)));
+        self.touched += u64::from(vol.map.touch(&mut self.slab, Lba(lba + u64::from(blocks) - 1)));
         let lsn = self.next_lsn;
         let record =
             Record::Write { volume, lsn, lba, pbn, vseq, crcs: &crcs[..4 * blocks as usize] };

@@ -28,6 +28,8 @@ pub struct Leaf {
     low: [u32; LEAF_BLOCKS],
     high: [u8; LEAF_BLOCKS],
     crc: [u32; LEAF_BLOCKS],
+    /// Data blocks that are this leaf's own; the others are inherited.
+    owned: LeafBits,
     mapped: u16,
     kept: u16,
     page: Option<LeafPage>,
@@ -50,6 +52,7 @@ impl Leaf {
             low: [HOLE as u32; LEAF_BLOCKS],
             high: [(HOLE >> 32) as u8; LEAF_BLOCKS],
             crc: [0; LEAF_BLOCKS],
+            owned: [0; LEAF_BLOCKS / 64],
             mapped: 0,
             kept: 0,
             page: None,
@@ -86,10 +89,43 @@ impl Leaf {
         }
     }
 
-    /// Replaces the mapping of block `i`; returns the old one.
+    /// Whether block `i` has data that is the leaf's own.
+    #[must_use]
+    pub fn owns(&self, i: usize) -> bool {
+        self.owned[i / 64] >> (i % 64) & 1 != 0
+    }
+
+    /// Which data blocks are the leaf's own.
+    #[must_use]
+    pub fn owned(&self) -> LeafBits {
+        self.owned
+    }
+
+    /// Makes data that block `i` has the leaf's own.
+    pub fn own(&mut self, i: usize) {
+        debug_assert_eq!(self.page, None);
+        self.owned[i / 64] |= 1 << (i % 64);
+    }
+
+    /// Makes all data inherited: of a copy.
+    pub(super) fn disown(&mut self) {
+        self.page = None;
+        self.owned = LeafBits::default();
+    }
+
+    /// As [`Leaf::set`], for data that is inherited.
+    pub fn inherit(&mut self, i: usize, new: Mapping) -> Mapping {
+        let old = self.set(i, new);
+        self.owned[i / 64] &= !(1 << (i % 64));
+        old
+    }
+
+    /// Replaces the mapping of block `i`; data is the leaf's own then. Returns the old mapping.
     pub fn set(&mut self, i: usize, new: Mapping) -> Mapping {
         debug_assert_eq!(self.page, None);
         let old = self.get(i);
+        let owns = matches!(new, Mapping::Block { .. });
+        self.owned[i / 64] = self.owned[i / 64] & !(1 << (i % 64)) | u64::from(owns) << (i % 64);
         match old {
             Mapping::Hole => {}
             Mapping::Kept => self.kept -= 1,

@@ -14,12 +14,14 @@
 //! 4. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
 
 mod leaf;
+mod paged;
 mod slab;
 mod tree;
 mod unread;
 
 pub use leaf::{Leaf, LeafPage, Mapping};
-pub use slab::{Candidate, LeafSlab, PagedLeaf};
+pub use paged::PagedLeaf;
+pub use slab::{Candidate, LeafSlab, Place};
 pub use tree::{LeafState, Reclaim, VolumeMap};
 pub use unread::{Unread, Verdict};
 

@@ -1,88 +1,44 @@
-//! Storage of leaves: dense ones in chunks that never move, and, for those whose page alone is kept,
-//! what must be known without reading it. It also counts, for each segment, the leaves whose page
-//! lies there and says what they say.
+//! Storage of leaves, in memory or not.
+//!
+//! A leaf has a number that stays while it is read back or dropped from memory, and maps refer to it by
+//! that. Several may refer to one leaf as long as they say the same. Dense leaves lie in chunks that never
+//! move; of the others there is what must be known without reading them. It also counts, for each segment,
+//! the leaves whose page lies there and says what they say.
+//!
+//! Invariants:
+//! 1. A leaf that more than one map node refers to is not changed but copied.
+//! 2. Numbers, and places in memory, are given out again only when nobody refers to them.
 
-use super::{LEAF_BLOCKS, Leaf, LeafPage, Mapping, Unread};
-use crate::format::record::LeafBits;
+use super::{Leaf, LeafPage, PagedLeaf, Unread};
 use crate::geometry::Geometry;
 
 const CHUNK_LEAVES: usize = 64;
 /// Passes of the clock that a leaf survives after it was used.
 const WARM: u8 = 2;
 
-/// A leaf that is not in memory.
-#[derive(Clone, Debug)]
-pub struct PagedLeaf {
-    /// Where it is.
-    pub page: LeafPage,
-    holes: LeafBits,
-    kept: Option<Box<LeafBits>>,
-    /// Not read since the opening, or not since what was logged before it.
-    pub(super) unread: Option<Box<Unread>>,
-}
-
-impl PagedLeaf {
-    /// A leaf with these holes and kept zeroes.
-    #[must_use]
-    pub fn new(page: LeafPage, holes: LeafBits, kept: LeafBits) -> Self {
-        let kept = (kept != LeafBits::default()).then(|| Box::new(kept));
-        Self { page, holes, kept, unread: None }
-    }
-
-    /// As [`PagedLeaf::new`], for one that nobody has read yet, as it was at `lsn`.
-    #[must_use]
-    pub fn unread(page: LeafPage, holes: LeafBits, kept: LeafBits, lsn: u64) -> Self {
-        Self { unread: Some(Box::new(Unread::new(lsn))), ..Self::new(page, holes, kept) }
-    }
-
-    /// Blocks with data.
-    #[must_use]
-    pub fn mapped(&self) -> u64 {
-        LEAF_BLOCKS as u64 - ones(&self.holes) - self.kept()
-    }
-
-    /// Kept zero blocks.
-    #[must_use]
-    pub fn kept(&self) -> u64 {
-        self.kept.as_deref().map_or(0, ones)
-    }
-
-    /// Notes what kind of block `i` is.
-    pub(super) fn set_kind(&mut self, i: usize, mapping: Mapping) {
-        let put = |bits: &mut LeafBits, value: bool| {
-            bits[i / 64] = bits[i / 64] & !(1 << (i % 64)) | u64::from(value) << (i % 64);
-        };
-        put(&mut self.holes, mapping == Mapping::Hole);
-        match &mut self.kept {
-            Some(kept) => put(kept, mapping == Mapping::Kept),
-            None if mapping == Mapping::Kept => put(self.kept.get_or_insert_default(), true),
-            None => {}
-        }
-    }
-
-    /// Whether block `i` is a hole, and whether it is a kept zero.
-    #[must_use]
-    pub fn bit(&self, i: usize) -> (bool, bool) {
-        let has = |bits: &LeafBits| bits[i / 64] >> (i % 64) & 1 != 0;
-        (has(&self.holes), self.kept.as_deref().is_some_and(has))
-    }
-
-    /// Which blocks are holes and which are kept zeroes.
-    #[must_use]
-    pub fn bits(&self) -> (LeafBits, LeafBits) {
-        (self.holes, self.kept.as_deref().copied().unwrap_or_default())
-    }
-}
-
-fn ones(bits: &LeafBits) -> u64 {
-    bits.iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
-/// Whose a dense leaf is, and how lately it was used.
-#[derive(Clone, Copy, Debug, Default)]
-struct Owner {
+/// Where a leaf is, and how many map nodes refer to it.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    refs: u32,
+    place: Place,
+    /// Whose it was first, and its number there.
     volume: u32,
     leaf: u64,
+}
+
+/// Where a leaf is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory: index among the dense leaves.
+    Dense(u32),
+    /// Not in memory: index among those.
+    Away(u32),
+}
+
+/// Which leaf lies in a place in memory, and how lately it was used.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owner {
+    id: u32,
     used: bool,
     warmth: u8,
     /// Second in which a block of it was written last, plus one; 0 if that is not known.
@@ -95,11 +51,13 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A leaf in memory that has a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Whose it is.
+    /// Whose it was first.
     pub volume: u32,
     /// Its number in the volume.
     pub leaf: u64,
-    /// Its number in the slab.
+    /// Whether it is that volume's alone.
+    pub shared: bool,
+    /// Its place in memory.
     pub index: u32,
     /// Its page.
     pub page: LeafPage,
@@ -111,13 +69,16 @@ pub struct Candidate {
 /// allocates nothing.
 #[derive(Debug)]
 pub struct LeafSlab {
+    entries: Vec<Entry>,
+    free_entries: Vec<u32>,
     chunks: Vec<Box<[Leaf]>>,
     owners: Vec<Owner>,
     free: Vec<u32>,
     used: usize,
     /// Dense leaves with a page.
     clean: usize,
-    away: Vec<PagedLeaf>,
+    /// Those that are not in memory, with their numbers.
+    away: Vec<(PagedLeaf, u32)>,
     away_free: Vec<u32>,
     /// Leaves with a page, by the segment that it lies in.
     paged: Vec<u32>,
@@ -131,6 +92,8 @@ impl LeafSlab {
     #[must_use]
     pub fn new(geo: &Geometry) -> Self {
         Self {
+            entries: Vec::new(),
+            free_entries: Vec::new(),
             chunks: Vec::new(),
             owners: Vec::new(),
             free: Vec::new(),
@@ -150,8 +113,83 @@ impl LeafSlab {
         self.geo = *geo;
     }
 
-    /// Takes a leaf of holes, for leaf number `leaf` of a volume.
-    pub fn take(&mut self, volume: u32, leaf: u64) -> u32 {
+    /// Makes a leaf of holes, for leaf number `leaf` of a volume; returns its number.
+    pub fn make(&mut self, volume: u32, leaf: u64) -> u32 {
+        let index = self.take();
+        self.enter(volume, leaf, Place::Dense(index))
+    }
+
+    fn enter(&mut self, volume: u32, leaf: u64, place: Place) -> u32 {
+        let entry = Entry { refs: 1, place, volume, leaf };
+        let id = match self.free_entries.pop() {
+            Some(id) => {
+                self.entries[id as usize] = entry;
+                id
+            }
+            None => {
+                self.entries.push(entry);
+                (self.entries.len() - 1) as u32
+            }
+        };
+        self.place(id, place);
+        id
+    }
+
+    /// Notes where a leaf is.
+    fn place(&mut self, id: u32, place: Place) {
+        self.entries[id as usize].place = place;
+        match place {
+            Place::Dense(index) => self.owners[index as usize].id = id,
+            Place::Away(away) => self.away[away as usize].1 = id,
+        }
+    }
+
+    /// Where leaf number `id` is.
+    #[must_use]
+    pub fn at(&self, id: u32) -> Place {
+        self.entries[id as usize].place
+    }
+
+    /// Another map node refers to a leaf.
+    pub fn share(&mut self, id: u32) {
+        self.entries[id as usize].refs += 1;
+    }
+
+    /// Whether several map nodes refer to a leaf.
+    #[must_use]
+    pub fn is_shared(&self, id: u32) -> bool {
+        self.entries[id as usize].refs > 1
+    }
+
+    /// A map node refers to a leaf no more. The last one leaves it only when nothing it maps counts
+    /// any longer.
+    pub fn part(&mut self, id: u32) {
+        let entry = &mut self.entries[id as usize];
+        entry.refs -= 1;
+        if entry.refs > 0 {
+            return;
+        }
+        match entry.place {
+            Place::Dense(index) => self.release(index),
+            Place::Away(away) => self.forget(away),
+        }
+        self.free_entries.push(id);
+    }
+
+    /// A copy of a leaf in memory that others refer to, for one of them; it owns nothing.
+    pub fn copy(&mut self, id: u32, volume: u32, leaf: u64) -> u32 {
+        let Place::Dense(from) = self.at(id) else { unreachable!("a leaf is read before it is copied") };
+        let mut content = self.get(from).clone();
+        content.disown();
+        let index = self.take();
+        *self.leaf(index) = content;
+        self.owners[index as usize].written = self.owners[from as usize].written;
+        self.entries[id as usize].refs -= 1;
+        self.enter(volume, leaf, Place::Dense(index))
+    }
+
+    /// Takes a place in memory.
+    fn take(&mut self) -> u32 {
         if self.free.is_empty() {
             let first = (self.chunks.len() * CHUNK_LEAVES) as u32;
             self.chunks.push(vec![Leaf::new(); CHUNK_LEAVES].into_boxed_slice());
@@ -161,13 +199,13 @@ impl LeafSlab {
         }
         self.used += 1;
         let index = self.free.pop().expect("a chunk was just added");
-        self.owners[index as usize] = Owner { volume, leaf, used: true, warmth: WARM, written: 0 };
+        self.owners[index as usize] = Owner { id: 0, used: true, warmth: WARM, written: 0 };
         index
     }
 
-    /// Gives a leaf back; it must hold holes only.
-    pub fn release(&mut self, index: u32) {
-        debug_assert_eq!((self.get(index).mapped(), self.get(index).kept()), (0, 0));
+    /// Gives a place in memory back.
+    fn release(&mut self, index: u32) {
+        *self.get_mut(index) = Leaf::new();
         self.owners[index as usize].used = false;
         self.used -= 1;
         self.free.push(index);
@@ -264,99 +302,97 @@ impl LeafSlab {
     pub fn tick(&mut self) -> Option<Candidate> {
         let index = self.hand.checked_rem(self.owners.len())?;
         self.hand = index + 1;
-        let Owner { volume, leaf, used, warmth, .. } = self.owners[index];
+        let Owner { id, used, warmth, .. } = self.owners[index];
         self.owners[index].warmth = warmth.saturating_sub(1);
         let index = index as u32;
         let page = self.get(index).page().filter(|_| used)?;
-        Some(Candidate { volume, leaf, index, page, cold: warmth == 0 })
+        let Entry { refs, volume, leaf, .. } = self.entries[id as usize];
+        Some(Candidate { volume, leaf, shared: refs > 1, index, page, cold: warmth == 0 })
     }
 
     /// A leaf that is not in memory has another page now, which says all that is known.
     pub fn move_away(&mut self, away: u32, page: LeafPage) {
-        self.uncount(self.away[away as usize].page);
-        self.away[away as usize].page = page;
-        self.away[away as usize].unread = None;
+        self.uncount(self.away_leaf(away).page);
+        let leaf = self.away_mut(away);
+        (leaf.page, leaf.unread) = (page, None);
         self.count(page);
     }
 
     /// What is kept of a leaf that is not in memory.
     #[must_use]
-    pub fn away_leaf(&self, index: u32) -> &PagedLeaf {
-        &self.away[index as usize]
+    pub fn away_leaf(&self, away: u32) -> &PagedLeaf {
+        &self.away[away as usize].0
     }
 
-    /// Notes a leaf that is not in memory; returns its number among these.
-    pub fn put_away(&mut self, leaf: PagedLeaf) -> u32 {
-        self.count(leaf.page);
-        self.store_away(leaf)
+    /// A leaf that is not in memory, to be changed.
+    pub(super) fn away_mut(&mut self, away: u32) -> &mut PagedLeaf {
+        &mut self.away[away as usize].0
+    }
+
+    /// Makes a leaf that is not in memory; returns its number.
+    pub fn make_away(&mut self, volume: u32, leaf: u64, content: PagedLeaf) -> u32 {
+        self.count(content.page);
+        let away = self.store_away(content);
+        self.enter(volume, leaf, Place::Away(away))
     }
 
     fn store_away(&mut self, leaf: PagedLeaf) -> u32 {
         match self.away_free.pop() {
-            Some(index) => {
-                self.away[index as usize] = leaf;
-                index
+            Some(away) => {
+                self.away[away as usize] = (leaf, 0);
+                away
             }
             None => {
-                self.away.push(leaf);
+                self.away.push((leaf, 0));
                 (self.away.len() - 1) as u32
             }
         }
     }
 
     /// Drops a dense leaf from memory, all but what must be known; it must have a page.
-    pub(super) fn evict(&mut self, index: u32) -> u32 {
+    pub fn evict(&mut self, index: u32) {
         let (holes, kept) = self.get(index).bits();
         let page = self.leaf(index).take_page().expect("a clean leaf has a page");
-        *self.leaf(index) = Leaf::new();
+        let id = self.owners[index as usize].id;
         self.clean -= 1;
         self.release(index);
-        self.store_away(PagedLeaf::new(page, holes, kept))
+        let away = self.store_away(PagedLeaf::new(page, holes, kept));
+        self.place(id, Place::Away(away));
     }
 
     /// Takes back a leaf that was read from its page; `clean` if it still says what the page says.
-    pub(super) fn return_leaf(
-        &mut self,
-        away: u32,
-        (volume, leaf): (u32, u64),
-        content: Leaf,
-        clean: bool,
-    ) -> u32 {
-        let page = self.away[away as usize].page;
+    pub fn bring_back(&mut self, away: u32, content: Leaf, clean: bool) {
+        let page = self.away_leaf(away).page;
+        let id = self.away[away as usize].1;
         self.forget(away);
-        let index = self.take(volume, leaf);
+        let index = self.take();
         *self.leaf(index) = content;
+        self.place(id, Place::Dense(index));
         if clean {
             self.set_page(index, page);
         }
-        index
     }
 
     /// Forgets a leaf that is not in memory.
-    pub(super) fn forget(&mut self, away: u32) {
-        self.uncount(self.away[away as usize].page);
-        self.away[away as usize].unread = None;
+    fn forget(&mut self, away: u32) {
+        self.uncount(self.away_leaf(away).page);
+        self.away_mut(away).unread = None;
         self.away_free.push(away);
-    }
-
-    /// A leaf that is not in memory, to be changed.
-    pub(super) fn away_mut(&mut self, away: u32) -> &mut PagedLeaf {
-        &mut self.away[away as usize]
     }
 
     /// What is known of a leaf that is not in memory beside its page.
     #[must_use]
     pub fn unread(&self, away: u32) -> Option<&Unread> {
-        self.away[away as usize].unread.as_deref()
+        self.away_leaf(away).unread.as_deref()
     }
 
     /// As [`LeafSlab::unread`], but from now on there is nothing.
     pub fn take_unread(&mut self, away: u32) -> Option<Box<Unread>> {
-        self.away[away as usize].unread.take()
+        self.away_mut(away).unread.take()
     }
 
     /// The opposite of [`LeafSlab::take_unread`].
     pub fn put_unread(&mut self, away: u32, unread: Box<Unread>) {
-        self.away[away as usize].unread = Some(unread);
+        self.away_mut(away).unread = Some(unread);
     }
 }

@@ -1,21 +1,23 @@
 //! The radix tree of one volume.
+//!
+//! Nodes are shared between maps, and leaves between nodes, as long as they say the same; what is about
+//! to change is copied first, if it is shared.
 
-use super::slab::PagedLeaf;
-use super::{LEAF_BLOCKS, Leaf, LeafSlab, Mapping, NODE_LEAVES};
+use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, PagedLeaf, Place};
 use crate::status::StatusKind;
 use flagstone_block::Lba;
+use std::sync::Arc;
 
 const UNTOUCHED: u32 = 0;
 const ALL_HOLE: u32 = 1;
 const ALL_KEPT: u32 = 2;
-const DENSE: u32 = 3;
-/// From here on: the number of a leaf that is not in memory.
-const AWAY: u32 = 1 << 31;
+/// From here on: the number of a leaf.
+const LEAF: u32 = 3;
 
 /// Leaves that certainly lie beyond the last node: more than the largest volume has.
 const BEYOND_LEAVES: u64 = 1 << 40;
 
-type Node = Box<[u32; NODE_LEAVES]>;
+type Node = Arc<[u32; NODE_LEAVES]>;
 
 /// What a leaf's slot in the tree says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +28,19 @@ pub enum LeafState {
     AllHole,
     /// Zeroes whose space is kept, all of it.
     AllKept,
-    /// Number in the [`LeafSlab`].
+    /// In memory: place in the [`LeafSlab`].
     Dense(u32),
-    /// Not in memory: number among those of the [`LeafSlab`].
+    /// Not in memory: place among those of the [`LeafSlab`].
     Away(u32),
+}
+
+/// What a block was mapped to before a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The old mapping.
+    pub mapping: Mapping,
+    /// It was data that no other map knows: it is dead now.
+    pub owned: bool,
 }
 
 /// Where each block of one volume lies.
@@ -66,13 +77,27 @@ impl VolumeMap {
         self.volume
     }
 
-    /// The node numbered `node`; the vector grows to the highest node ever touched, so that a
-    /// volume's size alone costs nothing.
-    fn node_mut(nodes: &mut Vec<Option<Node>>, node: usize) -> &mut Node {
+    /// The node numbered `node`, for this map alone; the vector grows to the highest node ever
+    /// touched, so that a volume's size alone costs nothing.
+    fn node_mut<'a>(
+        nodes: &'a mut Vec<Option<Node>>,
+        slab: &mut LeafSlab,
+        node: usize,
+    ) -> &'a mut [u32; NODE_LEAVES] {
         if node >= nodes.len() {
             nodes.resize_with(node + 1, || None);
         }
-        nodes[node].get_or_insert_with(|| Box::new([UNTOUCHED; NODE_LEAVES]))
+        let node = nodes[node].get_or_insert_with(|| Arc::new([UNTOUCHED; NODE_LEAVES]));
+        if Arc::get_mut(node).is_none() {
+            node.iter().filter(|&&slot| slot >= LEAF).for_each(|slot| slab.share(slot - LEAF));
+        }
+        Arc::make_mut(node)
+    }
+
+    /// A map that says the same and shares everything, for `volume`.
+    #[must_use]
+    pub fn fork(&self, volume: u32) -> Self {
+        Self { volume, nodes: self.nodes.clone(), ..*self }
     }
 
     /// Data blocks mapped.
@@ -108,23 +133,34 @@ impl VolumeMap {
     /// State of leaf number `leaf`, and how many leaves from it on share an absent node and so
     /// are certainly untouched (at least 1): what a walk may skip.
     #[must_use]
-    pub fn leaf(&self, leaf: u64) -> (LeafState, u64) {
+    pub fn leaf(&self, slab: &LeafSlab, leaf: u64) -> (LeafState, u64) {
         let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
         match self.nodes.get(node) {
-            Some(Some(node)) => (Self::state(node[slot]), 1),
+            Some(Some(node)) => (Self::state(slab, node[slot]), 1),
             Some(None) => (LeafState::Untouched, (NODE_LEAVES - slot) as u64),
             None => (LeafState::Untouched, BEYOND_LEAVES),
         }
     }
 
-    fn state(raw: u32) -> LeafState {
+    fn state(slab: &LeafSlab, raw: u32) -> LeafState {
         match raw {
             UNTOUCHED => LeafState::Untouched,
             ALL_HOLE => LeafState::AllHole,
             ALL_KEPT => LeafState::AllKept,
-            dense if dense < AWAY => LeafState::Dense(dense - DENSE),
-            away => LeafState::Away(away - AWAY),
+            leaf => match slab.at(leaf - LEAF) {
+                Place::Dense(index) => LeafState::Dense(index),
+                Place::Away(away) => LeafState::Away(away),
+            },
         }
+    }
+
+    /// Whether a change of leaf number `leaf` takes a leaf that there is not yet: because it has no
+    /// entries, or because others refer to it.
+    #[must_use]
+    pub fn takes_leaf(&self, slab: &LeafSlab, leaf: u64) -> bool {
+        let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
+        let Some(Some(node)) = self.nodes.get(node) else { return true };
+        node[slot] < LEAF || Arc::strong_count(node) > 1 || slab.is_shared(node[slot] - LEAF)
     }
 
     /// The mapping of `lba`; a hole beyond the end.
@@ -135,7 +171,7 @@ impl VolumeMap {
     pub fn get(&self, slab: &LeafSlab, lba: Lba) -> Mapping {
         let (node, slot, block) = split(lba);
         let Some(Some(node)) = self.nodes.get(node) else { return Mapping::Hole };
-        match Self::state(node[slot]) {
+        match Self::state(slab, node[slot]) {
             LeafState::Dense(index) => slab.get(index).get(block),
             LeafState::AllKept => Mapping::Kept,
             LeafState::Untouched | LeafState::AllHole => Mapping::Hole,
@@ -163,7 +199,7 @@ impl VolumeMap {
     /// Whether `lba` has data of which only a page knows where it is.
     #[must_use]
     pub fn is_away(&self, slab: &LeafSlab, lba: Lba) -> bool {
-        match self.leaf(lba.0 / LEAF_BLOCKS as u64).0 {
+        match self.leaf(slab, lba.0 / LEAF_BLOCKS as u64).0 {
             LeafState::Away(index) => {
                 slab.away_leaf(index).bit(lba.0 as usize % LEAF_BLOCKS) == (false, false)
             }
@@ -171,43 +207,21 @@ impl VolumeMap {
         }
     }
 
-    /// Drops a dense leaf that has a page from memory.
-    pub fn evict(&mut self, slab: &mut LeafSlab, leaf: u64, index: u32) {
-        debug_assert_eq!(self.leaf(leaf).0, LeafState::Dense(index));
-        let away = slab.evict(index);
-        self.set_slot(leaf * LEAF_BLOCKS as u64, AWAY + away);
-    }
-
-    /// Takes the leaf `away` back, which was read from its page; `clean` if it still says what
-    /// the page says.
-    pub fn bring_back(
-        &mut self,
-        slab: &mut LeafSlab,
-        leaf: u64,
-        away: u32,
-        content: Leaf,
-        clean: bool,
-    ) {
-        debug_assert_eq!(self.leaf(leaf).0, LeafState::Away(away));
-        let index = slab.return_leaf(away, (self.volume, leaf), content, clean);
-        self.set_slot(leaf * LEAF_BLOCKS as u64, index + DENSE);
-    }
-
     /// Puts a leaf that nobody has read where there is none; false if there is one.
     pub fn place_away(&mut self, slab: &mut LeafSlab, leaf: u64, content: PagedLeaf) -> bool {
         let lba = leaf * LEAF_BLOCKS as u64;
-        if self.leaf(leaf).0 != LeafState::Untouched {
+        if self.leaf(slab, leaf).0 != LeafState::Untouched {
             return false;
         }
-        self.touch(Lba(lba));
+        self.touch(slab, Lba(lba));
         if content.mapped() == 0 && content.kept() == 0 {
             return true;
         }
         self.mapped += content.mapped();
         self.kept += content.kept();
         self.dense += 1;
-        let away = slab.put_away(content);
-        self.set_slot(lba, AWAY + away);
+        let id = slab.make_away(self.volume, leaf, content);
+        self.set_slot(slab, lba, id + LEAF);
         true
     }
 
@@ -221,7 +235,9 @@ impl VolumeMap {
         lsn: u64,
         new: Mapping,
     ) -> bool {
-        let LeafState::Away(away) = self.leaf(lba / LEAF_BLOCKS as u64).0 else { return false };
+        let LeafState::Away(away) = self.leaf(slab, lba / LEAF_BLOCKS as u64).0 else {
+            return false;
+        };
         let leaf = slab.away_mut(away);
         let Some(mut unread) = leaf.unread.take() else { return false };
         let before = (leaf.mapped(), leaf.kept());
@@ -243,76 +259,94 @@ impl VolumeMap {
             _ => None,
         };
         if let Some(state) = empty {
-            self.dense -= 1;
-            slab.forget(away);
-            self.set_slot(lba, state);
+            self.drop_leaf(slab, lba, state);
         }
         true
     }
 
     /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged
     /// meanwhile knows that there is something to discard. Returns whether it is the first time.
-    pub fn touch(&mut self, lba: Lba) -> bool {
-        let (node, slot, _) = split(lba);
-        let node = Self::node_mut(&mut self.nodes, node);
-        let first = node[slot] == UNTOUCHED;
+    pub fn touch(&mut self, slab: &mut LeafSlab, lba: Lba) -> bool {
+        let (number, slot, _) = split(lba);
+        let raw = self.nodes.get(number).and_then(Option::as_ref).map_or(UNTOUCHED, |n| n[slot]);
+        let first = raw == UNTOUCHED;
         if first {
-            node[slot] = ALL_HOLE;
+            Self::node_mut(&mut self.nodes, slab, number)[slot] = ALL_HOLE;
             self.touched += 1;
         }
         first
     }
 
-    /// Replaces the mapping of `lba`, which must lie in the volume; returns the old one.
-    pub fn set(&mut self, slab: &mut LeafSlab, lba: Lba, new: Mapping) -> Mapping {
-        let (node, slot, block) = split(lba);
+    /// The place in memory of the leaf of `lba`, for this map alone, with how the others go on.
+    ///
+    /// # Panics
+    /// If the leaf is not in memory.
+    fn own_leaf(&mut self, slab: &mut LeafSlab, lba: Lba) -> u32 {
+        let (node, slot, _) = split(lba);
+        let leaf = lba.0 / LEAF_BLOCKS as u64;
+        let node = Self::node_mut(&mut self.nodes, slab, node);
+        let raw = node[slot];
+        let id = if raw < LEAF {
+            self.touched += u64::from(raw == UNTOUCHED);
+            self.dense += 1;
+            slab.make(self.volume, leaf)
+        } else if slab.is_shared(raw - LEAF) {
+            slab.copy(raw - LEAF, self.volume, leaf)
+        } else {
+            raw - LEAF
+        };
+        node[slot] = id + LEAF;
+        let Place::Dense(index) = slab.at(id) else {
+            unreachable!("a leaf is read before it is changed")
+        };
+        if raw == ALL_KEPT {
+            slab.get_mut(index).fill(Mapping::Kept);
+        }
+        index
+    }
+
+    /// Lets the leaf of `lba` go; its slot says `raw` from now on.
+    fn drop_leaf(&mut self, slab: &mut LeafSlab, lba: u64, raw: u32) {
+        let (node, slot, _) = split(Lba(lba));
+        let node = Self::node_mut(&mut self.nodes, slab, node);
+        let id = std::mem::replace(&mut node[slot], raw) - LEAF;
+        self.dense -= 1;
+        slab.part(id);
+    }
+
+    /// Replaces the mapping of `lba`, which must lie in the volume; data is this map's own then.
+    pub fn set(&mut self, slab: &mut LeafSlab, lba: Lba, new: Mapping) -> Replaced {
+        let block = lba.0 as usize % LEAF_BLOCKS;
         let now = self.get(slab, lba);
         if now == new && !matches!(new, Mapping::Block { .. }) {
-            return now;
+            return Replaced { mapping: now, owned: false };
         }
-        let node = Self::node_mut(&mut self.nodes, node);
-        assert!(node[slot] < AWAY, "a leaf is read before it is changed");
-        if node[slot] < DENSE {
-            self.touched += u64::from(node[slot] == UNTOUCHED);
-            self.dense += 1;
-            let index = slab.take(self.volume, lba.0 / LEAF_BLOCKS as u64);
-            if node[slot] == ALL_KEPT {
-                slab.get_mut(index).fill(Mapping::Kept);
-            }
-            node[slot] = index + DENSE;
-        }
-        let index = node[slot] - DENSE;
+        let index = self.own_leaf(slab, lba);
         let leaf = slab.get_mut(index);
+        let owned = leaf.owns(block);
         let old = leaf.set(block, new);
+        let (mapped, kept) = (leaf.mapped(), leaf.kept());
         match old {
             Mapping::Hole => {}
             Mapping::Kept => self.kept -= 1,
             Mapping::Block { .. } => self.mapped -= 1,
         }
         match new {
-            Mapping::Hole => {
-                if leaf.mapped() == 0 && leaf.kept() == 0 {
-                    self.dense -= 1;
-                    slab.release(index);
-                    node[slot] = ALL_HOLE;
-                }
-            }
+            Mapping::Hole if mapped == 0 && kept == 0 => self.drop_leaf(slab, lba.0, ALL_HOLE),
+            Mapping::Hole => {}
             Mapping::Kept => {
                 self.kept += 1;
-                if usize::from(leaf.kept()) == LEAF_BLOCKS {
-                    leaf.fill(Mapping::Hole);
-                    self.dense -= 1;
-                    slab.release(index);
-                    node[slot] = ALL_KEPT;
+                if usize::from(kept) == LEAF_BLOCKS {
+                    self.drop_leaf(slab, lba.0, ALL_KEPT);
                 }
             }
             Mapping::Block { .. } => self.mapped += 1,
         }
-        old
+        Replaced { mapping: old, owned }
     }
 
     /// Makes the blocks `lba..end` holes or, with `keep`, kept zeroes, and calls `dead` for each
-    /// data block that was there. A whole leaf without data costs one step, so that a huge range
+    /// data block that nobody maps any more. A whole leaf without data costs one step, so that a huge range
     /// takes neither long nor memory.
     pub fn zero(
         &mut self,
@@ -327,26 +361,27 @@ impl VolumeMap {
         while at < end {
             let leaf_end = (at / per_leaf + 1) * per_leaf;
             let whole = at.is_multiple_of(per_leaf) && leaf_end <= end;
-            let (state, leaves) = self.leaf(at / per_leaf);
+            let (state, leaves) = self.leaf(slab, at / per_leaf);
             match state {
                 LeafState::Untouched | LeafState::AllHole if !keep => {
                     at = (at / per_leaf + leaves) * per_leaf;
                     continue;
                 }
                 LeafState::Untouched | LeafState::AllHole if whole => {
-                    self.touch(Lba(at));
+                    self.touch(slab, Lba(at));
                     self.kept += per_leaf;
-                    self.set_slot(at, ALL_KEPT);
+                    self.set_slot(slab, at, ALL_KEPT);
                 }
                 LeafState::AllKept if keep => {}
                 LeafState::AllKept if whole => {
                     self.kept -= per_leaf;
-                    self.set_slot(at, ALL_HOLE);
+                    self.set_slot(slab, at, ALL_HOLE);
                 }
                 _ => {
                     let new = if keep { Mapping::Kept } else { Mapping::Hole };
                     for block in at..leaf_end.min(end) {
-                        if let Mapping::Block { pbn, .. } = self.set(slab, Lba(block), new) {
+                        let old = self.set(slab, Lba(block), new);
+                        if let Replaced { mapping: Mapping::Block { pbn, .. }, owned: true } = old {
                             dead(pbn);
                         }
                     }
@@ -356,9 +391,9 @@ impl VolumeMap {
         }
     }
 
-    fn set_slot(&mut self, lba: u64, raw: u32) {
+    fn set_slot(&mut self, slab: &mut LeafSlab, lba: u64, raw: u32) {
         let (node, slot, _) = split(Lba(lba));
-        Self::node_mut(&mut self.nodes, node)[slot] = raw;
+        Self::node_mut(&mut self.nodes, slab, node)[slot] = raw;
     }
 
     /// How many of the blocks `lba..end` are kept zeroes.
@@ -367,7 +402,7 @@ impl VolumeMap {
         let per_leaf = LEAF_BLOCKS as u64;
         let (mut at, mut kept) = (lba, 0);
         while at < end {
-            let (state, leaves) = self.leaf(at / per_leaf);
+            let (state, leaves) = self.leaf(slab, at / per_leaf);
             let next = ((at / per_leaf + leaves) * per_leaf).min(end);
             kept += match state {
                 LeafState::Untouched | LeafState::AllHole => 0,
@@ -390,8 +425,8 @@ impl VolumeMap {
         kept
     }
 
-    /// Takes up to `leaves` dense leaves off the end of the tree and calls `dead` for each data
-    /// block. For volumes that are being deleted.
+    /// Takes up to `leaves` leaves off the end of the tree and calls `dead` for each data block that
+    /// nobody maps any more. For volumes that are being deleted.
     pub fn reclaim(
         &mut self,
         slab: &mut LeafSlab,
@@ -399,37 +434,42 @@ impl VolumeMap {
         dead: &mut dyn FnMut(u64),
     ) -> Reclaim {
         while let Some(number) = self.nodes.len().checked_sub(1) {
-            if let Some(node) = &mut self.nodes[number] {
-                for (i, slot) in node.iter_mut().enumerate() {
-                    if *slot == ALL_KEPT {
-                        self.kept -= LEAF_BLOCKS as u64;
-                        *slot = ALL_HOLE;
-                    }
-                    if *slot < DENSE {
-                        continue;
-                    }
-                    if leaves == 0 {
-                        return Reclaim::GoOn;
-                    }
-                    if *slot >= AWAY {
-                        return Reclaim::Away((number * NODE_LEAVES + i) as u64);
-                    }
-                    leaves -= 1;
-                    let leaf = slab.get_mut(*slot - DENSE);
-                    for i in 0..LEAF_BLOCKS {
-                        match leaf.set(i, Mapping::Hole) {
-                            Mapping::Hole => {}
-                            Mapping::Kept => self.kept -= 1,
-                            Mapping::Block { pbn, .. } => {
-                                self.mapped -= 1;
-                                dead(pbn);
-                            }
-                        }
-                    }
-                    self.dense -= 1;
-                    slab.release(*slot - DENSE);
+            let Some(node) = self.nodes[number].as_mut().and_then(Arc::get_mut) else {
+                // Nothing is there, or others go on with it.
+                self.nodes.pop();
+                continue;
+            };
+            for (i, slot) in node.iter_mut().enumerate() {
+                if *slot == ALL_KEPT {
+                    self.kept -= LEAF_BLOCKS as u64;
                     *slot = ALL_HOLE;
                 }
+                if *slot < LEAF {
+                    continue;
+                }
+                if leaves == 0 {
+                    return Reclaim::GoOn;
+                }
+                let id = *slot - LEAF;
+                if !slab.is_shared(id) {
+                    let Place::Dense(index) = slab.at(id) else {
+                        return Reclaim::Away((number * NODE_LEAVES + i) as u64);
+                    };
+                    let leaf = slab.get(index);
+                    self.kept -= u64::from(leaf.kept());
+                    self.mapped -= u64::from(leaf.mapped());
+                    for i in 0..LEAF_BLOCKS {
+                        if let Mapping::Block { pbn, .. } = leaf.get(i)
+                            && leaf.owns(i)
+                        {
+                            dead(pbn);
+                        }
+                    }
+                }
+                leaves -= 1;
+                self.dense -= 1;
+                slab.part(id);
+                *slot = ALL_HOLE;
             }
             self.nodes.pop();
         }
@@ -439,10 +479,8 @@ impl VolumeMap {
     /// Gives up a leaf whose page can't be read, in a volume that is being deleted: where its
     /// blocks lay is not known any more.
     pub fn give_up(&mut self, slab: &mut LeafSlab, leaf: u64) {
-        if let LeafState::Away(away) = self.leaf(leaf).0 {
-            self.dense -= 1;
-            slab.forget(away);
-            self.set_slot(leaf * LEAF_BLOCKS as u64, ALL_HOLE);
+        if let LeafState::Away(_) = self.leaf(slab, leaf).0 {
+            self.drop_leaf(slab, leaf * LEAF_BLOCKS as u64, ALL_HOLE);
         }
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn read(
     let mut results = Vec::new();
     let pool = pool_tag(pool);
     for part in counting.order().chunks(PREFETCH) {
-        let away = |key: &Key| match state.volumes.get(key.0)?.map.leaf(key.1).0 {
+        let away = |key: &Key| match state.volumes.get(key.0)?.map.leaf(&state.slab, key.1).0 {
             LeafState::Away(away) => Some((*key, away, state.slab.away_leaf(away).page)),
             _ => None,
         };
@@ -160,8 +160,7 @@ pub(super) fn read(
                     state.segs.born(geo.locate(pbn).0);
                 }
             }
-            let Some(volume) = state.volumes.get_mut(key.0) else { continue };
-            volume.map.bring_back(&mut state.slab, key.1, away, leaf, clean);
+            state.slab.bring_back(away, leaf, clean);
         }
     }
     state.segs.end_counting();
@@ -175,7 +174,7 @@ impl Replay {
         let unread: Vec<Key> = order
             .into_iter()
             .filter(|key| {
-                let state = self.volumes.get(key.0).map(|volume| volume.map.leaf(key.1).0);
+                let state = self.volumes.get(key.0).map(|volume| volume.map.leaf(&self.slab, key.1).0);
                 let Some(LeafState::Away(away)) = state else { return false };
                 blocks += self.slab.away_leaf(away).mapped();
                 true

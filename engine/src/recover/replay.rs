@@ -292,7 +292,7 @@ impl Replay {
         let counts = self.paged_lsn.is_none_or(|paged| lsn >= paged);
         let (per_leaf, mut from, mut at) = (LEAF_BLOCKS as u64, lba, lba);
         while at < end {
-            let (_, leaves) = volume.map.leaf(at / per_leaf);
+            let (_, leaves) = volume.map.leaf(&self.slab, at / per_leaf);
             let leaf_end = ((at / per_leaf + leaves) * per_leaf).min(end);
             if volume.map.patch(&mut self.slab, (at, leaf_end), lsn, new) {
                 if counts {
@@ -321,7 +321,7 @@ impl Replay {
                 let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
                 // Each leaf's statement must be made again at the next compaction.
                 for leaf in (lba / LEAF_BLOCKS as u64)..end.div_ceil(LEAF_BLOCKS as u64) {
-                    volume.map.touch(Lba(leaf * LEAF_BLOCKS as u64));
+                    volume.map.touch(&mut self.slab, Lba(leaf * LEAF_BLOCKS as u64));
                 }
                 self.zero(id, lsn, lba, end, keep);
             }
@@ -339,7 +339,7 @@ impl Replay {
                     }
                 }
                 if lba < end {
-                    volume.map.touch(Lba(lba));
+                    volume.map.touch(&mut self.slab, Lba(lba));
                 }
             }
             _ => {}
@@ -351,7 +351,7 @@ impl Replay {
         for volume in self.volumes.iter() {
             let mut leaf = 0;
             while leaf < volume.map.leaves() {
-                let (state, leaves) = volume.map.leaf(leaf);
+                let (state, leaves) = volume.map.leaf(&self.slab, leaf);
                 if let LeafState::Dense(index) = state {
                     let leaf = self.slab.get(index);
                     for i in 0..LEAF_BLOCKS {

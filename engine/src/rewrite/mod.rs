@@ -188,7 +188,7 @@ impl Engine {
         let Some(volume) = self.volumes.get(volume) else { return };
         let leaf = |lba: u64| lba / LEAF_BLOCKS as u64;
         for leaf in leaf(lba)..=leaf(lba + u64::from(blocks) - 1) {
-            if let LeafState::Dense(index) = volume.map.leaf(leaf).0 {
+            if let LeafState::Dense(index) = volume.map.leaf(&self.slab, leaf).0 {
                 self.slab.stamp(index, self.now_ns);
             }
         }
@@ -218,7 +218,7 @@ impl Engine {
     /// The leaf of a region, if it is in memory and its volume is in use.
     fn region_leaf(&self, region: Region) -> Option<u32> {
         let volume = self.volumes.get(region.volume)?;
-        match volume.map.leaf(region.leaf).0 {
+        match volume.map.leaf(&self.slab, region.leaf).0 {
             LeafState::Dense(index) if volume.state == VolumeState::Active => Some(index),
             _ => None,
         }

@@ -241,7 +241,7 @@ impl Engine {
             if leaf >= volume.map.leaves() {
                 return (next_volume, Next::Again);
             }
-            let (_, leaves) = volume.map.leaf(leaf);
+            let (_, leaves) = volume.map.leaf(&self.slab, leaf);
             let (lba, id) = (leaf * LEAF_BLOCKS as u64, volume.info.id);
             leaf += leaves;
             if let Some((_, Some(page))) = self.leaf_at(id, lba) {
@@ -255,7 +255,7 @@ impl Engine {
 
     /// The leaf of `lba`, if it is in memory, and the page that says what it says.
     pub(super) fn leaf_at(&self, volume: u32, lba: u64) -> Option<(Option<u32>, Option<LeafPage>)> {
-        match self.volumes.get(volume)?.map.leaf(lba / LEAF_BLOCKS as u64).0 {
+        match self.volumes.get(volume)?.map.leaf(&self.slab, lba / LEAF_BLOCKS as u64).0 {
             LeafState::Dense(index) => Some((Some(index), self.slab.get(index).page())),
             LeafState::Away(index) => Some((None, Some(self.slab.away_leaf(index).page))),
             _ => None,
@@ -375,7 +375,7 @@ impl Engine {
     /// say which there are; ends with a list of them.
     fn search_maps(&mut self, segment: u32, slot: usize, leaf: u64) -> Next {
         if let Some(volume) = self.volumes.slot(slot)
-            && let LeafState::Away(away) = volume.map.leaf(leaf).0
+            && let LeafState::Away(away) = volume.map.leaf(&self.slab, leaf).0
         {
             let (id, page) = (volume.info.id, self.slab.away_leaf(away).page);
             // A leaf that can't be read is passed over: its own damage is reported.
@@ -391,7 +391,7 @@ impl Engine {
                 None
             }
             Some(volume) if leaf < volume.map.leaves() => {
-                let (state, leaves) = volume.map.leaf(leaf);
+                let (state, leaves) = volume.map.leaf(&self.slab, leaf);
                 if let LeafState::Dense(index) = state {
                     for i in 0..LEAF_BLOCKS {
                         let Mapping::Block { pbn, crc } = self.slab.get(index).get(i) else {
