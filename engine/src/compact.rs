@@ -7,9 +7,10 @@
 //! [`crate::leaf_writer`]). While the chain is being written, new records go to both chains, so
 //! it does not stop anything; the switch is one superblock write.
 //!
-//! A statement carries the LSN up to which the map had been changed when it was made; replay
-//! orders it behind the records with that LSN. Segments are stated before leaves: the pages hold
-//! every entry of a segment that is stated as sealed, and its summary need not be read.
+//! A checkpoint begins by sharing all maps, and states their leaves as they were then, at one LSN:
+//! what changes meanwhile is copied first. Replay orders a statement behind the records with its LSN.
+//! The pages hold every entry of a segment that is stated as sealed and was in the maps when they were
+//! shared; its summary need not be read.
 //!
 //! The holes are there for when a page is damaged: the map can then be made anew from all
 //! summaries, and without them old ones would bring discarded blocks back.
@@ -21,12 +22,12 @@ use crate::limits::{
     CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, USER_STREAMS,
     ZERO_BLOCKS,
 };
-use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Verdict};
+use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Verdict, VolumeMap};
 use crate::meta_chain::{MetaChain, NO_SEGMENT, Remains};
 use crate::plant::Plant;
 use crate::segment::{OpenSegment, SegmentState};
 use crate::token::Token;
-use crate::volume::{VolumeSettings, VolumeState};
+use crate::volume::{Volume, VolumeSettings, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError};
 
 /// Records stated per turn, so that a large pool's compaction does not hold up its requests.
@@ -41,7 +42,7 @@ enum Cursor {
     Volumes { slot: usize },
     Segments { segment: u32 },
     OpenSegment { stream: usize, block: u32 },
-    Leaves { slot: usize, leaf: u64 },
+    Leaves { map: usize, leaf: u64 },
     End,
 }
 
@@ -61,6 +62,9 @@ enum Stage {
 #[derive(Debug)]
 pub(crate) struct Compaction {
     pub(crate) chain: MetaChain,
+    /// The maps as they were at `lsn`.
+    frozen: Vec<VolumeMap>,
+    lsn: u64,
     cursor: Cursor,
     stage: Stage,
 }
@@ -108,8 +112,10 @@ impl Engine {
         self.begin_leaf_pages();
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
-        self.compaction =
-            Some(Compaction { chain, cursor: Cursor::Volumes { slot: 0 }, stage: Stage::Stating });
+        let stated = |volume: &&Volume| volume.state != VolumeState::Creating;
+        let frozen = self.volumes.iter().filter(stated).map(|volume| volume.map.fork()).collect();
+        let (cursor, stage) = (Cursor::Volumes { slot: 0 }, Stage::Stating);
+        self.compaction = Some(Compaction { chain, frozen, lsn, cursor, stage });
         true
     }
 
@@ -232,6 +238,7 @@ impl Engine {
     }
 
     fn switch_chain(&mut self, bufs: &mut impl Buffers, compaction: Compaction) {
+        self.forks.extend(compaction.frozen);
         let old = std::mem::replace(&mut self.meta, compaction.chain);
         let segs = &mut self.segs;
         self.meta_remains = Some(old.end(bufs, |segment| segs.release(segment)));
@@ -244,8 +251,8 @@ impl Engine {
     /// Makes the next statement; false if that must wait for a leaf page to be written.
     fn state_next(&mut self, bufs: &mut impl Buffers, compaction: &mut Compaction) -> bool {
         let step = match compaction.cursor {
-            Cursor::Leaves { slot, leaf } => self.leaf_statement(bufs, slot, leaf),
-            cursor => Some(self.statement(bufs, cursor)),
+            Cursor::Leaves { map, leaf } => self.leaf_statement(bufs, compaction, map, leaf),
+            cursor => Some(self.statement(bufs, compaction, cursor)),
         };
         let Some((next, record)) = step else { return false };
         compaction.cursor = next;
@@ -290,7 +297,12 @@ impl Engine {
     }
 
     /// What stands at `cursor`, and where the next statement is.
-    fn statement(&self, bufs: &impl Buffers, cursor: Cursor) -> (Cursor, Option<Statement>) {
+    fn statement(
+        &self,
+        bufs: &impl Buffers,
+        compaction: &Compaction,
+        cursor: Cursor,
+    ) -> (Cursor, Option<Statement>) {
         let lsn = self.applied_lsn;
         match cursor {
             Cursor::Volumes { slot } if slot == self.volumes.slots() => {
@@ -310,13 +322,14 @@ impl Engine {
                 // the old chain only, but no page holds its entries yet.
                 let switching = self.is_switching(segment);
                 let sealed = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
-                let seal = row.seal(segment, lsn, !switching);
+                let in_maps = !switching && row.in_map_lsn <= compaction.lsn;
+                let seal = row.seal(segment, lsn, in_maps);
                 let record = Statement::Plain(Record::SegmentSeal(seal));
                 let record = (sealed || switching).then_some(record);
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
             Cursor::OpenSegment { stream, .. } if stream == USER_STREAMS => {
-                (Cursor::Leaves { slot: 0, leaf: 0 }, None)
+                (Cursor::Leaves { map: 0, leaf: 0 }, None)
             }
             Cursor::OpenSegment { stream, block } => match &self.open[stream] {
                 Some(open) if block < open.in_meta => (
@@ -346,25 +359,26 @@ impl Engine {
     fn leaf_statement(
         &mut self,
         bufs: &mut impl Buffers,
-        slot: usize,
+        compaction: &Compaction,
+        number: usize,
         leaf: u64,
     ) -> Option<(Cursor, Option<Statement>)> {
-        if slot == self.volumes.slots() {
-            return Some((Cursor::End, None));
+        let Some(map) = compaction.frozen.get(number) else { return Some((Cursor::End, None)) };
+        let next_volume = (Cursor::Leaves { map: number + 1, leaf: 0 }, None);
+        let (id, lsn) = (map.volume(), compaction.lsn);
+        if self.volumes.get(id).is_none() {
+            return Some(next_volume);
         }
-        let next_volume = (Cursor::Leaves { slot: slot + 1, leaf: 0 }, None);
-        let Some(volume) = self.volumes.slot(slot) else { return Some(next_volume) };
-        let (id, lsn) = (volume.info.id, self.applied_lsn);
         let mut leaf = leaf;
-        while leaf < volume.map.leaves() {
-            let (state, leaves) = volume.map.leaf(&self.slab, leaf);
+        while leaf < map.leaves() {
+            let (state, leaves) = map.leaf(&self.slab, leaf);
             let lba = leaf * LEAF_BLOCKS as u64;
             match state {
                 LeafState::Untouched => leaf += leaves,
                 LeafState::AllHole | LeafState::AllKept => {
                     let mut end = leaf + 1;
-                    while end < volume.map.leaves()
-                        && volume.map.leaf(&self.slab, end).0 == state
+                    while end < map.leaves()
+                        && map.leaf(&self.slab, end).0 == state
                         && (end + 1) * LEAF_BLOCKS as u64 - lba <= ZERO_BLOCKS
                     {
                         end += 1;
@@ -374,7 +388,7 @@ impl Engine {
                     let record = Record::Zero { volume: id, lsn, lba, blocks, keep, vseq: 0 };
                     let forgotten = self.planted.has(Plant::CompactWithoutHoles);
                     let record = (!forgotten).then_some(Statement::Plain(record));
-                    return Some((Cursor::Leaves { slot, leaf: end }, record));
+                    return Some((Cursor::Leaves { map: number, leaf: end }, record));
                 }
                 LeafState::Dense(_) | LeafState::Away(_) => {
                     let (page, mut holes, kept) = self.page_to_state(bufs, id, leaf, state)?;
@@ -384,7 +398,7 @@ impl Engine {
                     }
                     let LeafPage { pbn: page, crc: page_crc } = page;
                     let record = Record::Leaf { volume: id, lsn, lba, page, page_crc, holes, kept };
-                    let next = Cursor::Leaves { slot, leaf: leaf + 1 };
+                    let next = Cursor::Leaves { map: number, leaf: leaf + 1 };
                     return Some((next, Some(Statement::Plain(record))));
                 }
             }

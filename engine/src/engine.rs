@@ -181,6 +181,8 @@ pub struct Engine {
     pub(crate) next_volume: u32,
     /// Maps of deleted volumes, being taken apart.
     pub(crate) graves: VecDeque<VolumeMap>,
+    /// Maps as they were when the last checkpoint began, being taken apart.
+    pub(crate) forks: VecDeque<VolumeMap>,
     pub(crate) kept: u64,
     pub(crate) space: Space,
     pub(crate) growth: Option<Growth>,
@@ -370,6 +372,7 @@ impl Engine {
             self.again |= paging;
             let graves = self.graves.len();
             self.advance_reclaim();
+            self.advance_forks();
             // What has died last can be freed now, and the cleaner may begin.
             self.again |= self.graves.len() < graves;
             self.advance_discards();
@@ -386,7 +389,8 @@ impl Engine {
         if self.failed.is_some() {
             return None;
         }
-        if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
+        let graves = !self.graves.is_empty() && !self.leaf_loader.is_reading();
+        if self.again || graves || !self.forks.is_empty() {
             return Some(self.now_ns);
         }
         let background = [

@@ -51,6 +51,8 @@ pub(crate) struct LeafWriter {
     place: Option<(u32, u32)>,
     /// Segments taken by the checkpoint under way.
     taken: u32,
+    /// The LSN up to which what it states had been changed.
+    lsn: u64,
     /// Pages that the chain under construction names, by segment.
     named: HashMap<u32, u32>,
 }
@@ -118,6 +120,7 @@ impl Engine {
     /// short these are all that have room for another page.
     pub(crate) fn begin_leaf_pages(&mut self) {
         self.leaf_writer.named.clear();
+        self.leaf_writer.lsn = self.applied_lsn;
         let pages = self.geo.leaf_pages();
         let short = self.segs.free() <= self.floor() + self.segs.maps();
         let enough = if short { pages } else { pages / 2 };
@@ -170,7 +173,7 @@ impl Engine {
         let chunk = &mut self.leaf_writer.chunks[c];
         let pbn = self.geo.pbn(chunk.segment, chunk.first + chunk.blocks);
         let width = self.geo.pbn_bits();
-        let header = Header { volume, lba, lsn: self.applied_lsn, pbn, width };
+        let header = Header { volume, lba, lsn: self.leaf_writer.lsn, pbn, width };
         let buffer = chunk.buffer.part(chunk.blocks, blocks);
         chunk.blocks += blocks;
         let crc = header.encode(self.pool_tag, content, bufs.bytes_mut(buffer));

@@ -216,12 +216,12 @@ impl Engine {
         }
         // What it was charged at its admission is its own until it is in a batch.
         self.uncharge_rmw(i);
-        let leaves = self.new_leaves(rmw.volume, rmw.lba, 1);
+        let (leaves, copies) = self.leaves_taken(rmw.volume, rmw.lba, 1);
         let stream = self.stream_of(rmw.volume, Lba(rmw.lba), 1);
         // Asked for room last, since that may begin a batch: one that stays empty would keep the
         // journal moving, and what is under way from ever settling.
         let room = self.charge(rmw.volume, Lba(rmw.lba), 1).and_then(|_| {
-            let room = self.charge_leaves(leaves).and_then(|()| self.data_room(bufs, stream, 1));
+            let room = self.charge_leaves(leaves, copies).and_then(|()| self.data_room(bufs, stream, 1));
             if room.is_err() && rmw.charged {
                 self.begin_taking(rmw.volume, 1);
                 self.rmws.slots[i as usize].charged = true;

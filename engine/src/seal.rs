@@ -12,6 +12,8 @@ use crate::token::Token;
 use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand};
 
 const SEGMENT_FREE_BYTES: usize = 32;
+/// Leaves of a map that no longer counts let go in one turn.
+const FORK_LEAVES: usize = 256;
 
 impl Engine {
     /// Ends the open segment of a stream: sends its last batch and its summary.
@@ -141,6 +143,14 @@ impl Engine {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes the maps that a checkpoint has stated apart, a few leaves per turn.
+    pub(crate) fn advance_forks(&mut self) {
+        let Some(fork) = self.forks.front_mut() else { return };
+        if fork.let_go(&mut self.slab, FORK_LEAVES) {
+            self.forks.pop_front();
         }
     }
 

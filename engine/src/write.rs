@@ -10,7 +10,7 @@ use crate::format::record::{
 };
 use crate::leaf_loader::Paging;
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS, USER_STREAMS};
-use crate::map::LEAF_BLOCKS;
+use crate::map::{LEAF_BLOCKS, Takes};
 use crate::segment::{OpenSegment, SegmentState};
 use crate::stream::HOT;
 use crate::volume::{Volume, VolumeState};
@@ -63,8 +63,8 @@ impl Engine {
             }
         }
         let blocks = self.charge(volume.0, lba, blocks)?;
-        let leaves = self.new_leaves(volume.0, lba.0, u64::from(blocks));
-        self.charge_leaves(leaves)?;
+        let (leaves, copies) = self.leaves_taken(volume.0, lba.0, u64::from(blocks));
+        self.charge_leaves(leaves, copies)?;
         let stream = self.stream_of(volume.0, lba, blocks);
         let place = self.data_room(bufs, stream, blocks)?;
         let bytes = place.blocks as usize * BLOCK_SIZE;
@@ -117,12 +117,12 @@ impl Engine {
     }
 
     /// Refuses a request that may make `leaves` more leaves dense if the segment that their pages
-    /// need is not there.
-    pub(crate) fn charge_leaves(&mut self, leaves: u64) -> Result<(), SubmitError> {
-        if leaves == 0 {
+    /// need is not there, or if there is no memory for these and `copies` of others.
+    pub(crate) fn charge_leaves(&mut self, leaves: u64, copies: u64) -> Result<(), SubmitError> {
+        if leaves + copies == 0 {
             return Ok(());
         }
-        if !self.has_leaf_room(leaves) {
+        if !self.has_leaf_room(leaves + copies) {
             self.starve_for_leaves();
             return Err(SubmitError::Busy);
         }
@@ -132,12 +132,16 @@ impl Engine {
         Ok(())
     }
 
-    /// How many of the leaves of `blocks` blocks from `lba` have no entries yet.
-    pub(crate) fn new_leaves(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
-        let Some(volume) = self.volumes.get(volume) else { return 0 };
+    /// How many of the leaves of `blocks` blocks from `lba` have no entries yet, and how many must be
+    /// copied to be changed.
+    pub(crate) fn leaves_taken(&self, volume: u32, lba: u64, blocks: u64) -> (u64, u64) {
+        let Some(volume) = self.volumes.get(volume) else { return (0, 0) };
         let leaves = lba / LEAF_BLOCKS as u64..(lba + blocks).div_ceil(LEAF_BLOCKS as u64);
-        let new = |leaf: &u64| volume.map.takes_leaf(&self.slab, *leaf);
-        leaves.filter(new).count() as u64
+        leaves.fold((0, 0), |(new, copies), leaf| match volume.map.change_takes(&self.slab, leaf) {
+            Takes::Leaf => (new + 1, copies),
+            Takes::Copy => (new, copies + 1),
+            Takes::Nothing => (new, copies),
+        })
     }
 
     /// Segments that a compacted chain takes at most.

@@ -73,7 +73,7 @@ impl Engine {
         };
         // A leaf in which only some blocks are kept zeroes has entries: that at either end.
         let ends = if keep || promised > 0 { 2 } else { self.kept_ends(volume.0, lba, blocks) };
-        self.charge_leaves(ends)?;
+        self.charge_leaves(ends, 0)?;
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
         self.batches[batch as usize].new_leaves += ends;
         let vol = self.volumes.get_mut(volume.0).expect("checked above");

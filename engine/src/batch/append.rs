@@ -73,7 +73,7 @@ impl Engine {
         }
         run.blocks += blocks;
         let pbn = run.pbn + u64::from(at);
-        let new_leaves = self.new_leaves(volume, lba, u64::from(blocks));
+        let (new_leaves, _) = self.leaves_taken(volume, lba, u64::from(blocks));
         self.batches[i as usize].new_leaves += new_leaves;
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;

@@ -218,7 +218,7 @@ impl Engine {
                 self.cleaner.outputs[o].stage = OutputStage::Switching { next: 0, lsn };
                 self.advance_switch(o);
             }
-            None => self.end_seal(segment, lsn),
+            None => self.end_seal(segment, lsn, lsn),
         }
     }
 
@@ -235,8 +235,8 @@ impl Engine {
         self.cleaner.outputs[o].stage = OutputStage::Idle;
     }
 
-    fn end_seal(&mut self, segment: u32, lsn: u64) {
-        self.segs.sealed(segment, lsn);
+    fn end_seal(&mut self, segment: u32, lsn: u64, in_map_lsn: u64) {
+        self.segs.sealed(segment, lsn, in_map_lsn);
         self.log_since += u64::from(self.segs.row(segment).entries);
         self.counters.seals += 1;
     }
@@ -277,7 +277,8 @@ impl Engine {
         if over {
             output.targets.clear();
             output.stage = OutputStage::Idle;
-            self.end_seal(segment, lsn);
+            // A checkpoint that began at the LSN that the map has reached may have begun before.
+            self.end_seal(segment, lsn, self.applied_lsn + 1);
         }
         self.again |= over || at > next;
     }

@@ -107,9 +107,8 @@ impl Leaf {
         self.owned[i / 64] |= 1 << (i % 64);
     }
 
-    /// Makes all data inherited: of a copy.
+    /// Makes all data inherited: of a copy whose original lives on.
     pub(super) fn disown(&mut self) {
-        self.page = None;
         self.owned = LeafBits::default();
     }
 

@@ -20,6 +20,8 @@ const WARM: u8 = 2;
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     refs: u32,
+    /// Only a checkpoint still refers to it.
+    left: bool,
     place: Place,
     /// Whose it was first, and its number there.
     volume: u32,
@@ -75,6 +77,8 @@ pub struct LeafSlab {
     owners: Vec<Owner>,
     free: Vec<u32>,
     used: usize,
+    /// Leaves that only a checkpoint still refers to.
+    left: usize,
     /// Dense leaves with a page.
     clean: usize,
     /// Those that are not in memory, with their numbers.
@@ -98,6 +102,7 @@ impl LeafSlab {
             owners: Vec::new(),
             free: Vec::new(),
             used: 0,
+            left: 0,
             clean: 0,
             away: Vec::new(),
             away_free: Vec::new(),
@@ -116,11 +121,12 @@ impl LeafSlab {
     /// Makes a leaf of holes, for leaf number `leaf` of a volume; returns its number.
     pub fn make(&mut self, volume: u32, leaf: u64) -> u32 {
         let index = self.take();
+        *self.leaf(index) = Leaf::new();
         self.enter(volume, leaf, Place::Dense(index))
     }
 
     fn enter(&mut self, volume: u32, leaf: u64, place: Place) -> u32 {
-        let entry = Entry { refs: 1, place, volume, leaf };
+        let entry = Entry { refs: 1, left: false, place, volume, leaf };
         let id = match self.free_entries.pop() {
             Some(id) => {
                 self.entries[id as usize] = entry;
@@ -169,6 +175,7 @@ impl LeafSlab {
         if entry.refs > 0 {
             return;
         }
+        self.left -= usize::from(entry.left);
         match entry.place {
             Place::Dense(index) => self.release(index),
             Place::Away(away) => self.forget(away),
@@ -176,15 +183,22 @@ impl LeafSlab {
         self.free_entries.push(id);
     }
 
-    /// A copy of a leaf in memory that others refer to, for one of them; it owns nothing.
+    /// As [`LeafSlab::part`], by the only volume that a leaf is of: only checkpoints go on with it.
+    pub fn leave(&mut self, id: u32) {
+        self.entries[id as usize].left = true;
+        self.left += 1;
+        self.part(id);
+    }
+
+    /// A copy of a leaf in memory that others refer to, for one of them.
     pub fn copy(&mut self, id: u32, volume: u32, leaf: u64) -> u32 {
         let Place::Dense(from) = self.at(id) else { unreachable!("a leaf is read before it is copied") };
         let mut content = self.get(from).clone();
-        content.disown();
+        content.take_page();
         let index = self.take();
         *self.leaf(index) = content;
         self.owners[index as usize].written = self.owners[from as usize].written;
-        self.entries[id as usize].refs -= 1;
+        self.leave(id);
         self.enter(volume, leaf, Place::Dense(index))
     }
 
@@ -205,7 +219,8 @@ impl LeafSlab {
 
     /// Gives a place in memory back.
     fn release(&mut self, index: u32) {
-        *self.get_mut(index) = Leaf::new();
+        // Parts it from its page. What it holds stays until the place is taken again.
+        self.get_mut(index);
         self.owners[index as usize].used = false;
         self.used -= 1;
         self.free.push(index);
@@ -269,10 +284,10 @@ impl LeafSlab {
         self.away.len() - self.away_free.len()
     }
 
-    /// Leaves in all.
+    /// Leaves in all, without those that only a checkpoint still refers to.
     #[must_use]
     pub fn leaves(&self) -> usize {
-        self.used + self.away()
+        self.used + self.away() - self.left
     }
 
     /// Dense leaves that have changed since their last page.

@@ -34,6 +34,17 @@ pub enum LeafState {
     Away(u32),
 }
 
+/// What a change of a leaf takes beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// A leaf: there are no entries yet.
+    Leaf,
+    /// Memory for a copy: a checkpoint under way refers to it.
+    Copy,
+    /// It is there, for this map alone.
+    Nothing,
+}
+
 /// What a block was mapped to before a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced {
@@ -94,10 +105,30 @@ impl VolumeMap {
         Arc::make_mut(node)
     }
 
-    /// A map that says the same and shares everything, for `volume`.
+    /// A map that says the same, and shares everything.
     #[must_use]
-    pub fn fork(&self, volume: u32) -> Self {
-        Self { volume, nodes: self.nodes.clone(), ..*self }
+    pub fn fork(&self) -> Self {
+        Self { nodes: self.nodes.clone(), ..*self }
+    }
+
+    /// Takes a fork apart, up to `leaves` leaves of it: what it says counts no more. Returns whether
+    /// nothing is left.
+    pub fn let_go(&mut self, slab: &mut LeafSlab, mut leaves: usize) -> bool {
+        while let Some(node) = self.nodes.last_mut() {
+            // What others go on with is theirs.
+            if let Some(node) = node.as_mut().and_then(Arc::get_mut) {
+                for slot in node.iter_mut().filter(|slot| **slot >= LEAF) {
+                    if leaves == 0 {
+                        return false;
+                    }
+                    leaves -= 1;
+                    slab.part(*slot - LEAF);
+                    *slot = ALL_HOLE;
+                }
+            }
+            self.nodes.pop();
+        }
+        true
     }
 
     /// Data blocks mapped.
@@ -154,13 +185,17 @@ impl VolumeMap {
         }
     }
 
-    /// Whether a change of leaf number `leaf` takes a leaf that there is not yet: because it has no
-    /// entries, or because others refer to it.
+    /// What a change of leaf number `leaf` takes.
     #[must_use]
-    pub fn takes_leaf(&self, slab: &LeafSlab, leaf: u64) -> bool {
+    pub fn change_takes(&self, slab: &LeafSlab, leaf: u64) -> Takes {
         let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
-        let Some(Some(node)) = self.nodes.get(node) else { return true };
-        node[slot] < LEAF || Arc::strong_count(node) > 1 || slab.is_shared(node[slot] - LEAF)
+        match self.nodes.get(node) {
+            Some(Some(node)) if node[slot] >= LEAF => {
+                let shared = Arc::strong_count(node) > 1 || slab.is_shared(node[slot] - LEAF);
+                if shared { Takes::Copy } else { Takes::Nothing }
+            }
+            _ => Takes::Leaf,
+        }
     }
 
     /// The mapping of `lba`; a hole beyond the end.
@@ -311,7 +346,7 @@ impl VolumeMap {
         let node = Self::node_mut(&mut self.nodes, slab, node);
         let id = std::mem::replace(&mut node[slot], raw) - LEAF;
         self.dense -= 1;
-        slab.part(id);
+        slab.leave(id);
     }
 
     /// Replaces the mapping of `lba`, which must lie in the volume; data is this map's own then.
@@ -434,11 +469,11 @@ impl VolumeMap {
         dead: &mut dyn FnMut(u64),
     ) -> Reclaim {
         while let Some(number) = self.nodes.len().checked_sub(1) {
-            let Some(node) = self.nodes[number].as_mut().and_then(Arc::get_mut) else {
-                // Nothing is there, or others go on with it.
+            if self.nodes[number].is_none() {
                 self.nodes.pop();
                 continue;
-            };
+            }
+            let node = Self::node_mut(&mut self.nodes, slab, number);
             for (i, slot) in node.iter_mut().enumerate() {
                 if *slot == ALL_KEPT {
                     self.kept -= LEAF_BLOCKS as u64;
@@ -451,24 +486,22 @@ impl VolumeMap {
                     return Reclaim::GoOn;
                 }
                 let id = *slot - LEAF;
-                if !slab.is_shared(id) {
-                    let Place::Dense(index) = slab.at(id) else {
-                        return Reclaim::Away((number * NODE_LEAVES + i) as u64);
-                    };
-                    let leaf = slab.get(index);
-                    self.kept -= u64::from(leaf.kept());
-                    self.mapped -= u64::from(leaf.mapped());
-                    for i in 0..LEAF_BLOCKS {
-                        if let Mapping::Block { pbn, .. } = leaf.get(i)
-                            && leaf.owns(i)
-                        {
-                            dead(pbn);
-                        }
+                let Place::Dense(index) = slab.at(id) else {
+                    return Reclaim::Away((number * NODE_LEAVES + i) as u64);
+                };
+                let leaf = slab.get(index);
+                self.kept -= u64::from(leaf.kept());
+                self.mapped -= u64::from(leaf.mapped());
+                for i in 0..LEAF_BLOCKS {
+                    if let Mapping::Block { pbn, .. } = leaf.get(i)
+                        && leaf.owns(i)
+                    {
+                        dead(pbn);
                     }
                 }
                 leaves -= 1;
                 self.dense -= 1;
-                slab.part(id);
+                slab.leave(id);
                 *slot = ALL_HOLE;
             }
             self.nodes.pop();

@@ -169,6 +169,7 @@ impl Engine {
             volumes: loaded.replay.volumes,
             next_volume: loaded.next_volume,
             graves: VecDeque::new(),
+            forks: VecDeque::new(),
             kept,
             space: Default::default(),
             growth: None,

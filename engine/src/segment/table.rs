@@ -60,6 +60,9 @@ pub struct Segment {
     pub(crate) first_lsn: u64,
     /// Mean LSN of its blocks: how old they are.
     pub(crate) mean_lsn: u64,
+    /// All that lies in it and counts has been in the map since the map had been changed up to this
+    /// LSN.
+    pub(crate) in_map_lsn: u64,
     /// Filled, in this life, by user writes that were taken for short-lived.
     pub(crate) hot: bool,
     /// No victim for the cleaner: it is being emptied, or can't be.
@@ -136,6 +139,7 @@ impl SegmentTable {
             generation: 0,
             first_lsn: 0,
             mean_lsn: 0,
+            in_map_lsn: 0,
             hot: false,
             left_alone: false,
             holds_bad: false,
@@ -397,10 +401,11 @@ impl SegmentTable {
     }
 
     /// The seal record of `segment` is written.
-    pub(crate) fn sealed(&mut self, segment: u32, lsn: u64) {
+    /// From `in_map_lsn` on the map has what lies there.
+    pub(crate) fn sealed(&mut self, segment: u32, lsn: u64, in_map_lsn: u64) {
         self.events += 1;
         let row = self.row_mut(segment);
-        row.state = SegmentState::Sealed;
+        (row.state, row.in_map_lsn) = (SegmentState::Sealed, in_map_lsn);
         let live = u64::from(row.live);
         self.sealed = (self.sealed.0 + 1, self.sealed.1 + live);
         if live == 0 {
