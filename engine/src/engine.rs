@@ -502,7 +502,9 @@ impl Engine {
     /// Changes one map entry and the live counts with it; the block at the old place dies.
     pub(crate) fn map_block(&mut self, volume: u32, lba: Lba, new: Mapping, lsn: u64) {
         let Some(volume) = self.volumes.get_mut(volume) else { return };
+        let touched = volume.map.touched();
         let old = volume.map.set(&mut self.slab, lba, new);
+        self.touched = self.touched + volume.map.touched() - touched;
         if let Mapping::Block { pbn, .. } = new {
             self.segs.born(self.geo.locate(pbn).0);
         }

@@ -164,10 +164,11 @@ impl Engine {
     pub(crate) fn unmap(&mut self, volume: u32, lba: u64, blocks: u64, keep: bool, lsn: u64) {
         let Some(vol) = self.volumes.get_mut(volume) else { return };
         let (segs, geo) = (&mut self.segs, self.geo);
-        let (before, taken) = (vol.map.kept(), vol.taken());
+        let (before, taken, touched) = (vol.map.kept(), vol.taken(), vol.map.touched());
         let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
         vol.map.zero(&mut self.slab, lba, lba + blocks, keep, &mut dead);
         self.kept = self.kept + vol.map.kept() - before;
+        self.touched = self.touched + vol.map.touched() - touched;
         self.space.epoch += u64::from(vol.taken() < taken);
         if !self.planted.has(Plant::LoseReturned) {
             self.recount_held(volume);

@@ -13,6 +13,7 @@
 //!    `unread.rs`); a leaf in memory has no patch.
 //! 4. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
 
+mod differs;
 mod leaf;
 mod paged;
 mod slab;

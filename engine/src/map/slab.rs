@@ -190,15 +190,31 @@ impl LeafSlab {
         self.part(id);
     }
 
-    /// A copy of a leaf in memory that others refer to, for one of them.
+    /// A copy of a leaf in memory that only checkpoints refer to beside its volume, for that: it takes
+    /// over what the leaf owns.
     pub fn copy(&mut self, id: u32, volume: u32, leaf: u64) -> u32 {
+        let copy = self.copy_of(id, volume, leaf, false);
+        self.leave(id);
+        copy
+    }
+
+    /// A copy of a leaf in memory for a child of the volume that goes on with it; it owns nothing.
+    pub fn copy_inherited(&mut self, id: u32, volume: u32, leaf: u64) -> u32 {
+        let copy = self.copy_of(id, volume, leaf, true);
+        self.part(id);
+        copy
+    }
+
+    fn copy_of(&mut self, id: u32, volume: u32, leaf: u64, inherits: bool) -> u32 {
         let Place::Dense(from) = self.at(id) else { unreachable!("a leaf is read before it is copied") };
         let mut content = self.get(from).clone();
         content.take_page();
+        if inherits {
+            content.disown();
+        }
         let index = self.take();
         *self.leaf(index) = content;
         self.owners[index as usize].written = self.owners[from as usize].written;
-        self.leave(id);
         self.enter(volume, leaf, Place::Dense(index))
     }
 

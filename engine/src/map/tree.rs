@@ -2,7 +2,12 @@
 //!
 //! Nodes are shared between maps, and leaves between nodes, as long as they say the same; what is about
 //! to change is copied first, if it is shared.
+//!
+//! A snapshot's map is the parent of the one that goes on. A leaf that has not changed since is the parent's,
+//! and a copy of it inherits all that it maps; of one that has changed, a checkpoint at most has a share, and
+//! a copy takes over what it owns.
 
+use super::differs::Differs;
 use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, PagedLeaf, Place};
 use crate::status::StatusKind;
 use flagstone_block::Lba;
@@ -59,10 +64,14 @@ pub struct Replaced {
 pub struct VolumeMap {
     volume: u32,
     nodes: Vec<Option<Node>>,
+    /// Leaves that are not the parent's: all that were ever touched, if there is no parent.
+    differs: Differs,
     mapped: u64,
+    /// Data blocks that no parent maps.
+    owned: u64,
     kept: u64,
     touched: u64,
-    /// Leaves with entries, in memory or not.
+    /// Leaves with entries that are not the parent's, in memory or not.
     dense: u64,
 }
 
@@ -79,7 +88,16 @@ impl VolumeMap {
     /// The map of a volume in which nothing was written yet.
     #[must_use]
     pub fn new(volume: u32) -> Self {
-        Self { volume, nodes: Vec::new(), mapped: 0, kept: 0, touched: 0, dense: 0 }
+        Self {
+            volume,
+            nodes: Vec::new(),
+            differs: Differs::default(),
+            mapped: 0,
+            owned: 0,
+            kept: 0,
+            touched: 0,
+            dense: 0,
+        }
     }
 
     /// Number of the volume.
@@ -108,7 +126,36 @@ impl VolumeMap {
     /// A map that says the same, and shares everything.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { nodes: self.nodes.clone(), ..*self }
+        Self { nodes: self.nodes.clone(), differs: self.differs.clone(), ..*self }
+    }
+
+    /// The map as it is now becomes that of `snapshot`, and the parent of this one.
+    #[must_use]
+    pub fn snapshot(&mut self, snapshot: u32) -> Self {
+        let differs = std::mem::take(&mut self.differs);
+        let before = Self { volume: snapshot, nodes: self.nodes.clone(), differs, ..*self };
+        (self.owned, self.touched, self.dense) = (0, 0, 0);
+        before
+    }
+
+    /// A map for `volume` whose parent this one is.
+    #[must_use]
+    pub fn child(&self, volume: u32) -> Self {
+        let nodes = self.nodes.clone();
+        let differs = Differs::default();
+        Self { volume, nodes, differs, owned: 0, touched: 0, dense: 0, ..*self }
+    }
+
+    /// Data blocks that no parent maps.
+    #[must_use]
+    pub fn owned(&self) -> u64 {
+        self.owned
+    }
+
+    /// The first leaf from `leaf` on that is not the parent's.
+    #[must_use]
+    pub fn next_different(&self, leaf: u64) -> Option<u64> {
+        self.differs.next(leaf)
     }
 
     /// Takes a fork apart, up to `leaves` leaves of it: what it says counts no more. Returns whether
@@ -190,11 +237,26 @@ impl VolumeMap {
     pub fn change_takes(&self, slab: &LeafSlab, leaf: u64) -> Takes {
         let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
         match self.nodes.get(node) {
-            Some(Some(node)) if node[slot] >= LEAF => {
+            Some(Some(node)) if node[slot] >= LEAF && self.differs.has(leaf) => {
                 let shared = Arc::strong_count(node) > 1 || slab.is_shared(node[slot] - LEAF);
                 if shared { Takes::Copy } else { Takes::Nothing }
             }
             _ => Takes::Leaf,
+        }
+    }
+
+    /// Whether a write of `lba` takes a block: because it maps none, or one that is a parent's.
+    ///
+    /// # Panics
+    /// If the leaf is not in memory.
+    #[must_use]
+    pub fn write_takes(&self, slab: &LeafSlab, lba: Lba) -> bool {
+        match self.leaf(slab, lba.0 / LEAF_BLOCKS as u64).0 {
+            LeafState::Dense(index) => {
+                !self.differs.has(lba.0 / LEAF_BLOCKS as u64)
+                    || !slab.get(index).owns(lba.0 as usize % LEAF_BLOCKS)
+            }
+            _ => true,
         }
     }
 
@@ -253,6 +315,7 @@ impl VolumeMap {
             return true;
         }
         self.mapped += content.mapped();
+        self.owned += content.mapped();
         self.kept += content.kept();
         self.dense += 1;
         let id = slab.make_away(self.volume, leaf, content);
@@ -287,6 +350,7 @@ impl VolumeMap {
         leaf.unread = Some(unread);
         let (mapped, kept) = (leaf.mapped(), leaf.kept());
         self.mapped = self.mapped + mapped - before.0;
+        self.owned = self.owned + mapped - before.0;
         self.kept = self.kept + kept - before.1;
         let empty = match (mapped, kept) {
             (0, 0) => Some(ALL_HOLE),
@@ -304,11 +368,16 @@ impl VolumeMap {
     pub fn touch(&mut self, slab: &mut LeafSlab, lba: Lba) -> bool {
         let (number, slot, _) = split(lba);
         let raw = self.nodes.get(number).and_then(Option::as_ref).map_or(UNTOUCHED, |n| n[slot]);
-        let first = raw == UNTOUCHED;
-        if first {
+        if raw == UNTOUCHED {
             Self::node_mut(&mut self.nodes, slab, number)[slot] = ALL_HOLE;
-            self.touched += 1;
         }
+        raw == UNTOUCHED && self.differ(lba)
+    }
+
+    /// Notes that the leaf of `lba` is not the parent's; returns whether it was.
+    fn differ(&mut self, lba: Lba) -> bool {
+        let first = self.differs.note(lba.0 / LEAF_BLOCKS as u64);
+        self.touched += u64::from(first);
         first
     }
 
@@ -317,14 +386,17 @@ impl VolumeMap {
     /// # Panics
     /// If the leaf is not in memory.
     fn own_leaf(&mut self, slab: &mut LeafSlab, lba: Lba) -> u32 {
-        let (node, slot, _) = split(lba);
+        let (number, slot, _) = split(lba);
         let leaf = lba.0 / LEAF_BLOCKS as u64;
-        let node = Self::node_mut(&mut self.nodes, slab, node);
+        let inherits = self.differ(lba);
+        let node = Self::node_mut(&mut self.nodes, slab, number);
         let raw = node[slot];
         let id = if raw < LEAF {
-            self.touched += u64::from(raw == UNTOUCHED);
             self.dense += 1;
             slab.make(self.volume, leaf)
+        } else if inherits {
+            self.dense += 1;
+            slab.copy_inherited(raw - LEAF, self.volume, leaf)
         } else if slab.is_shared(raw - LEAF) {
             slab.copy(raw - LEAF, self.volume, leaf)
         } else {
@@ -340,7 +412,7 @@ impl VolumeMap {
         index
     }
 
-    /// Lets the leaf of `lba` go; its slot says `raw` from now on.
+    /// Lets the leaf of `lba`, which is not the parent's, go; its slot says `raw` from now on.
     fn drop_leaf(&mut self, slab: &mut LeafSlab, lba: u64, raw: u32) {
         let (node, slot, _) = split(Lba(lba));
         let node = Self::node_mut(&mut self.nodes, slab, node);
@@ -361,6 +433,7 @@ impl VolumeMap {
         let owned = leaf.owns(block);
         let old = leaf.set(block, new);
         let (mapped, kept) = (leaf.mapped(), leaf.kept());
+        self.owned -= u64::from(owned);
         match old {
             Mapping::Hole => {}
             Mapping::Kept => self.kept -= 1,
@@ -375,7 +448,7 @@ impl VolumeMap {
                     self.drop_leaf(slab, lba.0, ALL_KEPT);
                 }
             }
-            Mapping::Block { .. } => self.mapped += 1,
+            Mapping::Block { .. } => (self.mapped, self.owned) = (self.mapped + 1, self.owned + 1),
         }
         Replaced { mapping: old, owned }
     }
@@ -426,7 +499,9 @@ impl VolumeMap {
         }
     }
 
+    /// Sets the slot of a leaf without entries.
     fn set_slot(&mut self, slab: &mut LeafSlab, lba: u64, raw: u32) {
+        self.differ(Lba(lba));
         let (node, slot, _) = split(Lba(lba));
         Self::node_mut(&mut self.nodes, slab, node)[slot] = raw;
     }
@@ -492,6 +567,12 @@ impl VolumeMap {
                 let leaf = slab.get(index);
                 self.kept -= u64::from(leaf.kept());
                 self.mapped -= u64::from(leaf.mapped());
+                if !self.differs.has((number * NODE_LEAVES + i) as u64) {
+                    // The parent goes on with it.
+                    slab.part(id);
+                    *slot = ALL_HOLE;
+                    continue;
+                }
                 for i in 0..LEAF_BLOCKS {
                     if let Mapping::Block { pbn, .. } = leaf.get(i)
                         && leaf.owns(i)
@@ -527,4 +608,98 @@ pub enum Reclaim {
     Away(u64),
     /// Nothing is left.
     Done,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+
+    fn block(pbn: u64) -> Mapping {
+        Mapping::Block { pbn, crc: pbn as u32 }
+    }
+
+    fn slab() -> LeafSlab {
+        LeafSlab::new(&Geometry::choose(1 << 30, 4 << 20).unwrap())
+    }
+
+    /// Takes a whole map apart; returns the blocks that died.
+    fn dead(map: &mut VolumeMap, slab: &mut LeafSlab) -> Vec<u64> {
+        let mut dead = Vec::new();
+        assert_eq!(map.reclaim(slab, usize::MAX, &mut |pbn| dead.push(pbn)), Reclaim::Done);
+        dead.sort_unstable();
+        dead
+    }
+
+    #[test]
+    fn a_snapshot_stays_as_it_was_and_owns_what_it_has() {
+        let mut slab = slab();
+        let mut head = VolumeMap::new(1);
+        for lba in 0..3 {
+            head.set(&mut slab, Lba(lba), block(10 + lba));
+        }
+        head.set(&mut slab, Lba(5000), block(20));
+        let mut snapshot = head.snapshot(2);
+        assert_eq!((snapshot.owned(), head.owned()), (4, 0));
+        assert_eq!((snapshot.mapped(), head.mapped()), (4, 4));
+        assert_eq!(head.change_takes(&slab, 0), Takes::Leaf);
+        assert!(head.write_takes(&slab, Lba(0)) && head.next_different(0).is_none());
+
+        // What is inherited does not die; what is written since does.
+        let old = head.set(&mut slab, Lba(0), block(30));
+        assert_eq!(old, Replaced { mapping: block(10), owned: false });
+        let old = head.set(&mut slab, Lba(0), block(31));
+        assert_eq!(old, Replaced { mapping: block(30), owned: true });
+        assert!(!head.write_takes(&slab, Lba(0)) && head.write_takes(&slab, Lba(1)));
+        let old = head.set(&mut slab, Lba(1), Mapping::Hole);
+        assert_eq!(old, Replaced { mapping: block(11), owned: false });
+        assert_eq!((head.owned(), head.mapped(), head.next_different(0)), (1, 3, Some(0)));
+        assert_eq!(head.next_different(1), None);
+        for (lba, was) in [(0, 10), (1, 11), (2, 12), (5000, 20)] {
+            assert_eq!(snapshot.get(&slab, Lba(lba)), block(was));
+        }
+        assert_eq!(dead(&mut head, &mut slab), [31]);
+        assert_eq!(dead(&mut snapshot, &mut slab), [10, 11, 12, 20]);
+        assert_eq!(slab.leaves(), 0);
+    }
+
+    #[test]
+    fn a_checkpoint_owns_nothing_and_sees_no_change() {
+        let mut slab = slab();
+        let mut head = VolumeMap::new(1);
+        head.set(&mut slab, Lba(0), block(10));
+        head.set(&mut slab, Lba(1), block(11));
+        let mut fork = head.fork();
+        assert_eq!(head.change_takes(&slab, 0), Takes::Copy);
+        let old = head.set(&mut slab, Lba(0), block(12));
+        assert_eq!(old, Replaced { mapping: block(10), owned: true });
+        assert_eq!(fork.get(&slab, Lba(0)), block(10));
+        assert_eq!((slab.leaves(), slab.used()), (1, 2));
+        assert_eq!(head.change_takes(&slab, 0), Takes::Nothing);
+        assert!(fork.let_go(&mut slab, usize::MAX));
+        assert_eq!((slab.leaves(), slab.used()), (1, 1));
+        let fork = head.fork();
+        assert_eq!(dead(&mut head, &mut slab), [11, 12]);
+        assert_eq!(fork.get(&slab, Lba(0)), block(12));
+    }
+
+    /// Under a checkpoint, with a snapshot before and another after it.
+    #[test]
+    fn a_copy_takes_over_what_is_the_volumes_own_only() {
+        let mut slab = slab();
+        let mut head = VolumeMap::new(1);
+        head.set(&mut slab, Lba(0), block(10));
+        let mut first = head.snapshot(2);
+        head.set(&mut slab, Lba(1), block(11));
+        let mut fork = head.fork();
+        head.set(&mut slab, Lba(2), block(12));
+        let mut second = head.snapshot(3);
+        head.set(&mut slab, Lba(1), block(13));
+        assert!(fork.let_go(&mut slab, usize::MAX));
+        assert_eq!(second.owned(), 2);
+        assert_eq!(dead(&mut head, &mut slab), [13]);
+        assert_eq!(dead(&mut second, &mut slab), [11, 12]);
+        assert_eq!(dead(&mut first, &mut slab), [10]);
+        assert_eq!(slab.leaves(), 0);
+    }
 }
