@@ -53,6 +53,9 @@ pub(crate) enum Effect {
     VolumeDelete {
         volume: u32,
     },
+    Snapshot {
+        volume: u32,
+    },
     SegmentOpen,
     SegmentSeal {
         segment: u32,
@@ -425,11 +428,12 @@ impl Engine {
             Effect::VolumeDelete { volume } => {
                 if let Some(volume) = self.volumes.remove(volume) {
                     self.release_reservation(&volume);
-                    self.kept -= volume.map.kept();
+                    self.kept -= volume.kept();
                     self.touched -= volume.map.touched();
                     self.graves.push_back(volume.map);
                 }
             }
+            Effect::Snapshot { volume } => self.cut(volume),
             Effect::SegmentSeal { segment } => {
                 self.begin_switch(segment, lsn);
             }

@@ -389,9 +389,9 @@ impl Engine {
                         let right = found.filter(|(.., crc)| *crc == place.crc);
                         let unread = self.slab.unread(away);
                         let uncounted = unread.is_some_and(|unread| !unread.is_counted());
-                        if uncounted {
+                        if uncounted && map.is_different(leaf) {
                             left += 1;
-                            blocks += self.slab.away_leaf(away).mapped();
+                            blocks += self.slab.away_leaf(away).owned();
                         }
                         complete &= right.is_some() || uncounted;
                         let counted = right.filter(|_| !uncounted).map(|(_, mut content, _)| {
@@ -412,7 +412,15 @@ impl Engine {
                     }
                 }
                 for i in 0..LEAF_BLOCKS {
-                    if let Some(Mapping::Block { pbn, .. }) = content.as_ref().map(|c| c.get(i)) {
+                    let owns = match state {
+                        LeafState::Dense(index) => self.slab.get(index).owns(i),
+                        LeafState::Away(away) => self.slab.away_leaf(away).owns(i),
+                        _ => false,
+                    };
+                    if let Some(Mapping::Block { pbn, .. }) = content.as_ref().map(|c| c.get(i))
+                        && owns
+                        && map.is_different(leaf)
+                    {
                         mapped[self.geo.locate(pbn).0 as usize] += 1;
                     }
                 }
@@ -441,7 +449,7 @@ impl Engine {
         if listed != free {
             return Err(Inconsistency::Free { listed, free });
         }
-        let mapped = self.volumes.iter().map(|v| v.map.kept()).sum();
+        let mapped = self.volumes.iter().map(Volume::kept).sum();
         if mapped != self.kept {
             return Err(Inconsistency::Kept { counted: self.kept, mapped });
         }

@@ -16,7 +16,7 @@
 //! summaries, and without them old ones would bring discarded blocks back.
 
 use crate::engine::Engine;
-use crate::format::record::{LeafBits, RECORD_BYTES_MAX, Record, write_bytes};
+use crate::format::record::{LeafMarks, RECORD_BYTES_MAX, Record, write_bytes};
 use crate::leaf_loader::Paging;
 use crate::limits::{
     CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, USER_STREAMS,
@@ -263,19 +263,12 @@ impl Engine {
             None => return true,
             Some(Statement::Volume(slot)) => {
                 let Some(volume) = self.volumes.slot(slot) else { return true };
-                let record = Record::Volume {
-                    volume: volume.info.id,
-                    lsn: self.applied_lsn,
-                    uuid: volume.info.uuid,
-                    size: volume.info.size,
-                    vseq: volume.next_vseq,
-                    settings: if self.planted.has(Plant::CompactWithoutSettings) {
-                        VolumeSettings::default()
-                    } else {
-                        volume.info.settings
-                    },
-                    name: &volume.info.name,
-                };
+                let mut record = volume.record(self.applied_lsn);
+                if let Record::Volume { settings, .. } = &mut record
+                    && self.planted.has(Plant::CompactWithoutSettings)
+                {
+                    *settings = VolumeSettings::default();
+                }
                 compaction.chain.append(
                     bufs,
                     &self.geo,
@@ -370,14 +363,16 @@ impl Engine {
             return Some(next_volume);
         }
         let mut leaf = leaf;
-        while leaf < map.leaves() {
-            let (state, leaves) = map.leaf(&self.slab, leaf);
+        // What is not different is the parent's to state.
+        while let Some(different) = map.next_different(leaf) {
+            leaf = different;
+            let (state, _) = map.leaf(&self.slab, leaf);
             let lba = leaf * LEAF_BLOCKS as u64;
             match state {
-                LeafState::Untouched => leaf += leaves,
+                LeafState::Untouched => leaf += 1,
                 LeafState::AllHole | LeafState::AllKept => {
                     let mut end = leaf + 1;
-                    while end < map.leaves()
+                    while map.is_different(end)
                         && map.leaf(&self.slab, end).0 == state
                         && (end + 1) * LEAF_BLOCKS as u64 - lba <= ZERO_BLOCKS
                     {
@@ -391,13 +386,13 @@ impl Engine {
                     return Some((Cursor::Leaves { map: number, leaf: end }, record));
                 }
                 LeafState::Dense(_) | LeafState::Away(_) => {
-                    let (page, mut holes, kept) = self.page_to_state(bufs, id, leaf, state)?;
+                    let (page, mut marks) = self.page_to_state(bufs, id, leaf, state)?;
                     self.leaf_writer.name(&self.geo, page);
                     if self.planted.has(Plant::CompactWithoutHoles) {
-                        holes = Default::default();
+                        marks.holes = Default::default();
                     }
                     let LeafPage { pbn: page, crc: page_crc } = page;
-                    let record = Record::Leaf { volume: id, lsn, lba, page, page_crc, holes, kept };
+                    let record = Record::Leaf { volume: id, lsn, lba, page, page_crc, marks };
                     let next = Cursor::Leaves { map: number, leaf: leaf + 1 };
                     return Some((next, Some(Statement::Plain(record))));
                 }
@@ -414,22 +409,21 @@ impl Engine {
         volume: u32,
         leaf: u64,
         state: LeafState,
-    ) -> Option<(LeafPage, LeafBits, LeafBits)> {
+    ) -> Option<(LeafPage, LeafMarks)> {
         let lba = leaf * LEAF_BLOCKS as u64;
         match state {
             LeafState::Dense(index) => {
                 let page = self.leaf_page(bufs, volume, lba, index)?;
-                let (holes, kept) = self.slab.get(index).bits();
-                Some((page, holes, kept))
+                Some((page, self.slab.get(index).marks()))
             }
             LeafState::Away(index) => {
                 let away = self.slab.away_leaf(index);
-                let (page, (holes, kept)) = (away.page, away.bits());
+                let (page, marks) = (away.page, away.marks());
                 let patched =
                     self.slab.unread(index).is_some() && !self.planted.has(Plant::ForgetPatches);
                 let moves = self.segs.row(self.geo.locate(page.pbn).0).left_alone;
                 if !patched && (!moves || self.opening) {
-                    return Some((page, holes, kept));
+                    return Some((page, marks));
                 }
                 if let Some(moved) = self.leaf_loader.take_moved(page) {
                     let mut content = moved.1.clone();
@@ -441,7 +435,7 @@ impl Engine {
                         return None;
                     };
                     self.slab.move_away(index, page);
-                    return Some((page, holes, kept));
+                    return Some((page, marks));
                 }
                 match self.request_move(volume, leaf, page) {
                     Paging::Bad if patched => {
@@ -451,7 +445,7 @@ impl Engine {
                         None
                     }
                     // It stays where it is, and its segment with it.
-                    Paging::Bad => Some((page, holes, kept)),
+                    Paging::Bad => Some((page, marks)),
                     _ => None,
                 }
             }

@@ -70,12 +70,14 @@ impl Engine {
             size: spec.size,
             vseq: 0,
             settings: spec.settings,
+            base: None,
             name: spec.name,
         };
         self.log_encoded(bufs, batch, Effect::VolumeCreate { volume: id }, &record);
         self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
         let VolumeSpec { uuid, name, size, settings } = *spec;
-        let info = VolumeInfo { id, uuid, name: name.to_owned(), size, settings };
+        let name = name.to_owned();
+        let info = VolumeInfo { id, uuid, name, size, settings, snapshot: None, base: None };
         self.volumes.insert(Volume::new(info, VolumeState::Creating, 1));
         self.count_reservation(id);
         Ok(VolumeId(id))
@@ -95,7 +97,7 @@ impl Engine {
         settings: VolumeSettings,
     ) -> Result<(), SubmitError> {
         self.ready()?;
-        let vol = self.active(volume)?;
+        let vol = self.writable(volume)?;
         // Not the size that is being written: the growth may be lost and this may not.
         if !settings.fit(vol.info.size) {
             return Err(SubmitError::ReservationSize);
@@ -135,7 +137,7 @@ impl Engine {
         volume: VolumeId,
     ) -> Result<(), SubmitError> {
         self.ready()?;
-        self.active(volume)?;
+        self.writable(volume)?;
         self.check_flush_room(Durability::Fua)?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, true)?;
         let effect = Effect::VolumeDelete { volume: volume.0 };
@@ -160,7 +162,7 @@ impl Engine {
     ) -> Result<(), SubmitError> {
         self.ready()?;
         check_size(size)?;
-        let logged = self.active(volume)?.logged_size;
+        let logged = self.writable(volume)?.logged_size;
         if size < logged {
             return Err(SubmitError::VolumeSize);
         }

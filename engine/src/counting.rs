@@ -15,6 +15,7 @@
 
 use crate::engine::Engine;
 use crate::format::superblock::FLAG_REBUILD;
+use crate::format::record::marked;
 use crate::geometry::Geometry;
 use crate::limits::LEAF_READS;
 use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict, VolumeMap};
@@ -183,14 +184,17 @@ impl Engine {
         if !unread.is_counted()
             && let Some(counting) = &mut self.counting
         {
+            let marks = self.slab.away_leaf(away).marks();
             let (geo, segs, lsn) = (&self.geo, &self.segs, unread.lsn());
             let right = unread.apply(&mut content, |pbn| counting.judge(geo, segs, lsn, pbn));
-            if !right || content.bits() != self.slab.away_leaf(away).bits() {
+            if !right || !content.is_marked(&marks) {
                 self.slab.put_unread(away, unread);
                 return Arrival::Wrong;
             }
             for i in 0..LEAF_BLOCKS {
-                if let Mapping::Block { pbn, .. } = content.get(i) {
+                if let Mapping::Block { pbn, .. } = content.get(i)
+                    && !marked(&marks.inherited, i)
+                {
                     self.segs.count(self.geo.locate(pbn).0);
                 }
             }
@@ -213,7 +217,7 @@ impl Engine {
         let uncounted = self.slab.unread(away).is_some_and(|unread| !unread.is_counted());
         if uncounted && let Some(counting) = &mut self.counting {
             counting.left -= 1;
-            self.segs.counted(self.slab.away_leaf(away).mapped());
+            self.segs.counted(self.slab.away_leaf(away).owned());
         }
     }
 

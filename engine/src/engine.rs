@@ -181,6 +181,8 @@ pub struct Engine {
     pub(crate) next_volume: u32,
     /// Maps of deleted volumes, being taken apart.
     pub(crate) graves: VecDeque<VolumeMap>,
+    /// Nodes that a moved block is still to be switched in.
+    pub(crate) moving: Vec<u32>,
     /// Maps as they were when the last checkpoint began, being taken apart.
     pub(crate) forks: VecDeque<VolumeMap>,
     pub(crate) kept: u64,

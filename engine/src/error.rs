@@ -47,6 +47,12 @@ pub enum SubmitError {
     /// The pool holds as many volumes as it may.
     #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
     TooManyVolumes,
+    /// A snapshot can't be written to.
+    #[error("a snapshot can only be read")]
+    ReadOnly,
+    /// So many snapshots, or none, can't be taken at once.
+    #[error("one call takes one to about thirty snapshots: their names must fit one block")]
+    TooManySnapshots,
     /// The device failed a write or a flush; the pool accepts nothing more until it is reopened.
     #[error("the pool's device failed; reopen the pool")]
     Failed,

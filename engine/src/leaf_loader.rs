@@ -304,7 +304,7 @@ impl Engine {
         let bytes = bufs.bytes(slot.buffer.part(0, self.geo.leaf_page_blocks()));
         let content = result.ok().and_then(|()| Header::decode(self.pool_tag, bytes).ok());
         let right = content
-            .filter(|(header, _, crc)| header.is_of(slot.volume, slot.leaf, slot.page, *crc));
+            .filter(|(header, _, crc)| header.is_of(slot.leaf, slot.page, *crc));
         let segment = self.geo.locate(slot.page.pbn).0;
         self.segs.row_mut(segment).pins -= 1;
         if right.is_none() && !retried {

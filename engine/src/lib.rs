@@ -30,6 +30,7 @@ mod rmw;
 mod scrub;
 mod seal;
 mod segment;
+mod snapshot;
 mod space;
 mod status;
 mod stop;
@@ -53,4 +54,5 @@ pub use scrub::{ScrubFinding, ScrubPlace, ScrubRefused, ScrubReport, ScrubState}
 pub use segment::SegmentState;
 pub use space::VolumeUsage;
 pub use status::{StatusExtent, StatusKind};
-pub use volume::{OnFull, VolumeInfo, VolumeSettings};
+pub use snapshot::SnapshotSpec;
+pub use volume::{Cut, OnFull, VolumeInfo, VolumeSettings};

@@ -19,7 +19,6 @@ use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::map::VolumeMap;
 use crate::plant::Plant;
-use crate::status::StatusKind;
 use crate::volume::{OnFull, Volume, VolumeSettings};
 use flagstone_block::{BLOCK_BITS, BLOCK_SIZE, Lba, VolumeId};
 
@@ -151,8 +150,7 @@ impl Engine {
         }
         let discarded = self.is_discarded(volume, lba.0, u64::from(blocks));
         for b in 0..blocks {
-            let is_hole =
-                volume.map.kind(&self.slab, Lba(lba.0 + u64::from(b))) == StatusKind::Hole;
+            let is_hole = volume.map.write_takes(&self.slab, Lba(lba.0 + u64::from(b)));
             if is_hole || discarded {
                 if room == 0 {
                     return match b {
@@ -175,8 +173,7 @@ impl Engine {
         if self.is_discarded(volume, lba, u64::from(blocks)) {
             return blocks;
         }
-        let is_hole =
-            |b: &u32| volume.map.kind(&self.slab, Lba(lba + u64::from(*b))) == StatusKind::Hole;
+        let is_hole = |b: &u32| volume.map.write_takes(&self.slab, Lba(lba + u64::from(*b)));
         (0..blocks).filter(is_hole).count() as u32
     }
 
@@ -197,7 +194,7 @@ impl Engine {
         if room >= blocks - kept {
             return Ok(blocks - kept);
         }
-        let is_hole = |at: &u64| volume.map.kind(&self.slab, Lba(*at)) == StatusKind::Hole;
+        let is_hole = |at: &u64| volume.map.write_takes(&self.slab, Lba(*at));
         let mut holes = 0;
         for _ in (lba..lba + blocks).filter(is_hole) {
             holes += 1;

@@ -1,10 +1,10 @@
 //! Volumes of a pool: identity, size, map, and lookup by number and by name.
 
-use crate::format::record::volume_bytes;
+use crate::format::record::{Record, volume_bytes};
 use crate::map::VolumeMap;
 use crate::space::reserved_leaves;
 use flagstone_block::BLOCK_SIZE;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Where a volume is in its life.
@@ -60,13 +60,31 @@ pub struct VolumeInfo {
     pub size: u64,
     /// What its owner has set.
     pub settings: VolumeSettings,
+    /// What it is a snapshot of; `None` for a volume that can be written to.
+    pub snapshot: Option<Cut>,
+    /// The snapshot that the volume, or the volume of the snapshot, was cloned from.
+    pub base: Option<u32>,
 }
 
+/// Where a snapshot was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Number of the volume.
+    pub line: u32,
+    /// What has this LSN or a lower one belongs to the snapshot.
+    pub lsn: u64,
+}
+
+/// A volume or a snapshot.
 #[derive(Debug)]
 pub(crate) struct Volume {
     pub(crate) info: VolumeInfo,
     pub(crate) state: VolumeState,
     pub(crate) map: VolumeMap,
+    /// The snapshot whose map this one's inherits from.
+    pub(crate) parent: Option<u32>,
+    /// Those whose parent this is.
+    pub(crate) children: Vec<u32>,
     /// Size that the last growth gives, also while it is being written: a later one must not
     /// shrink the volume again.
     pub(crate) logged_size: u64,
@@ -89,6 +107,8 @@ impl Volume {
         Self {
             state,
             map: VolumeMap::new(info.id),
+            parent: None,
+            children: Vec::new(),
             logged_size: info.size,
             logged_settings: info.settings,
             next_vseq,
@@ -100,9 +120,23 @@ impl Volume {
         }
     }
 
+    /// The record that says what it is, made at `lsn`.
+    pub(crate) fn record(&self, lsn: u64) -> Record<'_> {
+        let VolumeInfo { id, uuid, size, settings, snapshot, base, ref name } = self.info;
+        match snapshot {
+            Some(Cut { line, lsn: cut }) => {
+                Record::Snapshot { volume: id, lsn, uuid, size, cut, line, base, name }
+            }
+            None => {
+                let vseq = self.next_vseq;
+                Record::Volume { volume: id, lsn, uuid, size, vseq, settings, base, name }
+            }
+        }
+    }
+
     /// Blocks that it takes or is about to take.
     pub(crate) fn taken(&self) -> u64 {
-        self.map.mapped() + self.map.kept() + self.coming
+        self.map.owned() + self.map.kept() + self.coming
     }
 
     /// Blocks of its reservation.
@@ -114,6 +148,11 @@ impl Volume {
     pub(crate) fn reserved_leaves(&self) -> u64 {
         let all = reserved_leaves(self.logged_settings.reserved, self.logged_size);
         all.saturating_sub(self.map.dense())
+    }
+
+    /// Kept zeroes that are charged: a snapshot's are its volume's.
+    pub(crate) fn kept(&self) -> u64 {
+        if self.info.snapshot.is_some() { 0 } else { self.map.kept() }
     }
 
     pub(crate) fn blocks(&self) -> u64 {
@@ -146,6 +185,8 @@ pub(crate) struct Volumes {
     vacant: Vec<u32>,
     by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     by_name: HashMap<String, u32>,
+    /// The snapshots of each volume, by their cuts.
+    lines: HashMap<u32, Vec<(u64, u32)>, BuildHasherDefault<IdHasher>>,
     record_bytes: usize,
 }
 
@@ -170,6 +211,11 @@ impl Volumes {
         self.record_bytes += volume_bytes(&volume.info.name);
         self.by_id.insert(volume.info.id, slot);
         self.by_name.insert(volume.info.name.clone(), volume.info.id);
+        if let Some(Cut { line, lsn }) = volume.info.snapshot {
+            let cuts = self.lines.entry(line).or_default();
+            let at = cuts.partition_point(|(cut, _)| *cut < lsn);
+            cuts.insert(at, (lsn, volume.info.id));
+        }
         self.slots[slot as usize] = Some(Box::new(volume));
     }
 
@@ -178,8 +224,87 @@ impl Volumes {
         let volume = self.slots[slot as usize].take()?;
         self.vacant.push(slot);
         self.by_name.remove(&volume.info.name);
+        if let Some(Cut { line, .. }) = volume.info.snapshot
+            && let Some(cuts) = self.lines.get_mut(&line)
+        {
+            cuts.retain(|(_, id)| *id != volume.info.id);
+            if cuts.is_empty() {
+                self.lines.remove(&line);
+            }
+        }
         self.record_bytes -= volume_bytes(&volume.info.name);
         Some(*volume)
+    }
+
+    /// The snapshots of a volume with their cuts, oldest first.
+    pub(crate) fn snapshots(&self, line: u32) -> &[(u64, u32)] {
+        self.lines.get(&line).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who owns what was written to a volume with this LSN, if it is still there: the first snapshot
+    /// that was taken since, or the volume.
+    pub(crate) fn owner(&self, line: u32, lsn: u64) -> u32 {
+        let cuts = self.snapshots(line);
+        let at = cuts.partition_point(|(cut, _)| *cut < lsn);
+        let taken = |id: u32| self.get(id).is_some_and(|s| s.state != VolumeState::Creating);
+        cuts[at..].iter().find(|(_, id)| taken(*id)).map_or(line, |(_, id)| *id)
+    }
+
+    /// Finds the parent of each, from the snapshots that there are.
+    pub(crate) fn link(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            let (line, lsn) = match slot.info.snapshot {
+                Some(Cut { line, lsn }) => (line, lsn),
+                None => (slot.info.id, u64::MAX),
+            };
+            let cuts = self.lines.get(&line).map_or(&[][..], Vec::as_slice);
+            let at = cuts.partition_point(|(cut, _)| *cut < lsn);
+            slot.parent = at.checked_sub(1).map(|i| cuts[i].1).or(slot.info.base);
+            slot.children.clear();
+        }
+        let edges: Vec<(u32, u32)> =
+            self.iter().filter_map(|child| Some((child.parent?, child.info.id))).collect();
+        for (parent, child) in edges {
+            if let Some(parent) = self.get_mut(parent) {
+                parent.children.push(child);
+            }
+        }
+    }
+
+    /// All volumes and the snapshots with cuts up to `lsn`, parents before their children.
+    pub(crate) fn parents_first(&self, lsn: u64) -> Vec<u32> {
+        let mut order = Vec::with_capacity(self.len());
+        let mut seen = HashSet::new();
+        for volume in self.iter() {
+            let mut chain = Vec::new();
+            let mut next = Some(volume.info.id);
+            while let Some(node) = next.and_then(|id| self.get(id)) {
+                if !seen.insert(node.info.id) {
+                    break;
+                }
+                chain.push(node.info.id);
+                next = node.parent;
+            }
+            order.extend(chain.into_iter().rev());
+        }
+        let there = |id: &u32| {
+            let cut = self.get(*id).and_then(|volume| volume.info.snapshot);
+            cut.is_none_or(|cut| cut.lsn <= lsn)
+        };
+        order.retain(there);
+        order
+    }
+
+    /// The parent that a volume or snapshot had when the log had come to `lsn`.
+    pub(crate) fn parent_at(&self, id: u32, lsn: u64) -> Option<u32> {
+        let mut parent = self.get(id)?.parent;
+        while let Some(node) = parent.and_then(|id| self.get(id)) {
+            if node.info.snapshot.is_none_or(|cut| cut.lsn <= lsn) {
+                break;
+            }
+            parent = node.parent;
+        }
+        parent
     }
 
     /// Bytes of all volumes' records in the metadata.

@@ -40,6 +40,7 @@ impl Engine {
     ) -> Result<usize, SubmitError> {
         self.disturb();
         self.ready()?;
+        self.writable(volume)?;
         self.check_range(volume, offset, data.len() as u64)?;
         self.check_flush_room(durability)?;
         let in_block = offset as usize % BLOCK_SIZE;

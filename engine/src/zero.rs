@@ -32,6 +32,7 @@ impl Engine {
     ) -> Result<u64, SubmitError> {
         self.disturb();
         self.ready()?;
+        self.writable(volume)?;
         self.check_range(volume, offset, len)?;
         self.check_flush_room(durability)?;
         let block = BLOCK_SIZE as u64;

@@ -57,7 +57,7 @@ fn a_four_mebibyte_segment_holds_1013_data_blocks() {
 
 fn any_record() -> impl Strategy<Value = (u8, Vec<u64>, Vec<u8>, String)> {
     let numbers = prop::collection::vec(0..1u64 << 40, 24);
-    (0u8..10, numbers, prop::collection::vec(any::<u8>(), 4..=128), "[a-z0-9]{1,128}")
+    (0u8..11, numbers, prop::collection::vec(any::<u8>(), 4..=128), "[a-z0-9]{1,128}")
 }
 
 /// Any settings.
@@ -75,7 +75,8 @@ proptest! {
         let record = match kind {
             0 => Record::Write { volume, lsn, lba: n[2], pbn: n[3], vseq: n[4], crcs },
             1 => Record::Zero { volume, lsn, lba: n[2], blocks: n[3] as u32 % (1 << 18) + 1, keep: n[4] % 2 == 0, vseq: n[5] },
-            2 => Record::Volume { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], vseq: n[4], settings: settings(&n), name: &name },
+            2 => Record::Volume { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], vseq: n[4], settings: settings(&n), base: (n[7] % 2 == 0).then_some(n[7] as u32), name: &name },
+            10 => Record::Snapshot { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], cut: n[4].min(lsn), line: n[5] as u32, base: (n[6] % 2 == 0).then_some(n[6] as u32), name: &name },
             3 => Record::VolumeResize { volume, lsn, size: n[2], vseq: n[3] },
             9 => Record::VolumeSet { volume, lsn, settings: settings(&n), vseq: n[4] },
             4 => Record::VolumeDelete { volume, lsn },
@@ -83,8 +84,9 @@ proptest! {
             6 => Record::SegmentFree { segment: n[2] as u32, lsn, generation: n[3] },
             7 => {
                 let kept = if n[3] % 2 == 0 { [0; 8] } else { std::array::from_fn(|i| n[i + 8] | 1) };
+                let inherited = if n[2] % 2 == 0 { [0; 8] } else { std::array::from_fn(|i| n[i + 4] | 2) };
                 let holes = if n[4] % 2 == 0 { [0; 8] } else { std::array::from_fn(|i| n[i + 16]) };
-                Record::Leaf { volume, lsn, lba: n[2] & !511, page: n[5], page_crc: n[6] as u32, holes, kept }
+                Record::Leaf { volume, lsn, lba: n[2] & !511, page: n[5], page_crc: n[6] as u32, marks: flagstone_engine::format::record::LeafMarks { holes, kept, inherited } }
             }
             _ => Record::SegmentOpen { segment: n[2] as u32, lsn, class: n[3] as u8, generation: n[4] },
         };

@@ -154,7 +154,8 @@ impl Engine {
     /// Whether the map names the block where it was read; `None` if the leaf that would know is
     /// not in memory.
     pub(super) fn liveness(&self, segment: u32, moved: &Move) -> Option<bool> {
-        let Some(volume) = self.volumes.get(moved.volume) else { return Some(false) };
+        let owner = self.volumes.owner(moved.volume, moved.lsn);
+        let Some(volume) = self.volumes.get(owner) else { return Some(false) };
         let lba = Lba(moved.lba);
         if volume.map.is_away(&self.slab, lba) {
             return None;
@@ -170,7 +171,8 @@ impl Engine {
         if let Some(live) = self.liveness(segment, &moved) {
             return Ok(live);
         }
-        let paging = self.leaves_here(moved.volume, Lba(moved.lba), 1, true);
+        let owner = self.volumes.owner(moved.volume, moved.lsn);
+        let paging = self.leaves_here(owner, Lba(moved.lba), 1, true);
         if paging == Paging::Coming {
             let mut last = moved.leaf();
             let mut left = LEAF_READS / 2;
@@ -181,7 +183,8 @@ impl Engine {
                     if left == 0 {
                         break;
                     }
-                    self.prefetch_leaf(moved.volume, Lba(moved.lba));
+                    let owner = self.volumes.owner(moved.volume, moved.lsn);
+                    self.prefetch_leaf(owner, Lba(moved.lba));
                 }
             }
         }

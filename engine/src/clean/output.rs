@@ -268,7 +268,9 @@ impl Engine {
         if !over {
             let same_leaf = |a: &Target, b: &Target| a.moved.leaf() == b.moved.leaf();
             for leaf in targets[at..].chunk_by(same_leaf).take(LEAF_READS) {
-                self.prefetch_leaf(leaf[0].moved.volume, Lba(leaf[0].moved.lba));
+                let moved = &leaf[0].moved;
+                let owner = self.volumes.owner(moved.volume, moved.lsn);
+                self.prefetch_leaf(owner, Lba(moved.lba));
             }
         }
         let output = &mut self.cleaner.outputs[o];
@@ -287,19 +289,28 @@ impl Engine {
     /// read first.
     fn switch_entry(&mut self, segment: u32, block: u32, target: &Target, lsn: u64) -> bool {
         let moved = &target.moved;
+        let owner = self.volumes.owner(moved.volume, moved.lsn);
         let same = self.segs.row(target.segment).generation == target.generation;
         let live = match self.liveness(target.segment, moved) {
             Some(live) => same && live,
             None if !same => false,
-            None => match self.leaves_here(moved.volume, Lba(moved.lba), 1, true) {
+            None => match self.leaves_here(owner, Lba(moved.lba), 1, true) {
                 Paging::Coming => return false,
                 // The page is damaged: the entry stays, and the old segment with it.
                 _ => return true,
             },
         };
         let blind = self.planted.has(Plant::SwitchBlindly);
-        if live || (blind && self.volumes.get(moved.volume).is_some()) {
-            let new = Mapping::Block { pbn: self.geo.pbn(segment, block), crc: moved.crc };
+        let new = Mapping::Block { pbn: self.geo.pbn(segment, block), crc: moved.crc };
+        if live {
+            let old = self.geo.pbn(target.segment, moved.block);
+            let from = Mapping::Block { pbn: old, crc: moved.crc };
+            if !self.move_block(owner, Lba(moved.lba), from, new) {
+                return false;
+            }
+            self.segs.born(segment);
+            self.segs.died(target.segment, lsn);
+        } else if blind && self.volumes.get(moved.volume).is_some() {
             self.map_block(moved.volume, Lba(moved.lba), new, lsn);
         }
         true

@@ -41,7 +41,7 @@ const fn packed_bytes(width: u32) -> usize {
 /// What a page says beside the mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Volume number.
+    /// Number of the volume or snapshot that it was written for.
     pub volume: u32,
     /// First block of the leaf in the volume.
     pub lba: u64,
@@ -54,11 +54,11 @@ pub struct Header {
 }
 
 impl Header {
-    /// Whether this page, whose checksum is `crc`, is `page` and holds leaf number `leaf` of `volume`.
+    /// Whether this page, whose checksum is `crc`, is `page` and holds leaf number `leaf`. Whose it is
+    /// may have changed since: of a snapshot that was taken later.
     #[must_use]
-    pub fn is_of(&self, volume: u32, leaf: u64, page: LeafPage, crc: u32) -> bool {
-        (page.pbn, page.crc) == (self.pbn, crc)
-            && (self.volume, self.lba) == (volume, leaf * LEAF_BLOCKS as u64)
+    pub fn is_of(&self, leaf: u64, page: LeafPage, crc: u32) -> bool {
+        (page.pbn, page.crc) == (self.pbn, crc) && self.lba == leaf * LEAF_BLOCKS as u64
     }
 
     /// Writes the page of `leaf`; returns its checksum. `page` has [`page_blocks`] blocks.

@@ -1,7 +1,7 @@
 //! A dense leaf: 512 mappings and their checksums.
 
 use super::LEAF_BLOCKS;
-use crate::format::record::LeafBits;
+use crate::format::record::{LeafBits, LeafMarks};
 
 const HOLE: u64 = 0xff_ffff_ffff;
 const KEPT: u64 = 0xff_ffff_fffe;
@@ -167,18 +167,32 @@ impl Leaf {
         self.kept
     }
 
-    /// Which blocks are holes and which are kept zeroes.
+    /// What the blocks are.
     #[must_use]
-    pub fn bits(&self) -> (LeafBits, LeafBits) {
-        let (mut holes, mut kept) = (LeafBits::default(), LeafBits::default());
+    pub fn marks(&self) -> LeafMarks {
+        let mut marks = LeafMarks::default();
         for i in 0..LEAF_BLOCKS {
-            match self.raw(i) {
-                HOLE => holes[i / 64] |= 1 << (i % 64),
-                KEPT => kept[i / 64] |= 1 << (i % 64),
-                _ => {}
-            }
+            let bits = match self.raw(i) {
+                HOLE => &mut marks.holes,
+                KEPT => &mut marks.kept,
+                _ if !self.owns(i) => &mut marks.inherited,
+                _ => continue,
+            };
+            bits[i / 64] |= 1 << (i % 64);
         }
-        (holes, kept)
+        marks
+    }
+
+    /// Whether holes and kept zeroes are where `marks` says.
+    #[must_use]
+    pub fn is_marked(&self, marks: &LeafMarks) -> bool {
+        let own = self.marks();
+        (own.holes, own.kept) == (marks.holes, marks.kept)
+    }
+
+    /// Makes these blocks inherited.
+    pub(super) fn inherit_all(&mut self, inherited: &LeafBits) {
+        self.owned.iter_mut().zip(inherited).for_each(|(owned, word)| *owned &= !word);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is kept in memory of a leaf whose page alone is: what must be known without reading it.
 
 use super::{LEAF_BLOCKS, LeafPage, Mapping, Unread};
-use crate::format::record::LeafBits;
+use crate::format::record::{LeafBits, LeafMarks, marked};
 
 /// A leaf that is not in memory.
 #[derive(Clone, Debug)]
@@ -9,23 +9,42 @@ pub struct PagedLeaf {
     /// Where it is.
     pub page: LeafPage,
     holes: LeafBits,
-    kept: Option<Box<LeafBits>>,
+    /// Kept zeroes and inherited blocks: most leaves have neither.
+    rare: Option<Box<Rare>>,
     /// Not read since the opening, or not since what was logged before it.
     pub(super) unread: Option<Box<Unread>>,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Rare {
+    kept: LeafBits,
+    inherited: LeafBits,
+}
+
 impl PagedLeaf {
-    /// A leaf with these holes and kept zeroes.
+    /// A leaf whose blocks are what `marks` says.
     #[must_use]
-    pub fn new(page: LeafPage, holes: LeafBits, kept: LeafBits) -> Self {
-        let kept = (kept != LeafBits::default()).then(|| Box::new(kept));
-        Self { page, holes, kept, unread: None }
+    pub fn new(page: LeafPage, marks: &LeafMarks) -> Self {
+        let rare = Rare { kept: marks.kept, inherited: marks.inherited };
+        let rare = (rare != Rare::default()).then(|| Box::new(rare));
+        Self { page, holes: marks.holes, rare, unread: None }
     }
 
     /// As [`PagedLeaf::new`], for one that nobody has read yet, as it was at `lsn`.
     #[must_use]
-    pub fn unread(page: LeafPage, holes: LeafBits, kept: LeafBits, lsn: u64) -> Self {
-        Self { unread: Some(Box::new(Unread::new(lsn))), ..Self::new(page, holes, kept) }
+    pub fn unread(page: LeafPage, marks: &LeafMarks, lsn: u64) -> Self {
+        Self { unread: Some(Box::new(Unread::new(lsn))), ..Self::new(page, marks) }
+    }
+
+    /// The same for a child of whose leaf it is: all data is inherited.
+    #[must_use]
+    pub fn inherited(&self) -> Self {
+        let mut child = self.clone();
+        let rare = child.rare.get_or_insert_default();
+        for (i, inherited) in rare.inherited.iter_mut().enumerate() {
+            *inherited = !(self.holes[i] | rare.kept[i]);
+        }
+        child
     }
 
     /// Blocks with data.
@@ -34,37 +53,54 @@ impl PagedLeaf {
         LEAF_BLOCKS as u64 - ones(&self.holes) - self.kept()
     }
 
+    /// Blocks with data that is the leaf's own.
+    #[must_use]
+    pub fn owned(&self) -> u64 {
+        self.mapped() - self.rare.as_ref().map_or(0, |rare| ones(&rare.inherited))
+    }
+
     /// Kept zero blocks.
     #[must_use]
     pub fn kept(&self) -> u64 {
-        self.kept.as_deref().map_or(0, ones)
+        self.rare.as_ref().map_or(0, |rare| ones(&rare.kept))
     }
 
-    /// Notes what kind of block `i` is.
+    /// Notes what block `i` was changed to; data is the leaf's own.
     pub(super) fn set_kind(&mut self, i: usize, mapping: Mapping) {
-        let put = |bits: &mut LeafBits, value: bool| {
-            bits[i / 64] = bits[i / 64] & !(1 << (i % 64)) | u64::from(value) << (i % 64);
-        };
-        put(&mut self.holes, mapping == Mapping::Hole);
-        match &mut self.kept {
-            Some(kept) => put(kept, mapping == Mapping::Kept),
-            None if mapping == Mapping::Kept => put(self.kept.get_or_insert_default(), true),
-            None => {}
+        put(&mut self.holes, i, mapping == Mapping::Hole);
+        if mapping == Mapping::Kept {
+            self.rare.get_or_insert_default();
+        }
+        if let Some(rare) = &mut self.rare {
+            put(&mut rare.kept, i, mapping == Mapping::Kept);
+            put(&mut rare.inherited, i, false);
         }
     }
 
     /// Whether block `i` is a hole, and whether it is a kept zero.
     #[must_use]
     pub fn bit(&self, i: usize) -> (bool, bool) {
-        let has = |bits: &LeafBits| bits[i / 64] >> (i % 64) & 1 != 0;
-        (has(&self.holes), self.kept.as_deref().is_some_and(has))
+        let kept = self.rare.as_ref().is_some_and(|rare| marked(&rare.kept, i));
+        (marked(&self.holes, i), kept)
     }
 
-    /// Which blocks are holes and which are kept zeroes.
+    /// Whether block `i` has data that is the leaf's own.
     #[must_use]
-    pub fn bits(&self) -> (LeafBits, LeafBits) {
-        (self.holes, self.kept.as_deref().copied().unwrap_or_default())
+    pub fn owns(&self, i: usize) -> bool {
+        let inherited = self.rare.as_ref().is_some_and(|rare| marked(&rare.inherited, i));
+        self.bit(i) == (false, false) && !inherited
     }
+
+    /// What the blocks are.
+    #[must_use]
+    pub fn marks(&self) -> LeafMarks {
+        let rare = self.rare.as_deref().cloned().unwrap_or_default();
+        LeafMarks { holes: self.holes, kept: rare.kept, inherited: rare.inherited }
+    }
+}
+
+fn put(bits: &mut LeafBits, i: usize, value: bool) {
+    bits[i / 64] = bits[i / 64] & !(1 << (i % 64)) | u64::from(value) << (i % 64);
 }
 
 fn ones(bits: &LeafBits) -> u64 {

@@ -382,22 +382,24 @@ impl LeafSlab {
 
     /// Drops a dense leaf from memory, all but what must be known; it must have a page.
     pub fn evict(&mut self, index: u32) {
-        let (holes, kept) = self.get(index).bits();
+        let marks = self.get(index).marks();
         let page = self.leaf(index).take_page().expect("a clean leaf has a page");
         let id = self.owners[index as usize].id;
         self.clean -= 1;
         self.release(index);
-        let away = self.store_away(PagedLeaf::new(page, holes, kept));
+        let away = self.store_away(PagedLeaf::new(page, &marks));
         self.place(id, Place::Away(away));
     }
 
     /// Takes back a leaf that was read from its page; `clean` if it still says what the page says.
     pub fn bring_back(&mut self, away: u32, content: Leaf, clean: bool) {
         let page = self.away_leaf(away).page;
+        let marks = self.away_leaf(away).marks();
         let id = self.away[away as usize].1;
         self.forget(away);
         let index = self.take();
         *self.leaf(index) = content;
+        self.leaf(index).inherit_all(&marks.inherited);
         self.place(id, Place::Dense(index));
         if clean {
             self.set_page(index, page);

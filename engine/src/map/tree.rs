@@ -8,7 +8,7 @@
 //! a copy takes over what it owns.
 
 use super::differs::Differs;
-use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, PagedLeaf, Place};
+use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, PagedLeaf, Place, Unread};
 use crate::status::StatusKind;
 use flagstone_block::Lba;
 use std::sync::Arc;
@@ -152,6 +152,12 @@ impl VolumeMap {
         self.owned
     }
 
+    /// Whether leaf number `leaf` is not the parent's.
+    #[must_use]
+    pub fn is_different(&self, leaf: u64) -> bool {
+        self.differs.has(leaf)
+    }
+
     /// The first leaf from `leaf` on that is not the parent's.
     #[must_use]
     pub fn next_different(&self, leaf: u64) -> Option<u64> {
@@ -246,17 +252,19 @@ impl VolumeMap {
     }
 
     /// Whether a write of `lba` takes a block: because it maps none, or one that is a parent's.
-    ///
-    /// # Panics
-    /// If the leaf is not in memory.
+    /// Kept zeroes take none.
     #[must_use]
     pub fn write_takes(&self, slab: &LeafSlab, lba: Lba) -> bool {
-        match self.leaf(slab, lba.0 / LEAF_BLOCKS as u64).0 {
-            LeafState::Dense(index) => {
-                !self.differs.has(lba.0 / LEAF_BLOCKS as u64)
-                    || !slab.get(index).owns(lba.0 as usize % LEAF_BLOCKS)
-            }
-            _ => true,
+        let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
+        match self.kind(slab, lba) {
+            StatusKind::Hole => true,
+            StatusKind::Zero => false,
+            StatusKind::Data if !self.differs.has(leaf) => true,
+            StatusKind::Data => match self.leaf(slab, leaf).0 {
+                LeafState::Dense(index) => !slab.get(index).owns(block),
+                LeafState::Away(away) => !slab.away_leaf(away).owns(block),
+                _ => true,
+            },
         }
     }
 
@@ -304,18 +312,19 @@ impl VolumeMap {
         }
     }
 
-    /// Puts a leaf that nobody has read where there is none; false if there is one.
+    /// Puts a leaf that nobody has read where there is none but perhaps the parent's; false if
+    /// there is one.
     pub fn place_away(&mut self, slab: &mut LeafSlab, leaf: u64, content: PagedLeaf) -> bool {
         let lba = leaf * LEAF_BLOCKS as u64;
-        if self.leaf(slab, leaf).0 != LeafState::Untouched {
+        if self.differs.has(leaf) {
             return false;
         }
-        self.touch(slab, Lba(lba));
+        self.place_empty(slab, leaf, false);
         if content.mapped() == 0 && content.kept() == 0 {
             return true;
         }
         self.mapped += content.mapped();
-        self.owned += content.mapped();
+        self.owned += content.owned();
         self.kept += content.kept();
         self.dense += 1;
         let id = slab.make_away(self.volume, leaf, content);
@@ -333,24 +342,28 @@ impl VolumeMap {
         lsn: u64,
         new: Mapping,
     ) -> bool {
-        let LeafState::Away(away) = self.leaf(slab, lba / LEAF_BLOCKS as u64).0 else {
-            return false;
-        };
-        let leaf = slab.away_mut(away);
-        let Some(mut unread) = leaf.unread.take() else { return false };
-        let before = (leaf.mapped(), leaf.kept());
+        let leaf = lba / LEAF_BLOCKS as u64;
+        let LeafState::Away(away) = self.leaf(slab, leaf).0 else { return false };
+        let Some(read_lsn) = slab.unread(away).map(Unread::lsn) else { return false };
+        let sure = lsn > read_lsn;
+        // A discard never supersedes what the page says at its LSN or before.
+        if !sure && !matches!(new, Mapping::Block { .. }) {
+            return true;
+        }
+        let away = if sure { self.own_unread(slab, lba, away) } else { away };
+        let paged = slab.away_mut(away);
+        let Some(mut unread) = paged.unread.take() else { return false };
+        let before = (paged.mapped(), paged.kept(), paged.owned());
         for block in lba..end {
             let i = block as usize % LEAF_BLOCKS;
-            // A discard never supersedes what the page says at its LSN or before.
-            let may_count = lsn > unread.lsn() || matches!(new, Mapping::Block { .. });
-            if may_count && unread.note(i, lsn, new) {
-                leaf.set_kind(i, new);
+            if unread.note(i, lsn, new) {
+                paged.set_kind(i, new);
             }
         }
-        leaf.unread = Some(unread);
-        let (mapped, kept) = (leaf.mapped(), leaf.kept());
+        paged.unread = Some(unread);
+        let (mapped, kept) = (paged.mapped(), paged.kept());
         self.mapped = self.mapped + mapped - before.0;
-        self.owned = self.owned + mapped - before.0;
+        self.owned = self.owned + paged.owned() - before.2;
         self.kept = self.kept + kept - before.1;
         let empty = match (mapped, kept) {
             (0, 0) => Some(ALL_HOLE),
@@ -361,6 +374,48 @@ impl VolumeMap {
             self.drop_leaf(slab, lba, state);
         }
         true
+    }
+
+    /// The unread leaf of `lba`, which is at `away`, for this map alone.
+    fn own_unread(&mut self, slab: &mut LeafSlab, lba: u64, away: u32) -> u32 {
+        if !self.differ(Lba(lba)) {
+            return away;
+        }
+        let (number, slot, _) = split(Lba(lba));
+        let content = slab.away_leaf(away).inherited();
+        let id = slab.make_away(self.volume, lba / LEAF_BLOCKS as u64, content);
+        let node = Self::node_mut(&mut self.nodes, slab, number);
+        let parents = std::mem::replace(&mut node[slot], id + LEAF) - LEAF;
+        self.dense += 1;
+        slab.part(parents);
+        match slab.at(id) {
+            Place::Away(away) => away,
+            Place::Dense(_) => unreachable!("it was just made"),
+        }
+    }
+
+    /// Makes leaf number `leaf`, of which a statement says that it has no data, what that says.
+    pub fn place_empty(&mut self, slab: &mut LeafSlab, leaf: u64, keep: bool) {
+        let lba = leaf * LEAF_BLOCKS as u64;
+        let before = self.leaf(slab, leaf).0;
+        if let LeafState::Away(away) = before {
+            let paged = slab.away_leaf(away);
+            let (mapped, kept, owned) = (paged.mapped(), paged.kept(), paged.owned());
+            if self.differ(Lba(lba)) {
+                let (number, slot, _) = split(Lba(lba));
+                let node = Self::node_mut(&mut self.nodes, slab, number);
+                let parents = std::mem::replace(&mut node[slot], ALL_HOLE) - LEAF;
+                slab.part(parents);
+            } else {
+                self.owned -= owned;
+                self.drop_leaf(slab, lba, ALL_HOLE);
+            }
+            (self.mapped, self.kept) = (self.mapped - mapped, self.kept - kept);
+        } else if before == LeafState::AllKept {
+            self.kept -= LEAF_BLOCKS as u64;
+        }
+        self.set_slot(slab, lba, if keep { ALL_KEPT } else { ALL_HOLE });
+        self.kept += if keep { LEAF_BLOCKS as u64 } else { 0 };
     }
 
     /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged

@@ -27,6 +27,7 @@ use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::stream::user_streams;
 use crate::super_write::SuperWrite;
+use crate::volume::Volume;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
 use std::collections::VecDeque;
 
@@ -151,7 +152,7 @@ impl Engine {
             *open = Some(resume(bufs, tail, summary, next_generation, loaded.next_jseq));
             next_generation += 1;
         }
-        let kept = loaded.replay.volumes.iter().map(|v| v.map.kept()).sum();
+        let kept = loaded.replay.volumes.iter().map(Volume::kept).sum();
         let touched = loaded.replay.volumes.iter().map(|v| v.map.touched()).sum();
         let (out, done) = Self::new_queues();
         Ok(Self {
@@ -169,6 +170,7 @@ impl Engine {
             volumes: loaded.replay.volumes,
             next_volume: loaded.next_volume,
             graves: VecDeque::new(),
+            moving: Vec::with_capacity(16),
             forks: VecDeque::new(),
             kept,
             space: Default::default(),

@@ -12,7 +12,7 @@ use crate::geometry::Geometry;
 use crate::limits::{LSN_SPAN, VOLUME_BYTES};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
-use crate::volume::{Volume, VolumeInfo, VolumeState, Volumes};
+use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -254,7 +254,9 @@ fn highest_generation(records: &[Placed]) -> u64 {
 
 fn highest_volume(records: &[Placed]) -> u32 {
     let volume = |r: &Placed| match r.record {
-        OwnedRecord::Volume { volume, .. } | OwnedRecord::VolumeDelete { volume, .. } => volume,
+        OwnedRecord::Volume { volume, .. }
+        | OwnedRecord::Snapshot { volume, .. }
+        | OwnedRecord::VolumeDelete { volume, .. } => volume,
         _ => 0,
     };
     records.iter().map(volume).max().unwrap_or(0).saturating_add(1)
@@ -456,12 +458,24 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
     let mut table: BTreeMap<u32, VolumeRow> = BTreeMap::new();
     for record in ordered {
         match record {
-            OwnedRecord::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
+            OwnedRecord::Snapshot { volume, lsn, uuid, size, cut, line, base, name } => {
+                if *size == 0 || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
+                    return Err(OpenError::Record { lsn: *lsn });
+                }
+                let snapshot = Some(Cut { line: *line, lsn: *cut });
+                let (id, uuid, name, settings) =
+                    (*volume, *uuid, name.clone(), VolumeSettings::default());
+                let info =
+                    VolumeInfo { id, uuid, name, size: *size, settings, snapshot, base: *base };
+                table.insert(*volume, (info, 1, *lsn));
+            }
+            OwnedRecord::Volume { volume, lsn, uuid, size, vseq, settings, base, name } => {
                 if *size == 0 || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
                     return Err(OpenError::Record { lsn: *lsn });
                 }
                 let (id, uuid, name) = (*volume, *uuid, name.clone());
-                let info = VolumeInfo { id, uuid, name, size: *size, settings: *settings };
+                let (size, settings) = (*size, *settings);
+                let info = VolumeInfo { id, uuid, name, size, settings, snapshot: None, base: *base };
                 if !info.settings.fit(info.size) {
                     return Err(OpenError::Record { lsn: *lsn });
                 }
@@ -504,5 +518,6 @@ fn volumes(rows: &[VolumeRow]) -> Result<Volumes, OpenError> {
         }
         volumes.insert(Volume::new(info.clone(), VolumeState::Active, *next_vseq));
     }
+    volumes.link();
     Ok(volumes)
 }

@@ -7,6 +7,7 @@ use crate::counting::Counting;
 use crate::error::OpenError;
 use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
+use crate::format::record::marked;
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
 use crate::plant::Plant;
@@ -15,6 +16,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Pages read at once.
 const PREFETCH: usize = 256;
+
+const PER_LEAF: u64 = LEAF_BLOCKS as u64;
 
 /// A leaf: volume, and number in it.
 type Key = (u32, u64);
@@ -74,32 +77,58 @@ impl Pages {
     }
 }
 
-/// Puts the leaves of all volumes that still exist into the maps, unread; returns them in the order
-/// of their pages. `None` if a record speaks of what its volume doesn't have.
-pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> Option<Vec<Key>> {
-    let mut order = Vec::with_capacity(input.pages.named.len());
+/// Puts the leaves of all volumes and snapshots that still exist into the maps, unread. False if a
+/// record speaks of what its volume doesn't have.
+pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
+    let mut statements: HashMap<u32, Vec<&OwnedRecord>> = HashMap::new();
     for change in input.changes {
-        let OwnedRecord::Leaf { volume: id, lsn, lba, page, page_crc, ref bits } = *change else {
-            continue;
+        let id = match *change {
+            OwnedRecord::Leaf { volume, lsn, lba, page, page_crc, .. } => {
+                let page = LeafPage { pbn: page, crc: page_crc };
+                let newest = input.pages.named.get(&(volume, lba / LEAF_BLOCKS as u64));
+                if newest != Some(&(lsn, page)) {
+                    continue;
+                }
+                volume
+            }
+            OwnedRecord::Zero { volume, lsn, .. } if lsn == input.pages.lsn => volume,
+            _ => continue,
         };
-        let leaf = lba / LEAF_BLOCKS as u64;
-        let page = LeafPage { pbn: page, crc: page_crc };
-        let Some(volume) = state.volumes.get_mut(id) else { continue };
-        if input.pages.named.get(&(id, leaf)) != Some(&(lsn, page)) {
-            continue;
-        }
-        // Behind the volume's end there are holes only.
-        let end = (volume.blocks().saturating_sub(lba)).min(LEAF_BLOCKS as u64) as usize;
-        let beyond = (end..LEAF_BLOCKS).any(|i| bits.0[i / 64] >> (i % 64) & 1 == 0);
-        let both = bits.0.iter().zip(&bits.1).any(|(holes, kept)| holes & kept != 0);
-        let content = PagedLeaf::unread(page, bits.0, bits.1, lsn);
-        if beyond || both || !volume.map.place_away(&mut state.slab, leaf, content) {
-            return None;
-        }
-        order.push((page.pbn, (id, leaf)));
+        statements.entry(id).or_default().push(change);
     }
-    order.sort_unstable();
-    Some(order.into_iter().map(|(_, key)| key).collect())
+    for id in state.volumes.parents_first(input.pages.lsn) {
+        state.form(id, input.pages.lsn);
+        let Some(volume) = state.volumes.get_mut(id) else { continue };
+        let blocks = volume.blocks();
+        for statement in statements.remove(&id).unwrap_or_default() {
+            match *statement {
+                OwnedRecord::Leaf { lsn, lba, page, page_crc, ref marks, .. } => {
+                    let page = LeafPage { pbn: page, crc: page_crc };
+                    // Behind the volume's end there are holes only.
+                    let end = blocks.saturating_sub(lba).min(LEAF_BLOCKS as u64) as usize;
+                    let beyond = (end..LEAF_BLOCKS).any(|i| !marked(&marks.holes, i));
+                    let content = PagedLeaf::unread(page, marks, lsn);
+                    let leaf = lba / LEAF_BLOCKS as u64;
+                    let map = &mut volume.map;
+                    if beyond
+                        || !marks.are_apart()
+                        || !map.place_away(&mut state.slab, leaf, content)
+                    {
+                        return false;
+                    }
+                }
+                OwnedRecord::Zero { lba, blocks: count, keep, .. } => {
+                    let end = lba.saturating_add(u64::from(count));
+                    let whole = if end >= blocks { blocks.div_ceil(PER_LEAF) } else { end / PER_LEAF };
+                    for leaf in lba.div_ceil(PER_LEAF)..whole {
+                        volume.map.place_empty(&mut state.slab, leaf, keep);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    true
 }
 
 /// Reads all pages that are still needed, for who can't go on without, and counts what is live.
@@ -135,7 +164,7 @@ pub(super) fn read(
         for ((&(key, away, page), read), result) in part.iter().zip(&mut reads).zip(&results) {
             let decode = |bytes: &[u8]| {
                 let (header, leaf, crc) = Header::decode(pool, bytes).ok()?;
-                header.is_of(key.0, key.1, page, crc).then_some(leaf)
+                header.is_of(key.1, page, crc).then_some(leaf)
             };
             let mut leaf = result.is_ok().then(|| decode(read.into)).flatten();
             if leaf.is_none() && io.read_at(read.offset, read.into).is_ok() {
@@ -144,19 +173,21 @@ pub(super) fn read(
             }
             let read = leaf.and_then(|mut leaf| {
                 let mut unread = state.slab.take_unread(away)?;
-                let bits = state.slab.away_leaf(away).bits();
+                let marks = state.slab.away_leaf(away).marks();
                 let lsn = unread.lsn();
                 let judge = |pbn| counting.judge(geo, &state.segs, lsn, pbn);
-                let right = unread.apply(&mut leaf, judge) && leaf.bits() == bits;
+                let right = unread.apply(&mut leaf, judge) && leaf.is_marked(&marks);
                 unread.count();
-                right.then(|| (leaf, unread.is_empty()))
+                right.then(|| (leaf, unread.is_empty(), marks))
             });
-            let Some((leaf, clean)) = read else {
+            let Some((leaf, clean, marks)) = read else {
                 report.leaf_pages_damaged += 1;
                 continue;
             };
             for i in 0..LEAF_BLOCKS {
-                if let Mapping::Block { pbn, .. } = leaf.get(i) {
+                if let Mapping::Block { pbn, .. } = leaf.get(i)
+                    && !marked(&marks.inherited, i)
+                {
                     state.segs.born(geo.locate(pbn).0);
                 }
             }
@@ -168,21 +199,25 @@ pub(super) fn read(
 }
 
 impl Replay {
-    /// Prepares the counting of the leaves `order`, as far as they are still in their pages.
-    pub(super) fn begin_counting(&mut self, order: Vec<Key>, input: &Input<'_>) {
-        let mut blocks = 0;
-        let unread: Vec<Key> = order
-            .into_iter()
-            .filter(|key| {
-                let state = self.volumes.get(key.0).map(|volume| volume.map.leaf(&self.slab, key.1).0);
-                let Some(LeafState::Away(away)) = state else { return false };
-                blocks += self.slab.away_leaf(away).mapped();
-                true
-            })
-            .collect();
+    /// Prepares the counting of the leaves that are still in their pages, in the order of these.
+    pub(super) fn begin_counting(&mut self, input: &Input<'_>) {
+        let (mut blocks, mut unread) = (0, Vec::new());
+        for volume in self.volumes.iter() {
+            let mut next = 0;
+            while let Some(leaf) = volume.map.next_different(next) {
+                next = leaf + 1;
+                if let LeafState::Away(away) = volume.map.leaf(&self.slab, leaf).0 {
+                    let paged = self.slab.away_leaf(away);
+                    blocks += paged.owned();
+                    unread.push((paged.page.pbn, (volume.info.id, leaf)));
+                }
+            }
+        }
         if !unread.is_empty() {
+            unread.sort_unstable();
+            let order = unread.into_iter().map(|(_, key)| key).collect();
             self.segs.begin_counting(blocks, self.planted.has(Plant::FreeUncounted));
-            self.counting = Some(Counting::new(unread, input.pages.freed.clone(), self.planted));
+            self.counting = Some(Counting::new(order, input.pages.freed.clone(), self.planted));
         }
     }
 }

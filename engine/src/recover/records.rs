@@ -1,6 +1,6 @@
 //! Records that outlive the block they were read from.
 
-use crate::format::record::{LeafBits, Record, Seal};
+use crate::format::record::{LeafMarks, Record, Seal};
 use crate::volume::VolumeSettings;
 
 /// As [`Record`], owned.
@@ -29,6 +29,17 @@ pub(crate) enum OwnedRecord {
         size: u64,
         vseq: u64,
         settings: VolumeSettings,
+        base: Option<u32>,
+        name: String,
+    },
+    Snapshot {
+        volume: u32,
+        lsn: u64,
+        uuid: [u8; 16],
+        size: u64,
+        cut: u64,
+        line: u32,
+        base: Option<u32>,
         name: String,
     },
     VolumeResize {
@@ -59,7 +70,7 @@ pub(crate) enum OwnedRecord {
         lba: u64,
         page: u64,
         page_crc: u32,
-        bits: Box<(LeafBits, LeafBits)>,
+        marks: Box<LeafMarks>,
     },
     Open {
         lsn: u64,
@@ -83,6 +94,7 @@ impl OwnedRecord {
             Self::Write { lsn, .. }
             | Self::Zero { lsn, .. }
             | Self::Volume { lsn, .. }
+            | Self::Snapshot { lsn, .. }
             | Self::VolumeResize { lsn, .. }
             | Self::VolumeSet { lsn, .. }
             | Self::VolumeDelete { lsn, .. }
@@ -94,9 +106,13 @@ impl OwnedRecord {
         }
     }
 
-    /// Replay order: by LSN, statements of a compaction behind the write with their LSN.
+    /// Replay order: by LSN, statements of a compaction behind the write with their LSN; a snapshot
+    /// where it was taken.
     pub(super) fn order(&self) -> (u64, bool) {
-        (self.lsn(), !matches!(self, Self::Write { .. }))
+        match self {
+            Self::Snapshot { cut, .. } => (*cut, true),
+            _ => (self.lsn(), !matches!(self, Self::Write { .. })),
+        }
     }
 }
 
@@ -108,8 +124,11 @@ impl OwnedRecord {
             Self::Zero { volume, lsn, lba, blocks, keep, vseq } => {
                 Record::Zero { volume, lsn, lba, blocks, keep, vseq }
             }
-            Self::Volume { volume, lsn, uuid, size, vseq, settings, ref name } => {
-                Record::Volume { volume, lsn, uuid, size, vseq, settings, name }
+            Self::Volume { volume, lsn, uuid, size, vseq, settings, base, ref name } => {
+                Record::Volume { volume, lsn, uuid, size, vseq, settings, base, name }
+            }
+            Self::Snapshot { volume, lsn, uuid, size, cut, line, base, ref name } => {
+                Record::Snapshot { volume, lsn, uuid, size, cut, line, base, name }
             }
             Self::VolumeResize { volume, lsn, size, vseq } => {
                 Record::VolumeResize { volume, lsn, size, vseq }
@@ -145,8 +164,13 @@ impl From<&Record<'_>> for OwnedRecord {
             Record::Zero { volume, lsn, lba, blocks, keep, vseq } => {
                 Self::Zero { volume, lsn, lba, blocks, keep, vseq }
             }
-            Record::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
-                Self::Volume { volume, lsn, uuid, size, vseq, settings, name: name.to_owned() }
+            Record::Volume { volume, lsn, uuid, size, vseq, settings, base, name } => {
+                let name = name.to_owned();
+                Self::Volume { volume, lsn, uuid, size, vseq, settings, base, name }
+            }
+            Record::Snapshot { volume, lsn, uuid, size, cut, line, base, name } => {
+                let name = name.to_owned();
+                Self::Snapshot { volume, lsn, uuid, size, cut, line, base, name }
             }
             Record::VolumeResize { volume, lsn, size, vseq } => {
                 Self::VolumeResize { volume, lsn, size, vseq }
@@ -159,8 +183,8 @@ impl From<&Record<'_>> for OwnedRecord {
             Record::SegmentFree { segment, lsn, generation } => {
                 Self::Free { segment, lsn, generation }
             }
-            Record::Leaf { volume, lsn, lba, page, page_crc, holes, kept } => {
-                Self::Leaf { volume, lsn, lba, page, page_crc, bits: Box::new((holes, kept)) }
+            Record::Leaf { volume, lsn, lba, page, page_crc, marks } => {
+                Self::Leaf { volume, lsn, lba, page, page_crc, marks: Box::new(marks) }
             }
             Record::SegmentOpen { lsn, generation, .. } => Self::Open { lsn, generation },
             Record::Checkpoint { lsn } => Self::Checkpoint { lsn },

@@ -16,7 +16,7 @@ use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::Volumes;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 /// Summaries read at once.
 const PREFETCH: usize = 32;
@@ -35,6 +35,8 @@ pub(crate) struct Replay {
     /// What no page speaks of was empty at this LSN; `None`: there are no pages, everything is
     /// replayed.
     paged_lsn: Option<u64>,
+    /// Volumes and snapshots whose map has begun.
+    formed: HashSet<u32>,
     /// The leaves that are still in their pages.
     pub(crate) counting: Option<Counting>,
     pub(super) planted: Planted,
@@ -118,6 +120,7 @@ pub(super) fn replay(
         log_since: 0,
         geo: *geo,
         paged_lsn: None,
+        formed: HashSet::new(),
         counting: None,
         planted: input.planted,
     };
@@ -128,10 +131,10 @@ pub(super) fn replay(
     let since = input.sealed.iter().filter(|seal| !seal.stated);
     state.log_since = since.map(|seal| u64::from(seal.entries)).sum();
     sealed.sort_by_key(|seal| seal.first_lsn);
-    let mut placed = Vec::new();
-    if source == Source::Checkpoint {
-        let Some(order) = pages::place(input, &mut state) else { return Ok(None) };
-        placed = order;
+    if source != Source::Summaries {
+        if !pages::place(input, &mut state) {
+            return Ok(None);
+        }
         state.paged_lsn = Some(input.pages.lsn);
     }
     let mut changes = input.changes.iter().peekable();
@@ -182,7 +185,7 @@ pub(super) fn replay(
         }
     }
     state.count_live();
-    state.begin_counting(placed, input);
+    state.begin_counting(input);
     Ok(Some(state))
 }
 
@@ -267,15 +270,43 @@ impl Replay {
         Ok(())
     }
 
+    /// Makes the map of a volume or snapshot as it begins: its parent's, or an empty one.
+    pub(super) fn form(&mut self, id: u32, lsn: u64) {
+        let parent = self.volumes.parent_at(id, lsn).and_then(|parent| self.volumes.get(parent));
+        let map = parent.map(|parent| parent.map.child(id));
+        if let (Some(map), Some(volume)) = (map, self.volumes.get_mut(id)) {
+            volume.map = map;
+        }
+        self.formed.insert(id);
+    }
+
+    /// A snapshot is taken. What was cloned from it begins.
+    fn cut(&mut self, snapshot: u32, line: u32) {
+        if !self.formed.insert(snapshot) {
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(line) else { return };
+        let map = volume.map.snapshot(snapshot);
+        if let Some(snapshot) = self.volumes.get_mut(snapshot) {
+            snapshot.map = map;
+        }
+    }
+
     /// An entry of a volume that is gone, or beyond its end, is history.
-    fn write(&mut self, volume: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
+    fn write(&mut self, line: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
         self.last_lsn = self.last_lsn.max(lsn);
-        let Some(volume) = self.volumes.get_mut(volume) else { return };
-        volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
+        if let Some(volume) = self.volumes.get_mut(line) {
+            volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
+        }
+        let mapping = Mapping::Block { pbn, crc };
+        let owner = self.volumes.owner(line, lsn);
+        if owner != line && self.formed.contains(&owner) {
+            return self.write_moved(owner, lsn, lba, mapping);
+        }
+        let Some(volume) = self.volumes.get_mut(line) else { return };
         if lba >= volume.blocks() {
             return;
         }
-        let mapping = Mapping::Block { pbn, crc };
         let over = self.planted.has(Plant::ReplayOverPages);
         let order = if over { u64::MAX } else { lsn };
         let patched = volume.map.patch(&mut self.slab, (lba, lba + 1), order, mapping);
@@ -284,12 +315,25 @@ impl Replay {
         }
     }
 
+    /// A block that was moved since the checkpoint: all that map it where it was do so here now.
+    fn write_moved(&mut self, owner: u32, lsn: u64, lba: u64, mapping: Mapping) {
+        let leaf = lba / LEAF_BLOCKS as u64;
+        let mut nodes = vec![owner];
+        while let Some(node) = nodes.pop() {
+            let Some(volume) = self.volumes.get_mut(node) else { continue };
+            nodes.extend(&volume.children);
+            if lba < volume.blocks() && volume.map.is_different(leaf) {
+                volume.map.patch(&mut self.slab, (lba, lba + 1), lsn, mapping);
+            }
+        }
+    }
+
     /// Makes the blocks `lba..end` holes or kept zeroes, but for leaves whose page is newer.
     fn zero(&mut self, volume: u32, lsn: u64, lba: u64, end: u64, keep: bool) {
         let Some(volume) = self.volumes.get_mut(volume) else { return };
         let new = if keep { Mapping::Kept } else { Mapping::Hole };
-        // A statement of the checkpoint's own has the LSN that it began at, or a later one.
-        let counts = self.paged_lsn.is_none_or(|paged| lsn >= paged);
+        // What the checkpoint stated is there already.
+        let counts = self.paged_lsn.is_none_or(|paged| lsn > paged);
         let (per_leaf, mut from, mut at) = (LEAF_BLOCKS as u64, lba, lba);
         while at < end {
             let (_, leaves) = volume.map.leaf(&self.slab, at / per_leaf);
@@ -325,16 +369,17 @@ impl Replay {
                 }
                 self.zero(id, lsn, lba, end, keep);
             }
+            OwnedRecord::Snapshot { volume, line, .. } => self.cut(volume, line),
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
-            OwnedRecord::Leaf { volume, lba, ref bits, .. } => {
+            OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
                 let Some(volume) = self.volumes.get_mut(volume) else { return };
                 let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
                 for block in lba..end {
                     let i = (block - lba) as usize;
                     let has = |bits: &[u64]| bits[i / 64] >> (i % 64) & 1 != 0;
-                    if has(&bits.0) {
+                    if has(&marks.holes) {
                         volume.map.set(&mut self.slab, Lba(block), Mapping::Hole);
-                    } else if has(&bits.1) {
+                    } else if has(&marks.kept) {
                         volume.map.set(&mut self.slab, Lba(block), Mapping::Kept);
                     }
                 }
@@ -346,21 +391,21 @@ impl Replay {
         }
     }
 
-    /// Counts, for each segment, the map entries that name it.
+    /// Counts, for each segment, the blocks in it that leaves in memory own.
     fn count_live(&mut self) {
         for volume in self.volumes.iter() {
-            let mut leaf = 0;
-            while leaf < volume.map.leaves() {
-                let (state, leaves) = volume.map.leaf(&self.slab, leaf);
-                if let LeafState::Dense(index) = state {
-                    let leaf = self.slab.get(index);
-                    for i in 0..LEAF_BLOCKS {
-                        if let Mapping::Block { pbn, .. } = leaf.get(i) {
-                            self.segs.born(self.geo.locate(pbn).0);
-                        }
+            let mut next = 0;
+            while let Some(leaf) = volume.map.next_different(next) {
+                next = leaf + 1;
+                let LeafState::Dense(index) = volume.map.leaf(&self.slab, leaf).0 else { continue };
+                let leaf = self.slab.get(index);
+                for i in 0..LEAF_BLOCKS {
+                    if let Mapping::Block { pbn, .. } = leaf.get(i)
+                        && leaf.owns(i)
+                    {
+                        self.segs.born(self.geo.locate(pbn).0);
                     }
                 }
-                leaf += leaves;
             }
         }
     }

@@ -7,7 +7,7 @@ use flagstone_block::{
     Tag, VolumeId, ZeroMode,
 };
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, SubmitError,
+    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, SnapshotSpec, SubmitError,
     VolumeSettings, VolumeSpec,
 };
 use std::collections::HashMap;
@@ -321,6 +321,13 @@ impl World {
         let set = self.submit(|e, a, t| e.set_volume(a, t, volume, settings))?;
         set.1.result.unwrap();
         Ok(())
+    }
+
+    pub fn snapshot(&mut self, specs: &[SnapshotSpec<'_>]) -> Result<VolumeId, SubmitError> {
+        let (id, completion) = self
+            .submit(|engine, arena, tag| engine.snapshot_volumes(arena, tag, specs))?;
+        completion.result.unwrap();
+        Ok(id)
     }
 
     pub fn delete(&mut self, volume: VolumeId) {

@@ -16,6 +16,28 @@ fn get_bits(b: &[u8], at: usize) -> LeafBits {
     std::array::from_fn(|i| get_u64(b, at + 8 * i))
 }
 
+/// The number of a volume or snapshot, if there is one.
+fn number(raw: u32) -> Option<u32> {
+    (raw != u32::MAX).then_some(raw)
+}
+
+/// Identity and name of a VOLUME or SNAPSHOT record, where both have them, and its bytes.
+fn named(b: &[u8]) -> Result<([u8; 16], &str, &[u8]), DecodeError> {
+    use layout::volume::at;
+    let bad = |at: usize| DecodeError::Field { at: at as u16 };
+    let head = b.get(..at::NAME).ok_or(bad(0))?;
+    let name_bytes = usize::from(get_u16(head, at::NAME_BYTES));
+    if name_bytes == 0 || name_bytes > NAME_BYTES {
+        return Err(bad(at::NAME_BYTES));
+    }
+    let b = b.get(..(at::NAME + name_bytes).next_multiple_of(8)).ok_or(bad(0))?;
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&b[at::UUID..at::UUID + 16]);
+    let name =
+        std::str::from_utf8(&b[at::NAME..at::NAME + name_bytes]).map_err(|_| bad(at::NAME))?;
+    Ok((uuid, name, b))
+}
+
 impl<'a> Record<'a> {
     /// Decodes the record at the start of `b`; returns it and its length.
     ///
@@ -64,19 +86,21 @@ impl<'a> Record<'a> {
             }
             VOLUME => {
                 use layout::volume::at;
-                let b = need(at::NAME)?;
-                let name_bytes = usize::from(get_u16(b, at::NAME_BYTES));
-                if name_bytes == 0 || name_bytes > NAME_BYTES {
-                    return Err(bad(at::NAME_BYTES));
-                }
-                let b = need((at::NAME + name_bytes).next_multiple_of(8))?;
-                let mut uuid = [0; 16];
-                uuid.copy_from_slice(&b[at::UUID..at::UUID + 16]);
-                let name = std::str::from_utf8(&b[at::NAME..at::NAME + name_bytes])
-                    .map_err(|_| bad(at::NAME))?;
+                let (uuid, name, b) = named(b)?;
                 let (size, vseq) = (get_u64(b, at::SIZE), get_u64(b, at::VSEQ));
                 let settings = volume_settings(flags, get_u64(b, at::RESERVED))?;
-                Self::Volume { volume, lsn, uuid, size, vseq, settings, name }
+                let base = number(get_u32(b, at::BASE));
+                Self::Volume { volume, lsn, uuid, size, vseq, settings, base, name }
+            }
+            SNAPSHOT => {
+                use layout::snapshot::at;
+                let (uuid, name, b) = named(b)?;
+                let (size, cut) = (get_u64(b, at::SIZE), get_u64(b, at::CUT));
+                if cut > lsn {
+                    return Err(bad(at::CUT));
+                }
+                let (line, base) = (get_u32(b, at::LINE), number(get_u32(b, at::BASE)));
+                Self::Snapshot { volume, lsn, uuid, size, cut, line, base, name }
             }
             VOLUME_RESIZE => {
                 use layout::volume_resize::at;
@@ -122,13 +146,18 @@ impl<'a> Record<'a> {
                 if !lba.is_multiple_of(LEAF_BLOCKS as u64) {
                     return Err(bad(at::LBA));
                 }
-                let bits = |flag: u8, at: usize| {
-                    if flags & flag != 0 { get_bits(b, at) } else { LeafBits::default() }
+                let mut next = at::BITMAPS;
+                let mut bits = |flag: u8| {
+                    if flags & flag == 0 {
+                        return LeafBits::default();
+                    }
+                    next += BITMAP_BYTES;
+                    get_bits(b, next - BITMAP_BYTES)
                 };
-                let holes = bits(LEAF_HOLES, at::BITMAPS);
-                let kept = bits(LEAF_KEPT, b.len().saturating_sub(BITMAP_BYTES));
+                let (holes, kept) = (bits(LEAF_HOLES), bits(LEAF_KEPT));
+                let marks = LeafMarks { holes, kept, inherited: bits(LEAF_INHERITED) };
                 // A flag whose bitmap is empty would make the length ambiguous.
-                if leaf_flags(&holes, &kept) != flags & (LEAF_HOLES | LEAF_KEPT) {
+                if leaf_flags(&marks) != flags {
                     return Err(bad(1));
                 }
                 Self::Leaf {
@@ -137,8 +166,7 @@ impl<'a> Record<'a> {
                     lba,
                     page: get_u48(b, at::PAGE),
                     page_crc: get_u32(b, at::PAGE_CRC),
-                    holes,
-                    kept,
+                    marks,
                 }
             }
             SEGMENT_OPEN => {
@@ -166,7 +194,10 @@ impl<'a> Record<'a> {
             Self::SegmentFree { generation, .. } | Self::SegmentOpen { generation, .. } => {
                 generation
             }
-            Self::VolumeDelete { .. } | Self::Leaf { .. } | Self::Checkpoint { .. } => 0,
+            Self::VolumeDelete { .. }
+            | Self::Snapshot { .. }
+            | Self::Leaf { .. }
+            | Self::Checkpoint { .. } => 0,
         };
         if sequence >= crate::format::SEQUENCE_MAX {
             return Err(bad(8));

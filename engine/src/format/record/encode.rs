@@ -45,7 +45,7 @@ impl Record<'_> {
                 put_u32(b, at::BLOCKS, blocks);
                 put_u64(b, at::VSEQ, vseq);
             }
-            Self::Volume { volume, lsn, uuid, size, vseq, settings, name } => {
+            Self::Volume { volume, lsn, uuid, size, vseq, settings, base, name } => {
                 use layout::volume::at;
                 head(b, VOLUME, volume_flags(settings), 0, volume, lsn);
                 put_u64(b, at::RESERVED, settings.reserved);
@@ -53,7 +53,18 @@ impl Record<'_> {
                 put_u64(b, at::SIZE, size);
                 put_u64(b, at::VSEQ, vseq);
                 put_u16(b, at::NAME_BYTES, name.len() as u16);
-                put_u32(b, at::PARENT, u32::MAX);
+                put_u32(b, at::BASE, base.unwrap_or(u32::MAX));
+                b[at::NAME..at::NAME + name.len()].copy_from_slice(name.as_bytes());
+            }
+            Self::Snapshot { volume, lsn, uuid, size, cut, line, base, name } => {
+                use layout::snapshot::at;
+                head(b, SNAPSHOT, 0, 0, volume, lsn);
+                b[at::UUID..at::UUID + 16].copy_from_slice(&uuid);
+                put_u64(b, at::SIZE, size);
+                put_u64(b, at::CUT, cut);
+                put_u32(b, at::LINE, line);
+                put_u32(b, at::BASE, base.unwrap_or(u32::MAX));
+                put_u16(b, at::NAME_BYTES, name.len() as u16);
                 b[at::NAME..at::NAME + name.len()].copy_from_slice(name.as_bytes());
             }
             Self::VolumeResize { volume, lsn, size, vseq } => {
@@ -88,18 +99,19 @@ impl Record<'_> {
                 put_u32(b, at::SEGMENT, segment);
                 put_u64(b, at::GENERATION, generation);
             }
-            Self::Leaf { volume, lsn, lba, page, page_crc, holes, kept } => {
+            Self::Leaf { volume, lsn, lba, page, page_crc, marks } => {
                 use layout::leaf::at;
-                let flags = leaf_flags(&holes, &kept);
+                let flags = leaf_flags(&marks);
                 head(b, LEAF, flags, 0, volume, lsn);
                 put_u48(b, at::LBA, lba);
                 put_u48(b, at::PAGE, page);
                 put_u32(b, at::PAGE_CRC, page_crc);
-                if flags & LEAF_HOLES != 0 {
-                    put_bits(b, at::BITMAPS, &holes);
-                }
-                if flags & LEAF_KEPT != 0 {
-                    put_bits(b, bytes - BITMAP_BYTES, &kept);
+                let LeafMarks { holes, kept, inherited } = &marks;
+                let bitmaps =
+                    [(LEAF_HOLES, holes), (LEAF_KEPT, kept), (LEAF_INHERITED, inherited)];
+                let present = bitmaps.iter().filter(|(flag, _)| flags & flag != 0);
+                for (i, (_, bits)) in present.enumerate() {
+                    put_bits(b, at::BITMAPS + i * BITMAP_BYTES, bits);
                 }
             }
             Self::SegmentOpen { segment, lsn, class, generation } => {

@@ -24,7 +24,7 @@ record_layouts! {
     }
     volume, "record VOLUME" {
         TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
-        UUID: 16, 16; SIZE: 32, 8; VSEQ: 40, 8; NAME_BYTES: 48, 2; PARENT: 52, 4; RESERVED: 56, 8; NAME: 64, 1;
+        UUID: 16, 16; SIZE: 32, 8; VSEQ: 40, 8; NAME_BYTES: 48, 2; BASE: 52, 4; RESERVED: 56, 8; NAME: 64, 1;
     }
     volume_resize, "record VOLUME_RESIZE" {
         TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8; SIZE: 16, 8; VSEQ: 24, 8;
@@ -46,7 +46,11 @@ record_layouts! {
     }
     leaf, "record LEAF" {
         TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
-        LBA: 16, 6; PAGE: 24, 6; PAGE_CRC: 32, 4; BITMAPS: 40, 128;
+        LBA: 16, 6; PAGE: 24, 6; PAGE_CRC: 32, 4; BITMAPS: 40, 192;
+    }
+    snapshot, "record SNAPSHOT" {
+        TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
+        UUID: 16, 16; SIZE: 32, 8; CUT: 40, 8; NAME_BYTES: 48, 2; LINE: 52, 4; BASE: 56, 4; NAME: 64, 1;
     }
     segment_open, "record SEGMENT_OPEN" {
         TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;

@@ -2,8 +2,7 @@
 //!
 //! A record is a multiple of 8 bytes and starts with `type u8, flags u8, count u16, volume u32,
 //! lsn u64`. Data records also carry the volume's write sequence number and the writer's epoch,
-//! which replication will need. Types 9..=14 are reserved: MARK, EPOCH, INTENT, WRITE_INLINE,
-//! SNAP_CREATE, SNAP_DELETE.
+//! which replication will need. Types 9..=12 and 14 are reserved: MARK, EPOCH, INTENT, WRITE_INLINE.
 mod decode;
 mod encode;
 pub mod layout;
@@ -23,6 +22,7 @@ const VOLUME_DELETE: u8 = 5;
 const SEGMENT_SEAL: u8 = 6;
 const SEGMENT_FREE: u8 = 7;
 const LEAF: u8 = 8;
+const SNAPSHOT: u8 = 13;
 const SEGMENT_OPEN: u8 = 15;
 const VOLUME_SET: u8 = 16;
 const CHECKPOINT: u8 = 17;
@@ -32,12 +32,25 @@ const ZERO_KEEP: u8 = 1;
 const VOLUME_WAITS: u8 = 1;
 const LEAF_KEPT: u8 = 1;
 const LEAF_HOLES: u8 = 2;
+const LEAF_INHERITED: u8 = 4;
 const SEAL_STATED: u8 = 1;
+const LEAF_BITMAPS: u8 = LEAF_KEPT | LEAF_HOLES | LEAF_INHERITED;
 /// Bytes of a leaf bitmap.
 const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
 
 /// One bit per block of a map leaf.
 pub type LeafBits = [u64; LEAF_BLOCKS / 64];
+
+/// What is known of the blocks of a leaf without its page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeafMarks {
+    /// Blocks that are holes.
+    pub holes: LeafBits,
+    /// Blocks that are zero with their space kept.
+    pub kept: LeafBits,
+    /// Blocks with data that is where the parent says.
+    pub inherited: LeafBits,
+}
 
 /// A decoded record, borrowing checksums and names from the block it lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +99,27 @@ pub enum Record<'a> {
         vseq: u64,
         /// What its owner has set.
         settings: VolumeSettings,
+        /// The snapshot that it was cloned from.
+        base: Option<u32>,
+        /// Unique in the pool.
+        name: &'a str,
+    },
+    /// The snapshot exists: its volume as it was when the record with the LSN `cut` was written.
+    Snapshot {
+        /// Number of the snapshot, from the same numbers as those of volumes.
+        volume: u32,
+        /// Place in the pool's order.
+        lsn: u64,
+        /// Identity.
+        uuid: [u8; 16],
+        /// Bytes.
+        size: u64,
+        /// What has this LSN or a lower one belongs to it.
+        cut: u64,
+        /// Number of the volume that it was taken of.
+        line: u32,
+        /// The snapshot that this volume was cloned from.
+        base: Option<u32>,
         /// Unique in the pool.
         name: &'a str,
     },
@@ -142,10 +176,8 @@ pub enum Record<'a> {
         page: u64,
         /// Checksum of the page.
         page_crc: u32,
-        /// Blocks that are holes.
-        holes: LeafBits,
-        /// Blocks that are zero with their space kept.
-        kept: LeafBits,
+        /// What its blocks are.
+        marks: LeafMarks,
     },
     /// A segment begins to be filled.
     SegmentOpen {
@@ -194,7 +226,7 @@ pub struct Seal {
 pub const fn write_bytes(blocks: usize) -> usize {
     (layout::write::at::CRCS + 4 * blocks).next_multiple_of(8)
 }
-/// Bytes that the VOLUME record of a volume with this name takes.
+/// Bytes that the VOLUME or SNAPSHOT record with this name takes.
 #[must_use]
 pub const fn volume_bytes(name: &str) -> usize {
     (layout::volume::at::NAME + name.len()).next_multiple_of(8)
@@ -208,17 +240,34 @@ pub const SEGMENT_SEAL_BYTES: usize = 56;
 pub const RECORD_BYTES_MAX: usize = layout::volume::at::NAME + NAME_BYTES.next_multiple_of(8) + 16;
 
 /// Bytes of a LEAF record at most.
-pub const LEAF_BYTES_MAX: usize = leaf_bytes(LEAF_KEPT | LEAF_HOLES);
+pub const LEAF_BYTES_MAX: usize = leaf_bytes(LEAF_BITMAPS);
 
 const fn leaf_bytes(flags: u8) -> usize {
     layout::leaf::at::BITMAPS
-        + (flags & (LEAF_KEPT | LEAF_HOLES)).count_ones() as usize * BITMAP_BYTES
+        + (flags & LEAF_BITMAPS).count_ones() as usize * BITMAP_BYTES
 }
 
 /// Which bitmaps a LEAF record carries: those that are not empty.
-fn leaf_flags(holes: &LeafBits, kept: &LeafBits) -> u8 {
-    let some = |bits: &LeafBits| bits.iter().any(|word| *word != 0);
-    (u8::from(some(holes)) * LEAF_HOLES) | (u8::from(some(kept)) * LEAF_KEPT)
+fn leaf_flags(marks: &LeafMarks) -> u8 {
+    let flag = |bits: &LeafBits, flag: u8| if *bits == LeafBits::default() { 0 } else { flag };
+    flag(&marks.holes, LEAF_HOLES)
+        | flag(&marks.kept, LEAF_KEPT)
+        | flag(&marks.inherited, LEAF_INHERITED)
+}
+
+/// Whether bit `i` is set.
+#[must_use]
+pub fn marked(bits: &LeafBits, i: usize) -> bool {
+    bits[i / 64] >> (i % 64) & 1 != 0
+}
+
+impl LeafMarks {
+    /// Whether no block is two things.
+    #[must_use]
+    pub fn are_apart(&self) -> bool {
+        let words = self.holes.iter().zip(&self.kept).zip(&self.inherited);
+        words.into_iter().all(|((h, k), i)| (h & k) | (h & i) | (k & i) == 0)
+    }
 }
 
 impl<'a> Record<'a> {
@@ -228,13 +277,13 @@ impl<'a> Record<'a> {
         match self {
             Self::Write { crcs, .. } => write_bytes(crcs.len() / 4),
             Self::Zero { .. } => ZERO_BYTES,
-            Self::Volume { name, .. } => volume_bytes(name),
+            Self::Volume { name, .. } | Self::Snapshot { name, .. } => volume_bytes(name),
             Self::VolumeResize { .. } | Self::VolumeSet { .. } => 32,
             Self::SegmentFree { .. } | Self::SegmentOpen { .. } => 32,
             Self::VolumeDelete { .. } => 24,
             Self::Checkpoint { .. } => CHECKPOINT_BYTES,
             Self::SegmentSeal(_) => SEGMENT_SEAL_BYTES,
-            Self::Leaf { holes, kept, .. } => leaf_bytes(leaf_flags(holes, kept)),
+            Self::Leaf { marks, .. } => leaf_bytes(leaf_flags(marks)),
         }
     }
 
@@ -245,6 +294,7 @@ impl<'a> Record<'a> {
             Self::Write { lsn, .. }
             | Self::Zero { lsn, .. }
             | Self::Volume { lsn, .. }
+            | Self::Snapshot { lsn, .. }
             | Self::VolumeResize { lsn, .. }
             | Self::VolumeSet { lsn, .. }
             | Self::VolumeDelete { lsn, .. }

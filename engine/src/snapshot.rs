@@ -1,0 +1,196 @@
+//! Snapshots: volumes as they were at one point of the pool's order.
+//!
+//! A snapshot is one record: a cut of its volume's versions, at the record's LSN. Everything that was logged
+//! for the volume before belongs to it, everything after does not. See
+//! docs/decisions/0013-snapshots-are-cuts-of-a-line.md.
+//!
+//! Invariants:
+//! 1. Records are applied in the order of their LSNs, so the map is cut exactly where the log is.
+//! 2. Snapshots that are taken in one call are records of one journal block with nothing in between: after
+//!    a crash all of them are there or none, and no write lies between two of them.
+//! 3. A snapshot is never written to. What it owns dies when it is deleted and its child does not have
+//!    it.
+
+use crate::batch::{Effect, Waiter};
+use crate::engine::Engine;
+use crate::error::SubmitError;
+use crate::format::journal::RECORD_BYTES;
+use crate::format::record::{Record, volume_bytes};
+use crate::limits::{NAME_BYTES, VOLUMES};
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState};
+use flagstone_block::{Buffers, Durability, Lba, Tag, VolumeId};
+
+/// A snapshot to be taken.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotSpec<'a> {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Identity, chosen by the caller.
+    pub uuid: [u8; 16],
+    /// Unique among the volumes and snapshots of the pool.
+    pub name: &'a str,
+}
+
+impl Engine {
+    /// Takes snapshots of volumes, all at the same instant. They are there once the completion with
+    /// `tag` is; their numbers, from `VolumeId` on in the order of `specs`, can be read from like those
+    /// of volumes.
+    ///
+    /// # Errors
+    /// `Busy`, `NoSpace`, `NoVolume`, `ReadOnly` for a snapshot of a snapshot, `VolumeExists`,
+    /// `VolumeName`, `TooManyVolumes`, `TooManySnapshots`, `ReservationUnbacked`, `Failed`, `Stopping`:
+    /// nothing happened.
+    pub fn snapshot_volumes(
+        &mut self,
+        bufs: &mut impl Buffers,
+        tag: Tag,
+        specs: &[SnapshotSpec<'_>],
+    ) -> Result<VolumeId, SubmitError> {
+        self.ready()?;
+        let mut bytes = 0;
+        for (i, spec) in specs.iter().enumerate() {
+            self.writable(spec.volume)?;
+            if spec.name.is_empty() || spec.name.len() > NAME_BYTES {
+                return Err(SubmitError::VolumeName);
+            }
+            let twice = specs[..i].iter().any(|other| other.name == spec.name);
+            if twice || self.volumes.named(spec.name).is_some() {
+                return Err(SubmitError::VolumeExists);
+            }
+            bytes += volume_bytes(spec.name);
+        }
+        let numbers = u32::try_from(specs.len()).unwrap_or(u32::MAX);
+        if self.volumes.len() + specs.len() > VOLUMES
+            || self.next_volume.checked_add(numbers).is_none_or(|next| next == u32::MAX)
+        {
+            return Err(SubmitError::TooManyVolumes);
+        }
+        if specs.is_empty() || bytes > RECORD_BYTES {
+            return Err(SubmitError::TooManySnapshots);
+        }
+        self.check_flush_room(Durability::Fua)?;
+        self.check_overwritable(specs)?;
+        if self.segs.free() < self.reserve() {
+            return Err(self.no_segment());
+        }
+        // A batch of their own: it has room for as many records as fit one block.
+        self.close_batch(bufs);
+        let batch = self.batch_with_room(bufs, bytes, false)?;
+        let first = self.next_volume;
+        for spec in specs {
+            let id = self.next_volume;
+            self.next_volume += 1;
+            let Some(volume) = self.volumes.get(spec.volume.0) else { continue };
+            let (size, base) = (volume.logged_size, volume.info.base);
+            let cut = Cut { line: spec.volume.0, lsn: self.next_lsn };
+            let info = VolumeInfo {
+                id,
+                uuid: spec.uuid,
+                name: spec.name.to_owned(),
+                size,
+                settings: VolumeSettings::default(),
+                snapshot: Some(cut),
+                base,
+            };
+            let snapshot = Volume::new(info, VolumeState::Creating, 1);
+            let record: Record<'_> = snapshot.record(cut.lsn);
+            self.log_encoded(bufs, batch, Effect::Snapshot { volume: id }, &record);
+            self.volumes.insert(snapshot);
+        }
+        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        Ok(VolumeId(first))
+    }
+
+    /// Whether the pool could take all that these volumes' reservations promise, once nothing of them
+    /// is theirs alone any more.
+    fn check_overwritable(&self, specs: &[SnapshotSpec<'_>]) -> Result<(), SubmitError> {
+        let volumes = specs.iter().filter_map(|spec| self.volumes.get(spec.volume.0));
+        let more: u64 = volumes
+            .map(|volume| {
+                let taken = volume.taken() - volume.map.owned();
+                volume.reserved_blocks().saturating_sub(taken) - volume.held
+            })
+            .sum();
+        if more <= self.room() {
+            return Ok(());
+        }
+        Err(SubmitError::ReservationUnbacked { available: self.room() << flagstone_block::BLOCK_BITS })
+    }
+
+    /// The record of a snapshot is retired: its volume's map is cut.
+    pub(crate) fn cut(&mut self, snapshot: u32) {
+        let Some(cut) = self.volumes.get(snapshot).and_then(|s| s.info.snapshot) else { return };
+        let Some(volume) = self.volumes.get_mut(cut.line) else { return };
+        let map = volume.map.snapshot(snapshot);
+        let parent = volume.parent.replace(snapshot);
+        if let Some(volume) = self.volumes.get_mut(snapshot) {
+            (volume.map, volume.parent) = (map, parent);
+            volume.children.push(cut.line);
+            volume.state = VolumeState::Active;
+        }
+        if let Some(parent) = parent.and_then(|parent| self.volumes.get_mut(parent)) {
+            parent.children.iter_mut().filter(|c| **c == cut.line).for_each(|c| *c = snapshot);
+        }
+        self.recount_held(cut.line);
+    }
+
+    /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if a
+    /// leaf must be read first, which begins then.
+    pub(crate) fn move_block(&mut self, owner: u32, lba: Lba, from: Mapping, to: Mapping) -> bool {
+        let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
+        // First whether all are there: either all are switched or none.
+        for switch in [false, true] {
+            let mut all_here = true;
+            self.moving.clear();
+            self.moving.push(owner);
+            while let Some(node) = self.moving.pop() {
+                let Some(volume) = self.volumes.get(node) else { continue };
+                if node == owner || volume.map.is_different(leaf) {
+                    match volume.map.leaf(&self.slab, leaf).0 {
+                        LeafState::Dense(index) => {
+                            let content = self.slab.get(index);
+                            // In the second round the owner's is switched already.
+                            if content.get(block) != from {
+                                continue;
+                            }
+                            if switch {
+                                let owns = content.owns(block);
+                                let content = self.slab.get_mut(index);
+                                let _ = if owns {
+                                    content.set(block, to)
+                                } else {
+                                    content.inherit(block, to)
+                                };
+                            }
+                        }
+                        LeafState::Away(away) => {
+                            let paged = self.slab.away_leaf(away);
+                            let data = paged.bit(block) == (false, false);
+                            if !data || (node != owner && paged.owns(block)) {
+                                continue;
+                            }
+                            let page = paged.page;
+                            self.request_leaf(node, leaf, page);
+                            all_here = false;
+                        }
+                        _ => continue,
+                    }
+                }
+                if let Some(volume) = self.volumes.get(node) {
+                    self.moving.extend_from_slice(&volume.children);
+                }
+            }
+            if !all_here {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A volume that may be written to.
+    pub(crate) fn writable(&self, volume: VolumeId) -> Result<&Volume, SubmitError> {
+        let volume = self.active(volume)?;
+        if volume.info.snapshot.is_some() { Err(SubmitError::ReadOnly) } else { Ok(volume) }
+    }
+}

@@ -1,0 +1,133 @@
+//! Snapshots: a volume as it was at one point of the pool's order.
+
+mod support;
+
+use flagstone_block::{BLOCK_SIZE, VolumeId, ZeroMode};
+use flagstone_engine::{OpenOptions, SnapshotSpec, SubmitError};
+use support::{Numbers, OPEN, World, block};
+
+const B: u64 = BLOCK_SIZE as u64;
+
+fn snapshot(world: &mut World, volumes: &[(VolumeId, &str)]) -> Result<VolumeId, SubmitError> {
+    let specs: Vec<_> = volumes
+        .iter()
+        .map(|&(volume, name)| SnapshotSpec { volume, uuid: [9; 16], name })
+        .collect();
+    world.snapshot(&specs)
+}
+
+fn content(stamp: u64) -> Vec<u8> {
+    if stamp == 0 { vec![0; BLOCK_SIZE] } else { block(stamp).to_vec() }
+}
+
+/// A volume, or a snapshot, and what it must hold.
+type Expected = (VolumeId, Vec<u64>);
+
+fn verify(world: &mut World, expected: &[Expected]) {
+    for (volume, stamps) in expected {
+        for (lba, &stamp) in stamps.iter().enumerate() {
+            let found = world.read(*volume, lba as u64, 1).unwrap();
+            assert!(found == content(stamp), "block {lba} of {volume:?}, stamp {stamp}");
+        }
+    }
+    world.engine.check().unwrap();
+}
+
+#[test]
+fn a_snapshot_stays_as_it_was() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("v", 2000 * B);
+    let mut stamps = vec![0; 2000];
+    for lba in 0..1000 {
+        world.write(volume, lba * B, &block(1 + lba)).unwrap();
+        stamps[lba as usize] = 1 + lba;
+    }
+    let first = snapshot(&mut world, &[(volume, "v@first")]).unwrap();
+    let mut expected = vec![(first, stamps.clone())];
+    for lba in 500..1500 {
+        world.write(volume, lba * B, &block(10_000 + lba)).unwrap();
+        stamps[lba as usize] = 10_000 + lba;
+    }
+    world.zero(volume, 100 * B, 50 * B, ZeroMode::Discard).unwrap();
+    stamps[100..150].fill(0);
+    expected.push((volume, stamps));
+    verify(&mut world, &expected);
+
+    let refused = world.write(first, 0, &block(1)).unwrap_err();
+    assert_eq!(refused, SubmitError::ReadOnly);
+    assert_eq!(snapshot(&mut world, &[(first, "again")]), Err(SubmitError::ReadOnly));
+    assert_eq!(snapshot(&mut world, &[(volume, "v@first")]), Err(SubmitError::VolumeExists));
+
+    let mut world = world.kill();
+    verify(&mut world, &expected);
+    let mut world = World::open(world.stop());
+    verify(&mut world, &expected);
+}
+
+/// Overwrites, discards, checkpoints, cleaning, crashes, with all of the map in memory or nearly
+/// nothing.
+#[test]
+fn snapshots_outlive_cleaning_checkpoints_and_crashes() {
+    for map_memory in [None, Some(0)] {
+        let options = OpenOptions { map_memory, ..OPEN };
+        let mut world = World::format(64 << 20, 1 << 20);
+        world = World::open_with(world.stop(), &options).unwrap();
+        const BLOCKS: u64 = 3000;
+        let volume = world.create("v", BLOCKS * B);
+        let mut stamps = vec![0u64; BLOCKS as usize];
+        let mut expected: Vec<Expected> = Vec::new();
+        let mut numbers = Numbers(3);
+        for stamp in 1..=40_000u64 {
+            let lba = numbers.below(BLOCKS);
+            if stamp % 301 == 0 {
+                let blocks = 40.min(BLOCKS - lba);
+                world.zero(volume, lba * B, blocks * B, ZeroMode::Discard).unwrap();
+                stamps[lba as usize..(lba + blocks) as usize].fill(0);
+            } else {
+                // Mostly a small part, so that snapshots share most of what they have.
+                let lba = if numbers.below(8) > 0 { lba % 400 } else { lba };
+                world.write(volume, lba * B, &block(stamp)).unwrap();
+                stamps[lba as usize] = stamp;
+            }
+            if stamp % 6000 == 0 {
+                let name = format!("v@{stamp}");
+                let id = snapshot(&mut world, &[(volume, &name)]).unwrap();
+                expected.push((id, stamps.clone()));
+            }
+            if stamp % 7000 == 0 {
+                let mut all = expected.clone();
+                all.push((volume, stamps.clone()));
+                world = World::open_with(world.disk, &options).unwrap();
+                verify(&mut world, &all);
+            }
+        }
+        let counters = world.engine.counters();
+        assert!(counters.segments_cleaned > 0, "{counters:?}");
+        expected.push((volume, stamps));
+        verify(&mut world, &expected);
+        let mut world = World::open_with(world.stop(), &options).unwrap();
+        verify(&mut world, &expected);
+    }
+}
+
+#[test]
+fn a_group_is_one_instant() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volumes: Vec<VolumeId> =
+        (0..32).map(|i| world.create(&format!("volume-{i}"), 100 * B)).collect();
+    for (i, volume) in volumes.iter().enumerate() {
+        world.write(*volume, 0, &block(1 + i as u64)).unwrap();
+    }
+    let names: Vec<String> = (0..32).map(|i| format!("volume-{i}@group")).collect();
+    let group: Vec<_> = volumes.iter().copied().zip(names.iter().map(String::as_str)).collect();
+    let first = snapshot(&mut world, &group).unwrap();
+    for volume in &volumes {
+        world.write(*volume, 0, &block(1000)).unwrap();
+    }
+    let mut world = world.kill();
+    for i in 0..32 {
+        let snapshot = VolumeId(first.0 + i);
+        assert_eq!(world.read(snapshot, 0, 1).unwrap(), block(1 + u64::from(i)));
+    }
+    world.engine.check().unwrap();
+}
