@@ -426,7 +426,10 @@ impl Engine {
                 }
             }
             Effect::VolumeDelete { volume } => {
-                if let Some(volume) = self.volumes.remove(volume) {
+                if self.volumes.get(volume).is_some_and(|v| v.info.snapshot.is_some()) {
+                    self.volumes.let_die(volume);
+                    self.dying.push_back(volume);
+                } else if let Some(volume) = self.volumes.take_out(volume) {
                     self.release_reservation(&volume);
                     self.kept -= volume.kept();
                     self.touched -= volume.map.touched();

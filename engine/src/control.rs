@@ -126,10 +126,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Deletes a volume: refuses its requests at once, returns its space in the background.
+    /// Deletes a volume or a snapshot: refuses its requests at once, returns its space in the
+    /// background.
     ///
     /// # Errors
-    /// `Busy`, `NoVolume`, `Failed`, `Stopping`: nothing happened.
+    /// `Busy`, `NoVolume`, `HasSnapshots`, `Failed`, `Stopping`: nothing happened.
     pub fn delete_volume(
         &mut self,
         bufs: &mut impl Buffers,
@@ -137,7 +138,13 @@ impl Engine {
         volume: VolumeId,
     ) -> Result<(), SubmitError> {
         self.ready()?;
-        self.writable(volume)?;
+        self.active(volume)?;
+        let lives = |(_, id): &(u64, u32)| {
+            self.volumes.get(*id).is_some_and(|s| s.state != VolumeState::Dying)
+        };
+        if self.volumes.snapshots(volume.0).iter().any(lives) {
+            return Err(SubmitError::HasSnapshots);
+        }
         self.check_flush_room(Durability::Fua)?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, true)?;
         let effect = Effect::VolumeDelete { volume: volume.0 };

@@ -181,6 +181,8 @@ pub struct Engine {
     pub(crate) next_volume: u32,
     /// Maps of deleted volumes, being taken apart.
     pub(crate) graves: VecDeque<VolumeMap>,
+    /// Snapshots that are deleted, and pass what they have on.
+    pub(crate) dying: VecDeque<u32>,
     /// Nodes that a moved block is still to be switched in.
     pub(crate) moving: Vec<u32>,
     /// Maps as they were when the last checkpoint began, being taken apart.
@@ -374,6 +376,7 @@ impl Engine {
             self.again |= paging;
             let graves = self.graves.len();
             self.advance_reclaim();
+            self.advance_dying();
             self.advance_forks();
             // What has died last can be freed now, and the cleaner may begin.
             self.again |= self.graves.len() < graves;
@@ -392,7 +395,7 @@ impl Engine {
             return None;
         }
         let graves = !self.graves.is_empty() && !self.leaf_loader.is_reading();
-        if self.again || graves || !self.forks.is_empty() {
+        if self.again || graves || self.dying_goes_on() || !self.forks.is_empty() {
             return Some(self.now_ns);
         }
         let background = [

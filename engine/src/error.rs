@@ -47,6 +47,9 @@ pub enum SubmitError {
     /// The pool holds as many volumes as it may.
     #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
     TooManyVolumes,
+    /// The volume's snapshots must be deleted first.
+    #[error("the volume has snapshots: delete these first")]
+    HasSnapshots,
     /// A snapshot can't be written to.
     #[error("a snapshot can only be read")]
     ReadOnly,

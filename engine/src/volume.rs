@@ -16,6 +16,8 @@ pub(crate) enum VolumeState {
     Active,
     /// Its delete record is being written; requests are refused.
     Deleting,
+    /// A snapshot that is deleted; what it has passes to its child, or dies.
+    Dying,
 }
 
 /// What becomes of a write that needs space when the pool has none.
@@ -85,6 +87,8 @@ pub(crate) struct Volume {
     pub(crate) parent: Option<u32>,
     /// Those whose parent this is.
     pub(crate) children: Vec<u32>,
+    /// Leaves up to this one have passed to the child: of a snapshot that is dying.
+    pub(crate) passed: u64,
     /// Size that the last growth gives, also while it is being written: a later one must not
     /// shrink the volume again.
     pub(crate) logged_size: u64,
@@ -109,6 +113,7 @@ impl Volume {
             map: VolumeMap::new(info.id),
             parent: None,
             children: Vec::new(),
+            passed: 0,
             logged_size: info.size,
             logged_settings: info.settings,
             next_vseq,
@@ -125,7 +130,8 @@ impl Volume {
         let VolumeInfo { id, uuid, size, settings, snapshot, base, ref name } = self.info;
         match snapshot {
             Some(Cut { line, lsn: cut }) => {
-                Record::Snapshot { volume: id, lsn, uuid, size, cut, line, base, name }
+                let deleted = self.state == VolumeState::Dying;
+                Record::Snapshot { volume: id, lsn, uuid, size, cut, line, base, deleted, name }
             }
             None => {
                 let vseq = self.next_vseq;
@@ -210,7 +216,9 @@ impl Volumes {
         });
         self.record_bytes += volume_bytes(&volume.info.name);
         self.by_id.insert(volume.info.id, slot);
-        self.by_name.insert(volume.info.name.clone(), volume.info.id);
+        if volume.state != VolumeState::Dying {
+            self.by_name.insert(volume.info.name.clone(), volume.info.id);
+        }
         if let Some(Cut { line, lsn }) = volume.info.snapshot {
             let cuts = self.lines.entry(line).or_default();
             let at = cuts.partition_point(|(cut, _)| *cut < lsn);
@@ -223,7 +231,9 @@ impl Volumes {
         let slot = self.by_id.remove(&id)?;
         let volume = self.slots[slot as usize].take()?;
         self.vacant.push(slot);
-        self.by_name.remove(&volume.info.name);
+        if volume.state != VolumeState::Dying {
+            self.by_name.remove(&volume.info.name);
+        }
         if let Some(Cut { line, .. }) = volume.info.snapshot
             && let Some(cuts) = self.lines.get_mut(&line)
         {
@@ -236,17 +246,43 @@ impl Volumes {
         Some(*volume)
     }
 
+    /// A snapshot is deleted; its name is free.
+    pub(crate) fn let_die(&mut self, id: u32) {
+        let Some(snapshot) = self.get_mut(id) else { return };
+        snapshot.state = VolumeState::Dying;
+        let name = snapshot.info.name.clone();
+        self.by_name.remove(&name);
+    }
+
+    /// Takes a volume or snapshot out; its children become its parent's.
+    pub(crate) fn take_out(&mut self, id: u32) -> Option<Volume> {
+        let volume = self.remove(id)?;
+        for child in &volume.children {
+            if let Some(child) = self.get_mut(*child) {
+                child.parent = volume.parent;
+            }
+        }
+        if let Some(parent) = volume.parent.and_then(|parent| self.get_mut(parent)) {
+            parent.children.retain(|child| *child != id);
+            parent.children.extend(&volume.children);
+        }
+        Some(volume)
+    }
+
     /// The snapshots of a volume with their cuts, oldest first.
     pub(crate) fn snapshots(&self, line: u32) -> &[(u64, u32)] {
         self.lines.get(&line).map_or(&[], Vec::as_slice)
     }
 
-    /// Who owns what was written to a volume with this LSN, if it is still there: the first snapshot
-    /// that was taken since, or the volume.
-    pub(crate) fn owner(&self, line: u32, lsn: u64) -> u32 {
+    /// Who owns what was written to leaf `leaf` of a volume with this LSN, if it is still there: the
+    /// first snapshot that was taken since, or the volume.
+    pub(crate) fn owner(&self, line: u32, lsn: u64, leaf: u64) -> u32 {
         let cuts = self.snapshots(line);
         let at = cuts.partition_point(|(cut, _)| *cut < lsn);
-        let taken = |id: u32| self.get(id).is_some_and(|s| s.state != VolumeState::Creating);
+        let taken = |id: u32| {
+            let has = |s: &Volume| s.state != VolumeState::Creating && leaf >= s.passed;
+            self.get(id).is_some_and(has)
+        };
         cuts[at..].iter().find(|(_, id)| taken(*id)).map_or(line, |(_, id)| *id)
     }
 

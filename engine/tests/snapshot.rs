@@ -94,6 +94,11 @@ fn snapshots_outlive_cleaning_checkpoints_and_crashes() {
                 let id = snapshot(&mut world, &[(volume, &name)]).unwrap();
                 expected.push((id, stamps.clone()));
             }
+            if stamp % 9000 == 0 && expected.len() > 1 {
+                let gone = expected.remove(numbers.below(expected.len() as u64) as usize);
+                world.delete(gone.0);
+                assert!(world.engine.volume(gone.0).is_none());
+            }
             if stamp % 7000 == 0 {
                 let mut all = expected.clone();
                 all.push((volume, stamps.clone()));
@@ -107,6 +112,73 @@ fn snapshots_outlive_cleaning_checkpoints_and_crashes() {
         verify(&mut world, &expected);
         let mut world = World::open_with(world.stop(), &options).unwrap();
         verify(&mut world, &expected);
+        let (volume, _) = expected.pop().unwrap();
+        for (snapshot, _) in expected {
+            world.delete(snapshot);
+        }
+        world.delete(volume);
+        (0..1000).for_each(|_| world.turn());
+        assert_eq!(world.engine.usage().live, 0);
+        world.engine.check().unwrap();
+    }
+}
+
+/// Space comes back to the block, whatever the order.
+#[test]
+fn deleting_gives_back_what_only_the_snapshot_has() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
+        for crash in [false, true] {
+            let mut world = World::format(64 << 20, 1 << 20);
+            let volume = world.create("v", 2000 * B);
+            let fill = |world: &mut World, range: std::ops::Range<u64>, stamp: u64| {
+                range.for_each(|lba| world.write(volume, lba * B, &block(stamp + lba)).unwrap());
+            };
+            fill(&mut world, 0..1000, 1);
+            let mut snapshots = vec![snapshot(&mut world, &[(volume, "a")]).unwrap()];
+            fill(&mut world, 200..600, 10_000);
+            snapshots.push(snapshot(&mut world, &[(volume, "b")]).unwrap());
+            fill(&mut world, 500..900, 20_000);
+            world.zero(volume, 950 * B, 20 * B, ZeroMode::Discard).unwrap();
+            snapshots.push(snapshot(&mut world, &[(volume, "c")]).unwrap());
+            fill(&mut world, 0..100, 30_000);
+            let live = |world: &World| world.engine.usage().live / B;
+            assert_eq!(live(&world), 1000 + 400 + 400 + 100);
+            // Which versions each of the three, and the volume, has of a block.
+            let version = |node: u64, lba: u64| match (node, lba) {
+                (3, 0..100) => 30_000,
+                (2.., 500..900) => 20_000,
+                (2.., 950..970) => 0,
+                (1.., 200..600) => 10_000,
+                _ => 1,
+            };
+            let mut left: Vec<u64> = vec![0, 1, 2, 3];
+            for gone in order {
+                world.delete(snapshots[gone as usize]);
+                left.retain(|node| *node != gone);
+                if crash {
+                    world = world.kill();
+                }
+                (0..200).for_each(|_| world.turn());
+                let due: usize = (0..1000)
+                    .map(|lba| {
+                        let versions = left.iter().map(|&node| version(node, lba));
+                        versions.filter(|&v| v > 0).collect::<std::collections::HashSet<_>>().len()
+                    })
+                    .sum();
+                assert_eq!(live(&world), due as u64, "after {gone} of {order:?}");
+                world.engine.check().unwrap();
+                for &node in &left {
+                    let id = snapshots.get(node as usize).copied().unwrap_or(volume);
+                    for lba in (0..1000).step_by(7) {
+                        let stamp = match version(node, lba) {
+                            0 => 0,
+                            version => version + lba,
+                        };
+                        assert!(world.read(id, lba, 1).unwrap() == content(stamp), "{node} {lba}");
+                    }
+                }
+            }
+        }
     }
 }
 

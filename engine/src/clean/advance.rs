@@ -154,7 +154,7 @@ impl Engine {
     /// Whether the map names the block where it was read; `None` if the leaf that would know is
     /// not in memory.
     pub(super) fn liveness(&self, segment: u32, moved: &Move) -> Option<bool> {
-        let owner = self.volumes.owner(moved.volume, moved.lsn);
+        let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
         let Some(volume) = self.volumes.get(owner) else { return Some(false) };
         let lba = Lba(moved.lba);
         if volume.map.is_away(&self.slab, lba) {
@@ -171,7 +171,7 @@ impl Engine {
         if let Some(live) = self.liveness(segment, &moved) {
             return Ok(live);
         }
-        let owner = self.volumes.owner(moved.volume, moved.lsn);
+        let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
         let paging = self.leaves_here(owner, Lba(moved.lba), 1, true);
         if paging == Paging::Coming {
             let mut last = moved.leaf();
@@ -183,7 +183,7 @@ impl Engine {
                     if left == 0 {
                         break;
                     }
-                    let owner = self.volumes.owner(moved.volume, moved.lsn);
+                    let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
                     self.prefetch_leaf(owner, Lba(moved.lba));
                 }
             }

@@ -269,7 +269,7 @@ impl Engine {
             let same_leaf = |a: &Target, b: &Target| a.moved.leaf() == b.moved.leaf();
             for leaf in targets[at..].chunk_by(same_leaf).take(LEAF_READS) {
                 let moved = &leaf[0].moved;
-                let owner = self.volumes.owner(moved.volume, moved.lsn);
+                let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
                 self.prefetch_leaf(owner, Lba(moved.lba));
             }
         }
@@ -289,7 +289,7 @@ impl Engine {
     /// read first.
     fn switch_entry(&mut self, segment: u32, block: u32, target: &Target, lsn: u64) -> bool {
         let moved = &target.moved;
-        let owner = self.volumes.owner(moved.volume, moved.lsn);
+        let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
         let same = self.segs.row(target.segment).generation == target.generation;
         let live = match self.liveness(target.segment, moved) {
             Some(live) => same && live,

@@ -101,10 +101,9 @@ impl Leaf {
         self.owned
     }
 
-    /// Makes data that block `i` has the leaf's own.
-    pub fn own(&mut self, i: usize) {
-        debug_assert_eq!(self.page, None);
-        self.owned[i / 64] |= 1 << (i % 64);
+    /// Makes data that was inherited the leaf's own. Its page says the same still.
+    pub(super) fn own_all(&mut self, bits: &LeafBits) {
+        self.owned.iter_mut().zip(bits).for_each(|(word, own)| *word |= own);
     }
 
     /// Makes all data inherited: of a copy whose original lives on.

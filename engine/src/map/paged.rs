@@ -59,6 +59,20 @@ impl PagedLeaf {
         self.mapped() - self.rare.as_ref().map_or(0, |rare| ones(&rare.inherited))
     }
 
+    /// Blocks with data that is the leaf's own.
+    #[must_use]
+    pub fn owned_bits(&self) -> LeafBits {
+        let marks = self.marks();
+        std::array::from_fn(|i| !(marks.holes[i] | marks.kept[i] | marks.inherited[i]))
+    }
+
+    /// Makes blocks that were inherited the leaf's own.
+    pub(super) fn own_all(&mut self, bits: &LeafBits) {
+        if let Some(rare) = &mut self.rare {
+            rare.inherited.iter_mut().zip(bits).for_each(|(word, own)| *word &= !own);
+        }
+    }
+
     /// Kept zero blocks.
     #[must_use]
     pub fn kept(&self) -> u64 {

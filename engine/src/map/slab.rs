@@ -10,6 +10,7 @@
 //! 2. Numbers, and places in memory, are given out again only when nobody refers to them.
 
 use super::{Leaf, LeafPage, PagedLeaf, Unread};
+use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
 
 const CHUNK_LEAVES: usize = 64;
@@ -403,6 +404,29 @@ impl LeafSlab {
         self.place(id, Place::Dense(index));
         if clean {
             self.set_page(index, page);
+        }
+    }
+
+    /// Makes blocks that a leaf inherited its own.
+    pub(super) fn own_all(&mut self, id: u32, bits: &LeafBits) {
+        match self.at(id) {
+            Place::Dense(index) => self.leaf(index).own_all(bits),
+            Place::Away(away) => self.away_mut(away).own_all(bits),
+        }
+    }
+
+    /// Data blocks that a leaf maps, that it owns, and kept zeroes.
+    pub(super) fn counts(&self, id: u32) -> (u64, u64, u64) {
+        match self.at(id) {
+            Place::Dense(index) => {
+                let leaf = self.get(index);
+                let owned = leaf.owned().iter().map(|word| u64::from(word.count_ones())).sum();
+                (u64::from(leaf.mapped()), owned, u64::from(leaf.kept()))
+            }
+            Place::Away(away) => {
+                let leaf = self.away_leaf(away);
+                (leaf.mapped(), leaf.owned(), leaf.kept())
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 
 use super::differs::Differs;
 use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, PagedLeaf, Place, Unread};
+use crate::format::record::LeafBits;
 use crate::status::StatusKind;
 use flagstone_block::Lba;
 use std::sync::Arc;
@@ -391,6 +392,50 @@ impl VolumeMap {
         match slab.at(id) {
             Place::Away(away) => away,
             Place::Dense(_) => unreachable!("it was just made"),
+        }
+    }
+
+    /// A leaf that this map has of its parent, which is being taken apart, becomes its own.
+    pub fn adopt(&mut self, slab: &mut LeafSlab, parent: &mut Self, leaf: u64) {
+        let lba = Lba(leaf * LEAF_BLOCKS as u64);
+        self.differ(lba);
+        let (number, slot, _) = split(lba);
+        let Some(Some(node)) = self.nodes.get(number) else { return };
+        if node[slot] >= LEAF {
+            let (mapped, owned, kept) = slab.counts(node[slot] - LEAF);
+            (self.dense, self.owned) = (self.dense + 1, self.owned + owned);
+            (parent.dense, parent.owned) = (parent.dense - 1, parent.owned - owned);
+            (parent.mapped, parent.kept) = (parent.mapped - mapped, parent.kept - kept);
+            let id = {
+                let node = Self::node_mut(&mut parent.nodes, slab, number);
+                std::mem::replace(&mut node[slot], ALL_HOLE) - LEAF
+            };
+            slab.part(id);
+        }
+    }
+
+    /// These blocks of a leaf, which were inherited, are this map's own from now on.
+    pub fn take_over(&mut self, slab: &mut LeafSlab, leaf: u64, bits: &LeafBits) {
+        let (number, slot, _) = split(Lba(leaf * LEAF_BLOCKS as u64));
+        if let Some(Some(node)) = self.nodes.get(number)
+            && node[slot] >= LEAF
+        {
+            slab.own_all(node[slot] - LEAF, bits);
+            self.owned += bits.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        }
+    }
+
+    /// Lets a leaf go whose blocks have died or passed to others.
+    pub fn lose(&mut self, slab: &mut LeafSlab, leaf: u64) {
+        let lba = leaf * LEAF_BLOCKS as u64;
+        let (number, slot, _) = split(Lba(lba));
+        if let Some(Some(node)) = self.nodes.get(number)
+            && node[slot] >= LEAF
+        {
+            let (mapped, owned, kept) = slab.counts(node[slot] - LEAF);
+            (self.mapped, self.owned) = (self.mapped - mapped, self.owned - owned);
+            self.kept -= kept;
+            self.drop_leaf(slab, lba, ALL_HOLE);
         }
     }
 

@@ -27,7 +27,7 @@ use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::stream::user_streams;
 use crate::super_write::SuperWrite;
-use crate::volume::Volume;
+use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
 use std::collections::VecDeque;
 
@@ -154,6 +154,8 @@ impl Engine {
         }
         let kept = loaded.replay.volumes.iter().map(Volume::kept).sum();
         let touched = loaded.replay.volumes.iter().map(|v| v.map.touched()).sum();
+        let dead = loaded.replay.volumes.iter().filter(|v| v.state == VolumeState::Dying);
+        let dying = dead.map(|volume| volume.info.id).collect();
         let (out, done) = Self::new_queues();
         Ok(Self {
             geo,
@@ -170,6 +172,7 @@ impl Engine {
             volumes: loaded.replay.volumes,
             next_volume: loaded.next_volume,
             graves: VecDeque::new(),
+            dying,
             moving: Vec::with_capacity(16),
             forks: VecDeque::new(),
             kept,

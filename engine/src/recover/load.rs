@@ -449,16 +449,17 @@ fn tail_segments(
 }
 
 /// A volume, its next sequence number, and the LSN of its record.
-type VolumeRow = (VolumeInfo, u64, u64);
+type VolumeRow = (VolumeInfo, u64, u64, bool);
 
 /// The volume table: the last word about each volume.
 fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
     let mut ordered: Vec<&OwnedRecord> = records.iter().map(|r| &r.record).collect();
     ordered.sort_by_key(|r| r.lsn());
-    let mut table: BTreeMap<u32, VolumeRow> = BTreeMap::new();
+    let mut table: BTreeMap<u32, (VolumeInfo, u64, u64)> = BTreeMap::new();
+    let mut dead = HashSet::new();
     for record in ordered {
         match record {
-            OwnedRecord::Snapshot { volume, lsn, uuid, size, cut, line, base, name } => {
+            OwnedRecord::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name } => {
                 if *size == 0 || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
                     return Err(OpenError::Record { lsn: *lsn });
                 }
@@ -467,6 +468,7 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
                     (*volume, *uuid, name.clone(), VolumeSettings::default());
                 let info =
                     VolumeInfo { id, uuid, name, size: *size, settings, snapshot, base: *base };
+                dead.extend(deleted.then_some(*volume));
                 table.insert(*volume, (info, 1, *lsn));
             }
             OwnedRecord::Volume { volume, lsn, uuid, size, vseq, settings, base, name } => {
@@ -500,23 +502,29 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
                 }
             }
             OwnedRecord::VolumeDelete { volume, .. } => {
-                table.remove(volume);
+                // What a snapshot has passes to others: that is done again.
+                match table.get(volume) {
+                    Some((info, ..)) if info.snapshot.is_some() => _ = dead.insert(*volume),
+                    _ => _ = table.remove(volume),
+                }
             }
             _ => {}
         }
     }
-    Ok(table.into_values().collect())
+    let row = |(id, (info, vseq, lsn))| (info, vseq, lsn, dead.contains(&id));
+    Ok(table.into_iter().map(row).collect())
 }
 
 /// The volumes, with empty maps.
 fn volumes(rows: &[VolumeRow]) -> Result<Volumes, OpenError> {
     let mut volumes = Volumes::default();
-    for (info, next_vseq, lsn) in rows {
+    for (info, next_vseq, lsn, dead) in rows {
         // A name is given again only after the delete record of the volume that had it.
-        if volumes.named(&info.name).is_some() {
+        if !dead && volumes.named(&info.name).is_some() {
             return Err(OpenError::Record { lsn: *lsn });
         }
-        volumes.insert(Volume::new(info.clone(), VolumeState::Active, *next_vseq));
+        let state = if *dead { VolumeState::Dying } else { VolumeState::Active };
+        volumes.insert(Volume::new(info.clone(), state, *next_vseq));
     }
     volumes.link();
     Ok(volumes)

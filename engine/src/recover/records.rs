@@ -40,6 +40,7 @@ pub(crate) enum OwnedRecord {
         cut: u64,
         line: u32,
         base: Option<u32>,
+        deleted: bool,
         name: String,
     },
     VolumeResize {
@@ -127,8 +128,8 @@ impl OwnedRecord {
             Self::Volume { volume, lsn, uuid, size, vseq, settings, base, ref name } => {
                 Record::Volume { volume, lsn, uuid, size, vseq, settings, base, name }
             }
-            Self::Snapshot { volume, lsn, uuid, size, cut, line, base, ref name } => {
-                Record::Snapshot { volume, lsn, uuid, size, cut, line, base, name }
+            Self::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, ref name } => {
+                Record::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name }
             }
             Self::VolumeResize { volume, lsn, size, vseq } => {
                 Record::VolumeResize { volume, lsn, size, vseq }
@@ -168,9 +169,9 @@ impl From<&Record<'_>> for OwnedRecord {
                 let name = name.to_owned();
                 Self::Volume { volume, lsn, uuid, size, vseq, settings, base, name }
             }
-            Record::Snapshot { volume, lsn, uuid, size, cut, line, base, name } => {
+            Record::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name } => {
                 let name = name.to_owned();
-                Self::Snapshot { volume, lsn, uuid, size, cut, line, base, name }
+                Self::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name }
             }
             Record::VolumeResize { volume, lsn, size, vseq } => {
                 Self::VolumeResize { volume, lsn, size, vseq }

@@ -100,7 +100,8 @@ impl<'a> Record<'a> {
                     return Err(bad(at::CUT));
                 }
                 let (line, base) = (get_u32(b, at::LINE), number(get_u32(b, at::BASE)));
-                Self::Snapshot { volume, lsn, uuid, size, cut, line, base, name }
+                let deleted = flags & SNAPSHOT_DELETED != 0;
+                Self::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name }
             }
             VOLUME_RESIZE => {
                 use layout::volume_resize::at;

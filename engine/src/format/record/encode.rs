@@ -56,9 +56,9 @@ impl Record<'_> {
                 put_u32(b, at::BASE, base.unwrap_or(u32::MAX));
                 b[at::NAME..at::NAME + name.len()].copy_from_slice(name.as_bytes());
             }
-            Self::Snapshot { volume, lsn, uuid, size, cut, line, base, name } => {
+            Self::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name } => {
                 use layout::snapshot::at;
-                head(b, SNAPSHOT, 0, 0, volume, lsn);
+                head(b, SNAPSHOT, u8::from(deleted) * SNAPSHOT_DELETED, 0, volume, lsn);
                 b[at::UUID..at::UUID + 16].copy_from_slice(&uuid);
                 put_u64(b, at::SIZE, size);
                 put_u64(b, at::CUT, cut);

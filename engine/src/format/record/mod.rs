@@ -28,6 +28,7 @@ const VOLUME_SET: u8 = 16;
 const CHECKPOINT: u8 = 17;
 
 const ZERO_KEEP: u8 = 1;
+const SNAPSHOT_DELETED: u8 = 1;
 /// In VOLUME and VOLUME_SET: writes wait when the pool is full.
 const VOLUME_WAITS: u8 = 1;
 const LEAF_KEPT: u8 = 1;
@@ -120,6 +121,8 @@ pub enum Record<'a> {
         line: u32,
         /// The snapshot that this volume was cloned from.
         base: Option<u32>,
+        /// It is being taken apart.
+        deleted: bool,
         /// Unique in the pool.
         name: &'a str,
     },

@@ -11,6 +11,8 @@
 //! 3. A snapshot is never written to. What it owns dies when it is deleted and its child does not have
 //!    it.
 
+mod delete;
+
 use crate::batch::{Effect, Waiter};
 use crate::engine::Engine;
 use crate::error::SubmitError;

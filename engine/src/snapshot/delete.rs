@@ -1,0 +1,138 @@
+//! Deleting a snapshot: what it has passes to its child, or dies.
+//!
+//! The snapshot is gone for users at once. Its map is taken apart leaf by leaf, in the background:
+//!
+//! * a leaf that the child shares becomes the child's, with all that it owns;
+//! * of any other, a block that the child inherits becomes the child's, and a block that it does not
+//!   dies. The child's marks tell; its page need not be read.
+//!
+//! Invariants:
+//! 1. At any time a block is owned by the snapshot, or by the child, but not by nobody.
+//! 2. [`Volumes::owner`](crate::volume::Volumes::owner) knows how far it has come.
+//! 3. After a crash it is done again, on what the last checkpoint stated. If that stated a block as the
+//!    child's already it counts twice until then: the snapshot's count is taken back as if it died.
+
+use crate::engine::Engine;
+use crate::format::record::{LeafBits, marked};
+use crate::leaf_loader::Paging;
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping, VolumeMap};
+
+/// Leaves that pass in one turn.
+const LEAVES: usize = 64;
+
+/// What became of a leaf.
+enum Passed {
+    Yes,
+    /// Its page must be read first.
+    Coming,
+    /// Its page can't be read.
+    Bad,
+}
+
+impl Engine {
+    /// Whether there is something to do now for snapshots that are deleted.
+    pub(crate) fn dying_goes_on(&self) -> bool {
+        !self.dying.is_empty() && !self.is_counting() && !self.leaf_loader.is_reading()
+    }
+
+    /// Goes on with the first of them.
+    pub(crate) fn advance_dying(&mut self) {
+        // What nobody has counted yet can't die.
+        if self.is_counting() {
+            return;
+        }
+        let Some(&id) = self.dying.front() else { return };
+        let Some(snapshot) = self.volumes.get_mut(id) else {
+            self.dying.pop_front();
+            return;
+        };
+        let child = snapshot.children.first().copied();
+        let mut map = std::mem::replace(&mut snapshot.map, VolumeMap::new(id));
+        let mut next = snapshot.passed;
+        let touched = |engine: &Self| child.and_then(|c| engine.volumes.get(c)).map_or(0, |c| c.map.touched());
+        let before = touched(self);
+        for _ in 0..LEAVES {
+            let Some(leaf) = map.next_different(next) else {
+                next = u64::MAX;
+                break;
+            };
+            next = leaf;
+            match self.pass_leaf(&mut map, child, leaf) {
+                Passed::Yes => next = leaf + 1,
+                // Where its blocks lie is not known any more, and nothing is freed until then.
+                Passed::Bad => {
+                    self.want_rebuild();
+                    next = leaf + 1;
+                }
+                Passed::Coming => break,
+            }
+        }
+        self.touched = self.touched + touched(self) - before;
+        if let Some(child) = child {
+            self.recount_held(child);
+        }
+        if next == u64::MAX {
+            self.touched -= map.touched();
+            self.volumes.take_out(id);
+            self.dying.pop_front();
+            self.forks.push_back(map);
+            self.space.epoch += 1;
+            self.again = true;
+        } else if let Some(snapshot) = self.volumes.get_mut(id) {
+            (snapshot.map, snapshot.passed) = (map, next);
+        }
+    }
+
+    fn pass_leaf(&mut self, map: &mut VolumeMap, child: Option<u32>, leaf: u64) -> Passed {
+        let state = map.leaf(&self.slab, leaf).0;
+        let shares = |child: &u32| {
+            self.volumes.get(*child).is_some_and(|child| !child.map.is_different(leaf))
+        };
+        if let Some(child) = child.filter(shares) {
+            if let Some(child) = self.volumes.get_mut(child) {
+                child.map.adopt(&mut self.slab, map, leaf);
+            }
+            return Passed::Yes;
+        }
+        let owned = match state {
+            LeafState::Dense(index) => self.slab.get(index).owned(),
+            LeafState::Away(away) => self.slab.away_leaf(away).owned_bits(),
+            _ => return Passed::Yes,
+        };
+        let inherited = child.map_or([0; LEAF_BLOCKS / 64], |child| self.inherited(child, leaf));
+        let passes: LeafBits = std::array::from_fn(|i| owned[i] & inherited[i]);
+        let dies: LeafBits = std::array::from_fn(|i| owned[i] & !inherited[i]);
+        if let LeafState::Away(away) = state
+            && dies != LeafBits::default()
+        {
+            let page = self.slab.away_leaf(away).page;
+            return match self.request_leaf(map.volume(), leaf, page) {
+                Paging::Bad => Passed::Bad,
+                _ => Passed::Coming,
+            };
+        }
+        if let LeafState::Dense(index) = state {
+            let lsn = self.applied_lsn;
+            for i in (0..LEAF_BLOCKS).filter(|&i| marked(&dies, i)) {
+                if let Mapping::Block { pbn, .. } = self.slab.get(index).get(i) {
+                    self.segs.died(self.geo.locate(pbn).0, lsn);
+                }
+            }
+        }
+        if let Some(child) = child.and_then(|child| self.volumes.get_mut(child)) {
+            child.map.take_over(&mut self.slab, leaf, &passes);
+        }
+        map.lose(&mut self.slab, leaf);
+        Passed::Yes
+    }
+
+    /// Blocks of a leaf that a child does not own.
+    fn inherited(&self, child: u32, leaf: u64) -> LeafBits {
+        let Some(child) = self.volumes.get(child) else { return LeafBits::default() };
+        match child.map.leaf(&self.slab, leaf).0 {
+            LeafState::Dense(index) => self.slab.get(index).marks().inherited,
+            LeafState::Away(away) => self.slab.away_leaf(away).marks().inherited,
+            _ => LeafBits::default(),
+        }
+    }
+}
