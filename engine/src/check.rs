@@ -129,7 +129,10 @@ pub fn check(
         let mut leaf = 0;
         while leaf < volume.map.leaves() {
             let (state, leaves) = volume.map.leaf(&loaded.replay.slab, leaf);
-            if let LeafState::Dense(index) = state {
+            // What others inherit is looked at where it is owned.
+            if let LeafState::Dense(index) = state
+                && volume.map.is_different(leaf)
+            {
                 check_leaf(io, &loaded, volume, leaf, index, &mut buffer, &mut report);
                 progress(report.blocks, total);
             }
@@ -200,7 +203,9 @@ fn check_leaf(
     let entries = loaded.replay.slab.get(index);
     let mut blocks: Vec<(u64, u32, u64)> = (0..LEAF_BLOCKS)
         .filter_map(|i| match entries.get(i) {
-            Mapping::Block { pbn, crc } => Some((pbn, crc, leaf * LEAF_BLOCKS as u64 + i as u64)),
+            Mapping::Block { pbn, crc } if entries.owns(i) => {
+                Some((pbn, crc, leaf * LEAF_BLOCKS as u64 + i as u64))
+            }
             _ => None,
         })
         .collect();
@@ -396,7 +401,7 @@ impl Engine {
                         complete &= right.is_some() || uncounted;
                         let counted = right.filter(|_| !uncounted).map(|(_, mut content, _)| {
                             if let Some(unread) = unread {
-                                unread.clone().apply(&mut content, |_| Verdict::Good);
+                                unread.clone().apply(&mut content, false, |_| Verdict::Good);
                             }
                             content
                         });

@@ -428,7 +428,7 @@ impl Engine {
                 if let Some(moved) = self.leaf_loader.take_moved(page) {
                     let mut content = moved.1.clone();
                     if let Some(unread) = self.slab.unread(index) {
-                        unread.clone().apply(&mut content, |_| Verdict::Good);
+                        unread.clone().apply(&mut content, false, |_| Verdict::Good);
                     }
                     let Some(page) = self.write_leaf_page(bufs, volume, lba, &content) else {
                         self.leaf_loader.keep_moved(moved);

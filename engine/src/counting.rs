@@ -21,6 +21,7 @@ use crate::limits::LEAF_READS;
 use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
+use crate::volume::VolumeState;
 use flagstone_block::Buffers;
 
 /// Pages that are read to be counted at a time; the others are for requests.
@@ -172,6 +173,7 @@ impl Engine {
         to_count: bool,
     ) -> Arrival {
         let in_room = !to_count || self.has_counting_room();
+        let dying = self.volumes.get(volume).is_some_and(|v| v.state == VolumeState::Dying);
         let Some(map) = self.map(volume) else { return Arrival::Taken };
         let LeafState::Away(away) = map.leaf(&self.slab, leaf).0 else { return Arrival::Taken };
         if self.slab.away_leaf(away).page != page {
@@ -186,22 +188,26 @@ impl Engine {
         {
             let marks = self.slab.away_leaf(away).marks();
             let (geo, segs, lsn) = (&self.geo, &self.segs, unread.lsn());
-            let right = unread.apply(&mut content, |pbn| counting.judge(geo, segs, lsn, pbn));
-            if !right || !content.is_marked(&marks) {
+            let judge = |pbn| counting.judge(geo, segs, lsn, pbn);
+            let right = unread.apply(&mut content, dying, judge);
+            if !right || !(dying || content.is_marked(&marks)) {
                 self.slab.put_unread(away, unread);
                 return Arrival::Wrong;
             }
+            let mut gone = self.slab.away_leaf(away).owned();
             for i in 0..LEAF_BLOCKS {
                 if let Mapping::Block { pbn, .. } = content.get(i)
                     && !marked(&marks.inherited, i)
                 {
                     self.segs.count(self.geo.locate(pbn).0);
+                    gone -= 1;
                 }
             }
+            self.segs.counted(gone);
             counting.left -= 1;
             unread.count();
         } else {
-            unread.apply(&mut content, |_| Verdict::Good);
+            unread.apply(&mut content, false, |_| Verdict::Good);
         }
         match (in_room, unread.is_empty()) {
             (true, clean) => self.slab.bring_back(away, content, clean),

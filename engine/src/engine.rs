@@ -474,10 +474,17 @@ impl Engine {
 
     /// The volumes, in no particular order.
     pub fn volumes(&self) -> impl Iterator<Item = &VolumeInfo> {
-        self.volumes
-            .iter()
-            .filter(|v| v.state == crate::volume::VolumeState::Active)
-            .map(|v| &v.info)
+        self.active_infos().filter(|info| info.snapshot.is_none())
+    }
+
+    /// The snapshots, in no particular order.
+    pub fn snapshots(&self) -> impl Iterator<Item = &VolumeInfo> {
+        self.active_infos().filter(|info| info.snapshot.is_some())
+    }
+
+    fn active_infos(&self) -> impl Iterator<Item = &VolumeInfo> {
+        let active = |v: &&crate::volume::Volume| v.state == crate::volume::VolumeState::Active;
+        self.volumes.iter().filter(active).map(|v| &v.info)
     }
 
     /// The volume named `name`.

@@ -55,6 +55,9 @@ enum Job {
         size: u64,
         settings: VolumeSettings,
     },
+    Snapshot {
+        volumes: Vec<u32>,
+    },
     Delete {
         volume: u32,
     },
@@ -116,7 +119,12 @@ impl Client {
         if volumes.is_empty() {
             return Ok(if all == 0 { Some(self.create(world)) } else { None });
         }
-        let volume = world.rng.pick(&volumes);
+        let any = world.rng.pick(&volumes);
+        let volume = world.oracle.line(any);
+        if world.oracle.usable_size(volume) == 0 {
+            return Ok(None);
+        }
+        let volumes: Vec<u32> = volumes.into_iter().filter(|&v| world.oracle.line(v) == v).collect();
         let size = world.oracle.usable_size(volume);
         let durability = if world.rng.percent(world.config.fua) {
             Durability::Fua
@@ -139,9 +147,9 @@ impl Client {
                 Some(Job::Write { volume, start, bytes, done: 0, stamp, durability })
             }
             2 => {
-                let (offset, len) = range(world, size, true);
+                let (offset, len) = range(world, world.oracle.usable_size(any), true);
                 Some(Job::Read {
-                    volume,
+                    volume: any,
                     first: offset / BLOCK,
                     blocks: (len / BLOCK).min(256) as u32,
                 })
@@ -157,7 +165,7 @@ impl Client {
                 None
             }
             8 if all < VOLUMES_MAX => Some(self.create(world)),
-            9 if all > 1 => Some(Job::Delete { volume }),
+            9 if all > 1 => Some(Job::Delete { volume: any }),
             10 => {
                 let more = world.rng.skewed(1 << 14) * BLOCK;
                 Some(Job::Resize { volume, size: (size + more).min(VOLUME_BYTES) })
@@ -169,6 +177,11 @@ impl Client {
                 Some(Job::Grow { bytes: now + (1 + world.rng.skewed(4 * 256)) * BLOCK })
             }
             13 => Some(scan(world, volume, size)),
+            14 if all < VOLUMES_MAX => {
+                let all: Vec<u32> = volumes.into_iter().collect();
+                let few = world.rng.between(1, 3) as usize;
+                Some(Job::Snapshot { volumes: all.into_iter().take(few).collect() })
+            }
             _ => None,
         })
     }
@@ -319,6 +332,7 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
         }
         Job::Flush => world.flush(0)?,
         Job::Create { name, size, settings } => world.create(name, *size, *settings)?.map(|_| ()),
+        Job::Snapshot { volumes } => world.snapshot(volumes)?,
         Job::Delete { volume } => world.delete(*volume)?,
         Job::Resize { volume, size } => world.resize(*volume, *size)?,
         Job::Set { volume, settings } => world.set(*volume, *settings)?,

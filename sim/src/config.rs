@@ -38,6 +38,8 @@ pub enum Theme {
     Damage,
     /// Commands fail.
     Errors,
+    /// Snapshots come and go, in a pool that is cleaned.
+    Snapshots,
 }
 
 impl Theme {
@@ -56,6 +58,7 @@ impl Theme {
         Self::Metadata,
         Self::Damage,
         Self::Errors,
+        Self::Snapshots,
     ];
 }
 
@@ -109,12 +112,14 @@ pub struct Mix {
     pub grow: u32,
     /// Reads of whole regions in sequence.
     pub scan: u32,
+    /// Snapshots.
+    pub snapshot: u32,
 }
 
 impl Mix {
     /// As an array, in the order of the fields.
     #[must_use]
-    pub fn weights(&self) -> [u32; 14] {
+    pub fn weights(&self) -> [u32; 15] {
         [
             self.write,
             self.partial,
@@ -130,6 +135,7 @@ impl Mix {
             self.set,
             self.grow,
             self.scan,
+            self.snapshot,
         ]
     }
 }
@@ -252,10 +258,13 @@ impl Config {
         let theme = forced.unwrap_or(drawn);
         let mut config = Self::common(rng, theme);
         config.specialise(rng);
+        if theme == Theme::Snapshots || rng.clone().one_in(5) {
+            config.mix.snapshot = rng.clone().pick(&[1, 2, 6]);
+        }
         if config.nbd {
             // Volumes come and go by another way than NBD.
             (config.mix.create, config.mix.delete, config.mix.resize) = (0, 0, 0);
-            (config.mix.set, config.mix.grow) = (0, 0);
+            (config.mix.set, config.mix.grow, config.mix.snapshot) = (0, 0, 0);
         }
         config
     }
@@ -277,6 +286,7 @@ impl Config {
             set: some(1),
             grow: if rng.clone().one_in(3) { 1 } else { 0 },
             scan: if rng.clone().one_in(2) { 1 } else { 0 },
+            snapshot: 0,
         };
         let volumes = rng.between(1, 3);
         let volumes = (0..volumes).map(|_| (1 + rng.skewed(2048)) * 4096).collect();
@@ -507,6 +517,23 @@ impl Config {
                 self.tick_ns = 1_000;
                 self.nbd = false;
                 self.order = Order::Any;
+            }
+            Theme::Snapshots => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = 64 * MIB;
+                self.volumes = vec![rng.pick(&[100, 1_000, 3_000]) * 4096];
+                if rng.one_in(2) {
+                    self.volumes.push(rng.pick(&[40, 700]) * 4096);
+                }
+                self.blocks_max = rng.pick(&[1, 8, 40]);
+                self.events = (200, rng.between(400, 4_000));
+                self.depth = rng.pick(&[1, 4, 16]);
+                self.mix.partial = rng.pick(&[0, 4]);
+                self.mix.discard = rng.pick(&[0, 2, 6]);
+                self.mix.delete = rng.pick(&[1, 2]);
+                self.lives = rng.between(2, 4) as u32;
+                self.map_memory = rng.one_in(3).then_some(rng.pick(&[0, 150_000]));
+                self.nbd = false;
             }
             Theme::Damage => {
                 self.rot = 70;

@@ -388,7 +388,9 @@ fn reckon(world: &mut World) -> Check {
     if world.rng.one_in(2) {
         return Ok(());
     }
-    let volumes: Vec<u32> = world.oracle.live_volumes().collect();
+    let mut volumes: Vec<u32> = world.oracle.live_volumes().collect();
+    // Snapshots first.
+    volumes.sort_by_key(|&volume| world.oracle.line(volume) == volume);
     for volume in volumes {
         while world.delete(volume)? == Submitted::Busy {
             if !world.pump()? && !world.end_one()? {
@@ -403,6 +405,10 @@ fn reckon(world: &mut World) -> Check {
     world.open()?;
     if world.engine().state() != PoolState::Running {
         return Err(world.fail("the pool does not run"));
+    }
+    if world.oracle.snapshots_taken {
+        // Those that were deleted since the last checkpoint are taken apart again.
+        world.quiesce()?;
     }
     world.check_empty()
 }

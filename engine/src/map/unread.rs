@@ -79,8 +79,14 @@ impl Unread {
     }
 
     /// Makes what the page says what the leaf says. `judge` gives a verdict on each data block that
-    /// the page alone speaks of. False if the page can't be right: then nothing of it counts.
-    pub fn apply(&mut self, leaf: &mut Leaf, mut judge: impl FnMut(u64) -> Verdict) -> bool {
+    /// the page alone speaks of. False if the page can't be right: then nothing of it counts. Of a
+    /// snapshot that is `dying` what is stale may have died before the opening.
+    pub fn apply(
+        &mut self,
+        leaf: &mut Leaf,
+        dying: bool,
+        mut judge: impl FnMut(u64) -> Verdict,
+    ) -> bool {
         let mut entries = self.entries.iter_mut().peekable();
         for block in 0..LEAF_BLOCKS {
             let entry = entries.next_if(|entry| usize::from(entry.block) == block);
@@ -94,6 +100,7 @@ impl Unread {
                         entry.sure = true;
                         leaf.set(block, entry.mapping);
                     }
+                    (Verdict::Stale, None) if dying => _ = leaf.set(block, Mapping::Hole),
                     _ => return false,
                 },
                 _ => {}
@@ -135,7 +142,7 @@ mod tests {
         assert!(unread.note(3, 11, block(100)));
         assert!(unread.note(4, 12, Mapping::Hole));
         let mut leaf = page(&[(3, 1), (4, 2), (5, 3)]);
-        assert!(unread.apply(&mut leaf, |_| Verdict::Good));
+        assert!(unread.apply(&mut leaf, false, |_| Verdict::Good));
         assert_eq!((leaf.get(3), leaf.get(4)), (block(100), Mapping::Hole));
         assert_eq!(leaf.get(5), block(3));
     }
@@ -148,22 +155,22 @@ mod tests {
         assert!(!unread.note(5, 6, block(102)));
         let judge = |pbn| if pbn == 1 { Verdict::Stale } else { Verdict::Good };
         let mut leaf = page(&[(3, 1), (4, 2)]);
-        assert!(unread.apply(&mut leaf, judge));
+        assert!(unread.apply(&mut leaf, false, judge));
         assert_eq!((leaf.get(3), leaf.get(4)), (block(100), block(2)));
         assert_eq!(leaf.get(5), Mapping::Hole, "what the page says is a hole was discarded");
         unread.count();
         // Only what was moved is still needed, and now whatever the page says.
         let mut again = page(&[(3, 1), (4, 2)]);
-        assert!(unread.apply(&mut again, |_| Verdict::Good));
+        assert!(unread.apply(&mut again, false, |_| Verdict::Good));
         assert_eq!((again.get(3), again.get(4)), (block(100), block(2)));
     }
 
     #[test]
     fn a_page_that_names_what_is_gone_for_good_is_wrong() {
         let mut unread = Unread::new(10);
-        assert!(!unread.apply(&mut page(&[(3, 1)]), |_| Verdict::Stale));
-        assert!(!unread.apply(&mut page(&[(3, 1)]), |_| Verdict::Wrong));
+        assert!(!unread.apply(&mut page(&[(3, 1)]), false, |_| Verdict::Stale));
+        assert!(!unread.apply(&mut page(&[(3, 1)]), false, |_| Verdict::Wrong));
         assert!(unread.note(3, 11, Mapping::Kept));
-        assert!(unread.apply(&mut page(&[(3, 1)]), |_| Verdict::Wrong));
+        assert!(unread.apply(&mut page(&[(3, 1)]), false, |_| Verdict::Wrong));
     }
 }

@@ -11,6 +11,7 @@ use crate::format::record::marked;
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
 use crate::plant::Plant;
+use crate::volume::VolumeState;
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
 use std::collections::{BTreeMap, HashMap};
 
@@ -176,7 +177,9 @@ pub(super) fn read(
                 let marks = state.slab.away_leaf(away).marks();
                 let lsn = unread.lsn();
                 let judge = |pbn| counting.judge(geo, &state.segs, lsn, pbn);
-                let right = unread.apply(&mut leaf, judge) && leaf.is_marked(&marks);
+                let dying = state.volumes.get(key.0).is_some_and(|v| v.state == VolumeState::Dying);
+                let right = unread.apply(&mut leaf, dying, judge)
+                    && (dying || leaf.is_marked(&marks));
                 unread.count();
                 right.then(|| (leaf, unread.is_empty(), marks))
             });

@@ -6,7 +6,7 @@ use super::pages::{self, Pages};
 use super::records::OwnedRecord;
 use crate::counting::Counting;
 use crate::error::OpenError;
-use crate::format::record::Seal;
+use crate::format::record::{Seal, marked};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
@@ -35,6 +35,8 @@ pub(crate) struct Replay {
     /// What no page speaks of was empty at this LSN; `None`: there are no pages, everything is
     /// replayed.
     paged_lsn: Option<u64>,
+    /// The leaves that the checkpoint states.
+    stated: HashSet<(u32, u64)>,
     /// Volumes and snapshots whose map has begun.
     formed: HashSet<u32>,
     /// The leaves that are still in their pages.
@@ -52,6 +54,28 @@ pub(super) struct Input<'a> {
     pub(super) tails: &'a [TailSegment],
     pub(super) pages: &'a Pages,
     pub(super) planted: Planted,
+}
+
+impl Input<'_> {
+    /// The leaves that the checkpoint states, if there are snapshots: then a statement may be about
+    /// others as well.
+    fn stated(&self) -> HashSet<(u32, u64)> {
+        let snapshot = |change: &OwnedRecord| matches!(change, OwnedRecord::Snapshot { .. });
+        if !self.changes.iter().any(snapshot) {
+            return HashSet::new();
+        }
+        let per_leaf = LEAF_BLOCKS as u64;
+        let leaves = |change: &OwnedRecord| match *change {
+            OwnedRecord::Leaf { volume, lba, .. } => (volume, lba / per_leaf, lba / per_leaf + 1),
+            OwnedRecord::Zero { volume, lsn, lba, blocks, .. } if lsn == self.pages.lsn => {
+                let end = lba.saturating_add(u64::from(blocks)).div_ceil(per_leaf);
+                (volume, lba / per_leaf, end)
+            }
+            _ => (0, 0, 0),
+        };
+        let ranges = self.changes.iter().map(leaves);
+        ranges.flat_map(|(id, from, to)| (from..to).map(move |leaf| (id, leaf))).collect()
+    }
 }
 
 /// A summary being merged.
@@ -120,6 +144,7 @@ pub(super) fn replay(
         log_since: 0,
         geo: *geo,
         paged_lsn: None,
+        stated: input.stated(),
         formed: HashSet::new(),
         counting: None,
         planted: input.planted,
@@ -363,6 +388,10 @@ impl Replay {
                 let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
                 let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
+                let stated = self.stated.contains(&(id, lba / LEAF_BLOCKS as u64));
+                if stated && self.paged_lsn.is_none() && !volume.children.is_empty() {
+                    return self.state_zeroes(id, lba, end, keep);
+                }
                 // Each leaf's statement must be made again at the next compaction.
                 for leaf in (lba / LEAF_BLOCKS as u64)..end.div_ceil(LEAF_BLOCKS as u64) {
                     volume.map.touch(&mut self.slab, Lba(leaf * LEAF_BLOCKS as u64));
@@ -372,22 +401,52 @@ impl Replay {
             OwnedRecord::Snapshot { volume, line, .. } => self.cut(volume, line),
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
-                let Some(volume) = self.volumes.get_mut(volume) else { return };
-                let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
-                for block in lba..end {
-                    let i = (block - lba) as usize;
-                    let has = |bits: &[u64]| bits[i / 64] >> (i % 64) & 1 != 0;
-                    if has(&marks.holes) {
-                        volume.map.set(&mut self.slab, Lba(block), Mapping::Hole);
-                    } else if has(&marks.kept) {
-                        volume.map.set(&mut self.slab, Lba(block), Mapping::Kept);
+                for node in self.sharers(volume, lba / LEAF_BLOCKS as u64) {
+                    let Some(volume) = self.volumes.get_mut(node) else { continue };
+                    let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
+                    for block in lba..end {
+                        let i = (block - lba) as usize;
+                        if marked(&marks.holes, i) {
+                            volume.map.set(&mut self.slab, Lba(block), Mapping::Hole);
+                        } else if marked(&marks.kept, i) {
+                            volume.map.set(&mut self.slab, Lba(block), Mapping::Kept);
+                        }
                     }
-                }
-                if lba < end {
-                    volume.map.touch(&mut self.slab, Lba(lba));
+                    if lba < end {
+                        volume.map.touch(&mut self.slab, Lba(lba));
+                    }
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Those that a statement about a leaf is about: the node that it names, and its children as far
+    /// as they have the leaf of it, in a map that is made without pages.
+    fn sharers(&self, node: u32, leaf: u64) -> Vec<u32> {
+        let (mut sharers, mut next) = (vec![node], 0);
+        while let Some(&node) = sharers.get(next) {
+            next += 1;
+            let Some(volume) = self.volumes.get(node) else { continue };
+            let shares = |child: &&u32| {
+                let map = self.volumes.get(**child).map(|child| &child.map);
+                map.is_some_and(|map| !map.is_different(leaf)) && !self.stated.contains(&(**child, leaf))
+            };
+            sharers.extend(volume.children.iter().filter(shares));
+        }
+        sharers
+    }
+
+    /// A statement that leaves of a snapshot have no data, in a map that is made without pages.
+    fn state_zeroes(&mut self, id: u32, lba: u64, end: u64, keep: bool) {
+        let per_leaf = LEAF_BLOCKS as u64;
+        for leaf in lba / per_leaf..end.div_ceil(per_leaf) {
+            for node in self.sharers(id, leaf) {
+                let Some(volume) = self.volumes.get_mut(node) else { continue };
+                let (from, to) = (leaf * per_leaf, ((leaf + 1) * per_leaf).min(volume.blocks()));
+                volume.map.touch(&mut self.slab, Lba(from));
+                volume.map.zero(&mut self.slab, from, to, keep, &mut |_| {});
+            }
         }
     }
 

@@ -219,7 +219,14 @@ impl Engine {
     fn region_leaf(&self, region: Region) -> Option<u32> {
         let volume = self.volumes.get(region.volume)?;
         match volume.map.leaf(&self.slab, region.leaf).0 {
-            LeafState::Dense(index) if volume.state == VolumeState::Active => Some(index),
+            // Where others share blocks, another copy would be one more.
+            LeafState::Dense(index)
+                if volume.state == VolumeState::Active
+                    && volume.info.snapshot.is_none()
+                    && volume.parent.is_none() =>
+            {
+                Some(index)
+            }
             _ => None,
         }
     }

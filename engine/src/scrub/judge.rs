@@ -2,6 +2,7 @@
 
 use super::{Named, ScrubFinding, ScrubPlace, Slot, Stage, Work};
 use crate::engine::Engine;
+use crate::map::LEAF_BLOCKS;
 use crate::format::journal::JournalHeader;
 use crate::format::leaf;
 use crate::format::meta::{PAGE_BLOCKS, PageHeader};
@@ -223,9 +224,11 @@ impl Engine {
         (run.segment, run.next) = (segment, 0);
         run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
-        if let Some((_, entries)) = self.summary_entries(segment, bufs.bytes(summary)) {
+        if let Some((footer, entries)) = self.summary_entries(segment, bufs.bytes(summary)) {
             for (block, entry) in (0u32..).zip(entries.chunks_exact(ENTRY_BYTES)) {
-                let Entry { volume, lba, crc, .. } = Entry::decode(entry);
+                let Entry { volume: line, lba, crc, lsn_delta, .. } = Entry::decode(entry);
+                let lsn = footer.first_lsn + u64::from(lsn_delta);
+                let volume = self.volumes.owner(line, lsn, lba / LEAF_BLOCKS as u64);
                 if self.map_names(volume, lba, self.geo.pbn(segment, block), crc) {
                     run.named.push(Named { block, volume, lba, crc });
                 }

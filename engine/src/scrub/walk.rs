@@ -336,10 +336,11 @@ impl Engine {
         run.named.clear();
         if let Some(open) = self.open.iter().flatten().find(|open| open.segment == segment) {
             for block in 0..open.next {
-                let (_, entry) = open.entry(bufs, block);
+                let (lsn, entry) = open.entry(bufs, block);
                 let pbn = self.geo.pbn(segment, block);
-                if self.map_names(entry.volume, entry.lba, pbn, entry.crc) {
-                    let (volume, lba, crc) = (entry.volume, entry.lba, entry.crc);
+                let (lba, crc) = (entry.lba, entry.crc);
+                let volume = self.volumes.owner(entry.volume, lsn, lba / LEAF_BLOCKS as u64);
+                if self.map_names(volume, lba, pbn, crc) {
                     run.named.push(Named { block, volume, lba, crc });
                 }
             }
@@ -392,8 +393,10 @@ impl Engine {
             }
             Some(volume) if leaf < volume.map.leaves() => {
                 let (state, leaves) = volume.map.leaf(&self.slab, leaf);
-                if let LeafState::Dense(index) = state {
-                    for i in 0..LEAF_BLOCKS {
+                if let LeafState::Dense(index) = state
+                    && volume.map.is_different(leaf)
+                {
+                    for i in (0..LEAF_BLOCKS).filter(|&i| self.slab.get(index).owns(i)) {
                         let Mapping::Block { pbn, crc } = self.slab.get(index).get(i) else {
                             continue;
                         };

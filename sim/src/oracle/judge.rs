@@ -61,6 +61,7 @@ impl Oracle {
         kind: StatusKind,
         bytes: &[u8],
     ) -> Result<(), String> {
+        let written = Place { volume: self.line(place.volume), ..place };
         let history = self
             .volumes
             .get_mut(&place.volume)
@@ -71,7 +72,7 @@ impl Oracle {
             }
             return Ok(());
         };
-        let fits = |v: &Version| v.kind == kind && v.content.matches(place, bytes);
+        let fits = |v: &Version| v.kind == kind && v.content.matches(written, bytes);
         let first = history.versions.iter().position(fits);
         let last = history.versions.iter().rposition(fits);
         let (Some(first), Some(last)) = (first, last) else {

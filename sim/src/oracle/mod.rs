@@ -69,6 +69,8 @@ pub struct Volume {
     /// Its identity.
     pub uuid: [u8; 16],
     created: OpId,
+    /// The volume that it is a snapshot of.
+    line: Option<u32>,
     deleted: Option<OpId>,
     sizes: Vec<(u64, OpId)>,
     settings: Vec<(VolumeSettings, OpId)>,
@@ -83,11 +85,13 @@ pub struct Oracle {
     /// Requests answered before this moment are durable.
     durable_before: u64,
     volumes: BTreeMap<u32, Volume>,
+    /// There was a snapshot.
+    pub snapshots_taken: bool,
 }
 
 impl Default for Oracle {
     fn default() -> Self {
-        Self { clock: 1, ops: vec![base()], durable_before: 0, volumes: BTreeMap::new() }
+        Self { clock: 1, ops: vec![base()], durable_before: 0, volumes: BTreeMap::new(), snapshots_taken: false }
     }
 }
 
@@ -259,6 +263,7 @@ impl Oracle {
             name: name.to_owned(),
             uuid,
             created: op,
+            line: None,
             deleted: None,
             sizes: vec![(size, op)],
             settings: vec![(settings, op)],
@@ -266,6 +271,58 @@ impl Oracle {
         };
         self.volumes.insert(id, volume);
         Ok(op)
+    }
+
+    /// Whether everything about a volume was answered, so that a snapshot of it has what it has.
+    #[must_use]
+    pub fn is_quiet(&self, id: u32) -> bool {
+        let Some(volume) = self.volumes.get(&id) else { return false };
+        let answered = |op: OpId| self.op(op).answered != NEVER;
+        let last = |history: &History| history.versions.last().is_none_or(|v| answered(v.op));
+        volume.deleted.is_none()
+            && answered(volume.created)
+            && volume.sizes.iter().all(|&(_, op)| answered(op))
+            && volume.blocks.values().all(last)
+    }
+
+    /// The volume that this is a snapshot of, or the volume itself.
+    #[must_use]
+    pub fn line(&self, id: u32) -> u32 {
+        self.volumes.get(&id).and_then(|volume| volume.line).unwrap_or(id)
+    }
+
+    /// Whether a volume has snapshots that were not deleted.
+    #[must_use]
+    pub fn is_snapshot_of(&self, id: u32) -> bool {
+        self.volumes.values().any(|v| v.line == Some(id) && v.deleted.is_none())
+    }
+
+    /// Snapshots of quiet volumes were accepted in one call: number, name and identity of each.
+    pub fn snapshot(&mut self, taken: &[(u32, u32, String, [u8; 16])]) -> OpId {
+        let op = self.accept();
+        self.snapshots_taken = true;
+        for (line, id, name, uuid) in taken {
+            let Some(volume) = self.volumes.get(line) else { continue };
+            let size = volume.sizes.last().map_or(0, |&(size, _)| size);
+            let now = |history: &History| {
+                let version = history.versions.last()?.clone();
+                Some(History { versions: vec![Version { op, ..version }], seen: 0, found: None })
+            };
+            let blocks = volume.blocks.iter();
+            let blocks = blocks.filter_map(|(&lba, history)| Some((lba, now(history)?))).collect();
+            let snapshot = Volume {
+                name: name.clone(),
+                uuid: *uuid,
+                created: op,
+                line: Some(*line),
+                deleted: None,
+                sizes: vec![(size, op)],
+                settings: vec![(VolumeSettings::default(), op)],
+                blocks,
+            };
+            self.volumes.insert(*id, snapshot);
+        }
+        op
     }
 
     /// A volume's deletion was accepted.
@@ -364,6 +421,7 @@ impl Oracle {
         from: usize,
         bytes: &[u8],
     ) -> Result<(), String> {
+        let written = Place { volume: self.line(place.volume), ..place };
         let history = self
             .volumes
             .get_mut(&place.volume)
@@ -373,7 +431,7 @@ impl Oracle {
         };
         let candidates = history.versions.iter().enumerate().skip(oldest as usize);
         for (i, version) in candidates {
-            if version.content.matches_part(place, from, bytes) {
+            if version.content.matches_part(written, from, bytes) {
                 // A part may look like more versions than the one that was read.
                 if bytes.len() == BLOCK_SIZE {
                     history.seen = history.seen.max(i as u32);

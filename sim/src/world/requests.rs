@@ -4,7 +4,8 @@ use super::{Attempts, Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
 use flagstone_engine::{
-    Completion, IoFault, StatusExtent, StatusKind, SubmitError, VolumeSettings, VolumeSpec,
+    Completion, IoFault, SnapshotSpec, StatusExtent, StatusKind, SubmitError, VolumeSettings,
+    VolumeSpec,
 };
 
 /// Part of a client's write that is offered to the engine.
@@ -194,12 +195,49 @@ impl World {
         Ok(Submitted::Taken(id))
     }
 
+    /// Submits snapshots of those of these volumes that are quiet.
+    pub fn snapshot(&mut self, volumes: &[u32]) -> Check<Submitted<()>> {
+        let quiet: Vec<u32> =
+            volumes.iter().copied().filter(|&volume| self.oracle.is_quiet(volume)).collect();
+        let tag = self.peek_tag();
+        let named: Vec<(u32, String, [u8; 16])> = quiet
+            .into_iter()
+            .map(|volume| {
+                let mut uuid = [0; 16];
+                uuid[..8].copy_from_slice(&self.rng.next().to_le_bytes());
+                (volume, format!("{volume}@{}", uuid[0] % 8), uuid)
+            })
+            .collect();
+        let specs: Vec<SnapshotSpec<'_>> = named
+            .iter()
+            .map(|(volume, name, uuid)| SnapshotSpec { volume: VolumeId(*volume), uuid: *uuid, name })
+            .collect();
+        if specs.is_empty() {
+            return Ok(Submitted::Taken(()));
+        }
+        let engine = self.engine.as_mut().expect("the process lives");
+        let first = match engine.snapshot_volumes(&mut self.arena, tag, &specs) {
+            Ok(first) => first.0,
+            Err(error) => return self.refused("snapshot", 0, error),
+        };
+        let taken: Vec<(u32, u32, String, [u8; 16])> =
+            (first..).zip(&named).map(|(id, (line, name, uuid))| (*line, id, name.clone(), *uuid)).collect();
+        let op = self.oracle.snapshot(&taken);
+        self.enter(0, Request::Volume(op))?;
+        self.log.step(&[10, u64::from(first), taken.len() as u64], || format!("snapshots {taken:?}"));
+        Ok(Submitted::Taken(()))
+    }
+
     /// Submits the deletion of a volume.
     pub fn delete(&mut self, volume: u32) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
         let engine = self.engine.as_mut().expect("the process lives");
         match engine.delete_volume(&mut self.arena, tag, VolumeId(volume)) {
             Ok(()) => {}
+            // Until the deletion of its snapshots is answered.
+            Err(SubmitError::HasSnapshots) if !self.oracle.is_snapshot_of(volume) => {
+                return Ok(Submitted::Busy);
+            }
             Err(error) => return self.refused("delete", 0, error),
         }
         let op = self.oracle.delete(volume);
@@ -329,6 +367,7 @@ impl World {
             }
             SubmitError::ReservationUnbacked { .. } | SubmitError::ReservationSize => {}
             SubmitError::NoVolume | SubmitError::Stopping | SubmitError::VolumeExists => {}
+            SubmitError::HasSnapshots => {}
             _ => return Err(self.fail(format!("{what} refused: {error}"))),
         }
         Ok(Submitted::Refused(error))

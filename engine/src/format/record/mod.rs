@@ -240,7 +240,10 @@ const CHECKPOINT_BYTES: usize = 16;
 /// Bytes of a SEGMENT_SEAL record.
 pub const SEGMENT_SEAL_BYTES: usize = 56;
 /// Largest record of any kind but WRITE.
-pub const RECORD_BYTES_MAX: usize = layout::volume::at::NAME + NAME_BYTES.next_multiple_of(8) + 16;
+pub const RECORD_BYTES_MAX: usize = {
+    let named = layout::volume::at::NAME + NAME_BYTES.next_multiple_of(8);
+    if named > LEAF_BYTES_MAX { named } else { LEAF_BYTES_MAX }
+};
 
 /// Bytes of a LEAF record at most.
 pub const LEAF_BYTES_MAX: usize = leaf_bytes(LEAF_BITMAPS);
