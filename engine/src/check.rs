@@ -13,7 +13,7 @@ use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict};
 use crate::plant::Planted;
 use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
-use crate::volume::{Volume, VolumeInfo};
+use crate::volume::{Volume, VolumeInfo, VolumeState};
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Lba, ReadAt};
 use std::collections::HashMap;
 
@@ -163,7 +163,9 @@ fn disagreement(pages: &Loaded, summaries: &Loaded) -> Option<Disagreement> {
         (Mapping::Block { crc: a, .. }, Mapping::Block { crc: b, .. }) => a == b,
         _ => a == b,
     };
-    for volume in pages.replay.volumes.iter() {
+    // What a snapshot that is dying still has is nobody's business.
+    let lives = |volume: &&Volume| volume.state != VolumeState::Dying;
+    for volume in pages.replay.volumes.iter().filter(lives) {
         let other = summaries.replay.volumes.get(volume.info.id)?;
         let leaves = volume.map.leaves().max(other.map.leaves());
         let mut leaf = 0;

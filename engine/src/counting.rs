@@ -204,6 +204,9 @@ impl Engine {
                 }
             }
             self.segs.counted(gone);
+            if dying {
+                self.slab.mark_holes(away, &content);
+            }
             counting.left -= 1;
             unread.count();
         } else {

@@ -9,7 +9,7 @@
 //! 1. A leaf that more than one map node refers to is not changed but copied.
 //! 2. Numbers, and places in memory, are given out again only when nobody refers to them.
 
-use super::{Leaf, LeafPage, PagedLeaf, Unread};
+use super::{LEAF_BLOCKS, Leaf, LeafPage, Mapping, PagedLeaf, Unread};
 use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
 
@@ -404,6 +404,13 @@ impl LeafSlab {
         self.place(id, Place::Dense(index));
         if clean {
             self.set_page(index, page);
+        }
+    }
+
+    /// Notes that a leaf that is not in memory has no data where `content` has none.
+    pub fn mark_holes(&mut self, away: u32, content: &Leaf) {
+        for i in (0..LEAF_BLOCKS).filter(|&i| content.get(i) == Mapping::Hole) {
+            self.away_mut(away).set_kind(i, Mapping::Hole);
         }
     }
 

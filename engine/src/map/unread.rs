@@ -87,6 +87,7 @@ impl Unread {
         dying: bool,
         mut judge: impl FnMut(u64) -> Verdict,
     ) -> bool {
+        let mut gone = Vec::new();
         let mut entries = self.entries.iter_mut().peekable();
         for block in 0..LEAF_BLOCKS {
             let entry = entries.next_if(|entry| usize::from(entry.block) == block);
@@ -100,12 +101,16 @@ impl Unread {
                         entry.sure = true;
                         leaf.set(block, entry.mapping);
                     }
-                    (Verdict::Stale, None) if dying => _ = leaf.set(block, Mapping::Hole),
+                    (Verdict::Stale, None) if dying => {
+                        leaf.set(block, Mapping::Hole);
+                        gone.push(block);
+                    }
                     _ => return false,
                 },
                 _ => {}
             }
         }
+        gone.into_iter().for_each(|block| _ = self.note(block, u64::MAX, Mapping::Hole));
         true
     }
 

@@ -9,8 +9,8 @@
 //! Invariants:
 //! 1. At any time a block is owned by the snapshot, or by the child, but not by nobody.
 //! 2. [`Volumes::owner`](crate::volume::Volumes::owner) knows how far it has come.
-//! 3. After a crash it is done again, on what the last checkpoint stated. If that stated a block as the
-//!    child's already it counts twice until then: the snapshot's count is taken back as if it died.
+//! 3. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing
+//!    passes, so that it states snapshot and child as they were at the same time.
 
 use crate::engine::Engine;
 use crate::format::record::{LeafBits, marked};
@@ -32,13 +32,17 @@ enum Passed {
 impl Engine {
     /// Whether there is something to do now for snapshots that are deleted.
     pub(crate) fn dying_goes_on(&self) -> bool {
-        !self.dying.is_empty() && !self.is_counting() && !self.leaf_loader.is_reading()
+        !self.dying.is_empty()
+            && !self.is_counting()
+            && self.compaction.is_none()
+            && !self.leaf_loader.is_reading()
     }
 
     /// Goes on with the first of them.
     pub(crate) fn advance_dying(&mut self) {
-        // What nobody has counted yet can't die.
-        if self.is_counting() {
+        // What nobody has counted yet can't die. And a checkpoint states snapshot and child as they were
+        // when it began, which it can only while both are there.
+        if self.opening || self.is_counting() || self.compaction.is_some() {
             return;
         }
         let Some(&id) = self.dying.front() else { return };
