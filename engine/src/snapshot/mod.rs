@@ -2,7 +2,7 @@
 //!
 //! A snapshot is one record: a cut of its volume's versions, at the record's LSN. Everything that was logged
 //! for the volume before belongs to it, everything after does not. See
-//! docs/decisions/0013-snapshots-are-cuts-of-a-line.md.
+//! docs/decisions/0014-snapshots-are-cuts-of-a-line.md.
 //!
 //! Invariants:
 //! 1. Records are applied in the order of their LSNs, so the map is cut exactly where the log is.
