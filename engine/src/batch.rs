@@ -454,6 +454,7 @@ impl Engine {
             self.complete(tag, Err(IoFault::Device));
         }
         self.fail_growth();
+        self.fail_shrinks();
         self.fail_rmws(bufs);
         self.fail_scrub();
     }

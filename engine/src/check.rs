@@ -347,6 +347,12 @@ pub enum Inconsistency {
         /// Sum over the maps.
         touched: u64,
     },
+    /// Something is mapped or kept beyond the end of a volume.
+    #[error("volume {volume} has blocks beyond its end")]
+    Beyond {
+        /// Number of the volume.
+        volume: u32,
+    },
 }
 
 impl Engine {
@@ -444,6 +450,10 @@ impl Engine {
         let mapped = self.volumes.iter().map(|v| v.map.kept()).sum();
         if mapped != self.kept {
             return Err(Inconsistency::Kept { counted: self.kept, mapped });
+        }
+        let beyond = |v: &&Volume| !v.is_shrinking() && v.map.used_from(&self.slab, v.blocks()) > 0;
+        if let Some(volume) = self.volumes.iter().find(beyond) {
+            return Err(Inconsistency::Beyond { volume: volume.info.id });
         }
         self.check_space()?;
         let touched = self.volumes.iter().map(|v| v.map.touched()).sum();

@@ -356,7 +356,12 @@ impl Engine {
         let Some(volume) = self.volumes.slot(slot) else { return Some(next_volume) };
         let (id, lsn) = (volume.info.id, self.applied_lsn);
         let mut leaf = leaf;
-        while leaf < volume.map.leaves() {
+        let leaves = if self.planted.has(Plant::CompactWithinSize) {
+            volume.map.leaves().min(volume.blocks().div_ceil(LEAF_BLOCKS as u64))
+        } else {
+            volume.map.leaves()
+        };
+        while leaf < leaves {
             let (state, leaves) = volume.map.leaf(leaf);
             let lba = leaf * LEAF_BLOCKS as u64;
             match state {

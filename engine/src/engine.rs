@@ -31,6 +31,7 @@ use crate::map::{LeafSlab, Mapping, VolumeMap};
 use crate::meta_chain::{MetaChain, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
+use crate::resize::Shrinking;
 use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
 use crate::scrub::Scrub;
@@ -184,6 +185,7 @@ pub struct Engine {
     pub(crate) kept: u64,
     pub(crate) space: Space,
     pub(crate) growth: Option<Growth>,
+    pub(crate) shrinks: VecDeque<Shrinking>,
     /// See [`Engine::set_full_wait_ns`].
     pub(crate) full_wait_ns: u64,
     /// Leaves that were ever written to, of all volumes.
@@ -356,6 +358,7 @@ impl Engine {
                 self.advance_switches();
                 self.advance_cleaner(bufs);
                 self.advance_growth(bufs);
+                self.advance_shrinks(bufs);
                 self.advance_scrub(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);

@@ -26,9 +26,16 @@ pub enum SubmitError {
     /// The name is empty, too long, or not UTF-8 that a record can hold.
     #[error("a volume name has 1 to {} bytes", crate::limits::NAME_BYTES)]
     VolumeName,
-    /// The size is zero, too large, not a multiple of 4096, or smaller than now.
-    #[error("a volume's size is a multiple of 4096 up to 4 PiB, and can only grow")]
+    /// The size is zero, too large or not a multiple of 4096, or smaller than now although the
+    /// volume was not to be shrunk.
+    #[error("a volume's size is a multiple of 4096 up to 4 PiB, and it only shrinks if told to")]
     VolumeSize,
+    /// A volume that was to be shrunk holds data or kept zeroes beyond its new end.
+    #[error("the volume holds {bytes} bytes beyond its new end")]
+    VolumeHasData {
+        /// How many.
+        bytes: u64,
+    },
     /// The reservation is not a multiple of 4096, or exceeds the volume's size.
     #[error("a reservation is a multiple of 4096 up to the volume's size")]
     ReservationSize,

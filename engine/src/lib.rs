@@ -25,6 +25,7 @@ mod meta_chain;
 pub mod plant;
 mod read;
 mod recover;
+mod resize;
 mod rewrite;
 mod rmw;
 mod scrub;
@@ -49,6 +50,7 @@ pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks}
 pub use error::{FormatError, IoFault, OpenError, SubmitError};
 pub use geometry::{Geometry, GeometryError};
 pub use recover::{FormatOptions, OpenOptions, RecoveryReport};
+pub use resize::Shrink;
 pub use scrub::{ScrubFinding, ScrubPlace, ScrubRefused, ScrubReport, ScrubState};
 pub use segment::SegmentState;
 pub use space::VolumeUsage;

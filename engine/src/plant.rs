@@ -103,6 +103,12 @@ pub enum Plant {
     DiscardTooSoon,
     /// A segment that was to be discarded is, although it was taken meanwhile.
     DiscardTaken,
+    /// A shrink does not discard what it cuts off.
+    ShrinkKeepsData,
+    /// A checkpoint states nothing of leaves beyond the end of a volume.
+    CompactWithinSize,
+    /// Requests may be about what a shrink under way cuts off.
+    ShrinkAdmits,
 }
 
 impl Plant {
@@ -155,6 +161,9 @@ impl Plant {
         Self::SettleTooSoon,
         Self::DiscardTooSoon,
         Self::DiscardTaken,
+        Self::ShrinkKeepsData,
+        Self::CompactWithinSize,
+        Self::ShrinkAdmits,
     ];
 }
 

@@ -71,6 +71,7 @@ impl Engine {
                     && self.compaction.is_none()
                     && self.growth.is_none()
                     && !self.rebuild.writing
+                    && self.shrinks.is_empty()
                     && self.cleaner.is_idle()
                     && self.scrub.is_idle()
                     && sealed

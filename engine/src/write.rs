@@ -11,6 +11,7 @@ use crate::format::record::{
 use crate::leaf_loader::Paging;
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS, USER_STREAMS};
 use crate::map::{LEAF_BLOCKS, LeafState};
+use crate::plant::Plant;
 use crate::segment::{OpenSegment, SegmentState};
 use crate::stream::HOT;
 use crate::volume::{Volume, VolumeState};
@@ -84,7 +85,11 @@ impl Engine {
         offset: u64,
         bytes: u64,
     ) -> Result<(), SubmitError> {
-        let size = self.active(volume)?.info.size;
+        let volume = self.active(volume)?;
+        let size = match self.planted.has(Plant::ShrinkAdmits) {
+            true => volume.info.size,
+            false => volume.end(),
+        };
         match offset.checked_add(bytes) {
             Some(end) if end <= size && bytes > 0 => Ok(()),
             _ => Err(SubmitError::OutOfRange),

@@ -390,6 +390,35 @@ impl VolumeMap {
         kept
     }
 
+    /// How many blocks from `first` on have data or are kept zeroes.
+    #[must_use]
+    pub fn used_from(&self, slab: &LeafSlab, first: u64) -> u64 {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let (mut leaf, mut used) = (first / per_leaf, 0);
+        while leaf < self.leaves() {
+            let from = first.saturating_sub(leaf * per_leaf) as usize;
+            let (state, leaves) = self.leaf(leaf);
+            used += match state {
+                LeafState::Untouched | LeafState::AllHole => 0,
+                LeafState::AllKept => per_leaf - from as u64,
+                LeafState::Dense(index) if from == 0 => {
+                    let leaf = slab.get(index);
+                    u64::from(leaf.mapped()) + u64::from(leaf.kept())
+                }
+                LeafState::Dense(index) => {
+                    let is_used = |i: &usize| slab.get(index).get(*i) != Mapping::Hole;
+                    (from..LEAF_BLOCKS).filter(is_used).count() as u64
+                }
+                LeafState::Away(index) => {
+                    let is_used = |i: &usize| !slab.away_leaf(index).bit(*i).0;
+                    (from..LEAF_BLOCKS).filter(is_used).count() as u64
+                }
+            };
+            leaf += leaves;
+        }
+        used
+    }
+
     /// Takes up to `leaves` dense leaves off the end of the tree and calls `dead` for each data
     /// block. For volumes that are being deleted.
     pub fn reclaim(

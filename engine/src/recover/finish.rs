@@ -172,6 +172,7 @@ impl Engine {
             kept,
             space: Default::default(),
             growth: None,
+            shrinks: VecDeque::new(),
             full_wait_ns: FULL_WAIT_NS,
             touched,
             next_lsn: loaded.last_lsn + 1,

@@ -469,7 +469,8 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
             }
             OwnedRecord::VolumeResize { volume, lsn, size, vseq } => {
                 if let Some((info, next, _)) = table.get_mut(volume) {
-                    if *size < info.size || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
+                    let fits = *size > 0 && size % BLOCK_SIZE as u64 == 0 && *size <= VOLUME_BYTES;
+                    if !fits || !info.settings.fit(*size) {
                         return Err(OpenError::Record { lsn: *lsn });
                     }
                     info.size = *size;

@@ -8,6 +8,7 @@ use crate::error::OpenError;
 use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
 use crate::geometry::Geometry;
+use crate::limits::VOLUME_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
 use crate::plant::Plant;
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
@@ -88,9 +89,8 @@ pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> Option<Vec<Key>> {
         if input.pages.named.get(&(id, leaf)) != Some(&(lsn, page)) {
             continue;
         }
-        // Behind the volume's end there are holes only.
-        let end = (volume.blocks().saturating_sub(lba)).min(LEAF_BLOCKS as u64) as usize;
-        let beyond = (end..LEAF_BLOCKS).any(|i| bits.0[i / 64] >> (i % 64) & 1 == 0);
+        // Beyond the volume's present end there may be what a shrink has discarded since.
+        let beyond = lba >= VOLUME_BLOCKS;
         let both = bits.0.iter().zip(&bits.1).any(|(holes, kept)| holes & kept != 0);
         let content = PagedLeaf::unread(page, bits.0, bits.1, lsn);
         if beyond || both || !volume.map.place_away(&mut state.slab, leaf, content) {

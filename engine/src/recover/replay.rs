@@ -9,11 +9,12 @@ use crate::error::OpenError;
 use crate::format::record::Seal;
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
+use crate::limits::VOLUME_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
-use crate::volume::Volumes;
+use crate::volume::{Volume, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -181,6 +182,10 @@ pub(super) fn replay(
             }
         }
     }
+    let beyond = |volume: &&Volume| volume.map.used_from(&state.slab, volume.blocks()) > 0;
+    if state.volumes.iter().any(|volume| beyond(&volume)) {
+        return Err(OpenError::Record { lsn: state.last_lsn });
+    }
     state.count_live();
     state.begin_counting(placed, input);
     Ok(Some(state))
@@ -267,12 +272,13 @@ impl Replay {
         Ok(())
     }
 
-    /// An entry of a volume that is gone, or beyond its end, is history.
+    /// An entry of a volume that is gone is history. What is so beyond a volume's end follows from
+    /// the discards that a shrink has logged: see [`crate::resize`].
     fn write(&mut self, volume: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
         self.last_lsn = self.last_lsn.max(lsn);
         let Some(volume) = self.volumes.get_mut(volume) else { return };
         volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
-        if lba >= volume.blocks() {
+        if lba >= VOLUME_BLOCKS {
             return;
         }
         let mapping = Mapping::Block { pbn, crc };
@@ -318,7 +324,7 @@ impl Replay {
             OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
                 let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
-                let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
+                let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
                 // Each leaf's statement must be made again at the next compaction.
                 for leaf in (lba / LEAF_BLOCKS as u64)..end.div_ceil(LEAF_BLOCKS as u64) {
                     volume.map.touch(Lba(leaf * LEAF_BLOCKS as u64));
@@ -328,7 +334,7 @@ impl Replay {
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref bits, .. } => {
                 let Some(volume) = self.volumes.get_mut(volume) else { return };
-                let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
+                let end = lba.saturating_add(LEAF_BLOCKS as u64).min(VOLUME_BLOCKS);
                 for block in lba..end {
                     let i = (block - lba) as usize;
                     let has = |bits: &[u64]| bits[i / 64] >> (i % 64) & 1 != 0;

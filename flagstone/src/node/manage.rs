@@ -244,7 +244,7 @@ impl Reactor {
                 .map(|()| Made::Deleted { handle: *handle }),
             Kind::Resize { handle, volume, size_bytes } => pool
                 .engine
-                .resize_volume(bufs, tag, *volume, *size_bytes)
+                .resize_volume(bufs, tag, *volume, *size_bytes, flagstone_engine::Shrink::Never)
                 .map(|()| Made::Resized { handle: *handle, size_bytes: *size_bytes }),
             Kind::Set { handle, volume, settings } => pool
                 .engine

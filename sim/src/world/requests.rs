@@ -4,7 +4,7 @@ use super::{Attempts, Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
 use flagstone_engine::{
-    Completion, IoFault, StatusExtent, StatusKind, SubmitError, VolumeSettings, VolumeSpec,
+    Completion, IoFault, Shrink, StatusExtent, StatusKind, SubmitError, VolumeSettings, VolumeSpec,
 };
 
 /// Part of a client's write that is offered to the engine.
@@ -208,24 +208,52 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
-    /// Submits the growth of a volume.
-    pub fn resize(&mut self, volume: u32, size: u64) -> Check<Submitted<()>> {
+    /// Submits a change of a volume's size.
+    pub fn resize(&mut self, volume: u32, size: u64, shrink: Shrink) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
         let engine = self.engine.as_mut().expect("the process lives");
-        match engine.resize_volume(&mut self.arena, tag, VolumeId(volume), size) {
+        match engine.resize_volume(&mut self.arena, tag, VolumeId(volume), size, shrink) {
             Ok(()) => {}
+            Err(SubmitError::VolumeHasData { bytes }) => {
+                // Nothing under way is about what lies there, so that it is known.
+                let due = self.oracle.used_from(volume, size) * BLOCK_SIZE as u64;
+                if bytes != due && !self.may_have_failed() {
+                    return Err(self.fail(format!(
+                        "volume {volume} is said to hold {bytes} bytes beyond {size}, not {due}"
+                    )));
+                }
+                return Ok(Submitted::Refused(SubmitError::VolumeHasData { bytes }));
+            }
             // An earlier growth may already be in force although it was not answered yet.
             Err(SubmitError::VolumeSize) if self.oracle.was_grown_beyond(volume, size) => {
                 return Ok(Submitted::Refused(SubmitError::VolumeSize));
             }
             Err(error) => return self.refused("resize", 0, error),
         }
+        let smaller = size < self.oracle.usable_size(volume);
+        let used = self.oracle.used_from(volume, size);
         let op = self.oracle.resize(volume, size);
         self.enter(0, Request::Volume(op))?;
         self.log.step(&[7, u64::from(volume), size], || {
-            format!("grow volume {volume} to {size} bytes")
+            format!("resize volume {volume} to {size} bytes, {shrink:?}")
         });
+        if shrink == Shrink::Unused && used > 0 && !self.may_have_failed() {
+            return Err(self.fail(format!("volume {volume} has {used} blocks beyond {size}")));
+        }
+        if smaller {
+            let mut out = Vec::new();
+            let engine = self.engine.as_ref().expect("the process lives");
+            let beyond = engine.block_status(VolumeId(volume), size, 1, &mut out, 1);
+            if beyond != Err(SubmitError::OutOfRange) {
+                return Err(self.fail(format!("volume {volume} is used beyond {size}")));
+            }
+        }
         Ok(Submitted::Taken(()))
+    }
+
+    /// A request that was accepted may not have happened.
+    fn may_have_failed(&self) -> bool {
+        self.device_failed || self.moved_bad() || self.stats.bad_blocks + self.bad_leaves_told > 0
     }
 
     /// Asks for the block status of a range and checks it.
@@ -380,6 +408,14 @@ impl World {
             Request::Flush(op) | Request::Volume(op) => match result {
                 Ok(()) => Some((op, true)),
                 Err(IoFault::Device) => None,
+                // A shrink that needs a page which can't be read, or a page more than there is.
+                Err(IoFault::NoSpace) if matches!(slot.request, Request::Volume(_)) => None,
+                Err(IoFault::BadBlock { .. })
+                    if self.bad_leaves_told < self.engine().counters().leaf_pages_bad =>
+                {
+                    self.bad_leaves_told += 1;
+                    None
+                }
                 Err(fault) => return Err(self.fail(format!("a flush failed: {fault}"))),
             },
         };
