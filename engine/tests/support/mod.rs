@@ -7,7 +7,7 @@ use flagstone_block::{
     Tag, VolumeId, ZeroMode,
 };
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, SubmitError,
+    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, Shrink, SubmitError,
     VolumeSettings, VolumeSpec,
 };
 use std::collections::HashMap;
@@ -320,6 +320,17 @@ impl World {
     pub fn set(&mut self, volume: VolumeId, settings: VolumeSettings) -> Result<(), SubmitError> {
         let set = self.submit(|e, a, t| e.set_volume(a, t, volume, settings))?;
         set.1.result.unwrap();
+        Ok(())
+    }
+
+    pub fn resize(
+        &mut self,
+        volume: VolumeId,
+        size: u64,
+        shrink: Shrink,
+    ) -> Result<(), SubmitError> {
+        let resized = self.submit(|e, a, t| e.resize_volume(a, t, volume, size, shrink))?;
+        resized.1.result.unwrap();
         Ok(())
     }
 
