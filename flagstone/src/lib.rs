@@ -25,5 +25,5 @@ pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};
 pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
 pub use node::{
     ControlError, DeviceDiscard, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange,
-    VolumeStatus,
+    Shrink, VolumeStatus,
 };

@@ -13,7 +13,7 @@ use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
 use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
 use flagstone::name::check_name;
-use flagstone::node::{NodeStats, ScrubAction, SettingsChange};
+use flagstone::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 use flagstone::size::check_blocks;
 use http_body_util::BodyExt as _;
 use std::collections::BTreeMap;
@@ -110,15 +110,15 @@ impl Backend for Fake {
         answer(Ok(Created::New(made)))
     }
 
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         check_name(&name).expect("the caller checks names");
         check_blocks(size_bytes).expect("the caller checks sizes");
         let mut volumes = self.0.lock().unwrap();
         let Some(volume) = volumes.get_mut(&name) else {
             return answer(Err(ApiError::volume_not_found(&name)));
         };
-        if size_bytes < volume.size_bytes {
-            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
+        if size_bytes < volume.size_bytes && shrink == Shrink::Never {
+            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "not told to")));
         }
         volume.size_bytes = size_bytes;
         answer(Ok(volume.clone()))

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use super::errors::ApiError;
 use super::scrub::Scrub;
 use super::types::{CreateVolume, Pool, Volume};
-use crate::node::{NodeStats, ScrubAction, SettingsChange};
+use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
 /// An answer to come.
 pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
@@ -43,8 +43,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes a volume; durable when answered. An existing one of that name is returned as it is.
     fn create_volume(&self, request: CreateVolume) -> Reply<Created>;
 
-    /// Grows a volume; durable when answered. The same size again is a success.
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume>;
+    /// Changes a volume's size; durable when answered. The same size again is a success.
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume>;
 
     /// Changes a volume's settings; durable when answered. The same again is a success.
     fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume>;

@@ -16,7 +16,9 @@ use tokio::net::UnixStream;
 
 use super::errors::{ApiError, ErrorBody};
 use super::scrub::{Scrub, StartScrub};
-use super::types::{CreateVolume, Pool, PoolList, Status, UpdateVolume, Volume, VolumeList};
+use super::types::{
+    CreateVolume, Pool, PoolList, Shrink, Status, UpdateVolume, Volume, VolumeList,
+};
 use crate::exit::Exit;
 
 /// Longest wait for the connection.
@@ -145,13 +147,19 @@ impl Client {
         Ok(self.get(&format!("/v1/volumes/{name}")).await?.1)
     }
 
-    /// Grows a volume. `name` must have been checked.
+    /// Changes a volume's size. `name` must have been checked.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, ClientError> {
+    pub async fn resize_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        shrink: Option<Shrink>,
+    ) -> Result<Volume, ClientError> {
         let path = format!("/v1/volumes/{name}");
-        let request = UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
+        let size_bytes = Some(size_bytes);
+        let request = UpdateVolume { size_bytes, shrink, ..UpdateVolume::default() };
         Ok(self.call(Method::PATCH, &path, Some(&request)).await?.1)
     }
 

@@ -40,7 +40,7 @@ pub enum ErrorCode {
     VolumeExists,
     /// Clients are connected to the volume.
     VolumeInUse,
-    /// The new size is smaller; volumes only grow.
+    /// The new size is smaller, and the volume must or can't shrink so.
     ShrinkRefused,
     /// The reservation can't be that volume's.
     InvalidReservation,

@@ -20,8 +20,8 @@ use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::scrub;
 use super::types::{
-    CreateVolume, DeleteQuery, Health, OnFull, Pool, PoolList, PoolState, Status, UpdateVolume,
-    Volume, VolumeList,
+    CreateVolume, DeleteQuery, Health, OnFull, Pool, PoolList, PoolState, Shrink, Status,
+    UpdateVolume, Volume, VolumeList,
 };
 use crate::node::SettingsChange;
 use crate::{name, size};
@@ -177,9 +177,10 @@ async fn show_volume(
     context.backend.volume(name).await.map(axum::Json)
 }
 
-/// Grows a volume, or changes its settings.
+/// Changes a volume's size, or its settings.
 ///
-/// Clients see a new size when they connect again. The same again is a success.
+/// Clients see a new size when they connect again; beyond the end of a smaller one their requests
+/// fail at once. The same again is a success.
 #[utoipa::path(
     patch, path = "/v1/volumes/{name}", tag = "volumes", request_body = UpdateVolume,
     params(("name" = String, Path, description = "Name of the volume")),
@@ -204,16 +205,17 @@ async fn update_volume(
     let volume = match (request.size_bytes, change == SettingsChange::default()) {
         (Some(size_bytes), true) => {
             check_size(size_bytes)?;
-            context.backend.resize_volume(name, size_bytes)
+            context.backend.resize_volume(name, size_bytes, Shrink::of(request.shrink))
         }
-        (None, false) => {
+        (None, false) if request.shrink.is_none() => {
             check_reservation(change)?;
             context.backend.set_volume(name, change)
         }
         _ => {
             return Err(ApiError::new(
                 ErrorCode::InvalidBody,
-                "give either size_bytes, or on_full or reserved_bytes or both of these",
+                "give either size_bytes, with or without shrink, or on_full or reserved_bytes or both \
+                 of these",
             ));
         }
     };

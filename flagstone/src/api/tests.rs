@@ -21,7 +21,7 @@ use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
 use crate::exit::Exit;
-use crate::node::{NodeStats, ScrubAction, SettingsChange};
+use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
 /// Volumes in a map; the one called `busy` has a client.
 #[derive(Default)]
@@ -107,13 +107,13 @@ impl Backend for Fake {
         answer(Ok(Created::New(made)))
     }
 
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         let mut volumes = self.volumes.lock().unwrap();
         let Some(volume) = volumes.get_mut(&name) else {
             return answer(Err(ApiError::volume_not_found(&name)));
         };
-        if size_bytes < volume.size_bytes {
-            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
+        if size_bytes < volume.size_bytes && shrink == Shrink::Never {
+            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "not told to")));
         }
         volume.size_bytes = size_bytes;
         answer(Ok(volume.clone()))
@@ -251,6 +251,23 @@ async fn every_request_has_its_answer() {
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":16384}", 200, ""),
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":16384}", 200, ""),
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":4096}", 409, "shrink_refused"),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":8192,\"shrink\":\"unused\"}", 200, ""),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":4096,\"shrink\":\"discard\"}", 200, ""),
+        (
+            "PATCH",
+            "/v1/volumes/demo",
+            "{\"size_bytes\":4096,\"shrink\":\"yes\"}",
+            422,
+            "invalid_body",
+        ),
+        ("PATCH", "/v1/volumes/demo", "{\"shrink\":\"discard\"}", 422, "invalid_body"),
+        (
+            "PATCH",
+            "/v1/volumes/demo",
+            "{\"on_full\":\"wait\",\"shrink\":\"discard\"}",
+            422,
+            "invalid_body",
+        ),
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":0}", 400, "invalid_size"),
         ("PATCH", "/v1/volumes/none", "{\"size_bytes\":4096}", 404, "volume_not_found"),
         ("PUT", "/v1/volumes/demo", "{}", 405, "method_not_allowed"),
@@ -307,7 +324,7 @@ async fn the_client_understands_the_server() {
     assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), true));
     assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), false));
     assert_eq!(client.volume("a").await.unwrap(), volume("a", 4096));
-    assert_eq!(client.resize_volume("a", 8192).await.unwrap().size_bytes, 8192);
+    assert_eq!(client.resize_volume("a", 8192, None).await.unwrap().size_bytes, 8192);
     let change = UpdateVolume { on_full: Some(OnFull::Error), ..UpdateVolume::default() };
     assert_eq!(client.set_volume("a", &change).await.unwrap().on_full, OnFull::Error);
     let change = UpdateVolume { reserved_bytes: Some(4096), ..UpdateVolume::default() };

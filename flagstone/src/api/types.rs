@@ -70,15 +70,40 @@ pub struct CreateVolume {
     pub reserved_bytes: Option<u64>,
 }
 
+/// How a volume may become smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shrink {
+    /// Only by what holds neither data nor kept zeroes.
+    Unused,
+    /// What lies beyond the new end is discarded, for good.
+    Discard,
+}
+
+impl Shrink {
+    /// As the node takes it.
+    #[must_use]
+    pub fn of(shrink: Option<Self>) -> node::Shrink {
+        match shrink {
+            None => node::Shrink::Never,
+            Some(Self::Unused) => node::Shrink::Unused,
+            Some(Self::Discard) => node::Shrink::Discard,
+        }
+    }
+}
+
 /// Asks for a new size, or for other settings: either, so that a request happens in full or not at
 /// all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateVolume {
-    /// New size in bytes, a multiple of 4096, not less than the present one.
+    /// New size in bytes, a multiple of 4096; less than the present one only with `shrink`.
     #[schema(example = 8589934592_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// Whether the volume may become smaller; goes with `size_bytes` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrink: Option<Shrink>,
     /// What becomes of writes when the pool is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_full: Option<OnFull>,

@@ -4,13 +4,13 @@ use clap::Subcommand;
 
 use super::Failure;
 use super::api_args::ApiArgs;
-use crate::api::types::{CreateVolume, OnFull, UpdateVolume, Volume, VolumeList};
+use crate::api::types::{CreateVolume, OnFull, Shrink, UpdateVolume, Volume, VolumeList};
 use crate::exit::Exit;
 use crate::name::parse_name;
 use crate::output::{self, Table};
 use crate::size::{Human, parse_block_size};
 
-/// Create, list, show, grow and delete volumes of a running daemon
+/// Create, list, show, resize and delete volumes of a running daemon
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Create(CreateArgs),
@@ -112,20 +112,32 @@ pub struct ShowArgs {
     api: ApiArgs,
 }
 
-/// Grow a volume
+/// Change a volume's size
 ///
-/// Volumes only grow. A client sees the new size when it connects again.
+/// A client sees the new size when it connects again. A volume shrinks only with --force: clients that
+/// have it open get errors beyond the new end from then on, so shrink what is in it (the file system)
+/// first. What lies beyond must be unused, or be given up with --discard, for which there is no way
+/// back. A shrink that is interrupted leaves the old size; some of what lies beyond may be discarded.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  flagstone volume resize data --size 200G")]
+#[command(after_help = "Examples:
+  flagstone volume resize data --size 200G
+  flagstone volume resize data --size 50G --force --discard")]
 pub struct ResizeArgs {
     /// Name of the volume
     #[arg(value_name = "NAME", value_parser = parse_name)]
     name: String,
 
-    /// New size, a multiple of 4096 bytes and not less than the present one
+    /// New size, a multiple of 4096 bytes
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
     size: u64,
+
+    /// Allow the volume to become smaller
+    #[arg(long)]
+    force: bool,
+
+    /// Discard what lies beyond the new end
+    #[arg(long, requires = "force")]
+    discard: bool,
 
     #[command(flatten)]
     api: ApiArgs,
@@ -211,8 +223,14 @@ fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
 }
 
 fn resize(args: ResizeArgs, json: bool) -> Result<(), Failure> {
-    let volume =
-        args.api.call(|client| async move { client.resize_volume(&args.name, args.size).await })?;
+    let shrink = match (args.force, args.discard) {
+        (false, _) => None,
+        (true, false) => Some(Shrink::Unused),
+        (true, true) => Some(Shrink::Discard),
+    };
+    let volume = args
+        .api
+        .call(|client| async move { client.resize_volume(&args.name, args.size, shrink).await })?;
     print_volume(&volume, json)
 }
 
@@ -221,7 +239,7 @@ fn set(args: SetArgs, json: bool) -> Result<(), Failure> {
     if on_full.is_none() && reserve.is_none() {
         return Err(Failure::new(Exit::Usage, "give --on-full, --reserve, or both"));
     }
-    let change = UpdateVolume { size_bytes: None, on_full, reserved_bytes: reserve };
+    let change = UpdateVolume { on_full, reserved_bytes: reserve, ..UpdateVolume::default() };
     let volume =
         args.api.call(|client| async move { client.set_volume(&args.name, &change).await })?;
     print_volume(&volume, json)

@@ -7,7 +7,7 @@ use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
 use crate::node::{
-    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, VolumeStatus,
+    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, VolumeStatus,
 };
 use crate::uri::NbdEndpoints;
 
@@ -101,10 +101,10 @@ impl Backend for NodeBackend {
         Box::pin(self.clone().create(request))
     }
 
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         let node = self.node.clone();
         Box::pin(async move {
-            node.resize_volume(name, size_bytes).await.map(volume).map_err(api_error)
+            node.resize_volume(name, size_bytes, shrink).await.map(volume).map_err(api_error)
         })
     }
 
@@ -212,7 +212,21 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::NameTaken { .. } => (ErrorCode::VolumeExists, ""),
         ControlError::BadName { .. } => (ErrorCode::InvalidName, ""),
         ControlError::BadSize { .. } => (ErrorCode::InvalidSize, ""),
-        ControlError::Shrink { .. } => (ErrorCode::ShrinkRefused, ""),
+        ControlError::Shrink { .. } => (
+            ErrorCode::ShrinkRefused,
+            "; with --force (\"shrink\": \"unused\") it does, if nothing lies beyond",
+        ),
+        ControlError::ShrinkHasData { .. } => (
+            ErrorCode::ShrinkRefused,
+            "; discard them from within, or with --force --discard (\"shrink\": \"discard\")",
+        ),
+        ControlError::ShrinkReserved { .. } => (
+            ErrorCode::ShrinkRefused,
+            "; make the reservation smaller first, with `flagstone volume set --reserve`",
+        ),
+        ControlError::ShrinkDamaged { .. } => {
+            (ErrorCode::ShrinkRefused, "; a part of what lies beyond may have been discarded")
+        }
         ControlError::BadReservation { .. } => (ErrorCode::InvalidReservation, ""),
         ControlError::Unbacked { .. } => {
             (ErrorCode::ReservationUnbacked, "; ask for less, delete volumes, or grow the pool")

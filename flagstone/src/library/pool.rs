@@ -13,7 +13,7 @@ use super::block_on::block_on;
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
     self, ControlError, DeviceDiscard, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle,
-    PoolStatus, ScrubAction, SettingsChange, StartError, VolumeStatus,
+    PoolStatus, ScrubAction, SettingsChange, Shrink, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -231,13 +231,20 @@ impl Pool {
         block_on(self.inner.node.volumes())
     }
 
-    /// Grows a volume to `size_bytes`, a multiple of 4096; durable when this returns. Handles that
-    /// are open may use the new size at once, but tell the old one.
+    /// Changes a volume's size to `size_bytes`, a multiple of 4096, smaller only as `shrink` allows;
+    /// durable when this returns. Handles that are open tell the old size, but a larger one may be
+    /// used at once, and beyond the end of a smaller one requests fail with
+    /// [`IoError::OutOfRange`](crate::IoError::OutOfRange).
     ///
     /// # Errors
-    /// [`ControlError`]: there is none, it would shrink, the pool is full or failed.
-    pub fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), ControlError> {
-        block_on(self.inner.node.resize_volume(name.to_owned(), size_bytes)).map(drop)
+    /// [`ControlError`]: there is none, it must or can't shrink so, the pool is full or failed.
+    pub fn resize_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        shrink: Shrink,
+    ) -> Result<(), ControlError> {
+        block_on(self.inner.node.resize_volume(name.to_owned(), size_bytes, shrink)).map(drop)
     }
 
     /// Deletes a volume and its data; durable when this returns. Requests of handles that are

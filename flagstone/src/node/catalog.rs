@@ -85,6 +85,10 @@ impl Catalog {
         self.position(name).ok().map(|at| &self.entries[at])
     }
 
+    pub(super) fn get(&self, handle: u64) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.handle() == handle)
+    }
+
     pub(super) fn get_mut(&mut self, handle: u64) -> Option<&mut Entry> {
         self.entries.iter_mut().find(|entry| entry.handle() == handle)
     }

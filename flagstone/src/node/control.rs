@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use super::discard::DeviceDiscard;
 use super::files::PoolFile;
 use super::scrub::ScrubAction;
-use flagstone_engine::{OnFull, ScrubReport, VolumeSettings};
+use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
 
 /// How long writes wait for space unless told otherwise.
 pub const FULL_WAIT: Duration = Duration::from_secs(60);
@@ -273,13 +273,37 @@ pub enum ControlError {
         /// The largest there can be.
         max_bytes: u64,
     },
-    /// Volumes can only grow.
-    #[error("{size_bytes} bytes is less than the volume's {current_bytes}; volumes can only grow")]
+    /// The size is smaller than the volume's, and it was not to be shrunk.
+    #[error(
+        "{size_bytes} bytes is less than the volume's {current_bytes}, and a volume shrinks only when \
+         forced to"
+    )]
     Shrink {
         /// The size asked for.
         size_bytes: u64,
         /// The size it has.
         current_bytes: u64,
+    },
+    /// The volume holds data beyond the size that it was to be shrunk to.
+    #[error("the volume holds {bytes} bytes beyond {size_bytes}")]
+    ShrinkHasData {
+        /// How many: data, and zeroes whose space is kept.
+        bytes: u64,
+        /// The size asked for.
+        size_bytes: u64,
+    },
+    /// More is reserved for the volume than the size that it was to be shrunk to.
+    #[error("more than {size_bytes} bytes are reserved for the volume")]
+    ShrinkReserved {
+        /// The size asked for.
+        size_bytes: u64,
+    },
+    /// A volume can't be shrunk, because the map of what is to be cut off is damaged. A part of it may
+    /// have been discarded.
+    #[error("what says where block {lba} of the volume lies is damaged")]
+    ShrinkDamaged {
+        /// The first block that the damage is about.
+        lba: u64,
     },
     /// Not a reservation that the volume can have.
     #[error(
@@ -361,13 +385,16 @@ pub enum ControlRequest {
         /// The volume as it was.
         reply: Reply<VolumeStatus>,
     },
-    /// Grow a volume. Answered when that is durable. Connected clients see the old size until
-    /// they connect again, but may use the new one.
+    /// Change a volume's size. Answered when that is durable. Connected clients see the old size
+    /// until they connect again; they may use a larger one at once, and get errors beyond the end
+    /// of a smaller one.
     ResizeVolume {
         /// Which.
         name: String,
-        /// Bytes, a multiple of 4096, not less than now.
+        /// Bytes, a multiple of 4096.
         size_bytes: u64,
+        /// Whether that may be less than now.
+        shrink: Shrink,
         /// The volume.
         reply: Reply<VolumeStatus>,
     },
@@ -569,8 +596,9 @@ impl NodeHandle {
         &self,
         name: String,
         size_bytes: u64,
+        shrink: Shrink,
     ) -> Result<VolumeStatus, ControlError> {
-        self.ask(|reply| ControlRequest::ResizeVolume { name, size_bytes, reply }).await
+        self.ask(|reply| ControlRequest::ResizeVolume { name, size_bytes, shrink, reply }).await
     }
 
     /// See [`ControlRequest::ListVolumes`].

@@ -1,7 +1,7 @@
-//! Control requests: volumes made, deleted and grown, and questions answered.
+//! Control requests: volumes made, set and deleted, and questions answered. Their size is changed in
+//! [`super::resize`].
 
 use super::catalog::Entry;
-use super::connection::Phase;
 use super::control::{
     ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, SettingsChange,
     VolumeStatus,
@@ -11,26 +11,26 @@ use super::request::Name;
 use crate::name::check_name;
 use crate::pool::explain;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
-use flagstone_engine::{IoFault, SubmitError, VolumeSettings, VolumeSpec, limits::VOLUME_BYTES};
+use flagstone_engine::limits::VOLUME_BYTES;
+use flagstone_engine::{IoFault, Shrink, SubmitError, VolumeSettings, VolumeSpec};
 use std::path::PathBuf;
 
 /// A change of the set of volumes that an engine could not take yet.
 pub(super) struct PendingChange {
-    pool: u32,
-    kind: Kind,
-    reply: Reply<VolumeStatus>,
+    pub(super) pool: u32,
+    pub(super) kind: Kind,
+    pub(super) reply: Reply<VolumeStatus>,
 }
 
-enum Kind {
+pub(super) enum Kind {
     Create { name: String, size_bytes: u64, uuid: [u8; 16], settings: VolumeSettings },
     Delete { handle: u64, volume: VolumeId },
-    Resize { handle: u64, volume: VolumeId, size_bytes: u64 },
+    Resize { handle: u64, volume: VolumeId, size_bytes: u64, shrink: Shrink },
     Set { handle: u64, volume: VolumeId, settings: VolumeSettings },
 }
 
 /// A change that an engine has taken; answered when it is durable.
 pub(super) struct Change {
-    pool: u32,
     made: Made,
     reply: Reply<VolumeStatus>,
 }
@@ -90,8 +90,8 @@ impl Reactor {
                 ControlRequest::DeleteVolume { name, force, reply } => {
                     self.delete(name, force, reply);
                 }
-                ControlRequest::ResizeVolume { name, size_bytes, reply } => {
-                    self.resize(name, size_bytes, reply);
+                ControlRequest::ResizeVolume { name, size_bytes, shrink, reply } => {
+                    self.resize(name, size_bytes, shrink, reply);
                 }
                 ControlRequest::SetVolume { name, change, reply } => {
                     self.set(name, change, reply);
@@ -169,26 +169,6 @@ impl Reactor {
         self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, reply });
     }
 
-    fn resize(&mut self, name: String, size_bytes: u64, reply: Reply<VolumeStatus>) {
-        let Some(entry) = self.catalog.named(&name) else {
-            return answer(reply, Err(ControlError::NoSuchVolume { name }));
-        };
-        if let Err(error) = check_size(size_bytes) {
-            return answer(reply, Err(error));
-        }
-        let (handle, pool, volume, current) = (entry.handle(), entry.pool, entry.id, entry.size);
-        if size_bytes < current {
-            let error = ControlError::Shrink { size_bytes, current_bytes: current };
-            return answer(reply, Err(error));
-        }
-        if size_bytes == current {
-            let status = self.status_of(entry);
-            return answer(reply, Ok(status));
-        }
-        let kind = Kind::Resize { handle, volume, size_bytes };
-        self.submit_change(PendingChange { pool, kind, reply });
-    }
-
     fn set(&mut self, name: String, change: SettingsChange, reply: Reply<VolumeStatus>) {
         let Some(entry) = self.catalog.named(&name) else {
             return answer(reply, Err(ControlError::NoSuchVolume { name }));
@@ -214,13 +194,13 @@ impl Reactor {
         }
     }
 
-    fn submit_change(&mut self, change: PendingChange) {
+    pub(super) fn submit_change(&mut self, change: PendingChange) {
         let PendingChange { pool: p, kind, reply } = change;
         let pool = &mut self.pools[p as usize];
         pool.touched = true;
         // The name is only known once there is an entry, and the entry once the engine agrees.
         let placeholder = Made::Deleted { handle: u64::MAX };
-        let name = self.changes.insert(Change { pool: p, made: placeholder, reply });
+        let name = self.changes.insert(Change { made: placeholder, reply });
         let tag = Name::Control(name).tag();
         let bufs = self.ring.buffers();
         let outcome = match &kind {
@@ -242,9 +222,9 @@ impl Reactor {
                 .engine
                 .delete_volume(bufs, tag, *volume)
                 .map(|()| Made::Deleted { handle: *handle }),
-            Kind::Resize { handle, volume, size_bytes } => pool
+            Kind::Resize { handle, volume, size_bytes, shrink } => pool
                 .engine
-                .resize_volume(bufs, tag, *volume, *size_bytes, flagstone_engine::Shrink::Never)
+                .resize_volume(bufs, tag, *volume, *size_bytes, *shrink)
                 .map(|()| Made::Resized { handle: *handle, size_bytes: *size_bytes }),
             Kind::Set { handle, volume, settings } => pool
                 .engine
@@ -253,6 +233,9 @@ impl Reactor {
         };
         match outcome {
             Ok(made) => {
+                if let Made::Resized { handle, size_bytes } = made {
+                    self.resize_begun(handle, size_bytes);
+                }
                 if let Some(change) = self.changes.get_mut(name) {
                     change.made = made;
                 }
@@ -284,11 +267,15 @@ impl Reactor {
 
     /// An engine has made a change durable, or failed to.
     pub(super) fn change_done(&mut self, change: u32, result: Result<(), IoFault>) {
-        let Some(Change { pool, made, reply }) = self.changes.remove(change) else { return };
+        let Some(Change { made, reply, .. }) = self.changes.remove(change) else { return };
+        if let Made::Resized { handle, size_bytes } = made {
+            return self.resized(handle, size_bytes, result, reply);
+        }
         if result.is_err() {
             return answer(reply, Err(ControlError::PoolFailed));
         }
         match made {
+            Made::Resized { .. } => {}
             Made::Created { entry } => {
                 let status = self.status_of(&entry);
                 tracing::info!(volume = entry.name, bytes = entry.size, "volume created");
@@ -313,26 +300,10 @@ impl Reactor {
                 tracing::info!(volume = entry.name, "volume deleted");
                 answer(reply, Ok(self.status_of(&entry)));
             }
-            Made::Resized { handle, size_bytes } => {
-                let Some(entry) = self.catalog.get_mut(handle) else {
-                    return answer(reply, Err(ControlError::PoolFailed));
-                };
-                entry.size = size_bytes;
-                let entry = entry.clone();
-                debug_assert_eq!(entry.pool, pool);
-                tracing::info!(volume = entry.name, bytes = size_bytes, "volume grown");
-                for connection in &mut self.connections {
-                    let is_open = connection.opened.is_some_and(|opened| opened.handle == handle);
-                    if is_open && connection.phase == Phase::Serving {
-                        connection.session.resized(size_bytes);
-                    }
-                }
-                answer(reply, Ok(self.status_of(&entry)));
-            }
         }
     }
 
-    fn status_of(&self, entry: &Entry) -> VolumeStatus {
+    pub(super) fn status_of(&self, entry: &Entry) -> VolumeStatus {
         let pool = &self.pools[entry.pool as usize];
         let usage = pool.engine.volume_usage(entry.id).unwrap_or_default();
         let settings = pool.engine.volume(entry.id).map(|info| info.settings);
@@ -405,7 +376,7 @@ impl Reactor {
     }
 }
 
-fn check_size(size_bytes: u64) -> Result<(), ControlError> {
+pub(super) fn check_size(size_bytes: u64) -> Result<(), ControlError> {
     let fits = size_bytes > 0
         && size_bytes.is_multiple_of(BLOCK_SIZE as u64)
         && size_bytes <= VOLUME_BYTES;
@@ -426,13 +397,15 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         SubmitError::ReservationSize => {
             let reserved_bytes = match kind {
                 Kind::Create { settings, .. } | Kind::Set { settings, .. } => settings.reserved,
-                _ => 0,
+                Kind::Resize { .. } => return ControlError::ShrinkReserved { size_bytes },
+                Kind::Delete { .. } => 0,
             };
             ControlError::BadReservation { reserved_bytes, size_bytes: volume_bytes }
         }
         SubmitError::ReservationUnbacked { available } => {
             ControlError::Unbacked { available_bytes: available }
         }
+        SubmitError::VolumeHasData { bytes } => ControlError::ShrinkHasData { bytes, size_bytes },
         SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
         SubmitError::NoVolume => ControlError::NoSuchVolume { name },
         SubmitError::Stopping => ControlError::Stopping,

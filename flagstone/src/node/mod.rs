@@ -17,6 +17,7 @@ mod manage;
 mod pool;
 mod reactor;
 mod request;
+mod resize;
 mod run;
 mod scrub;
 mod serve;
@@ -33,7 +34,7 @@ pub use control::{
     NodeStats, PoolState, PoolStatus, SettingsChange, VolumeStatus, WARNINGS,
 };
 pub use discard::DeviceDiscard;
-pub use flagstone_engine::{OnFull, VolumeSettings};
+pub use flagstone_engine::{OnFull, Shrink, VolumeSettings};
 pub use local::IoError;
 pub use scrub::ScrubAction;
 pub(crate) use start::{LocalSender, start_local};

@@ -1,13 +1,52 @@
 //! Control requests, limits and the clean stop.
 
 use super::harness::{MIB, Site, pattern, wait};
-use crate::node::{ControlError, StartError, start};
+use crate::node::{ControlError, SettingsChange, Shrink, StartError, start};
 use flagstone_nbd::Style;
 use flagstone_nbd::proto::*;
 use flagstone_nbd::testing::{Client, Event};
 use std::io::Read;
 
 const UUID: [u8; 16] = [9; 16];
+
+/// What a connected client sees of a volume that becomes smaller, and larger again.
+#[test]
+fn a_client_of_a_volume_that_shrinks_gets_errors_beyond_its_end() {
+    let site = Site::new();
+    let running = site.start();
+    let node = &running.node;
+    running.volume("v", 4 * MIB);
+    let shrink = |size, shrink| wait(node.resize_volume("v".into(), size, shrink));
+    let mut wire = running.open("v", Style::Structured);
+    wire.write(0, &pattern(1, 4 << 20));
+    let holds = ControlError::ShrinkHasData { bytes: 3 * MIB, size_bytes: MIB };
+    assert_eq!(shrink(MIB, Shrink::Unused), Err(holds));
+    let reserved_bytes = Some(2 * MIB);
+    let change = SettingsChange { reserved_bytes, ..SettingsChange::default() };
+    wait(node.set_volume("v".into(), change)).expect("there is room");
+    let reserved = ControlError::ShrinkReserved { size_bytes: MIB };
+    assert_eq!(shrink(MIB, Shrink::Discard), Err(reserved));
+    let change = SettingsChange { reserved_bytes: Some(0), ..SettingsChange::default() };
+    wait(node.set_volume("v".into(), change)).expect("it is less");
+    assert_eq!(shrink(MIB, Shrink::Discard).expect("it may").size_bytes, MIB);
+
+    let cookie = wire.client.write(0, MIB, &pattern(2, 4096));
+    assert_eq!(wire.answer(cookie).error(), Some(28));
+    assert_eq!(wire.request(CMD_READ, 0, MIB - 10, 11).error(), Some(22));
+    assert_eq!(wire.request(CMD_TRIM, 0, MIB, 4096).error(), Some(22));
+    assert!(wire.read(0, MIB) == pattern(1, 4 << 20)[..1 << 20]);
+    assert_eq!(wait(node.volume("v".into())).expect("it is there").mapped_bytes, MIB);
+    shrink(4 * MIB, Shrink::Never).expect("it may grow");
+    assert!(wire.read(MIB, 3 * MIB).iter().all(|&byte| byte == 0));
+    let mut late = running.open("v", Style::Simple);
+    assert!(late.read(MIB - 4096, 8192)[4096..].iter().all(|&byte| byte == 0));
+    shrink(4096, Shrink::Discard).expect("it may");
+    shrink(4096, Shrink::Never).expect("it is so already");
+    running.stop();
+    let running = site.start();
+    assert_eq!(wait(running.node.volume("v".into())).expect("it is there").size_bytes, 4096);
+    assert_eq!(running.open("v", Style::Simple).read(0, 4096), pattern(1, 4096));
+}
 
 #[test]
 fn volumes_are_made_listed_grown_and_deleted() {
@@ -27,7 +66,7 @@ fn volumes_are_made_listed_grown_and_deleted() {
 
     let mut wire = running.open("b", Style::Structured);
     assert_eq!(wire.request(CMD_READ, 0, MIB, 4096).error(), Some(22));
-    let grown = wait(node.resize_volume("b".into(), 2 * MIB)).expect("it can grow");
+    let grown = wait(node.resize_volume("b".into(), 2 * MIB, Shrink::Never)).expect("it can grow");
     assert_eq!((grown.size_bytes, grown.connections), (2 * MIB, 1));
     wire.write(MIB, &pattern(1, 4096));
     assert_eq!(wait(node.volume("b".into())).expect("it is there").mapped_bytes, 4096);
@@ -48,7 +87,7 @@ fn a_volume_is_there_after_a_restart_and_a_deleted_one_is_not() {
     let running = site.start();
     running.volume("keep", MIB);
     running.volume("drop", MIB);
-    wait(running.node.resize_volume("keep".into(), 3 * MIB)).expect("it can grow");
+    wait(running.node.resize_volume("keep".into(), 3 * MIB, Shrink::Never)).expect("it can grow");
     wait(running.node.delete_volume("drop".into(), false)).expect("nobody uses it");
     running.stop();
     let running = site.start();
@@ -72,7 +111,7 @@ fn wrong_control_requests_say_what_is_wrong() {
     assert!(matches!(create("vol", 2 * MIB), Err(ControlError::NameTaken { .. })));
     let elsewhere = wait(node.create_volume("x".into(), MIB, UUID, Some("/nowhere".into())));
     assert!(matches!(elsewhere, Err(ControlError::NoSuchPool { .. })));
-    let shrunk = wait(node.resize_volume("vol".into(), 4096));
+    let shrunk = wait(node.resize_volume("vol".into(), 4096, Shrink::Never));
     assert_eq!(shrunk, Err(ControlError::Shrink { size_bytes: 4096, current_bytes: MIB }));
     let missing = wait(node.delete_volume("x".into(), true));
     assert!(matches!(missing, Err(ControlError::NoSuchVolume { .. })));
