@@ -79,17 +79,21 @@ impl Engine {
                 counting.urgent = true;
             }
             engine.turn_until(io, bufs, |engine, _| !engine.may_count())?;
-            if engine.is_counting() {
+            if !engine.is_counting() {
+                // All that is open now goes to the new chain.
+                engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
+                if !engine.begin_compaction(bufs) {
+                    return Err(OpenError::NoRoom { free: engine.segs.free() });
+                }
+                let ended = |engine: &Self| engine.compaction.is_none() || engine.failed.is_some();
+                engine.turn_until(io, bufs, |engine, _| ended(engine))?;
+            }
+            if engine.is_counting() || engine.compaction.is_some() {
                 // A page can't be read. Nothing was written that counts.
                 engine.release_buffers(bufs);
-                return Self::open(io, bufs, &OpenOptions { rebuild: true, ..*options });
+                let session = !options.session;
+                return Self::open(io, bufs, &OpenOptions { session, rebuild: true, ..*options });
             }
-            // All that is open now goes to the new chain.
-            engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
-            if !engine.begin_compaction(bufs) {
-                return Err(OpenError::NoRoom { free: engine.segs.free() });
-            }
-            engine.turn_until(io, bufs, |engine, _| engine.compaction.is_none())?;
         }
         engine.opening = false;
         engine.segs.bury_empty(engine.applied_lsn);
@@ -337,6 +341,8 @@ pub(super) fn drive(
     let mut moved = false;
     while let Some(command) = engine.next_io() {
         moved = true;
+        // A read that fails is no failure of the pool: the engine tries again, or does without.
+        let read = matches!(command.command, DeviceCommand::Read { .. });
         let result = match command.command {
             DeviceCommand::Read { offset, buffer } => io.read_at(offset, bufs.bytes_mut(buffer)),
             DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
@@ -345,7 +351,9 @@ pub(super) fn drive(
             DeviceCommand::Discard { .. } => Ok(()),
         };
         engine.device_done(bufs, command.token, result);
-        result?;
+        if !read {
+            result?;
+        }
     }
     Ok(moved)
 }
