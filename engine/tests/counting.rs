@@ -113,3 +113,38 @@ fn opening_goes_on_when_it_must_read_a_page_and_can_not() {
     // Some that must be moved are in memory.
     assert!(rebuilt > 2 * LEAVES, "{rebuilt}");
 }
+
+/// A page was refused for a moment, so that the map was to be made anew, and now a summary is damaged
+/// that is not needed for anything else.
+#[test]
+fn a_damaged_summary_does_not_keep_a_pool_with_good_pages_from_opening() {
+    const LEAVES: u64 = 20;
+    let (mut world, volume) = paged(LEAVES);
+    let other = world.create("other", 8 << 20);
+    for n in 0..1000 {
+        world.write(other, n * B, &block(5000 + n)).unwrap();
+    }
+    let disk = checkpointed(world).stop();
+    let mut world = World::open(disk.clone());
+    for page in blocks_of(&disk, *b"LSBL") {
+        world = World::open(disk.clone());
+        world.disk.unreadable = Some(page);
+        (0..100).for_each(|_| world.turn());
+        if world.engine.wants_rebuild() {
+            break;
+        }
+    }
+    assert!(world.engine.wants_rebuild());
+    world.disk.unreadable = None;
+    let mut disk = world.stop();
+    let summaries = blocks_of(&disk, *b"LSBG");
+    damage(&mut disk, &summaries);
+    let mut world = World::open(disk);
+    assert!(!world.report.rebuilt);
+    for leaf in 0..LEAVES {
+        assert_eq!(world.read(volume, leaf * LEAF, 1).unwrap(), block(leaf));
+    }
+    (0..100).for_each(|_| world.turn());
+    assert!(!world.engine.is_counting_live() && !world.engine.wants_rebuild());
+    world.engine.check().unwrap();
+}

@@ -170,25 +170,33 @@ pub(crate) fn load(
         planted,
     };
     let flagged = superblock.flags & FLAG_REBUILD != 0;
-    let from_pages = match source {
-        Source::Checkpoint | Source::Pages if !flagged => {
-            let mut replay = replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint)?;
-            if source == Source::Pages {
-                let pool = &superblock.pool_uuid;
-                replay = replay.and_then(|r| pages::read(io, &geo, pool, r, &mut report));
-            }
-            replay
+    let from_pages = |io: &mut dyn BlockIo, report: &mut RecoveryReport| {
+        let mut replay = replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint)?;
+        if source == Source::Pages {
+            let pool = &superblock.pool_uuid;
+            replay = replay.and_then(|r| pages::read(io, &geo, pool, r, report));
         }
+        Ok::<_, OpenError>(replay)
+    };
+    let paged = match source {
+        Source::Checkpoint | Source::Pages if !flagged => from_pages(io, &mut report)?,
         _ => None,
     };
-    let replay = match from_pages {
+    let replay = match paged {
         Some(replay) => replay,
-        None => {
-            report.rebuilt = true;
-            let volumes = volumes(&volume_rows)?;
-            let replay = replay(io, &input, volumes, Source::Summaries)?;
-            replay.expect("only pages can be found wanting")
-        }
+        None => match replay(io, &input, volumes(&volume_rows)?, Source::Summaries) {
+            // A summary is worse to lose than a page: without that the pool serves all but a leaf,
+            // or all if the page was refused for a moment only.
+            Err(damaged @ OpenError::SummaryDamaged { .. })
+                if flagged && source != Source::Summaries =>
+            {
+                from_pages(io, &mut report)?.ok_or(damaged)?
+            }
+            replay => {
+                report.rebuilt = true;
+                replay?.expect("only pages can be found wanting")
+            }
+        },
     };
     report.summaries = replay.summaries;
     let highest = [
