@@ -148,3 +148,24 @@ fn a_damaged_summary_does_not_keep_a_pool_with_good_pages_from_opening() {
     assert!(!world.engine.is_counting_live() && !world.engine.wants_rebuild());
     world.engine.check().unwrap();
 }
+
+/// What leaves with damaged pages mapped is nobody's any more, at once and for good.
+#[test]
+fn a_volume_whose_pages_are_damaged_can_be_deleted() {
+    let (world, volume) = paged(200);
+    let mut disk = world.stop();
+    let pages = blocks_of(&disk, *b"LSBL");
+    damage(&mut disk, &pages);
+    let mut world = World::open(disk);
+    let new = world.create("new", 8 << 20);
+    let available = world.engine.usage().available;
+    world.delete(volume);
+    for n in 0..1000 {
+        world.write(new, n * B, &block(n)).unwrap();
+        world.engine.check().unwrap();
+        assert!(world.engine.usage().available > available / 2);
+    }
+    (0..100).for_each(|_| world.turn());
+    assert!(!world.engine.is_counting_live());
+    assert_eq!(world.engine.usage().live, 1000 * B);
+}

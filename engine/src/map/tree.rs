@@ -469,6 +469,9 @@ impl VolumeMap {
     /// blocks lay is not known any more.
     pub fn give_up(&mut self, slab: &mut LeafSlab, leaf: u64) {
         if let LeafState::Away(away) = self.leaf(leaf).0 {
+            let known = slab.away_leaf(away);
+            self.mapped -= known.mapped();
+            self.kept -= known.kept();
             self.dense -= 1;
             slab.forget(away);
             self.set_slot(leaf * LEAF_BLOCKS as u64, ALL_HOLE);
