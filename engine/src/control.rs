@@ -108,6 +108,7 @@ impl Engine {
             return Ok(());
         }
         self.check_backed(Some(volume.0), settings, size)?;
+        self.check_chain_room()?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         let vol = self.volumes.get_mut(volume.0).ok_or(SubmitError::NoVolume)?;
         let vseq = vol.next_vseq;

@@ -11,7 +11,9 @@
 //!    only (see [`crate::map::Unread`]).
 //! 2. A leaf is counted once: when what was known of it and its page become one.
 //! 3. If a page can't be read, or contradicts the log, nothing is freed any more, and the superblock
-//!    says that the next opening is to make the map from the summaries of all segments.
+//!    says that the next opening is to make the map from the summaries of all segments. When segments
+//!    run out, such pages are asked for again. If that does not help the pool is full: nobody waits
+//!    for a checkpoint, and the metadata chain does not take what the next opening needs for one.
 
 use crate::engine::Engine;
 use crate::format::superblock::FLAG_REBUILD;
@@ -26,6 +28,9 @@ use flagstone_block::Buffers;
 const COUNTING_READS: usize = LEAF_READS / 2;
 /// Leaves looked at in one turn.
 const COUNTING_STEPS: usize = 64;
+/// Pages that could not be read are asked for again, if somebody waits for space, after this time at
+/// the earliest.
+const COUNT_AGAIN_NS: u64 = 10_000_000_000;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -40,12 +45,14 @@ pub(crate) struct Counting {
     freed: Vec<u64>,
     /// The opening can't end before.
     pub(crate) urgent: bool,
+    /// When pages that could not be read may be asked for again.
+    again_ns: u64,
     planted: Planted,
 }
 
 impl Counting {
     pub(crate) fn new(order: Vec<(u32, u64)>, freed: Vec<u64>, planted: Planted) -> Self {
-        Self { left: order.len(), order, next: 0, freed, urgent: false, planted }
+        Self { left: order.len(), order, next: 0, freed, urgent: false, again_ns: 0, planted }
     }
 
     /// The leaves that there were to count.
@@ -96,10 +103,12 @@ impl Engine {
         self.counting.is_some()
     }
 
-    /// Whether the counting can't end, because of a leaf whose page can't be read.
+    /// Whether the counting can't end, because of a leaf whose page can't be read. As long as one that
+    /// is not counted is being read, for whatever purpose, nobody knows that yet.
     pub(crate) fn is_counting_stuck(&self) -> bool {
         let asked = |c: &Counting| c.left > 0 && c.next == c.order.len();
-        self.counting.as_ref().is_some_and(asked) && !self.leaf_loader.is_counting()
+        let coming = |(volume, leaf)| self.uncounted_page(volume, leaf).is_some();
+        self.counting.as_ref().is_some_and(asked) && !self.leaf_loader.reading().any(coming)
     }
 
     /// Whether the counting goes on, and the cleaner after it.
@@ -107,10 +116,22 @@ impl Engine {
         self.is_counting() && !self.is_counting_stuck()
     }
 
+    /// Somebody waits for space: what could not be read for a while only must not cost it all.
+    pub(crate) fn count_again(&mut self) {
+        if self.is_counting_stuck()
+            && let Some(counting) = &mut self.counting
+            && self.now_ns >= counting.again_ns
+        {
+            counting.next = 0;
+            counting.again_ns = self.now_ns.saturating_add(COUNT_AGAIN_NS);
+            self.again = true;
+        }
+    }
+
     /// Reads further pages, and ends when all are counted.
     pub(crate) fn advance_counting(&mut self) {
         let Some(counting) = &self.counting else { return };
-        if self.opening && !counting.urgent {
+        if (self.opening && !counting.urgent) || self.stop.has_drained() {
             return;
         }
         if counting.left == 0 {

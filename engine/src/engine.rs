@@ -413,7 +413,8 @@ impl Engine {
     /// Blocks that were written and are dead, in segments that are not free.
     fn dead_blocks(&self) -> u64 {
         let open = self.open.iter().flatten();
-        let open = open.map(|open| u64::from(open.next - self.segs.row(open.segment).live));
+        let open =
+            open.map(|open| u64::from(open.next.saturating_sub(self.segs.row(open.segment).live)));
         (open.sum::<u64>() + self.segs.dead_blocks()).saturating_sub(self.segs.uncounted())
     }
 

@@ -123,9 +123,10 @@ impl LeafLoader {
         self.slots.iter().filter(counts).count()
     }
 
-    /// Whether a page is being read to be counted.
-    pub(crate) fn is_counting(&self) -> bool {
-        self.counting_reads() > 0
+    /// The leaves that are being read.
+    pub(crate) fn reading(&self) -> impl Iterator<Item = (u32, u64)> {
+        let slots = self.slots.iter().filter(|s| s.stage != Stage::Idle);
+        slots.map(|s| (s.volume, s.leaf))
     }
 
     /// What lies in a page that [`Engine::request_move`] asked for, if it is there.

@@ -85,6 +85,7 @@ impl Engine {
             self.answer_without_record(tag, Durability::Fua);
             return Ok(());
         }
+        self.check_chain_room()?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         if let Some(vol) = self.volumes.get_mut(volume.0) {
             vol.logged_size = size;
@@ -202,7 +203,7 @@ impl Engine {
             if !self.planted.has(Plant::ShrinkKeepsData) {
                 // A leaf that was kept zeroes as a whole and is cut in two has entries.
                 let leaves = self.kept_ends(volume, lba, blocks);
-                match self.charge_leaves(leaves) {
+                match self.check_chain_room().and_then(|()| self.charge_leaves(leaves)) {
                     Ok(()) => {}
                     Err(SubmitError::NoSpace) => return Step::Fails(IoFault::NoSpace),
                     Err(_) => return Step::Waits,

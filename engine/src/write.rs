@@ -255,9 +255,19 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses what makes the metadata chain longer, when it would take what the next checkpoint needs
+    /// and none can begin now: not before all is counted what is live.
+    pub(crate) fn check_chain_room(&mut self) -> Result<(), SubmitError> {
+        if self.is_counting() && self.segs.free() <= self.reserve() {
+            return Err(self.no_segment());
+        }
+        Ok(())
+    }
+
     /// Whether a checkpoint is under way or about to begin.
     pub(crate) fn is_compacting(&self) -> bool {
-        self.compaction.is_some() || (!self.stop.is_begun() && self.compaction_due())
+        let may_begin = !self.stop.is_begun() && !self.is_counting_stuck();
+        self.compaction.is_some() || (may_begin && self.compaction_due())
     }
 
     /// No segment may be taken: whether one is on its way, or the pool is full.

@@ -58,6 +58,7 @@ impl Engine {
                 return Ok(untouched * block);
             }
         }
+        self.check_chain_room()?;
         let blocks = match self.zero_prefix(volume.0, lba, unguarded.min(ZERO_BLOCKS)) {
             Some(0) => return Err(SubmitError::Busy),
             Some(blocks) => blocks,

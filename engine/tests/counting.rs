@@ -3,10 +3,13 @@
 
 mod support;
 
-use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, VolumeId};
-use flagstone_engine::{Engine, OpenOptions};
+use flagstone_block::{
+    BLOCK_SIZE, BlockIo, Buffers, DeviceError, Durability, Lba, VolumeId, ZeroMode,
+};
+use flagstone_engine::limits::SCAN_COLD_NS;
+use flagstone_engine::{Engine, OpenOptions, SubmitError};
 use std::sync::Arc;
-use support::{Arena, Disk, OPEN, World, block};
+use support::{Arena, Disk, Numbers, OPEN, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
 const LEAF: u64 = 512;
@@ -168,4 +171,178 @@ fn a_volume_whose_pages_are_damaged_can_be_deleted() {
     (0..100).for_each(|_| world.turn());
     assert!(!world.engine.is_counting_live());
     assert_eq!(world.engine.usage().live, 1000 * B);
+}
+
+/// A pool all of whose pages are damaged, and where they are: it never knows what is live.
+fn damaged(leaves: u64) -> (World, VolumeId, Vec<u64>) {
+    let (world, volume) = paged(leaves);
+    let mut disk = world.stop();
+    let pages = blocks_of(&disk, *b"LSBL");
+    damage(&mut disk, &pages);
+    let mut world = World::open(disk);
+    (0..100).for_each(|_| world.turn());
+    assert!(world.engine.wants_rebuild() && world.engine.is_counting_live());
+    (world, volume, pages)
+}
+
+/// Opened anew, whether stopped or killed, it is whole again.
+fn verify_rebuilt(world: World, volume: VolumeId, leaves: u64) {
+    let killed = World::open(world.disk.clone());
+    for mut world in [killed, World::open(world.stop())] {
+        assert!(world.report.rebuilt);
+        for leaf in 0..leaves {
+            assert_eq!(world.read(volume, leaf * LEAF, 1).unwrap(), block(leaf));
+        }
+        world.engine.check().unwrap();
+    }
+}
+
+/// Requests are not held until a checkpoint that never comes.
+#[test]
+fn a_pool_that_can_not_be_counted_becomes_full() {
+    let (mut world, volume, _) = damaged(20);
+    let new = world.create("new", 8 << 20);
+    let mut n = 0;
+    let error = loop {
+        match world.write(new, n % 2048 * B, &block(n)) {
+            Ok(()) => n += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, SubmitError::NoSpace, "after {n}");
+    world.engine.check().unwrap();
+    verify_rebuilt(world, volume, 20);
+}
+
+/// Records without number must not take what the next opening needs for its checkpoint.
+#[test]
+fn a_flood_of_discards_ends_while_there_is_no_checkpoint() {
+    const DEPTH: usize = 2000;
+    let (mut world, volume, _) = damaged(20);
+    let new = world.create("new", 8 << 20);
+    world.write(new, 0, &block(1)).unwrap();
+    let (mut sent, mut in_flight, mut turns) = (0u64, 0, 0);
+    loop {
+        let (tag, mode) = (world.tag(), ZeroMode::Discard);
+        let (engine, arena) = (&mut world.engine, &mut world.arena);
+        match engine.zero(arena, tag, new, B, B, mode, Durability::Completed) {
+            Ok(_) => (sent, in_flight, turns) = (sent + 1, in_flight + 1, 0),
+            Err(SubmitError::NoSpace) => break,
+            Err(error) => assert_eq!(error, SubmitError::Busy),
+        }
+        assert!(sent < 2_000_000 && turns < 1000, "{sent} discards: {:?}", world.engine.usage());
+        if turns > 0 || in_flight == DEPTH {
+            world.turn();
+        }
+        turns += 1;
+        while let Some(completion) = world.engine.next_completion() {
+            completion.result.unwrap();
+            in_flight -= 1;
+        }
+    }
+    while in_flight > 0 {
+        world.turn();
+        in_flight -= std::iter::from_fn(|| world.engine.next_completion()).count();
+    }
+    world.engine.check().unwrap();
+    verify_rebuilt(world, volume, 20);
+}
+
+/// When segments run out the pages are read once more.
+#[test]
+fn pages_that_could_not_be_read_for_a_while_are_counted_later() {
+    let (mut world, volume, pages) = damaged(20);
+    damage(&mut world.disk, &pages);
+    let mut numbers = Numbers(3);
+    for n in 0..20_000 {
+        world.write(volume, (1 + numbers.below(300)) * B, &block(n)).unwrap();
+    }
+    assert!(!world.engine.is_counting_live());
+    world.engine.check().unwrap();
+}
+
+/// The last page is being read for a client when another needs a segment that the cleaner will give.
+#[test]
+fn nobody_is_refused_while_the_last_page_is_read_for_a_request() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("data", 24 << 20);
+    let mut numbers = Numbers(5);
+    let mut n = 0;
+    while world.engine.counters().segments_cleaned < 20 || world.engine.usage().segments_free > 10 {
+        world.write(volume, numbers.below(6144) * B, &block(n)).unwrap();
+        n += 1;
+    }
+    let mut world = World::open(checkpointed(world).stop());
+    let buffer = world.arena.alloc(1).unwrap();
+    let tag = world.tag();
+    let (engine, arena) = (&mut world.engine, &mut world.arena);
+    engine.read(arena, tag, volume, Lba(0), buffer).unwrap_err();
+    let held = engine.next_io().unwrap();
+    let write = |world: &mut World, n: u64| {
+        let (tag, at) = (world.tag(), (600 + n % 100) * B);
+        let (engine, arena) = (&mut world.engine, &mut world.arena);
+        let written = engine.write(arena, tag, volume, at, &block(n), Durability::Completed);
+        world.turn();
+        while world.engine.next_completion().is_some() {}
+        written
+    };
+    let mut refused = 0;
+    for n in 0..10_000 {
+        if let Err(error) = write(&mut world, n) {
+            assert_eq!(error, SubmitError::Busy, "write {n}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 100 && world.engine.is_counting_live());
+    world.perform(held);
+    for n in 0..10_000 {
+        let written = write(&mut world, n);
+        assert!(matches!(written, Ok(_) | Err(SubmitError::Busy)), "write {n}: {written:?}");
+    }
+    assert!(!world.engine.is_counting_live() && world.engine.counters().segments_cleaned > 0);
+    world.engine.check().unwrap();
+}
+
+/// Nothing is gained from rewriting in sequence what can't be given back.
+#[test]
+fn nothing_is_rewritten_that_would_only_take_space() {
+    let (mut world, _) = paged(20);
+    let volume = world.create("scattered", LEAF * B);
+    for lba in (0..LEAF).chain((0..LEAF).step_by(2)) {
+        world.write(volume, lba * B, &block(lba)).unwrap();
+    }
+    let disk = checkpointed(world).stop();
+    let of_first = |at: &u64| disk.blocks[at][12..16] != volume.0.to_le_bytes();
+    let pages: Vec<u64> = blocks_of(&disk, *b"LSBL").into_iter().filter(of_first).collect();
+    for broken in [true, false] {
+        let mut disk = disk.clone();
+        if broken {
+            damage(&mut disk, &pages);
+        }
+        let mut world = World::open(disk);
+        (0..100).for_each(|_| world.turn());
+        assert_eq!(world.engine.is_counting_live(), broken);
+        for _ in 0..2 {
+            world.now_ns += 2 * SCAN_COLD_NS;
+            (0..LEAF).step_by(64).for_each(|lba| _ = world.read(volume, lba, 64).unwrap());
+            for _ in 0..1000 {
+                world.turn();
+                world.now_ns = world.now_ns.max(world.engine.next_timer_ns().unwrap_or(0));
+            }
+        }
+        assert_eq!(world.engine.counters().blocks_rewritten == 0, broken);
+    }
+}
+
+/// However many pages there are, a stop does not wait for them.
+#[test]
+fn a_stop_does_not_wait_for_the_count() {
+    let (world, _) = paged(600);
+    let mut world = World::open(world.stop());
+    world.engine.shutdown();
+    for _ in 0..1000 {
+        world.turn();
+    }
+    assert!(world.engine.is_stopped());
+    assert!(world.engine.counters().leaves_read < 100, "{:?}", world.engine.counters());
 }

@@ -326,6 +326,7 @@ impl Engine {
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.
     pub(crate) fn starve(&mut self) -> bool {
         self.cleaner.starved = true;
+        self.count_again();
         let searched = self.cleaner.exhausted_at == Some((self.segs.events(), idle::Need::Pressed));
         let hope = self.segs.can_gain(self.geo.shape.data_blocks) || self.segs.holding_bad() > 0;
         let counted = !self.is_counting();

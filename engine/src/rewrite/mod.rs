@@ -201,6 +201,7 @@ impl Engine {
             && self.failed.is_none()
             && !self.stop.is_begun()
             && self.graves.is_empty()
+            && !self.is_counting()
             && self.segs.free() > self.floor() + 1
             && !self.is_pressed()
             && !self.is_reserve_short()
