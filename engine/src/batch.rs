@@ -427,7 +427,10 @@ impl Engine {
                     self.release_reservation(&volume);
                     self.kept -= volume.map.kept();
                     self.touched -= volume.map.touched();
-                    self.graves.push_back(volume.map);
+                    // One that maps nothing is gone already.
+                    if volume.map.dense() > 0 {
+                        self.graves.push_back(volume.map);
+                    }
                 }
             }
             Effect::SegmentSeal { segment } => {

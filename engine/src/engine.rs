@@ -447,6 +447,13 @@ impl Engine {
         self.counters
     }
 
+    /// Bytes that can be written now by volumes without a reservation, without looking at every
+    /// segment as [`Engine::usage`] does.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.room() * flagstone_block::BLOCK_SIZE as u64
+    }
+
     /// Space of the pool.
     #[must_use]
     pub fn usage(&self) -> PoolUsage {
@@ -455,7 +462,7 @@ impl Engine {
             capacity: self.usable_blocks() * block,
             live: self.segs.live() * block,
             kept: self.kept * block,
-            available: self.room() * block,
+            available: self.available(),
             held: self.space.held * block,
             debt: self.dead_blocks() * block,
             log_debt: self.log_since * block,

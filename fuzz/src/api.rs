@@ -69,14 +69,14 @@ fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
 }
 
 impl Backend for Fake {
-    fn snapshot(&self) -> Reply<Snapshot> {
-        let volumes: Vec<_> = self.0.lock().unwrap().values().cloned().collect();
+    fn snapshot(&self, count: usize) -> Reply<Snapshot> {
+        let volumes: Vec<_> = self.0.lock().unwrap().values().take(count).cloned().collect();
         let pool = Pool {
             path: "/p".to_owned(),
             device_bytes: 64 << 20,
             capacity_bytes: 32 << 20,
             free_bytes: 32 << 20,
-            volumes: volumes.len() as u32,
+            volumes: self.0.lock().unwrap().len() as u32,
             direct_io: true,
             segments: 12,
             segments_free: 8,
@@ -84,6 +84,13 @@ impl Backend for Fake {
             ..Pool::default()
         };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
+    }
+
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>> {
+        let volumes = self.0.lock().unwrap();
+        let behind = |name: &&String| after.as_ref().is_none_or(|after| *name > after);
+        let listed = volumes.iter().filter(|(name, _)| behind(name)).take(limit);
+        answer(Ok(listed.map(|(_, volume)| volume.clone()).collect()))
     }
 
     fn volume(&self, name: String) -> Reply<Volume> {

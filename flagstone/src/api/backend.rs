@@ -26,16 +26,27 @@ pub enum Created {
 pub struct Snapshot {
     /// In the order they were given to the daemon.
     pub pools: Vec<Pool>,
-    /// By name.
+    /// The first ones, by name: as many as were asked for.
     pub volumes: Vec<Volume>,
     /// Of the whole daemon.
     pub stats: NodeStats,
 }
 
+impl Snapshot {
+    /// How many volumes there are in all.
+    #[must_use]
+    pub fn volume_count(&self) -> u64 {
+        self.pools.iter().map(|pool| u64::from(pool.volumes)).sum()
+    }
+}
+
 /// The daemon, as the API sees it. Names and sizes have been checked by the caller.
 pub trait Backend: Send + Sync + 'static {
-    /// Everything that can be observed now.
-    fn snapshot(&self) -> Reply<Snapshot>;
+    /// Everything that can be observed now, with `volumes` volumes at most.
+    fn snapshot(&self, volumes: usize) -> Reply<Snapshot>;
+
+    /// `limit` volumes at most, by name, behind the one called `after`, which need not be there.
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>>;
 
     /// One volume.
     fn volume(&self, name: String) -> Reply<Volume>;

@@ -17,7 +17,8 @@ use tokio::net::UnixStream;
 use super::errors::{ApiError, ErrorBody};
 use super::scrub::{Scrub, StartScrub};
 use super::types::{
-    CreateVolume, Pool, PoolList, Shrink, Status, UpdateVolume, Volume, VolumeList,
+    CreateVolume, ListQuery, PAGE_VOLUMES, Pool, PoolList, Shrink, Status, UpdateVolume, Volume,
+    VolumeList,
 };
 use crate::exit::Exit;
 
@@ -130,13 +131,33 @@ impl Client {
         Ok((volume, status == StatusCode::CREATED))
     }
 
-    /// Every volume, by name.
+    /// Every volume, by name, page by page.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn volumes(&self) -> Result<Vec<Volume>, ClientError> {
-        let (_, list): (_, VolumeList) = self.get("/v1/volumes").await?;
-        Ok(list.volumes)
+        let (mut volumes, mut query) = (Vec::new(), ListQuery::default());
+        loop {
+            let page = self.volume_page(&query).await?;
+            volumes.extend(page.volumes);
+            query.after = page.next;
+            if query.after.is_none() {
+                return Ok(volumes);
+            }
+        }
+    }
+
+    /// One page of the volumes. The name in `query` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn volume_page(&self, query: &ListQuery) -> Result<VolumeList, ClientError> {
+        let mut path = format!("/v1/volumes?limit={}", query.limit.unwrap_or(PAGE_VOLUMES));
+        if let Some(after) = &query.after {
+            path.push_str("&after=");
+            path.push_str(after);
+        }
+        Ok(self.get(&path).await?.1)
     }
 
     /// One volume. `name` must have been checked.

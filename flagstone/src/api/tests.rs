@@ -52,8 +52,8 @@ fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
 }
 
 impl Backend for Fake {
-    fn snapshot(&self) -> Reply<Snapshot> {
-        let volumes: Vec<_> = self.volumes.lock().unwrap().values().cloned().collect();
+    fn snapshot(&self, count: usize) -> Reply<Snapshot> {
+        let volumes: Vec<_> = self.volumes.lock().unwrap().values().take(count).cloned().collect();
         let pool = Pool {
             uuid: "u".to_owned(),
             path: "/p".to_owned(),
@@ -71,7 +71,7 @@ impl Backend for Fake {
             warning_percent: Some(75),
             waiting: 1,
             provisioned_bytes: 9,
-            volumes: volumes.len() as u32,
+            volumes: self.volumes.lock().unwrap().len() as u32,
             direct_io: true,
             segments: 20,
             segments_free: 10,
@@ -88,6 +88,13 @@ impl Backend for Fake {
         };
         let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))
+    }
+
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>> {
+        let volumes = self.volumes.lock().unwrap();
+        let behind = |name: &&String| after.as_ref().is_none_or(|after| *name > after);
+        let listed = volumes.iter().filter(|(name, _)| behind(name)).take(limit);
+        answer(Ok(listed.map(|(_, volume)| volume.clone()).collect()))
     }
 
     fn volume(&self, name: String) -> Reply<Volume> {
@@ -144,7 +151,7 @@ impl Backend for Fake {
     }
 
     fn grow_pool(&self, pool: String) -> Reply<Pool> {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot(0);
         Box::pin(async move {
             let found = snapshot.await?.pools.into_iter().find(|p| p.uuid == pool);
             found.ok_or_else(|| ApiError::new(ErrorCode::PoolNotFound, "no such pool"))
@@ -243,6 +250,11 @@ async fn every_request_has_its_answer() {
         ("POST", "/v1/volumes", "", 400, "malformed_json"),
         ("POST", "/v1/volumes", &huge, 413, "body_too_large"),
         ("GET", "/v1/volumes", "", 200, ""),
+        ("GET", "/v1/volumes?limit=1&after=a", "", 200, ""),
+        ("GET", "/v1/volumes?limit=0", "", 400, "invalid_query"),
+        ("GET", "/v1/volumes?limit=1001", "", 400, "invalid_query"),
+        ("GET", "/v1/volumes?limit=-1", "", 400, "invalid_query"),
+        ("GET", "/v1/volumes?first=1", "", 400, "invalid_query"),
         ("GET", "/v1/volumes/demo", "", 200, ""),
         ("GET", "/v1/volumes/none", "", 404, "volume_not_found"),
         ("GET", "/v1/volumes/a%40b", "", 400, "invalid_name"),

@@ -153,12 +153,30 @@ pub struct Volume {
     pub uris: Vec<String>,
 }
 
-/// Every volume, by name.
+/// Volumes, by name: one page of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeList {
     /// In the order of their names.
     pub volumes: Vec<Volume>,
+    /// Where the next page begins: `after` of the request for it. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
+
+/// Which volumes are listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    /// How many at most, 1 to 1000; as many without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only those whose names come behind this one, which need not be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Volumes that one page has at most.
+pub const PAGE_VOLUMES: u32 = 1000;
 
 /// Whether a pool serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

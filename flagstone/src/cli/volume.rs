@@ -4,7 +4,10 @@ use clap::Subcommand;
 
 use super::Failure;
 use super::api_args::ApiArgs;
-use crate::api::types::{CreateVolume, OnFull, Shrink, UpdateVolume, Volume, VolumeList};
+use crate::api::client::{Client, ClientError};
+use crate::api::types::{
+    CreateVolume, ListQuery, OnFull, PAGE_VOLUMES, Shrink, UpdateVolume, Volume, VolumeList,
+};
 use crate::exit::Exit;
 use crate::name::parse_name;
 use crate::output::{self, Table};
@@ -90,11 +93,23 @@ pub struct SetArgs {
     api: ApiArgs,
 }
 
-/// List the volumes
+/// List the volumes, by name
+///
+/// All of them, unless --limit says how many; then --after goes on behind the last one that was
+/// listed. With --json, `next` is the name to go on behind, as long as there are more.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  flagstone volume list --json | jq -r '.volumes[].name'")]
+#[command(after_help = "Examples:
+  flagstone volume list --json | jq -r '.volumes[].name'
+  flagstone volume list --limit 50 --after data")]
 pub struct ListArgs {
+    /// List so many at most, up to 1000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(PAGE_VOLUMES)))]
+    limit: Option<u32>,
+
+    /// List only those whose names come behind this one, which need not be there
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    after: Option<String>,
+
     #[command(flatten)]
     api: ApiArgs,
 }
@@ -195,10 +210,11 @@ fn create(args: CreateArgs, json: bool) -> Result<(), Failure> {
 }
 
 fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
-    let volumes = args.api.call(|client| async move { client.volumes().await })?;
+    let list = args.api.call(|client| list_all(client, args.limit, args.after.clone()))?;
     if json {
-        return Ok(output::json(&VolumeList { volumes })?);
+        return Ok(output::json(&list)?);
     }
+    let VolumeList { volumes, next } = list;
     let mut table = Table::new(&["NAME", "SIZE>", "MAPPED>", "RESERVED>", "CLIENTS>", "URI"]);
     for volume in volumes {
         // One row per URI, so that each can be pasted; the figures stand in the first.
@@ -214,7 +230,30 @@ fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
             table.row(std::mem::replace(&mut cells, vec![String::new(); 5]));
         }
     }
-    Ok(output::line(&table.render())?)
+    output::line(&table.render())?;
+    if let Some(next) = next {
+        output::line(&format!("there are more: --after {next}"))?;
+    }
+    Ok(())
+}
+
+/// One page, or all that there are.
+async fn list_all(
+    client: Client,
+    limit: Option<u32>,
+    after: Option<String>,
+) -> Result<VolumeList, ClientError> {
+    let mut query = ListQuery { limit, after };
+    let mut list = client.volume_page(&query).await?;
+    while limit.is_none()
+        && let Some(next) = list.next.take()
+    {
+        query.after = Some(next);
+        let page = client.volume_page(&query).await?;
+        list.volumes.extend(page.volumes);
+        list.next = page.next;
+    }
+    Ok(list)
 }
 
 fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {

@@ -79,16 +79,24 @@ impl NodeBackend {
 }
 
 impl Backend for NodeBackend {
-    fn snapshot(&self) -> Reply<Snapshot> {
+    fn snapshot(&self, volumes: usize) -> Reply<Snapshot> {
         let node = self.node.clone();
         Box::pin(async move {
             let pools = node.pools().await.map_err(api_error)?;
-            let volumes = node.volumes().await.map_err(api_error)?;
+            let volumes = node.volumes(None, volumes).await.map_err(api_error)?;
             let stats = node.stats().await.map_err(api_error)?;
             let is_deleted = |status: &PoolStatus| node.deleted_pools().any(|p| *p == status.path);
             let pools = pools.into_iter().map(|status| pool(is_deleted(&status), status)).collect();
             let volumes = volumes.into_iter().map(volume).collect();
             Ok(Snapshot { pools, volumes, stats })
+        })
+    }
+
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            let volumes = node.volumes(after, limit).await.map_err(api_error)?;
+            Ok(volumes.into_iter().map(volume).collect())
         })
     }
 

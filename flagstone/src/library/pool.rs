@@ -228,7 +228,7 @@ impl Pool {
     /// # Errors
     /// [`ControlError::Stopping`] if the pool is closed.
     pub fn volumes(&self) -> Result<Vec<VolumeStatus>, ControlError> {
-        block_on(self.inner.node.volumes())
+        block_on(self.inner.node.volumes(None, usize::MAX))
     }
 
     /// Changes a volume's size to `size_bytes`, a multiple of 4096, smaller only as `shrink` allows;

@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::discard::DeviceDiscard;
 use super::files::PoolFile;
+use super::limits::LIST_VOLUMES;
 use super::scrub::ScrubAction;
 use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
 
@@ -407,8 +408,13 @@ pub enum ControlRequest {
         /// The volume.
         reply: Reply<VolumeStatus>,
     },
-    /// All volumes, ordered by name.
+    /// The volumes behind one, ordered by name.
     ListVolumes {
+        /// Where to go on: the last name of the page before, or nothing.
+        after: Option<String>,
+        /// How many at most; fewer than these and than [`super::limits::LIST_VOLUMES`] are all that is
+        /// left.
+        limit: usize,
         /// The volumes.
         reply: Reply<Vec<VolumeStatus>>,
     },
@@ -605,8 +611,25 @@ impl NodeHandle {
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn volumes(&self) -> Result<Vec<VolumeStatus>, ControlError> {
-        self.ask(|reply| ControlRequest::ListVolumes { reply }).await
+    pub async fn volumes(
+        &self,
+        mut after: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<VolumeStatus>, ControlError> {
+        let mut volumes = Vec::new();
+        loop {
+            // The reactor is asked for a few at a time, so that clients' requests come in between.
+            let part = (limit - volumes.len()).min(LIST_VOLUMES);
+            let from = after.take();
+            let page = |reply| ControlRequest::ListVolumes { after: from, limit: part, reply };
+            let page = self.ask(page).await?;
+            let is_last = page.len() < part;
+            volumes.extend(page);
+            if is_last || volumes.len() == limit {
+                return Ok(volumes);
+            }
+            after = volumes.last().map(|volume| volume.name.clone());
+        }
     }
 
     /// See [`ControlRequest::GetVolume`].

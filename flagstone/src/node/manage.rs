@@ -6,6 +6,7 @@ use super::control::{
     ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, SettingsChange,
     VolumeStatus,
 };
+use super::limits::LIST_VOLUMES;
 use super::reactor::Reactor;
 use super::request::Name;
 use crate::name::check_name;
@@ -48,7 +49,7 @@ impl Reactor {
         for (p, pool) in self.pools.iter().enumerate() {
             for info in pool.engine.volumes() {
                 let taken = self.catalog.insert(Entry {
-                    name: info.name.clone(),
+                    name: info.name.as_str().into(),
                     uuid: info.uuid,
                     size: info.size,
                     pool: p as u32,
@@ -70,9 +71,9 @@ impl Reactor {
         while let Some(request) = self.mailbox.take() {
             match request {
                 ControlRequest::Shutdown => self.begin_stop(),
-                ControlRequest::ListVolumes { reply } => {
-                    let all = self.catalog.iter().map(|entry| self.status_of(entry)).collect();
-                    answer(reply, Ok(all));
+                ControlRequest::ListVolumes { after, limit, reply } => {
+                    let entries = self.catalog.from(after.as_deref()).take(limit.min(LIST_VOLUMES));
+                    answer(reply, Ok(entries.map(|entry| self.status_of(entry)).collect()));
                 }
                 ControlRequest::GetVolume { name, reply } => {
                     let found = self.catalog.named(&name).map(|entry| self.status_of(entry));
@@ -147,7 +148,7 @@ impl Reactor {
         }
         let serving = (0..self.pools.len()).filter(|&p| self.is_serving(p));
         serving
-            .max_by_key(|&p| self.pools[p].engine.usage().available)
+            .max_by_key(|&p| self.pools[p].engine.available())
             .map(|p| p as u32)
             .ok_or(ControlError::PoolFailed)
     }
@@ -209,7 +210,7 @@ impl Reactor {
                 let spec = VolumeSpec { uuid: *uuid, name, size: *size_bytes, settings };
                 pool.engine.create_volume(bufs, tag, &spec).map(|id| Made::Created {
                     entry: Entry {
-                        name: name.clone(),
+                        name: name.as_str().into(),
                         uuid: *uuid,
                         size: *size_bytes,
                         pool: p,
@@ -278,17 +279,16 @@ impl Reactor {
             Made::Resized { .. } => {}
             Made::Created { entry } => {
                 let status = self.status_of(&entry);
-                tracing::info!(volume = entry.name, bytes = entry.size, "volume created");
+                tracing::info!(volume = &*entry.name, bytes = entry.size, "volume created");
                 self.catalog.insert(entry);
                 answer(reply, Ok(status));
             }
             Made::Set { handle } => {
-                let Some(entry) = self.catalog.get_mut(handle) else {
+                let Some(entry) = self.catalog.get(handle) else {
                     return answer(reply, Err(ControlError::PoolFailed));
                 };
-                let entry = entry.clone();
-                let status = self.status_of(&entry);
-                tracing::info!(volume = entry.name, settings = ?status.settings, "volume set");
+                let status = self.status_of(entry);
+                tracing::info!(volume = &*entry.name, settings = ?status.settings, "volume set");
                 // Those that need not wait any more are to be told.
                 self.wake_waiting();
                 answer(reply, Ok(status));
@@ -297,7 +297,7 @@ impl Reactor {
                 let Some(entry) = self.catalog.remove(handle) else {
                     return answer(reply, Err(ControlError::PoolFailed));
                 };
-                tracing::info!(volume = entry.name, "volume deleted");
+                tracing::info!(volume = &*entry.name, "volume deleted");
                 answer(reply, Ok(self.status_of(&entry)));
             }
         }
@@ -308,7 +308,7 @@ impl Reactor {
         let usage = pool.engine.volume_usage(entry.id).unwrap_or_default();
         let settings = pool.engine.volume(entry.id).map(|info| info.settings);
         VolumeStatus {
-            name: entry.name.clone(),
+            name: entry.name.to_string(),
             uuid: entry.uuid,
             pool: pool.path.clone(),
             size_bytes: entry.size,
@@ -325,7 +325,7 @@ impl Reactor {
     pub(super) fn pool_status(&self, p: usize) -> PoolStatus {
         let pool = &self.pools[p];
         let (usage, counters) = (pool.engine.usage(), pool.engine.counters());
-        let served = || self.catalog.iter().filter(|entry| entry.pool == p as u32);
+        let totals = self.catalog.totals(p);
         PoolStatus {
             path: pool.path.clone(),
             uuid: pool.engine.pool_uuid(),
@@ -344,8 +344,8 @@ impl Reactor {
             map_bytes: usage.map_bytes,
             warning_percent: pool.warning.percent(),
             waiting: pool.waiting.len() as u32,
-            provisioned_bytes: served().map(|entry| entry.size).sum(),
-            volumes: served().count() as u32,
+            provisioned_bytes: totals.bytes,
+            volumes: totals.volumes,
             direct_io: pool.device.is_direct(),
             segments: usage.segments,
             segments_free: usage.segments_free,

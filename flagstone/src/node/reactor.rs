@@ -482,10 +482,8 @@ impl Reactor {
         if let Some(socket) = connection.socket {
             self.ring.shutdown_socket(socket);
         }
-        if let Some(opened) = connection.opened.take()
-            && let Some(entry) = self.catalog.get_mut(opened.handle)
-        {
-            entry.connections -= 1;
+        if let Some(opened) = connection.opened.take() {
+            self.catalog.opened(opened.handle, false);
         }
         self.stats.connections_now -= 1;
         self.drop_replies(c);

@@ -69,14 +69,13 @@ impl Reactor {
         let Some(entry) = self.catalog.get(handle) else {
             return answer(reply, Err(ControlError::PoolFailed));
         };
-        tracing::info!(volume = entry.name, bytes = size_bytes, "volume resized");
+        tracing::info!(volume = &*entry.name, bytes = size_bytes, "volume resized");
         answer(reply, Ok(self.status_of(entry)));
     }
 
     /// Tells everyone who has the volume open.
     fn set_size(&mut self, handle: u64, size_bytes: u64) {
-        let Some(entry) = self.catalog.get_mut(handle) else { return };
-        entry.size = size_bytes;
+        self.catalog.resize(handle, size_bytes);
         for connection in &mut self.connections {
             let is_open = connection.opened.is_some_and(|opened| opened.handle == handle);
             if is_open && connection.phase == Phase::Serving {

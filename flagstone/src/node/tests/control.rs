@@ -60,8 +60,11 @@ fn volumes_are_made_listed_grown_and_deleted() {
     let again = wait(node.create_volume("b".into(), MIB, [1; 16], None)).expect("it is there");
     assert_eq!(again.uuid, UUID);
     running.volume("a", 2 * MIB);
-    let names: Vec<_> =
-        wait(node.volumes()).expect("it answers").into_iter().map(|volume| volume.name).collect();
+    let names: Vec<_> = wait(node.volumes(None, usize::MAX))
+        .expect("it answers")
+        .into_iter()
+        .map(|volume| volume.name)
+        .collect();
     assert_eq!(names, ["a", "b"]);
 
     let mut wire = running.open("b", Style::Structured);
@@ -91,7 +94,7 @@ fn a_volume_is_there_after_a_restart_and_a_deleted_one_is_not() {
     wait(running.node.delete_volume("drop".into(), false)).expect("nobody uses it");
     running.stop();
     let running = site.start();
-    let volumes = wait(running.node.volumes()).expect("it answers");
+    let volumes = wait(running.node.volumes(None, usize::MAX)).expect("it answers");
     assert_eq!(volumes.len(), 1);
     assert_eq!((volumes[0].name.as_str(), volumes[0].size_bytes), ("keep", 3 * MIB));
 }
