@@ -427,10 +427,7 @@ impl Engine {
                     self.release_reservation(&volume);
                     self.kept -= volume.map.kept();
                     self.touched -= volume.map.touched();
-                    // One that maps nothing is gone already.
-                    if volume.map.dense() > 0 {
-                        self.graves.push_back(volume.map);
-                    }
+                    self.graves.bury(volume.map);
                 }
             }
             Effect::SegmentSeal { segment } => {

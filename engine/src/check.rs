@@ -9,7 +9,7 @@ use crate::error::OpenError;
 use crate::format::leaf::Header;
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict};
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::Planted;
 use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
@@ -347,6 +347,14 @@ pub enum Inconsistency {
         /// Sum over the maps.
         touched: u64,
     },
+    /// What deleted volumes still map differs from their maps.
+    #[error("{counted} blocks are counted as mapped by deleted volumes, the maps have {mapped}")]
+    Graves {
+        /// The counter.
+        counted: u64,
+        /// Sum over the maps.
+        mapped: u64,
+    },
     /// Something is mapped or kept beyond the end of a volume.
     #[error("volume {volume} has blocks beyond its end")]
     Beyond {
@@ -377,7 +385,7 @@ impl Engine {
         let mut page = vec![0; self.geo.leaf_page_blocks() as usize * BLOCK_SIZE];
         let (mut complete, mut left, mut blocks) = (true, 0, 0);
         let mut mapped = vec![0u32; self.segs.len() as usize];
-        for map in self.volumes.iter().map(|v| &v.map).chain(&self.graves) {
+        for map in self.volumes.iter().map(|v| &v.map).chain(self.graves.iter()) {
             let mut leaf = 0;
             while leaf < map.leaves() {
                 let (state, leaves) = map.leaf(leaf);
@@ -454,6 +462,10 @@ impl Engine {
         let beyond = |v: &&Volume| !v.is_shrinking() && v.map.used_from(&self.slab, v.blocks()) > 0;
         if let Some(volume) = self.volumes.iter().find(beyond) {
             return Err(Inconsistency::Beyond { volume: volume.info.id });
+        }
+        let mapped = self.graves.iter().map(VolumeMap::mapped).sum();
+        if mapped != self.graves.mapped() {
+            return Err(Inconsistency::Graves { counted: self.graves.mapped(), mapped });
         }
         self.check_space()?;
         let touched = self.volumes.iter().map(|v| v.map.touched()).sum();

@@ -171,7 +171,7 @@ impl Engine {
     fn uncounted_page(&self, volume: u32, leaf: u64) -> Option<LeafPage> {
         let map = match self.volumes.get(volume) {
             Some(volume) => &volume.map,
-            None => self.graves.iter().find(|map| map.volume() == volume)?,
+            None => self.graves.get(volume)?,
         };
         let LeafState::Away(away) = map.leaf(leaf).0 else { return None };
         let counted = self.slab.unread(away)?.is_counted();
@@ -190,7 +190,7 @@ impl Engine {
         let in_room = !to_count || self.has_counting_room();
         let map = match self.volumes.get_mut(volume) {
             Some(volume) => &mut volume.map,
-            None => match self.graves.iter_mut().find(|map| map.volume() == volume) {
+            None => match self.graves.get_mut(volume) {
                 Some(map) => map,
                 None => return Arrival::Taken,
             },

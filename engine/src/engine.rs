@@ -22,12 +22,13 @@ use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
 use crate::geometry::Geometry;
+use crate::graves::Graves;
 use crate::grow::Growth;
 use crate::journal::Journal;
 use crate::leaf_loader::LeafLoader;
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
-use crate::map::{LeafSlab, Mapping, VolumeMap};
+use crate::map::{LeafSlab, Mapping};
 use crate::meta_chain::{MetaChain, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
@@ -181,7 +182,7 @@ pub struct Engine {
     pub(crate) volumes: Volumes,
     pub(crate) next_volume: u32,
     /// Maps of deleted volumes, being taken apart.
-    pub(crate) graves: VecDeque<VolumeMap>,
+    pub(crate) graves: Graves,
     pub(crate) kept: u64,
     pub(crate) space: Space,
     pub(crate) growth: Option<Growth>,

@@ -16,6 +16,7 @@ use crate::batch::Effect;
 use crate::counting::Arrival;
 use crate::engine::Engine;
 use crate::format::leaf::Header;
+use crate::graves::Graves;
 use crate::limits::{LEAF_READS, LEAF_SLACK, MAP_LEAVES_MIN};
 use crate::map::{Candidate, LEAF_BLOCKS, Leaf, LeafPage, LeafState, VolumeMap};
 use crate::plant::Plant;
@@ -148,12 +149,12 @@ impl LeafLoader {
 /// The map of a volume, or of one that is being deleted.
 fn map_of<'a>(
     volumes: &'a mut Volumes,
-    graves: &'a mut VecDeque<VolumeMap>,
+    graves: &'a mut Graves,
     volume: u32,
 ) -> Option<&'a mut VolumeMap> {
     match volumes.get_mut(volume) {
         Some(volume) => Some(&mut volume.map),
-        None => graves.iter_mut().find(|map| map.volume() == volume),
+        None => graves.get_mut(volume),
     }
 }
 

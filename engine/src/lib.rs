@@ -15,6 +15,7 @@ mod error;
 mod flush;
 pub mod format;
 mod geometry;
+mod graves;
 mod grow;
 mod journal;
 mod leaf_loader;

@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::format::record::{Record, SEGMENT_SEAL_BYTES};
 use crate::format::segment::{ENTRY_BYTES, Footer};
 use crate::leaf_loader::Paging;
+use crate::limits::RECLAIM_LEAVES;
 use crate::map::{LeafState, Reclaim};
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState};
@@ -124,22 +125,37 @@ impl Engine {
 
     /// Takes deleted volumes apart, a few leaves per turn.
     pub(crate) fn advance_reclaim(&mut self) {
-        let Some(map) = self.graves.front_mut() else { return };
-        let volume = map.volume();
-        let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);
-        let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
-        match map.reclaim(&mut self.slab, crate::limits::RECLAIM_LEAVES, &mut dead) {
-            Reclaim::GoOn => {}
-            Reclaim::Done => drop(self.graves.pop_front()),
-            Reclaim::Away(leaf) => {
-                let LeafState::Away(away) = map.leaf(leaf).0 else { return };
-                let page = self.slab.away_leaf(away).page;
-                if self.request_leaf(volume, leaf, page) == Paging::Bad {
-                    self.forget_uncounted(away);
-                    if let Some(map) = self.graves.front_mut() {
-                        map.give_up(&mut self.slab, leaf);
-                    }
-                }
+        // Many small volumes may take no longer than a large one.
+        for _ in 0..RECLAIM_LEAVES {
+            let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);
+            let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
+            let (slab, leaves) = (&mut self.slab, RECLAIM_LEAVES);
+            let taken = self.graves.reclaim(|map| {
+                let before = map.dense();
+                let reclaim = map.reclaim(slab, leaves, &mut dead);
+                (map.volume(), before - map.dense(), reclaim)
+            });
+            let Some((volume, taken, reclaim)) = taken else { return };
+            match reclaim {
+                Reclaim::Done => self.graves.pop(),
+                Reclaim::GoOn => return,
+                Reclaim::Away(leaf) => return self.reclaim_away(volume, leaf),
+            }
+            if taken > 1 {
+                return;
+            }
+        }
+    }
+
+    /// The next leaf of a deleted volume is not in memory.
+    fn reclaim_away(&mut self, volume: u32, leaf: u64) {
+        let state = self.graves.get(volume).map(|map| map.leaf(leaf).0);
+        let Some(LeafState::Away(away)) = state else { return };
+        let page = self.slab.away_leaf(away).page;
+        if self.request_leaf(volume, leaf, page) == Paging::Bad {
+            self.forget_uncounted(away);
+            if let Some(map) = self.graves.get_mut(volume) {
+                map.give_up(&mut self.slab, leaf);
             }
         }
     }

@@ -17,7 +17,6 @@
 use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::error::SubmitError;
-use crate::map::VolumeMap;
 use crate::plant::Plant;
 use crate::status::StatusKind;
 use crate::volume::{OnFull, Volume, VolumeSettings};
@@ -89,8 +88,7 @@ impl Engine {
 
     fn taken_blocks(&self) -> u64 {
         // What deleted volumes still map is on its way back.
-        let deleted: u64 = self.graves.iter().map(VolumeMap::mapped).sum();
-        self.segs.live() - deleted + self.space.coming
+        self.segs.live() - self.graves.mapped() + self.space.coming
     }
 
     /// Blocks that a volume may add for which `held` blocks are held back already.

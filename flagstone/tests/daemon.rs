@@ -93,6 +93,13 @@ fn volumes_live_through_commands_and_crashes() {
     let listed = daemon.run(&["volume", "list"]).succeeded().stdout;
     assert_eq!(listed.lines().count(), 2, "{listed}");
     assert!(listed.contains(&daemon.uri("v")), "{listed}");
+    daemon.run(&["volume", "create", "a", "--size", "1G"]).succeeded();
+    let page = daemon.run(&["--json", "volume", "list", "--limit", "1"]).succeeded().json();
+    assert_eq!((&page["volumes"][0]["name"], &page["next"]), (&json!("a"), &json!("a")));
+    let after = ["--json", "volume", "list", "--limit", "1", "--after", "a"];
+    let page = daemon.run(&after).succeeded().json();
+    assert_eq!((&page["volumes"][0]["name"], &page["next"]), (&json!("v"), &json!(null)));
+    daemon.run(&["volume", "delete", "a"]).succeeded();
     daemon.crash();
 
     let daemon = Daemon::serve(dir, "p");

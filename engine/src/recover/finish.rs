@@ -13,6 +13,7 @@ use crate::flush::FlushState;
 use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::format::superblock::SLOTS;
+use crate::graves::Graves;
 use crate::journal::Journal;
 use crate::leaf_loader::{LeafLoader, leaves_in};
 use crate::leaf_writer::LeafWriter;
@@ -172,7 +173,7 @@ impl Engine {
             slab: loaded.replay.slab,
             volumes: loaded.replay.volumes,
             next_volume: loaded.next_volume,
-            graves: VecDeque::new(),
+            graves: Graves::default(),
             kept,
             space: Default::default(),
             growth: None,

@@ -283,6 +283,11 @@ impl Engine {
             let first = region.leaf * LEAF_BLOCKS as u64;
             let (lba, end) = (first + from, first + to);
             let end = self.volumes.get(region.volume).map_or(lba, |v| end.min(v.blocks()));
+            if end <= lba {
+                // A shrink is about to discard it.
+                self.rewriter.next = None;
+                continue;
+            }
             let begun_ns = self.now_ns;
             self.rewriter.part = Part { volume: region.volume, lba, at: lba, end, begun_ns };
             self.rewriter.dropped = false;

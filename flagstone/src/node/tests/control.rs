@@ -1,11 +1,12 @@
 //! Control requests, limits and the clean stop.
 
 use super::harness::{MIB, Site, pattern, wait};
-use crate::node::{ControlError, SettingsChange, Shrink, StartError, start};
+use crate::node::limits::LIST_VOLUMES;
+use crate::node::{ControlError, ControlRequest, SettingsChange, Shrink, StartError, start};
 use flagstone_nbd::Style;
 use flagstone_nbd::proto::*;
 use flagstone_nbd::testing::{Client, Event};
-use std::io::Read;
+use std::io::{Read, Write};
 
 const UUID: [u8; 16] = [9; 16];
 
@@ -174,6 +175,78 @@ fn a_node_that_can_not_start_says_why_and_leaves_nothing() {
     let node = start(config).expect("it said so");
     node.shutdown();
     node.join().expect("a clean stop");
+}
+
+#[test]
+fn many_volumes_are_listed_page_by_page() {
+    let site = Site::with_pools(&[64 * MIB, 64 * MIB]);
+    let running = site.start();
+    let node = &running.node;
+    let name = |i: usize| format!("v{i:04}");
+    let count = 2 * LIST_VOLUMES + 100;
+    let made: Vec<_> = (0..count)
+        .map(|i| {
+            // All at once, as far as the queue goes: they share the journal's blocks.
+            loop {
+                let (reply, answer) = tokio::sync::oneshot::channel();
+                let sent = node.send(ControlRequest::CreateVolume {
+                    name: name((i * 7919) % count),
+                    size_bytes: MIB,
+                    uuid: UUID,
+                    pool: Some(site.config.pools[i % 2].clone()),
+                    settings: SettingsChange::default(),
+                    reply,
+                });
+                match sent {
+                    Ok(()) => return answer,
+                    Err(ControlError::Overloaded) => std::thread::yield_now(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .collect();
+    for answer in made {
+        wait(answer).expect("it answers").expect("there is room");
+    }
+    let list = |after: Option<&str>, limit| {
+        let listed = wait(node.volumes(after.map(str::to_owned), limit)).expect("it answers");
+        listed.into_iter().map(|volume| volume.name).collect::<Vec<_>>()
+    };
+    let all: Vec<_> = (0..count).map(name).collect();
+    assert_eq!(list(None, usize::MAX), all);
+    assert_eq!(list(None, 0), Vec::<String>::new());
+    assert_eq!(list(None, LIST_VOLUMES + 1), all[..=LIST_VOLUMES]);
+    assert_eq!(list(Some("v0009~"), 3), all[10..13]);
+    assert_eq!(list(Some(&all[count - 2]), 10), all[count - 1..]);
+    wait(node.delete_volume(name(11), false)).expect("nobody uses it");
+    assert_eq!(list(Some("v0010"), 2), all[12..14]);
+    let pools = wait(node.pools()).expect("it answers");
+    assert_eq!(pools.iter().map(|pool| pool.volumes).sum::<u32>() as usize, count - 1);
+    let provisioned: u64 = pools.iter().map(|pool| pool.provisioned_bytes).sum();
+    assert_eq!(provisioned, (count as u64 - 1) * MIB);
+
+    // The stock list has them all too.
+    let mut stream = running.connect();
+    stream.read_exact(&mut [0; 18]).expect("the server speaks first");
+    stream.write_all(&3_u32.to_be_bytes()).expect("it listens");
+    stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\0\0").expect("it listens");
+    let mut listed = Vec::new();
+    loop {
+        let mut header = [0; 20];
+        stream.read_exact(&mut header).expect("it answers");
+        let word = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|i| header[at + i]));
+        let mut data = vec![0; word(16) as usize];
+        stream.read_exact(&mut data).expect("it answers");
+        if word(12) == 1 {
+            break;
+        }
+        listed.push(String::from_utf8(data.split_off(4)).expect("a name"));
+    }
+    assert_eq!(listed, list(None, usize::MAX));
+    running.stop();
+    let running = site.start();
+    let found = wait(running.node.volumes(None, usize::MAX)).expect("it answers");
+    assert_eq!(found.len(), count - 1);
 }
 
 #[test]

@@ -1,0 +1,73 @@
+//! Maps of deleted volumes, until the space of what they map is given back.
+//!
+//! Invariant (recounted by [`Engine::check`](crate::Engine::check)): `mapped` is the sum over the maps.
+//! What reads leaves of theirs, or drops them from memory, doesn't change what they map.
+
+use crate::map::VolumeMap;
+use std::collections::{HashMap, VecDeque};
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct Graves {
+    /// Volumes, in the order in which they are taken apart.
+    queue: VecDeque<u32>,
+    maps: HashMap<u32, VolumeMap>,
+    mapped: u64,
+}
+
+impl Graves {
+    /// Takes the map of a volume that is gone.
+    pub(crate) fn bury(&mut self, map: VolumeMap) {
+        // One without leaves has nothing to give back.
+        if map.dense() > 0 {
+            self.mapped += map.mapped();
+            self.queue.push_back(map.volume());
+            self.maps.insert(map.volume(), map);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Blocks that all of them map.
+    pub(crate) fn mapped(&self) -> u64 {
+        self.mapped
+    }
+
+    pub(crate) fn get(&self, volume: u32) -> Option<&VolumeMap> {
+        self.maps.get(&volume)
+    }
+
+    /// What they map must not be changed.
+    pub(crate) fn get_mut(&mut self, volume: u32) -> Option<&mut VolumeMap> {
+        self.maps.get_mut(&volume)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &VolumeMap> {
+        self.maps.values()
+    }
+
+    /// Takes something off the first map; `None` if there is none.
+    pub(crate) fn reclaim<R>(&mut self, take: impl FnOnce(&mut VolumeMap) -> R) -> Option<R> {
+        let map = self.maps.get_mut(self.queue.front()?)?;
+        let before = map.mapped();
+        let taken = take(map);
+        self.mapped -= before - map.mapped();
+        Some(taken)
+    }
+
+    /// The first one is empty.
+    pub(crate) fn pop(&mut self) {
+        if let Some(volume) = self.queue.pop_front()
+            && let Some(map) = self.maps.remove(&volume)
+        {
+            // What can't be read was given up, and is not known to be dead.
+            self.mapped -= map.mapped();
+        }
+    }
+}
