@@ -190,10 +190,7 @@ impl Engine {
         let in_room = !to_count || self.has_counting_room();
         let map = match self.volumes.get_mut(volume) {
             Some(volume) => &mut volume.map,
-            None => match self.graves.get_mut(volume) {
-                Some(map) => map,
-                None => return Arrival::Taken,
-            },
+            None => return self.take_apart((volume, leaf), page, content),
         };
         let LeafState::Away(away) = map.leaf(leaf).0 else { return Arrival::Taken };
         if self.slab.away_leaf(away).page != page {
@@ -231,13 +228,43 @@ impl Engine {
         Arrival::Taken
     }
 
-    /// A leaf of a volume that is being deleted is given up.
-    pub(crate) fn forget_uncounted(&mut self, away: u32) {
+    /// The page of a leaf was read whose volume is being deleted: what lies there dies, and the leaf is
+    /// gone without ever coming to memory.
+    fn take_apart(
+        &mut self,
+        (volume, leaf): (u32, u64),
+        page: LeafPage,
+        mut content: Leaf,
+    ) -> Arrival {
+        let state = self.graves.get(volume).map(|map| map.leaf(leaf).0);
+        let Some(LeafState::Away(away)) = state else { return Arrival::Taken };
+        if self.slab.away_leaf(away).page != page || self.forget_uncounted(volume, leaf) {
+            return Arrival::Taken;
+        }
+        if let Some(mut unread) = self.slab.take_unread(away) {
+            unread.apply(&mut content, |_| Verdict::Good);
+        }
+        for i in 0..LEAF_BLOCKS {
+            if let Mapping::Block { pbn, .. } = content.get(i) {
+                self.segs.died(self.geo.locate(pbn).0, self.applied_lsn);
+            }
+        }
+        self.graves.give_up(&mut self.slab, volume, leaf);
+        Arrival::Taken
+    }
+
+    /// Gives up a leaf of a volume that is being deleted if it is not counted yet: of what was never
+    /// counted nothing need be known. Returns whether it was.
+    pub(crate) fn forget_uncounted(&mut self, volume: u32, leaf: u64) -> bool {
+        let state = self.graves.get(volume).map(|map| map.leaf(leaf).0);
+        let Some(LeafState::Away(away)) = state else { return false };
         let uncounted = self.slab.unread(away).is_some_and(|unread| !unread.is_counted());
         if uncounted && let Some(counting) = &mut self.counting {
             counting.left -= 1;
             self.segs.counted(self.slab.away_leaf(away).mapped());
+            self.graves.give_up(&mut self.slab, volume, leaf);
         }
+        uncounted
     }
 
     /// A leaf of a volume that is there can't be read: the next opening makes the map anew. Of a pool

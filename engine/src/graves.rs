@@ -3,7 +3,7 @@
 //! Invariant (recounted by [`Engine::check`](crate::Engine::check)): `mapped` is the sum over the maps.
 //! What reads leaves of theirs, or drops them from memory, doesn't change what they map.
 
-use crate::map::VolumeMap;
+use crate::map::{LeafSlab, VolumeMap};
 use std::collections::{HashMap, VecDeque};
 
 /// See the module's documentation.
@@ -61,13 +61,19 @@ impl Graves {
         Some(taken)
     }
 
+    /// Forgets a leaf that is not in memory.
+    pub(crate) fn give_up(&mut self, slab: &mut LeafSlab, volume: u32, leaf: u64) {
+        if let Some(map) = self.maps.get_mut(&volume) {
+            let before = map.mapped();
+            map.give_up(slab, leaf);
+            self.mapped -= before - map.mapped();
+        }
+    }
+
     /// The first one is empty.
     pub(crate) fn pop(&mut self) {
-        if let Some(volume) = self.queue.pop_front()
-            && let Some(map) = self.maps.remove(&volume)
-        {
-            // What can't be read was given up, and is not known to be dead.
-            self.mapped -= map.mapped();
+        if let Some(volume) = self.queue.pop_front() {
+            self.maps.remove(&volume);
         }
     }
 }

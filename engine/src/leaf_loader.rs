@@ -71,6 +71,8 @@ enum Purpose {
     Move,
     /// Only to be counted.
     Count,
+    /// Only to be taken apart, in a volume that is being deleted.
+    Reclaim,
 }
 
 /// See the module's documentation.
@@ -231,6 +233,11 @@ impl Engine {
         self.request_page((volume, leaf), page, Purpose::Move)
     }
 
+    /// Begins to read a leaf of a volume that is being deleted.
+    pub(crate) fn request_reclaim(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
+        self.request_page((volume, leaf), page, Purpose::Reclaim)
+    }
+
     fn request_page(&mut self, key: (u32, u64), page: LeafPage, purpose: Purpose) -> Paging {
         if self.is_leaf_coming(key.0, key.1) {
             return Paging::Coming;
@@ -243,11 +250,11 @@ impl Engine {
             return Paging::Coming;
         }
         let idle = self.leaf_loader.slots.iter().position(|slot| slot.stage == Stage::Idle);
-        let moves = purpose == Purpose::Move;
-        let room = moves || self.has_leaf_room(1);
+        let stays = purpose == Purpose::Request;
+        let room = !stays || self.has_leaf_room(1);
         match idle.filter(|_| room) {
             Some(i) => self.begin_leaf_read(i, key, page, purpose),
-            None if moves => {}
+            None if !stays => {}
             None => self.leaf_loader.starved = true,
         }
         Paging::Coming

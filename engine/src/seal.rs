@@ -139,7 +139,8 @@ impl Engine {
             match reclaim {
                 Reclaim::Done => self.graves.pop(),
                 Reclaim::GoOn => return,
-                Reclaim::Away(leaf) => return self.reclaim_away(volume, leaf),
+                Reclaim::Away(leaf) if self.reclaim_away(volume, leaf) => {}
+                Reclaim::Away(_) => return,
             }
             if taken > 1 {
                 return;
@@ -147,17 +148,20 @@ impl Engine {
         }
     }
 
-    /// The next leaf of a deleted volume is not in memory.
-    fn reclaim_away(&mut self, volume: u32, leaf: u64) {
+    /// The next leaf of a deleted volume is not in memory; returns whether it is gone without being
+    /// read. It needs no room: it may be that volume's leaves that there is none for.
+    fn reclaim_away(&mut self, volume: u32, leaf: u64) -> bool {
         let state = self.graves.get(volume).map(|map| map.leaf(leaf).0);
-        let Some(LeafState::Away(away)) = state else { return };
-        let page = self.slab.away_leaf(away).page;
-        if self.request_leaf(volume, leaf, page) == Paging::Bad {
-            self.forget_uncounted(away);
-            if let Some(map) = self.graves.get_mut(volume) {
-                map.give_up(&mut self.slab, leaf);
-            }
+        let Some(LeafState::Away(away)) = state else { return false };
+        if self.forget_uncounted(volume, leaf) {
+            return true;
         }
+        let page = self.slab.away_leaf(away).page;
+        let bad = self.request_reclaim(volume, leaf, page) == Paging::Bad;
+        if bad {
+            self.graves.give_up(&mut self.slab, volume, leaf);
+        }
+        bad
     }
 
     /// Moves the journal's tail when the ring is filling up, or a block of it is damaged: whatever holds it is pushed on to

@@ -346,3 +346,31 @@ fn a_stop_does_not_wait_for_the_count() {
     assert!(world.engine.is_stopped());
     assert!(world.engine.counters().leaves_read < 100, "{:?}", world.engine.counters());
 }
+
+/// Its leaves may have taken all the memory that there is for leaves.
+#[test]
+fn a_deleted_volume_gives_its_memory_back() {
+    const LEAVES: u64 = 40;
+    let (world, volume) = paged(LEAVES);
+    let options = OpenOptions { map_memory: Some(0), ..OPEN };
+    let mut world = World::open_with(world.stop(), &options).unwrap();
+    let other = world.create("other", 40 * LEAF * B);
+    // No checkpoint ends.
+    world.hold = Some(*b"LSBL");
+    for n in 0..2000 {
+        let (tag, at) = (world.tag(), (LEAVES - 1 - n / 5 % 6) * LEAF * B);
+        let (engine, arena) = (&mut world.engine, &mut world.arena);
+        let _ = engine.write(arena, tag, volume, at, &block(n), Durability::Completed);
+        world.turn();
+    }
+    let full = world.engine.usage().map_bytes;
+    assert!(full > 5 * 4096, "{full}");
+    world.delete(volume);
+    world.release();
+    for leaf in 0..40 {
+        world.write(other, leaf * LEAF * B, &block(leaf)).unwrap();
+    }
+    (0..100).for_each(|_| world.turn());
+    assert_eq!(world.engine.usage().live, 40 * B);
+    world.engine.check().unwrap();
+}

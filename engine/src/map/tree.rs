@@ -465,8 +465,8 @@ impl VolumeMap {
         Reclaim::Done
     }
 
-    /// Gives up a leaf whose page can't be read, in a volume that is being deleted: where its
-    /// blocks lay is not known any more.
+    /// Gives up a leaf that is not in memory, in a volume that is being deleted: whoever knows where its
+    /// blocks lay has seen to them.
     pub fn give_up(&mut self, slab: &mut LeafSlab, leaf: u64) {
         if let LeafState::Away(away) = self.leaf(leaf).0 {
             let known = slab.away_leaf(away);
