@@ -220,7 +220,7 @@ impl Engine {
     /// Lists the blocks of a sealed segment that the map names.
     fn list_sealed(&mut self, bufs: &impl Buffers, segment: u32, summary: Buffer) {
         let Some(mut run) = self.scrub.run.take() else { return };
-        (run.segment, run.next) = (segment, 0);
+        self.begin_list(&mut run, segment);
         run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
         if let Some((_, entries)) = self.summary_entries(segment, bufs.bytes(summary)) {

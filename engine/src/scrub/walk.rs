@@ -1,6 +1,6 @@
 //! What to read next, and when.
 
-use super::{Named, Phase, ScrubState, Slot, Stage, Work};
+use super::{Named, Phase, Run, ScrubState, Slot, Stage, Work};
 use crate::engine::Engine;
 use crate::format::meta::PAGE_BLOCKS;
 use crate::format::superblock::SLOTS;
@@ -331,7 +331,7 @@ impl Engine {
     /// named by nothing yet.
     fn list_open(&mut self, bufs: &impl Buffers, segment: u32) {
         let Some(mut run) = self.scrub.run.take() else { return };
-        (run.segment, run.next) = (segment, 0);
+        self.begin_list(&mut run, segment);
         run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
         if let Some(open) = self.open.iter().flatten().find(|open| open.segment == segment) {
@@ -387,7 +387,7 @@ impl Engine {
         run.search = match self.volumes.slot(slot) {
             _ if slot == self.volumes.slots() => {
                 run.named.sort_unstable_by_key(|named| named.block);
-                (run.segment, run.next) = (segment, 0);
+                self.begin_list(&mut run, segment);
                 None
             }
             Some(volume) if leaf < volume.map.leaves() => {
@@ -412,10 +412,22 @@ impl Engine {
         Next::Again
     }
 
+    /// The list that is made now is of the segment as it is.
+    pub(super) fn begin_list(&self, run: &mut Run, segment: u32) {
+        let generation = self.segs.row(segment).generation;
+        (run.segment, run.generation, run.next) = (segment, generation, 0);
+    }
+
     /// The next blocks of the segment at hand: a run of those that the map still names.
     fn next_run(&mut self) -> Option<Next> {
         let run = self.scrub.run.as_ref()?;
         let (segment, mut from) = (run.segment, run.next);
+        let row = self.segs.row(segment);
+        let filled = [SegmentState::Open, SegmentState::Sealing, SegmentState::Sealed];
+        if row.generation != run.generation || !filled.contains(&row.state) {
+            // It was emptied meanwhile. Of a leaf that is not in memory that can't be told.
+            return None;
+        }
         let named = |n: &Named| {
             let pbn = self.geo.pbn(segment, n.block);
             self.map_names(n.volume, n.lba, pbn, n.crc)
