@@ -32,6 +32,8 @@ use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError};
 /// Records stated per turn, so that a large pool's compaction does not hold up its requests.
 const STATEMENTS_PER_TURN: usize = 256;
 
+/// Times that a checkpoint tries to read a page that it must read, at least twice each.
+const PATCHED_READS: u32 = 8;
 /// As in `errno.h`.
 const EIO: i32 = 5;
 
@@ -436,9 +438,11 @@ impl Engine {
                 }
                 match self.request_move(volume, leaf, page) {
                     Paging::Bad if patched => {
-                        // What was logged of it must not be forgotten, and can't be kept: this
-                        // checkpoint can't end.
-                        self.fail(DeviceError::Os { errno: EIO });
+                        // What was logged of it must not be forgotten, and can't be kept: if this
+                        // goes on, the checkpoint can't end.
+                        if self.leaf_writer.refused() == PATCHED_READS {
+                            self.fail(DeviceError::Os { errno: EIO });
+                        }
                         None
                     }
                     // It stays where it is, and its segment with it.

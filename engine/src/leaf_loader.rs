@@ -425,8 +425,9 @@ impl Engine {
     /// Whether what has to end before a stop waits for room for a leaf that only a checkpoint can
     /// make.
     pub(crate) fn stop_wants_pages(&self) -> bool {
-        let waits = !self.cleaner.is_idle() || !self.rmws.is_idle();
-        waits && !self.has_leaf_room(1) && self.slab.dirty() == self.slab.used()
+        let waits = !self.cleaner.is_idle() || !self.rmws.is_idle() || !self.shrinks.is_empty();
+        // Those that have not changed may be kept warm by who waits for another.
+        waits && !self.has_leaf_room(1) && self.slab.dirty() > 0
     }
 
     /// Whether so many leaves have changed that a checkpoint should give them pages, so that

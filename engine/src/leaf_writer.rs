@@ -51,6 +51,8 @@ pub(crate) struct LeafWriter {
     place: Option<(u32, u32)>,
     /// Segments taken by the checkpoint under way.
     taken: u32,
+    /// Pages that it must read, and could not.
+    refused: u32,
     /// Pages that the chain under construction names, by segment.
     named: HashMap<u32, u32>,
 }
@@ -75,6 +77,12 @@ impl LeafWriter {
     /// Segments taken by the checkpoint under way.
     pub(crate) fn segments(&self) -> u32 {
         self.taken
+    }
+
+    /// A page that the checkpoint must read could not be read; returns how often that was so.
+    pub(crate) fn refused(&mut self) -> u32 {
+        self.refused += 1;
+        self.refused
     }
 
     /// A chunk is on the device.
@@ -243,5 +251,6 @@ impl Engine {
         }
         self.leaf_writer.named.clear();
         (self.leaf_writer.place, self.leaf_writer.taken) = (None, 0);
+        self.leaf_writer.refused = 0;
     }
 }
