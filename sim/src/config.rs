@@ -74,6 +74,8 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SwitchBeforeSeal
         | Plant::UsersTakeReserve
         | Plant::TakeReserved => Some(Theme::Clean),
+        Plant::ScrubKeepsPage => Some(Theme::Damage),
+        Plant::ForgetPatches => Some(Theme::Paging),
         _ => None,
     }
 }
