@@ -453,8 +453,8 @@ impl Engine {
         while let Some(tag) = self.flush.next_waiter() {
             self.complete(tag, Err(IoFault::Device));
         }
-        self.fail_growth();
         self.fail_shrinks();
+        self.fail_change();
         self.fail_rmws(bufs);
         self.fail_scrub();
     }

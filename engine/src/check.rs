@@ -237,7 +237,7 @@ fn check_leaf(
 /// See [`OpenError`].
 pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
     let superblock = crate::recover::superblock(io, &mut RecoveryReport::default())?;
-    Ok(Geometry::of(&superblock, io.size())?)
+    Ok(Geometry::of(&superblock, |device| io.device_bytes(device))?)
 }
 
 /// Describes a stopped pool without reading its data.
@@ -450,8 +450,8 @@ impl Engine {
                 return Err(Inconsistency::State { segment, state: row.state });
             }
         }
-        let listed = self.segs.free() + self.segs.discarding();
-        let (listed, free) = (listed, self.segs.census()[SegmentState::Free as usize]);
+        let (listed, free) =
+            (self.segs.free_all(), self.segs.census()[SegmentState::Free as usize]);
         if listed != free {
             return Err(Inconsistency::Free { listed, free });
         }

@@ -107,6 +107,7 @@ impl Engine {
         let jseq = self.journal.retired - 1;
         let record = Record::Checkpoint { lsn };
         chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+        self.leaving_checkpoint_begun();
         self.begin_leaf_pages();
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
@@ -158,12 +159,13 @@ impl Engine {
                 && (self.segs.free() <= self.floor() || self.available_blocks() == 0))
             || (self.is_reserve_short() && self.leaf_pages_are_loose())
             || self.scrub.wants_checkpoint()
+            || self.leaving_wants_checkpoint()
     }
 
     /// Blocks of log after which a checkpoint is due.
     fn checkpoint_interval(&self) -> u64 {
         let block = BLOCK_SIZE as u64;
-        let pool = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
+        let pool = u64::from(self.geo.capacity) * u64::from(self.geo.shape.data_blocks);
         let least = (CHECKPOINT_LOG_BYTES_MIN / block).min(pool / 4);
         let most = CHECKPOINT_LOG_BYTES_MAX / block;
         (self.segs.live() / CHECKPOINT_LOG_DIVISOR).clamp(least, most)

@@ -293,7 +293,7 @@ impl Engine {
             && !rebuild.written
             && !self.opening
             && self.compaction.is_none()
-            && self.growth.is_none()
+            && self.change.is_none()
             && !self.stop.has_drained()
             && self.super_write.is_idle()
         {

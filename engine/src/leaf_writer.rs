@@ -131,7 +131,7 @@ impl Engine {
         let enough = if short { pages } else { pages / 2 };
         for segment in 0..self.segs.len() {
             if self.segs.row(segment).state != SegmentState::Map
-                || self.slab.paged(segment) >= enough
+                || (self.slab.paged(segment) >= enough && !self.segs.is_leaving(segment))
             {
                 continue;
             }

@@ -109,6 +109,16 @@ pub enum Plant {
     CompactWithinSize,
     /// Requests may be about what a shrink under way cuts off.
     ShrinkAdmits,
+    /// A flush asks the journal's device only.
+    FlushOneDevice,
+    /// A superblock counts when it is durable on one device.
+    SuperblockOnOneDevice,
+    /// The segments of a device are used before the superblock that has it is durable.
+    JoinTooSoon,
+    /// A device is removed before the records that free its segments are durable.
+    RemoveTooSoon,
+    /// When the journal moves to another device, its blocks on the old one are forgotten.
+    JournalForgetsOld,
 }
 
 impl Plant {
@@ -164,6 +174,11 @@ impl Plant {
         Self::ShrinkKeepsData,
         Self::CompactWithinSize,
         Self::ShrinkAdmits,
+        Self::FlushOneDevice,
+        Self::SuperblockOnOneDevice,
+        Self::JoinTooSoon,
+        Self::RemoveTooSoon,
+        Self::JournalForgetsOld,
     ];
 }
 

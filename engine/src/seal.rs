@@ -164,11 +164,14 @@ impl Engine {
         bad
     }
 
-    /// Moves the journal's tail when the ring is filling up, or a block of it is damaged: whatever holds it is pushed on to
+    /// Moves the journal's tail when the ring is filling up, a block of it is damaged, or it lies on a
+    /// device that is to be removed: whatever holds it is pushed on to
     /// where it no longer needs the journal, then a block that claims the new tail is written.
     pub(crate) fn relieve_journal(&mut self, bufs: &mut impl Buffers) {
-        let damaged = self.scrub.wants_tail_beyond(self.journal.tail_durable);
-        if !self.journal.is_pressed() && !damaged {
+        let tail = self.journal.tail_durable;
+        let wanted = self.scrub.wants_tail_beyond(tail)
+            || self.leaving_wants_tail().is_some_and(|wanted| tail < wanted);
+        if !self.journal.is_pressed() && !wanted {
             return;
         }
         let meta = self.meta.holds_tail();

@@ -115,7 +115,7 @@ impl Engine {
     /// among them; or of those of a full pool whose volumes are mapped without gaps, so that a pool's capacity does
     /// not shrink while it is being filled.
     pub(crate) fn leaf_segments(&self, more: u64) -> u32 {
-        let blocks = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
+        let blocks = u64::from(self.geo.capacity) * u64::from(self.geo.shape.data_blocks);
         let under_way = self.new_leaves_in_flight() + more;
         let leaves = self.slab.leaves() as u64 + under_way + self.space.leaves;
         self.segments_of_pages(leaves.max(blocks / LEAF_BLOCKS as u64))
@@ -151,7 +151,7 @@ impl Engine {
     pub(crate) fn chain_segments(&self, leaves: u64) -> u32 {
         let leaves = leaves + self.slab.leaves() as u64 + self.new_leaves_in_flight();
         let bytes = self.volumes.record_bytes()
-            + self.geo.segments as usize * SEGMENT_SEAL_BYTES
+            + self.geo.in_all as usize * SEGMENT_SEAL_BYTES
             + leaves as usize * LEAF_BYTES_MAX
             + self.touched as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
@@ -183,7 +183,7 @@ impl Engine {
         let maps = maps.max(pages);
         let reserve = self.chain_segments(leaves) + 2 + pages + self.cleaner_reserve();
         let meta = chains + maps + reserve + segments;
-        let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
+        let usable = u64::from(self.geo.capacity.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }
 

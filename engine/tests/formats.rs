@@ -6,7 +6,7 @@ use flagstone_engine::format::field::Layout;
 use flagstone_engine::format::record::{Record, Records, Seal, layout};
 use flagstone_engine::format::segment::{Footer, SegmentShape};
 use flagstone_engine::format::superblock::Superblock;
-use flagstone_engine::format::{journal, leaf, meta, segment, superblock};
+use flagstone_engine::format::{device, journal, leaf, meta, segment, superblock};
 use flagstone_engine::{OnFull, VolumeSettings};
 use proptest::prelude::*;
 
@@ -30,6 +30,7 @@ fn documented(document: &str, title: &str) -> Vec<(usize, usize, String)> {
 fn every_byte_table_agrees_with_the_code() {
     let mut layouts: Vec<(&str, &Layout)> = vec![
         ("superblock", &superblock::LAYOUT),
+        ("superblock", &device::LAYOUT),
         ("journal", &journal::LAYOUT),
         ("segment", &segment::ENTRY_LAYOUT),
         ("segment", &segment::LAYOUT),

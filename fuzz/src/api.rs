@@ -7,6 +7,7 @@ use crate::input::Input;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
+use flagstone::api::devices::{AddDevice, DeviceAction};
 use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
@@ -146,6 +147,14 @@ impl Backend for Fake {
 
     fn grow_pool(&self, _pool: String) -> Reply<Pool> {
         answer(Err(ApiError::new(ErrorCode::PoolNotFound, "no such pool")))
+    }
+
+    fn add_device(&self, _pool: String, _request: AddDevice) -> Reply<Pool> {
+        answer(Err(ApiError::new(ErrorCode::DeviceUnfit, "it holds data")))
+    }
+
+    fn change_device(&self, _pool: String, _device: String, _: DeviceAction) -> Reply<Pool> {
+        answer(Err(ApiError::new(ErrorCode::DeviceNotFound, "no such device")))
     }
 
     fn scrub(&self, _pool: String, _action: ScrubAction) -> Reply<Scrub> {

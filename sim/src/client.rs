@@ -67,8 +67,15 @@ enum Job {
         volume: u32,
         settings: VolumeSettings,
     },
+    /// A disk becomes larger by so much.
     Grow {
         bytes: u64,
+    },
+    AddDisk {
+        bytes: u64,
+    },
+    RemoveDisk {
+        keep: bool,
     },
 }
 
@@ -165,10 +172,14 @@ impl Client {
             11 => Some(Job::Set { volume, settings: settings(world, size) }),
             12 if world.growths < GROWTHS_MAX => {
                 world.growths += 1;
-                let now = world.engine().geometry().device_bytes;
-                Some(Job::Grow { bytes: now + (1 + world.rng.skewed(4 * 256)) * BLOCK })
+                Some(Job::Grow { bytes: (1 + world.rng.skewed(4 * 256)) * BLOCK })
             }
             13 => Some(scan(world, volume, size)),
+            14 => Some(match world.rng.below(8) {
+                0..3 => Job::AddDisk { bytes: (16 << 20) + world.rng.skewed(48 << 8) * BLOCK },
+                3..7 => Job::RemoveDisk { keep: false },
+                _ => Job::RemoveDisk { keep: true },
+            }),
             _ => None,
         })
     }
@@ -340,6 +351,8 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
         Job::Resize { volume, size, shrink } => world.resize(*volume, *size, *shrink)?,
         Job::Set { volume, settings } => world.set(*volume, *settings)?,
         Job::Grow { bytes } => world.grow(*bytes)?,
+        Job::AddDisk { bytes } => world.add_disk(*bytes)?,
+        Job::RemoveDisk { keep } => world.remove_disk(*keep)?,
     };
     Ok(match submitted {
         Submitted::Taken(()) => (None, Offer::Progress),

@@ -12,7 +12,6 @@ use crate::error::OpenError;
 use crate::flush::FlushState;
 use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
-use crate::format::superblock::SLOTS;
 use crate::graves::Graves;
 use crate::journal::Journal;
 use crate::leaf_loader::{LeafLoader, leaves_in};
@@ -28,7 +27,7 @@ use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::stream::user_streams;
 use crate::super_write::SuperWrite;
-use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
+use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand, join_offset, split_offset};
 use std::collections::VecDeque;
 
 /// Seals that may be under way; more than a flush interval's worth of segments.
@@ -122,6 +121,7 @@ impl Engine {
             summaries.push(take(geo.shape.summary_blocks())?);
         }
         let super_buffers = [take(1)?, take(1)?];
+        let change_buffer = take(1)?;
         let rmws = Rmws::new(bufs, Self::guards_off(options.planted)).ok_or(memory)?;
         let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
         let leaf_writer = LeafWriter::new(bufs).ok_or(memory)?;
@@ -161,6 +161,7 @@ impl Engine {
         let (out, done) = Self::new_queues();
         Ok(Self {
             geo,
+            devices: superblock.devices,
             pool: superblock.pool_uuid,
             pool_tag: pool_tag(&superblock.pool_uuid),
             session: options.session,
@@ -176,8 +177,10 @@ impl Engine {
             graves: Graves::default(),
             kept,
             space: Default::default(),
-            growth: None,
             shrinks: VecDeque::new(),
+            change: None,
+            change_buffer,
+            evacuation: Default::default(),
             full_wait_ns: FULL_WAIT_NS,
             touched,
             next_lsn: loaded.last_lsn + 1,
@@ -260,14 +263,15 @@ impl super::load::TailBlock {
 /// other slot are older and are replaced by the next update. Doing it twice is harmless.
 fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenError> {
     let superblock = &loaded.superblock;
-    let slot = SLOTS[superblock.generation as usize % 2];
     let (mut block, mut found) = ([0; BLOCK_SIZE], [0; BLOCK_SIZE]);
     let mut repaired = false;
-    for position in slot.into_iter().chain([loaded.geo.superblock_tail()]) {
-        superblock.encode(position, &mut block);
-        if io.read_at(position, &mut found).is_err() || found != block {
-            io.write_at(position, &block)?;
-            repaired = true;
+    for device in loaded.geo.devices() {
+        for offset in loaded.geo.superblock_places(device, superblock.generation) {
+            superblock.on(device).encode(split_offset(offset).1, &mut block);
+            if io.read_at(offset, &mut found).is_err() || found != block {
+                io.write_at(offset, &block)?;
+                repaired = true;
+            }
         }
     }
     if repaired {
@@ -344,9 +348,12 @@ pub(super) fn drive(
         moved = true;
         // A read that fails is no failure of the pool: the engine tries again, or does without.
         let read = matches!(command.command, DeviceCommand::Read { .. });
+        let at = |offset| join_offset(usize::from(command.device), offset);
         let result = match command.command {
-            DeviceCommand::Read { offset, buffer } => io.read_at(offset, bufs.bytes_mut(buffer)),
-            DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
+            DeviceCommand::Read { offset, buffer } => {
+                io.read_at(at(offset), bufs.bytes_mut(buffer))
+            }
+            DeviceCommand::Write { offset, buffer } => io.write_at(at(offset), bufs.bytes(buffer)),
             DeviceCommand::Flush => io.flush(),
             // There are none during an opening.
             DeviceCommand::Discard { .. } => Ok(()),

@@ -91,7 +91,7 @@ pub(crate) fn load(
 ) -> Result<Loaded, OpenError> {
     let mut report = RecoveryReport::default();
     let superblock = scan::superblock(io, &mut report)?;
-    let geo = Geometry::of(&superblock, io.size())?;
+    let geo = Geometry::of(&superblock, |device| io.device_bytes(device))?;
     let journal = scan::journal(io, &geo, &superblock)?;
     let meta = scan::meta_chain(io, &geo, &superblock, journal.meta_pages, &mut report)?;
     report.meta_pages = meta.page;
@@ -154,7 +154,7 @@ pub(crate) fn load(
     changes.sort_by_key(OwnedRecord::order);
     let chain = ChainEnd {
         segments: meta.segments,
-        next_segment: if meta.next_segment < geo.segments { meta.next_segment } else { NO_SEGMENT },
+        next_segment: if geo.has(meta.next_segment) { meta.next_segment } else { NO_SEGMENT },
         index: meta.index,
         page: meta.page,
         prev_crc: meta.prev_crc,

@@ -113,7 +113,7 @@ pub(super) fn replay(
     let mut state = Replay {
         volumes,
         slab: LeafSlab::new(geo),
-        segs: SegmentTable::new(geo.segments),
+        segs: SegmentTable::new(geo),
         last_lsn: 0,
         summaries: 0,
         log_since: 0,
@@ -236,9 +236,13 @@ impl Replay {
 
     fn place_segments(&mut self, input: &Input<'_>) -> Result<(), OpenError> {
         let &Input { sealed, chain, tails, pages, .. } = input;
+        let geo = input.geo;
         let mut place = |segment: u32, state: SegmentState, lsn: u64| {
+            if !geo.has(segment) {
+                return Err(OpenError::Record { lsn });
+            }
             let row = self.segs.row_mut(segment);
-            if row.state != SegmentState::Free {
+            if !matches!(row.state, SegmentState::Free | SegmentState::Absent) {
                 return Err(OpenError::Record { lsn });
             }
             row.state = state;

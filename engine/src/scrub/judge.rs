@@ -10,7 +10,7 @@ use crate::format::superblock::Superblock;
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;
-use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, split_offset};
 
 impl Slot {
     pub(super) fn bytes(&self) -> Buffer {
@@ -54,7 +54,7 @@ impl Engine {
     /// Where an item lies on the device.
     pub(super) fn scrub_offset(&self, work: Work, item: usize) -> u64 {
         match work {
-            Work::Superblock { place } => self.superblock_places()[place],
+            Work::Superblock { place } => self.superblock_place(place).0,
             Work::Journal { first } => self.geo.journal_offset(first + item as u64),
             Work::Chain { segment, first, .. } => {
                 let index = (first % u64::from(self.geo.pages())) as u32;
@@ -125,10 +125,11 @@ impl Engine {
 
     fn is_right(&self, bytes: &[u8], work: Work, item: usize) -> bool {
         match work {
-            Work::Superblock { .. } => {
-                let position = self.scrub_offset(work, item);
+            Work::Superblock { place } => {
+                let (offset, device) = self.superblock_place(place);
+                let (_, position) = split_offset(offset);
                 Superblock::decode(position, bytes)
-                    .is_ok_and(|found| found == self.super_write.current())
+                    .is_ok_and(|found| found == self.super_write.current().on(device))
             }
             Work::Journal { first } => {
                 let (jseq, ring) = (first + item as u64, self.geo.journal_blocks);

@@ -291,7 +291,7 @@ impl Engine {
             u64::from(self.segs.census()[SegmentState::Sealed as usize] * shape.summary_blocks());
         let pages = self.slab.used() as u64 * u64::from(self.geo.leaf_page_blocks());
         let journal = self.journal.durable - self.journal.tail_durable;
-        let fixed = self.superblock_places().len() as u64;
+        let fixed = self.superblock_places() as u64;
         let blocks =
             self.segs.live() + summaries + pages + journal + 2 * self.meta.durable_pages() + fixed;
         blocks * BLOCK_SIZE as u64

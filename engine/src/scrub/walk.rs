@@ -3,7 +3,6 @@
 use super::{Named, Phase, Run, ScrubState, Slot, Stage, Work};
 use crate::engine::Engine;
 use crate::format::meta::PAGE_BLOCKS;
-use crate::format::superblock::SLOTS;
 use crate::leaf_loader::Paging;
 use crate::limits::{CLEAN_GAP_BLOCKS, CLEAN_SUMMARIES, SCRUB_BLOCKS, SCRUB_STEPS};
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping};
@@ -23,10 +22,16 @@ enum Next {
 }
 
 impl Engine {
-    /// Where the superblock that counts should lie.
-    pub(super) fn superblock_places(&self) -> [u64; 3] {
-        let [one, two] = SLOTS[self.super_write.generation as usize % 2];
-        [one, two, self.geo.superblock_tail()]
+    /// Number of places where the superblock that counts should lie.
+    pub(super) fn superblock_places(&self) -> usize {
+        3 * self.geo.devices().count()
+    }
+
+    /// One of these places: its offset, and its device.
+    pub(super) fn superblock_place(&self, place: usize) -> (u64, usize) {
+        let device = self.geo.devices().nth(place / 3).unwrap_or_default();
+        let places = self.geo.superblock_places(device, self.super_write.generation);
+        (places[place % 3], device)
     }
 
     pub(super) fn issue_scrub_reads(&mut self, bufs: &mut impl Buffers) {
@@ -179,7 +184,7 @@ impl Engine {
         if !self.super_write.is_idle() {
             return (Phase::Superblocks { place }, Next::Wait);
         }
-        if place < self.superblock_places().len() {
+        if place < self.superblock_places() {
             let read = Next::Read(Work::Superblock { place }, 1, 1);
             return (Phase::Superblocks { place: place + 1 }, read);
         }

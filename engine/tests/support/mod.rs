@@ -313,7 +313,7 @@ impl World {
     }
 
     pub fn grow(&mut self, device_bytes: u64) -> Result<(), SubmitError> {
-        self.submit(|e, _, t| e.grow(t, device_bytes))?.1.result.unwrap();
+        self.submit(|e, _, t| e.grow(t, 0, device_bytes))?.1.result.unwrap();
         Ok(())
     }
 

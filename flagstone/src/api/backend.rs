@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use super::devices::{AddDevice, DeviceAction};
 use super::errors::ApiError;
 use super::scrub::Scrub;
 use super::types::{CreateVolume, Pool, Volume};
@@ -65,6 +66,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
     fn grow_pool(&self, pool: String) -> Reply<Pool>;
+
+    /// Adds a device to a pool, meant by its path or UUID; durable when answered.
+    fn add_device(&self, pool: String, request: AddDevice) -> Reply<Pool>;
+
+    /// Empties a device of a pool, or keeps it after all; decided for good when answered.
+    fn change_device(&self, pool: String, device: String, action: DeviceAction) -> Reply<Pool>;
 
     /// Begins, shows or ends the scrub of a pool, meant by its path or UUID.
     fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub>;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::devices::{AddDevice, DeviceAction};
 use super::errors::{ApiError, ErrorBody};
 use super::scrub::{Scrub, StartScrub};
 use super::types::{
@@ -204,6 +205,33 @@ impl Client {
     pub async fn grow_pool(&self, uuid: &str) -> Result<Pool, ClientError> {
         let path = format!("/v1/pools/{uuid}/grow");
         Ok(self.call(Method::POST, &path, None::<&()>).await?.1)
+    }
+
+    /// Adds a device to a pool. `uuid` is the pool's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn add_device(&self, uuid: &str, request: &AddDevice) -> Result<Pool, ClientError> {
+        let path = format!("/v1/pools/{uuid}/devices");
+        Ok(self.call(Method::POST, &path, Some(request)).await?.1)
+    }
+
+    /// Empties a device of a pool, or keeps it. Both are meant by their UUIDs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn change_device(
+        &self,
+        pool: &str,
+        device: &str,
+        action: DeviceAction,
+    ) -> Result<Pool, ClientError> {
+        let path = format!("/v1/pools/{pool}/devices/{device}");
+        let (method, path) = match action {
+            DeviceAction::Remove => (Method::DELETE, path),
+            DeviceAction::Keep => (Method::POST, path + "/keep"),
+        };
+        Ok(self.call(method, &path, None::<&()>).await?.1)
     }
 
     /// Begins a scrub of a pool. `uuid` is the pool's.

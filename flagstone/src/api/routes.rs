@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::backend::{Backend, Created};
+use super::devices;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::scrub;
@@ -69,6 +70,9 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(list_pools))
         .routes(routes!(grow_pool))
+        .routes(routes!(devices::add_device))
+        .routes(routes!(devices::remove_device))
+        .routes(routes!(devices::keep_device))
         .routes(routes!(scrub::start_scrub, scrub::show_scrub, scrub::cancel_scrub))
         .routes(routes!(status))
         .routes(routes!(openapi))

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, Created, Reply, Snapshot};
 use super::client::{Client, ClientError};
+use super::devices::{AddDevice, DeviceAction};
 use super::errors::{ApiError, ErrorCode};
 use super::routes::{self, Context};
 use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
@@ -60,6 +61,7 @@ impl Backend for Fake {
             state: if self.failed { PoolState::Failed } else { PoolState::Running },
             reason: None,
             device_bytes: 4,
+            devices: Vec::new(),
             capacity_bytes: 3,
             used_bytes: 1,
             free_bytes: 2,
@@ -156,6 +158,20 @@ impl Backend for Fake {
             let found = snapshot.await?.pools.into_iter().find(|p| p.uuid == pool);
             found.ok_or_else(|| ApiError::new(ErrorCode::PoolNotFound, "no such pool"))
         })
+    }
+
+    fn add_device(&self, pool: String, request: AddDevice) -> Reply<Pool> {
+        if request.path == "/busy" {
+            return answer(Err(ApiError::new(ErrorCode::DeviceUnfit, "it holds ext4")));
+        }
+        self.grow_pool(pool)
+    }
+
+    fn change_device(&self, pool: String, device: String, _: DeviceAction) -> Reply<Pool> {
+        if device != "d" {
+            return answer(Err(ApiError::new(ErrorCode::DeviceNotFound, "no such device")));
+        }
+        self.grow_pool(pool)
     }
 
     fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub> {
@@ -346,6 +362,14 @@ async fn the_client_understands_the_server() {
     assert_eq!(client.pools().await.unwrap().len(), 1);
     assert_eq!(client.grow_pool("u").await.unwrap().path, "/p");
     assert_eq!(client.grow_pool("v").await.unwrap_err().exit(), Exit::NotFound);
+    let add = |path: &str| AddDevice { path: path.to_owned(), ..AddDevice::default() };
+    assert_eq!(client.add_device("u", &add("/new")).await.unwrap().path, "/p");
+    assert_eq!(client.add_device("u", &add("/busy")).await.unwrap_err().exit(), Exit::Refused);
+    for action in [DeviceAction::Remove, DeviceAction::Keep] {
+        assert!(client.change_device("u", "d", action.clone()).await.is_ok());
+        let refused = client.change_device("u", "e", action).await;
+        assert_eq!(refused.unwrap_err().exit(), Exit::NotFound);
+    }
     assert_eq!(client.scrub("u").await.unwrap().state, ScrubState::Never);
     let scrub = client.start_scrub("u", &StartScrub::default()).await.unwrap();
     assert_eq!((scrub.state, scrub.rate_bytes_per_second), (ScrubState::Running, RATE_DEFAULT));
@@ -410,6 +434,9 @@ fn the_document_describes_every_path_and_error() {
         "/metrics",
         "/v1/openapi.json",
         "/v1/pools",
+        "/v1/pools/{pool}/devices",
+        "/v1/pools/{pool}/devices/{device}",
+        "/v1/pools/{pool}/devices/{device}/keep",
         "/v1/pools/{pool}/grow",
         "/v1/pools/{pool}/scrub",
         "/v1/status",

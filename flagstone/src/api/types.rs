@@ -203,20 +203,43 @@ impl PoolState {
     }
 }
 
+/// A file or block device of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolDevice {
+    /// Its identity, made when it was given to the pool.
+    pub uuid: String,
+    /// By which the daemon has opened it.
+    pub path: String,
+    /// `present`; `leaving` while it is being emptied; `stuck` if something on it can't be moved
+    /// because it can't be read.
+    pub state: String,
+    /// Its size, as far as the pool uses it.
+    pub size_bytes: u64,
+    /// Its segments.
+    pub segments: u32,
+    /// Those of them that hold nothing.
+    pub segments_empty: u32,
+    /// The journal lies there.
+    pub journal: bool,
+}
+
 /// A pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pool {
     /// Its identity, made when it was formatted.
     pub uuid: String,
-    /// Its file or device, as given to the daemon.
+    /// Its file or device, as given to the daemon; of several the one that was given first.
     pub path: String,
     /// Whether it serves.
     pub state: PoolState,
     /// Why it is not just running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Size of the file or device.
+    /// Size of its files and devices.
     pub device_bytes: u64,
+    /// Its files and devices.
+    #[serde(default)]
+    pub devices: Vec<PoolDevice>,
     /// Bytes that volumes' data can take in all.
     pub capacity_bytes: u64,
     /// Bytes that volumes' data takes.

@@ -1,14 +1,18 @@
 //! The API's questions, put to the node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::api::backend::{Backend, Created, Reply, Snapshot};
+use crate::api::devices::{AddDevice, DeviceAction};
 use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
-use crate::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
+use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
+use crate::node::devices::DeviceChange;
+use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
     self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, VolumeStatus,
 };
+use crate::pool::create::CreateError;
 use crate::uri::NbdEndpoints;
 
 /// A node behind the API.
@@ -134,6 +138,37 @@ impl Backend for NodeBackend {
         })
     }
 
+    fn add_device(&self, wanted: String, request: AddDevice) -> Reply<Pool> {
+        let backend = self.clone();
+        Box::pin(async move {
+            let pool_path = backend.find_pool(&wanted).await?;
+            let AddDevice { path, size_bytes, force } = request;
+            let prepare = move || prepare_device(Path::new(&path), size_bytes, force);
+            // Looks at what is there, which may take a while.
+            let target = tokio::task::spawn_blocking(prepare).await;
+            let ended = |_| ApiError::new(ErrorCode::Internal, "the examination broke off");
+            let target = target.map_err(ended)?.map_err(unfit)?;
+            let added = backend.node.add_device(pool_path, target).await;
+            added.map(|status| pool(false, status)).map_err(|error| match error {
+                AddDeviceError::Target(error) => unfit(error),
+                AddDeviceError::Control(error) => api_error(error),
+            })
+        })
+    }
+
+    fn change_device(&self, wanted: String, device: String, action: DeviceAction) -> Reply<Pool> {
+        let backend = self.clone();
+        Box::pin(async move {
+            let path = backend.find_pool(&wanted).await?;
+            let change = match action {
+                DeviceAction::Remove => DeviceChange::Remove { device },
+                DeviceAction::Keep => DeviceChange::Keep { device },
+            };
+            let changed = backend.node.change_devices(path, change).await;
+            changed.map(|status| pool(false, status)).map_err(api_error)
+        })
+    }
+
     fn scrub(&self, wanted: String, action: ScrubAction) -> Reply<Scrub> {
         let backend = self.clone();
         Box::pin(async move {
@@ -168,6 +203,27 @@ fn volume(status: VolumeStatus) -> Volume {
     }
 }
 
+fn device(status: &DeviceStatus) -> PoolDevice {
+    let state = match (status.leaving, status.stuck) {
+        (false, _) => "present",
+        (true, false) => "leaving",
+        (true, true) => "stuck",
+    };
+    PoolDevice {
+        uuid: uuid_text(status.uuid),
+        path: status.path.display().to_string(),
+        state: state.to_owned(),
+        size_bytes: status.bytes,
+        segments: status.segments,
+        segments_empty: status.segments_empty,
+        journal: status.journal,
+    }
+}
+
+fn unfit(error: CreateError) -> ApiError {
+    ApiError::new(ErrorCode::DeviceUnfit, error.to_string())
+}
+
 fn pool(deleted: bool, status: PoolStatus) -> Pool {
     let (state, reason) = match status.state {
         node::PoolState::Running if deleted => (
@@ -183,6 +239,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         state,
         reason,
         device_bytes: status.device_bytes,
+        devices: status.devices.iter().map(device).collect(),
         capacity_bytes: status.capacity_bytes,
         used_bytes: status.used_bytes,
         free_bytes: status.free_bytes,
@@ -251,6 +308,11 @@ fn api_error(error: ControlError) -> ApiError {
             "; when the device is well again, restart the daemon, which recovers the pool",
         ),
         ControlError::DeviceSize => (ErrorCode::InvalidSize, ""),
+        ControlError::NoSuchDevice { .. } => (ErrorCode::DeviceNotFound, ""),
+        ControlError::DeviceRefused { .. } | ControlError::TooManyDevices => {
+            (ErrorCode::DeviceRefused, "")
+        }
+        ControlError::DeviceFailed => (ErrorCode::DeviceUnfit, ""),
         ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };

@@ -83,6 +83,9 @@ impl Reactor {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
                 }
                 ControlRequest::GrowPool { pool, reply } => self.grow(pool, reply),
+                ControlRequest::ChangeDevices { pool, change, reply } => {
+                    self.change_devices(&pool, change, reply);
+                }
                 ControlRequest::Scrub { pool, action, reply } => self.scrub(pool, action, reply),
                 ControlRequest::Stats { reply } => answer(reply, Ok(self.stats())),
                 ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply } => {
@@ -333,7 +336,8 @@ impl Reactor {
                 Some(error) => PoolState::Failed { reason: explain(error) },
                 None => PoolState::Running,
             },
-            device_bytes: pool.device.size(),
+            device_bytes: pool.members.iter().flatten().map(|m| m.device.size()).sum(),
+            devices: pool.device_statuses(),
             capacity_bytes: usage.capacity,
             used_bytes: usage.live + usage.kept,
             free_bytes: usage.available,
@@ -346,7 +350,7 @@ impl Reactor {
             waiting: pool.waiting.len() as u32,
             provisioned_bytes: totals.bytes,
             volumes: totals.volumes,
-            direct_io: pool.device.is_direct(),
+            direct_io: pool.members.iter().flatten().all(|m| m.device.is_direct()),
             segments: usage.segments,
             segments_free: usage.segments_free,
             written_bytes: counters.blocks_written * BLOCK_SIZE as u64,

@@ -6,6 +6,7 @@
 mod catalog;
 mod connection;
 pub mod control;
+pub mod devices;
 mod discard;
 mod errno;
 mod files;

@@ -304,21 +304,27 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
-    /// Enlarges the disk, and submits the pool's growth.
+    /// Enlarges a disk by `bytes` bytes, and submits the pool's growth.
     pub fn grow(&mut self, bytes: u64) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
-        let bytes = self.disk.enlarge(bytes);
-        match self.engine().grow(tag, bytes) {
+        let devices: Vec<usize> = self.engine().devices().map(|device| device.device).collect();
+        let device = self.rng.pick(&devices);
+        let bytes = self.disk.enlarge(device, self.disk.bytes(device) + bytes);
+        match self.engine().grow(tag, device, bytes) {
             Ok(()) => {}
+            // Behind its segments come another's.
+            Err(SubmitError::DeviceSize) if devices.len() > 1 || self.stats.disks_removed > 0 => {
+                return Ok(Submitted::Refused(SubmitError::DeviceSize));
+            }
             Err(error) => return self.refused("grow", bytes, error),
         }
-        let Some(geometry) = self.engine().geometry().grown(bytes) else {
+        let Some(geometry) = self.engine().geometry().grown(device, bytes) else {
             return Err(self.fail("grown to nowhere"));
         };
-        self.segments.1 = geometry.segments;
+        self.segments.1 = self.segments.1.max(geometry.segments);
         self.enter(0, Request::Grow(geometry.segments))?;
         self.log.step(&[12, bytes], || {
-            format!("grow to {bytes} bytes, {} segments", geometry.segments)
+            format!("disk {device} grows to {bytes} bytes, {} segments", geometry.segments)
         });
         Ok(Submitted::Taken(()))
     }
@@ -371,7 +377,8 @@ impl World {
         self.log.step(&[10, tag.0, u64::from(result.is_ok())], || {
             format!("answer {}: {result:?}", describe(&slot.request))
         });
-        if result == Err(IoFault::Device) && !self.device_failed {
+        let disk = matches!(slot.request, Request::Disk(_));
+        if result == Err(IoFault::Device) && !self.device_failed && !disk {
             return Err(self.fail("a request failed with the device, which did not fail"));
         }
         if result.is_ok() && self.device_failed && !matches!(slot.request, Request::Read { .. }) {
@@ -396,7 +403,7 @@ impl World {
                 Ok(()) => {
                     self.segments.0 = segments;
                     let geometry = *self.engine().geometry();
-                    if geometry.segments != segments {
+                    if geometry.segments < segments {
                         return Err(self.fail(format!("grown to {} segments", geometry.segments)));
                     }
                     self.layout = Some(crate::disk::Layout::new(geometry));
@@ -405,6 +412,10 @@ impl World {
                 Err(IoFault::Device) => None,
                 Err(fault) => return Err(self.fail(format!("a growth failed: {fault}"))),
             },
+            Request::Disk(change) => {
+                self.disk_changed(change, result.is_ok());
+                None
+            }
             Request::Flush(op) | Request::Volume(op) => match result {
                 Ok(()) => Some((op, true)),
                 Err(IoFault::Device) => None,
@@ -514,6 +525,7 @@ fn describe(request: &Request) -> String {
         Request::Flush(op) => format!("to flush {op:?}"),
         Request::Volume(op) => format!("to volume change {op:?}"),
         Request::Grow(segments) => format!("to grow to {segments} segments"),
+        Request::Disk(change) => format!("to change of disks {change:?}"),
         Request::Read { place, buffer, .. } => format!(
             "to read of volume {} blocks {}..{}",
             place.volume,

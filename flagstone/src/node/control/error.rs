@@ -110,6 +110,26 @@ pub enum ControlError {
          grow beyond that"
     )]
     DeviceSize,
+    /// The pool has no such device.
+    #[error(
+        "the pool has no device {device}: give its path or its UUID as `pool status` shows them"
+    )]
+    NoSuchDevice {
+        /// As asked for.
+        device: String,
+    },
+    /// The engine refused a change of the devices.
+    #[error("{reason}")]
+    DeviceRefused {
+        /// Why.
+        reason: String,
+    },
+    /// The device that was to be added failed; the pool is as it was.
+    #[error("the device failed and was not added")]
+    DeviceFailed,
+    /// The node drives as many devices as it can.
+    #[error("the daemon has as many devices as it can drive")]
+    TooManyDevices,
     /// A scrub of the pool is under way.
     #[error("a scrub of the pool is under way already")]
     Scrubbing,

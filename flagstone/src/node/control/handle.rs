@@ -50,7 +50,7 @@ impl NodeHandle {
         (self.post)(request).map_err(|(error, _)| error)
     }
 
-    async fn ask<T>(
+    pub(in crate::node) async fn ask<T>(
         &self,
         request: impl FnOnce(Reply<T>) -> ControlRequest,
     ) -> Result<T, ControlError> {

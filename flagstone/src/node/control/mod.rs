@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::devices::DeviceChange;
 use super::discard::DeviceDiscard;
 use super::scrub::ScrubAction;
 use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
@@ -169,6 +170,15 @@ pub enum ControlRequest {
     GrowPool {
         /// Its path, as given in [`NodeConfig::pools`].
         pool: PathBuf,
+        /// The pool.
+        reply: Reply<PoolStatus>,
+    },
+    /// Add, empty or keep a device of a pool.
+    ChangeDevices {
+        /// Its path, as in [`PoolStatus::path`].
+        pool: PathBuf,
+        /// What to do.
+        change: DeviceChange,
         /// The pool.
         reply: Reply<PoolStatus>,
     },

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::node::devices::DeviceStatus;
 use flagstone_engine::VolumeSettings;
 
 /// One volume as it is now.
@@ -55,8 +56,10 @@ pub struct PoolStatus {
     pub uuid: [u8; 16],
     /// Whether it serves.
     pub state: PoolState,
-    /// Bytes of the device.
+    /// Bytes of its devices.
     pub device_bytes: u64,
+    /// Its devices, by their numbers.
+    pub devices: Vec<DeviceStatus>,
     /// Bytes that volumes can use in all.
     pub capacity_bytes: u64,
     /// Bytes that volumes occupy.
