@@ -6,6 +6,25 @@ use crate::Buffer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IoToken(pub u64);
 
+/// Devices that a pool may have.
+pub const DEVICES: usize = 32;
+
+/// Where the number of the device begins in an offset that is about all devices of a pool, as
+/// [`BlockIo`] takes it. Below it are bytes from the device's start.
+pub const DEVICE_SHIFT: u32 = 48;
+
+/// The device that an offset of a pool lies on, and the bytes from that device's start.
+#[must_use]
+pub const fn split_offset(offset: u64) -> (usize, u64) {
+    ((offset >> DEVICE_SHIFT) as usize, offset & ((1 << DEVICE_SHIFT) - 1))
+}
+
+/// The offset, of a pool, of byte `offset` of device `device`.
+#[must_use]
+pub const fn join_offset(device: usize, offset: u64) -> u64 {
+    ((device as u64) << DEVICE_SHIFT) | offset
+}
+
 /// One command for a pool's device. Offsets are bytes from its start, multiples of 4096.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceCommand {
@@ -39,6 +58,8 @@ pub enum DeviceCommand {
 /// A command with the name its completion must carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceIo {
+    /// Number of the device in its pool: 0 where there is one only.
+    pub device: u8,
     /// Passed back unchanged.
     pub token: IoToken,
     /// What to do.
@@ -82,10 +103,16 @@ pub struct ReadAt<'a> {
 /// A device driven one call at a time: used to format, open, recover and check a pool, where
 /// there is nobody to serve meanwhile. Serving uses [`DeviceCommand`]s.
 ///
-/// Buffers need no alignment; offsets and lengths are multiples of 4096.
+/// Buffers need no alignment; offsets and lengths are multiples of 4096. Of a pool with several
+/// devices this is all of them at once: see [`join_offset`] and [`crate::Devices`].
 pub trait BlockIo {
-    /// Size in bytes, fixed while open.
+    /// Size in bytes, fixed while open; of several devices the sum.
     fn size(&self) -> u64;
+
+    /// Size of device `device` in bytes; `None` if it is not there.
+    fn device_bytes(&self, device: usize) -> Option<u64> {
+        (device == 0).then(|| self.size())
+    }
 
     /// Fills `into` from `offset`.
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError>;

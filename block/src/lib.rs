@@ -5,9 +5,14 @@
 mod address;
 mod buffer;
 mod device;
+mod devices;
 mod volume;
 
 pub use address::{BLOCK_BITS, BLOCK_SIZE, Lba};
 pub use buffer::{Buffer, Buffers};
-pub use device::{BlockIo, DeviceCommand, DeviceError, DeviceIo, IoToken, ReadAt};
+pub use device::{
+    BlockIo, DEVICE_SHIFT, DEVICES, DeviceCommand, DeviceError, DeviceIo, IoToken, ReadAt,
+    join_offset, split_offset,
+};
+pub use devices::Devices;
 pub use volume::{Durability, Tag, VolumeId, ZeroMode};

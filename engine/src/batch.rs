@@ -433,7 +433,7 @@ impl Engine {
                     self.release_reservation(&volume);
                     self.kept -= volume.kept();
                     self.touched -= volume.map.touched();
-                    self.graves.push_back(volume.map);
+                    self.graves.bury(volume.map);
                 }
             }
             Effect::Snapshot { volume } => self.cut(volume),
@@ -460,7 +460,8 @@ impl Engine {
         while let Some(tag) = self.flush.next_waiter() {
             self.complete(tag, Err(IoFault::Device));
         }
-        self.fail_growth();
+        self.fail_shrinks();
+        self.fail_change();
         self.fail_rmws(bufs);
         self.fail_scrub();
     }

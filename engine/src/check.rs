@@ -9,7 +9,7 @@ use crate::error::OpenError;
 use crate::format::leaf::Header;
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict};
+use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::Planted;
 use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
@@ -244,7 +244,7 @@ fn check_leaf(
 /// See [`OpenError`].
 pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
     let superblock = crate::recover::superblock(io, &mut RecoveryReport::default())?;
-    Ok(Geometry::of(&superblock, io.size())?)
+    Ok(Geometry::of(&superblock, |device| io.device_bytes(device))?)
 }
 
 /// Describes a stopped pool without reading its data.
@@ -354,6 +354,20 @@ pub enum Inconsistency {
         /// Sum over the maps.
         touched: u64,
     },
+    /// What deleted volumes still map differs from their maps.
+    #[error("{counted} blocks are counted as mapped by deleted volumes, the maps have {mapped}")]
+    Graves {
+        /// The counter.
+        counted: u64,
+        /// Sum over the maps.
+        mapped: u64,
+    },
+    /// Something is mapped or kept beyond the end of a volume.
+    #[error("volume {volume} has blocks beyond its end")]
+    Beyond {
+        /// Number of the volume.
+        volume: u32,
+    },
 }
 
 impl Engine {
@@ -378,7 +392,7 @@ impl Engine {
         let mut page = vec![0; self.geo.leaf_page_blocks() as usize * BLOCK_SIZE];
         let (mut complete, mut left, mut blocks) = (true, 0, 0);
         let mut mapped = vec![0u32; self.segs.len() as usize];
-        for map in self.volumes.iter().map(|v| &v.map).chain(&self.graves) {
+        for map in self.volumes.iter().map(|v| &v.map).chain(self.graves.iter()) {
             let mut leaf = 0;
             while leaf < map.leaves() {
                 let (state, leaves) = map.leaf(&self.slab, leaf);
@@ -451,14 +465,22 @@ impl Engine {
                 return Err(Inconsistency::State { segment, state: row.state });
             }
         }
-        let listed = self.segs.free() + self.segs.discarding();
-        let (listed, free) = (listed, self.segs.census()[SegmentState::Free as usize]);
+        let (listed, free) =
+            (self.segs.free_all(), self.segs.census()[SegmentState::Free as usize]);
         if listed != free {
             return Err(Inconsistency::Free { listed, free });
         }
         let mapped = self.volumes.iter().map(Volume::kept).sum();
         if mapped != self.kept {
             return Err(Inconsistency::Kept { counted: self.kept, mapped });
+        }
+        let beyond = |v: &&Volume| !v.is_shrinking() && v.map.used_from(&self.slab, v.blocks()) > 0;
+        if let Some(volume) = self.volumes.iter().find(beyond) {
+            return Err(Inconsistency::Beyond { volume: volume.info.id });
+        }
+        let mapped = self.graves.iter().map(VolumeMap::owned).sum();
+        if mapped != self.graves.owned() {
+            return Err(Inconsistency::Graves { counted: self.graves.owned(), mapped });
         }
         self.check_space()?;
         let touched = self.volumes.iter().map(|v| v.map.touched()).sum();

@@ -33,6 +33,8 @@ use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceError};
 /// Records stated per turn, so that a large pool's compaction does not hold up its requests.
 const STATEMENTS_PER_TURN: usize = 256;
 
+/// Times that a checkpoint tries to read a page that it must read, at least twice each.
+const PATCHED_READS: u32 = 8;
 /// As in `errno.h`.
 const EIO: i32 = 5;
 
@@ -109,6 +111,7 @@ impl Engine {
         let jseq = self.journal.retired - 1;
         let record = Record::Checkpoint { lsn };
         chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
+        self.leaving_checkpoint_begun();
         self.begin_leaf_pages();
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
@@ -162,12 +165,13 @@ impl Engine {
                 && (self.segs.free() <= self.floor() || self.available_blocks() == 0))
             || (self.is_reserve_short() && self.leaf_pages_are_loose())
             || self.scrub.wants_checkpoint()
+            || self.leaving_wants_checkpoint()
     }
 
     /// Blocks of log after which a checkpoint is due.
     fn checkpoint_interval(&self) -> u64 {
         let block = BLOCK_SIZE as u64;
-        let pool = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
+        let pool = u64::from(self.geo.capacity) * u64::from(self.geo.shape.data_blocks);
         let least = (CHECKPOINT_LOG_BYTES_MIN / block).min(pool / 4);
         let most = CHECKPOINT_LOG_BYTES_MAX / block;
         (self.segs.live() / CHECKPOINT_LOG_DIVISOR).clamp(least, most)
@@ -365,6 +369,11 @@ impl Engine {
         let mut leaf = leaf;
         // What is not different is the parent's to state.
         while let Some(different) = map.next_different(leaf) {
+            if self.planted.has(Plant::CompactWithinSize)
+                && self.volumes.get(id).is_some_and(|v| different * LEAF_BLOCKS as u64 >= v.blocks())
+            {
+                break;
+            }
             leaf = different;
             let (state, _) = map.leaf(&self.slab, leaf);
             let lba = leaf * LEAF_BLOCKS as u64;
@@ -439,9 +448,11 @@ impl Engine {
                 }
                 match self.request_move(volume, leaf, page) {
                     Paging::Bad if patched => {
-                        // What was logged of it must not be forgotten, and can't be kept: this
-                        // checkpoint can't end.
-                        self.fail(DeviceError::Os { errno: EIO });
+                        // What was logged of it must not be forgotten, and can't be kept: if this
+                        // goes on, the checkpoint can't end.
+                        if self.leaf_writer.refused() == PATCHED_READS {
+                            self.fail(DeviceError::Os { errno: EIO });
+                        }
                         None
                     }
                     // It stays where it is, and its segment with it.

@@ -1,4 +1,5 @@
-//! Creating, deleting and growing volumes. Each is durable when it completes.
+//! Creating, setting and deleting volumes. Each is durable when it completes. Their size is changed in
+//! [`crate::resize`].
 
 use crate::batch::{Effect, Waiter};
 use crate::engine::Engine;
@@ -21,7 +22,7 @@ pub struct VolumeSpec<'a> {
     pub settings: VolumeSettings,
 }
 
-fn check_size(size: u64) -> Result<(), SubmitError> {
+pub(crate) fn check_size(size: u64) -> Result<(), SubmitError> {
     if size == 0 || !size.is_multiple_of(BLOCK_SIZE as u64) || size > VOLUME_BYTES {
         return Err(SubmitError::VolumeSize);
     }
@@ -98,8 +99,8 @@ impl Engine {
     ) -> Result<(), SubmitError> {
         self.ready()?;
         let vol = self.writable(volume)?;
-        // Not the size that is being written: the growth may be lost and this may not.
-        if !settings.fit(vol.info.size) {
+        // Not what it is being grown to: the growth may be lost and this may not.
+        if !settings.fit(vol.end()) {
             return Err(SubmitError::ReservationSize);
         }
         let (same, size) = (vol.logged_settings == settings, vol.logged_size);
@@ -109,6 +110,7 @@ impl Engine {
             return Ok(());
         }
         self.check_backed(Some(volume.0), settings, size)?;
+        self.check_chain_room()?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         let vol = self.volumes.get_mut(volume.0).ok_or(SubmitError::NoVolume)?;
         let vseq = vol.next_vseq;
@@ -138,7 +140,9 @@ impl Engine {
         volume: VolumeId,
     ) -> Result<(), SubmitError> {
         self.ready()?;
-        self.active(volume)?;
+        if self.active(volume)?.is_shrinking() {
+            return Err(SubmitError::Busy);
+        }
         let lives = |(_, id): &(u64, u32)| {
             self.volumes.get(*id).is_some_and(|s| s.state != VolumeState::Dying)
         };
@@ -153,45 +157,6 @@ impl Engine {
         if let Some(volume) = self.volumes.get_mut(volume.0) {
             volume.state = VolumeState::Deleting;
         }
-        Ok(())
-    }
-
-    /// Grows a volume to `size` bytes.
-    ///
-    /// # Errors
-    /// `Busy`, `NoVolume`, `VolumeSize`, `Failed`, `Stopping`: nothing happened.
-    pub fn resize_volume(
-        &mut self,
-        bufs: &mut impl Buffers,
-        tag: Tag,
-        volume: VolumeId,
-        size: u64,
-    ) -> Result<(), SubmitError> {
-        self.ready()?;
-        check_size(size)?;
-        let logged = self.writable(volume)?.logged_size;
-        if size < logged {
-            return Err(SubmitError::VolumeSize);
-        }
-        self.check_flush_room(Durability::Fua)?;
-        if size == logged {
-            self.answer_without_record(tag, Durability::Fua);
-            return Ok(());
-        }
-        let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
-        let vol = self.volumes.get_mut(volume.0).ok_or(SubmitError::NoVolume)?;
-        let vseq = vol.next_vseq;
-        vol.next_vseq += 1;
-        vol.logged_size = size;
-        self.count_reservation(volume.0);
-        let effect = Effect::VolumeResize { volume: volume.0, size };
-        self.log(bufs, batch, effect, |lsn| Record::VolumeResize {
-            volume: volume.0,
-            lsn,
-            size,
-            vseq,
-        });
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
         Ok(())
     }
 }

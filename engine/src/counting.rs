@@ -11,7 +11,9 @@
 //!    only (see [`crate::map::Unread`]).
 //! 2. A leaf is counted once: when what was known of it and its page become one.
 //! 3. If a page can't be read, or contradicts the log, nothing is freed any more, and the superblock
-//!    says that the next opening is to make the map from the summaries of all segments.
+//!    says that the next opening is to make the map from the summaries of all segments. When segments
+//!    run out, such pages are asked for again. If that does not help the pool is full: nobody waits
+//!    for a checkpoint, and the metadata chain does not take what the next opening needs for one.
 
 use crate::engine::Engine;
 use crate::format::superblock::FLAG_REBUILD;
@@ -28,6 +30,9 @@ use flagstone_block::Buffers;
 const COUNTING_READS: usize = LEAF_READS / 2;
 /// Leaves looked at in one turn.
 const COUNTING_STEPS: usize = 64;
+/// Pages that could not be read are asked for again, if somebody waits for space, after this time at
+/// the earliest.
+const COUNT_AGAIN_NS: u64 = 10_000_000_000;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -42,12 +47,14 @@ pub(crate) struct Counting {
     freed: Vec<u64>,
     /// The opening can't end before.
     pub(crate) urgent: bool,
+    /// When pages that could not be read may be asked for again.
+    again_ns: u64,
     planted: Planted,
 }
 
 impl Counting {
     pub(crate) fn new(order: Vec<(u32, u64)>, freed: Vec<u64>, planted: Planted) -> Self {
-        Self { left: order.len(), order, next: 0, freed, urgent: false, planted }
+        Self { left: order.len(), order, next: 0, freed, urgent: false, again_ns: 0, planted }
     }
 
     /// The leaves that there were to count.
@@ -98,10 +105,12 @@ impl Engine {
         self.counting.is_some()
     }
 
-    /// Whether the counting can't end, because of a leaf whose page can't be read.
+    /// Whether the counting can't end, because of a leaf whose page can't be read. As long as one that
+    /// is not counted is being read, for whatever purpose, nobody knows that yet.
     pub(crate) fn is_counting_stuck(&self) -> bool {
         let asked = |c: &Counting| c.left > 0 && c.next == c.order.len();
-        self.counting.as_ref().is_some_and(asked) && !self.leaf_loader.is_counting()
+        let coming = |(volume, leaf)| self.uncounted_page(volume, leaf).is_some();
+        self.counting.as_ref().is_some_and(asked) && !self.leaf_loader.reading().any(coming)
     }
 
     /// Whether the counting goes on, and the cleaner after it.
@@ -109,10 +118,22 @@ impl Engine {
         self.is_counting() && !self.is_counting_stuck()
     }
 
+    /// Somebody waits for space: what could not be read for a while only must not cost it all.
+    pub(crate) fn count_again(&mut self) {
+        if self.is_counting_stuck()
+            && let Some(counting) = &mut self.counting
+            && self.now_ns >= counting.again_ns
+        {
+            counting.next = 0;
+            counting.again_ns = self.now_ns.saturating_add(COUNT_AGAIN_NS);
+            self.again = true;
+        }
+    }
+
     /// Reads further pages, and ends when all are counted.
     pub(crate) fn advance_counting(&mut self) {
         let Some(counting) = &self.counting else { return };
-        if self.opening && !counting.urgent {
+        if (self.opening && !counting.urgent) || self.stop.has_drained() {
             return;
         }
         if counting.left == 0 {
@@ -152,7 +173,7 @@ impl Engine {
     fn map(&self, volume: u32) -> Option<&VolumeMap> {
         match self.volumes.get(volume) {
             Some(volume) => Some(&volume.map),
-            None => self.graves.iter().find(|map| map.volume() == volume),
+            None => self.graves.get(volume),
         }
     }
 
@@ -174,7 +195,10 @@ impl Engine {
     ) -> Arrival {
         let in_room = !to_count || self.has_counting_room();
         let dying = self.volumes.get(volume).is_some_and(|v| v.state == VolumeState::Dying);
-        let Some(map) = self.map(volume) else { return Arrival::Taken };
+        let map = match self.volumes.get(volume) {
+            Some(volume) => &volume.map,
+            None => return self.take_apart((volume, leaf), page, content),
+        };
         let LeafState::Away(away) = map.leaf(&self.slab, leaf).0 else { return Arrival::Taken };
         if self.slab.away_leaf(away).page != page {
             return Arrival::Taken;
@@ -221,13 +245,45 @@ impl Engine {
         Arrival::Taken
     }
 
-    /// A leaf of a volume that is being deleted is given up.
-    pub(crate) fn forget_uncounted(&mut self, away: u32) {
+    /// The page of a leaf was read whose volume is being deleted: what lies there dies, and the leaf is
+    /// gone without ever coming to memory.
+    fn take_apart(
+        &mut self,
+        (volume, leaf): (u32, u64),
+        page: LeafPage,
+        mut content: Leaf,
+    ) -> Arrival {
+        let state = self.graves.get(volume).map(|map| map.leaf(&self.slab, leaf).0);
+        let Some(LeafState::Away(away)) = state else { return Arrival::Taken };
+        if self.slab.away_leaf(away).page != page || self.forget_uncounted(volume, leaf) {
+            return Arrival::Taken;
+        }
+        if let Some(mut unread) = self.slab.take_unread(away) {
+            unread.apply(&mut content, false, |_| Verdict::Good);
+        }
+        for i in 0..LEAF_BLOCKS {
+            if let Mapping::Block { pbn, .. } = content.get(i)
+                && self.slab.away_leaf(away).owns(i)
+            {
+                self.segs.died(self.geo.locate(pbn).0, self.applied_lsn);
+            }
+        }
+        self.graves.give_up(&mut self.slab, volume, leaf);
+        Arrival::Taken
+    }
+
+    /// Gives up a leaf of a volume that is being deleted if it is not counted yet: of what was never
+    /// counted nothing need be known. Returns whether it was.
+    pub(crate) fn forget_uncounted(&mut self, volume: u32, leaf: u64) -> bool {
+        let state = self.graves.get(volume).map(|map| map.leaf(&self.slab, leaf).0);
+        let Some(LeafState::Away(away)) = state else { return false };
         let uncounted = self.slab.unread(away).is_some_and(|unread| !unread.is_counted());
         if uncounted && let Some(counting) = &mut self.counting {
             counting.left -= 1;
             self.segs.counted(self.slab.away_leaf(away).owned());
+            self.graves.give_up(&mut self.slab, volume, leaf);
         }
+        uncounted
     }
 
     /// A leaf of a volume that is there can't be read: the next opening makes the map anew. Of a pool
@@ -256,7 +312,7 @@ impl Engine {
             && !rebuild.written
             && !self.opening
             && self.compaction.is_none()
-            && self.growth.is_none()
+            && self.change.is_none()
             && !self.stop.has_drained()
             && self.super_write.is_idle()
         {

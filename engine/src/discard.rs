@@ -38,6 +38,13 @@ pub(crate) struct Discards {
     planted: Option<u32>,
 }
 
+impl Discards {
+    /// Whether the device is at it.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+}
+
 impl Engine {
     /// Whether segments that become free from now on are discarded on the device; they are not
     /// unless told. Ends by itself if the device can't do it.

@@ -18,19 +18,22 @@ use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::compact::Compaction;
 use crate::counting::{Counting, Rebuild};
+use crate::devices::{Change, Evacuation};
 use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
+use crate::format::device::DeviceTable;
 use crate::geometry::Geometry;
-use crate::grow::Growth;
+use crate::graves::Graves;
 use crate::journal::Journal;
 use crate::leaf_loader::LeafLoader;
 use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
-use crate::map::{LeafSlab, Mapping, VolumeMap};
+use crate::map::{LeafSlab, Mapping};
 use crate::meta_chain::{MetaChain, Remains};
 use crate::plant::Planted;
 use crate::read::Reads;
+use crate::resize::Shrinking;
 use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
 use crate::scrub::Scrub;
@@ -40,7 +43,9 @@ use crate::stop::Stop;
 use crate::super_write::SuperWrite;
 use crate::token::Token;
 use crate::volume::{VolumeInfo, Volumes};
-use flagstone_block::{Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag};
+use flagstone_block::{
+    Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag, split_offset,
+};
 use std::collections::VecDeque;
 
 /// Steps of the background state machines in one call of `pump`; what is left then is due at once.
@@ -159,12 +164,18 @@ pub struct Counters {
     pub scrub_repairs: u64,
     /// Free segments that were discarded on the device.
     pub segments_discarded: u64,
+    /// Devices that were emptied and removed.
+    pub devices_removed: u64,
+    /// Changes of the devices that were begun: each is a superblock write.
+    pub device_changes: u64,
 }
 
 /// One pool. See the module's documentation.
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) geo: Geometry,
+    /// Who the devices are; `geo` says what they hold.
+    pub(crate) devices: DeviceTable,
     pub(crate) pool: [u8; 16],
     pub(crate) pool_tag: [u8; 8],
     pub(crate) session: u64,
@@ -180,16 +191,20 @@ pub struct Engine {
     pub(crate) volumes: Volumes,
     pub(crate) next_volume: u32,
     /// Maps of deleted volumes, being taken apart.
-    pub(crate) graves: VecDeque<VolumeMap>,
+    pub(crate) graves: Graves,
     /// Snapshots that are deleted, and pass what they have on.
     pub(crate) dying: VecDeque<u32>,
     /// Nodes that a moved block is still to be switched in.
     pub(crate) moving: Vec<u32>,
     /// Maps as they were when the last checkpoint began, being taken apart.
-    pub(crate) forks: VecDeque<VolumeMap>,
+    pub(crate) forks: VecDeque<crate::map::VolumeMap>,
     pub(crate) kept: u64,
     pub(crate) space: Space,
-    pub(crate) growth: Option<Growth>,
+    pub(crate) shrinks: VecDeque<Shrinking>,
+    /// A change of the devices under way, and a buffer for it.
+    pub(crate) change: Option<Change>,
+    pub(crate) change_buffer: Buffer,
+    pub(crate) evacuation: Evacuation,
     /// See [`Engine::set_full_wait_ns`].
     pub(crate) full_wait_ns: u64,
     /// Leaves that were ever written to, of all volumes.
@@ -249,7 +264,7 @@ pub fn own_blocks(geo: &Geometry) -> u32 {
     BATCHES as u32 * batch
         + SUMMARIES as u32 * summary
         + 4 * crate::limits::META_PAGES as u32
-        + 2
+        + 3
         + 2 * RMWS as u32
         + crate::clean::OWN_BLOCKS
         + crate::scrub::OWN_BLOCKS
@@ -269,9 +284,29 @@ impl Engine {
         self.done.pop_front()
     }
 
-    pub(crate) fn emit(&mut self, token: Token, command: DeviceCommand) {
+    /// Issues a command whose offset is one of the pool.
+    pub(crate) fn emit(&mut self, token: Token, mut command: DeviceCommand) {
+        let device = match &mut command {
+            DeviceCommand::Read { offset, .. }
+            | DeviceCommand::Write { offset, .. }
+            | DeviceCommand::Discard { offset, .. } => {
+                let (device, rest) = split_offset(*offset);
+                *offset = rest;
+                device
+            }
+            DeviceCommand::Flush => self.geo.journal.device as usize,
+        };
+        self.emit_to(device, token, command);
+    }
+
+    /// Issues a command whose offset is one of this device.
+    pub(crate) fn emit_to(&mut self, device: usize, token: Token, command: DeviceCommand) {
         self.io_in_flight += 1;
-        self.out.push_back(DeviceIo { token: token.encode(), command });
+        if token.is_write() {
+            self.flush.write_begun(device);
+        }
+        let token = token.encode(device);
+        self.out.push_back(DeviceIo { device: device as u8, token, command });
     }
 
     pub(crate) fn complete(&mut self, tag: Tag, result: Result<(), IoFault>) {
@@ -285,11 +320,14 @@ impl Engine {
         token: IoToken,
         result: Result<(), DeviceError>,
     ) {
-        let Some(token) = Token::decode(token) else {
+        let Some((token, device)) = Token::decode(token) else {
             debug_assert!(false, "a token that was never given out");
             return;
         };
         self.io_in_flight -= 1;
+        if token.is_write() {
+            self.flush.write_ended(device);
+        }
         if let Token::Read { op, first, blocks, retried } = token {
             self.read_done(bufs, op, first, blocks, retried, result);
             return;
@@ -297,6 +335,7 @@ impl Engine {
         // A read that fails is no failure of the pool.
         match token {
             Token::Discard(segment) => return self.discard_done(segment, result),
+            Token::Change => return self.change_io_done(result),
             Token::CleanSummary => return self.clean_summary_read(bufs, result),
             Token::CleanRead(i) => return self.clean_read_done(i, result),
             Token::ScrubRead(i) => return self.scrub_read_done(i, result),
@@ -322,10 +361,11 @@ impl Engine {
                 }
             }
             Token::Superblock => self.super_write.io_left -= 1,
-            Token::Flush => self.flush_done(),
+            Token::Flush => self.device_flushed(),
             Token::CleanWrite(chunk) => self.clean_write_done(chunk),
             Token::LeafWrite(chunk) => self.leaf_writer.written(chunk),
             Token::CleanSummary
+            | Token::Change
             | Token::Discard(_)
             | Token::CleanRead(_)
             | Token::ScrubRead(_)
@@ -361,7 +401,9 @@ impl Engine {
                 self.advance_segments(bufs);
                 self.advance_switches();
                 self.advance_cleaner(bufs);
-                self.advance_growth(bufs);
+                self.advance_shrinks(bufs);
+                self.advance_change(bufs);
+                self.advance_evacuation(bufs);
                 self.advance_scrub(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);
@@ -419,7 +461,8 @@ impl Engine {
     /// Blocks that were written and are dead, in segments that are not free.
     fn dead_blocks(&self) -> u64 {
         let open = self.open.iter().flatten();
-        let open = open.map(|open| u64::from(open.next - self.segs.row(open.segment).live));
+        let open =
+            open.map(|open| u64::from(open.next.saturating_sub(self.segs.row(open.segment).live)));
         (open.sum::<u64>() + self.segs.dead_blocks()).saturating_sub(self.segs.uncounted())
     }
 
@@ -452,6 +495,13 @@ impl Engine {
         self.counters
     }
 
+    /// Bytes that can be written now by volumes without a reservation, without looking at every
+    /// segment as [`Engine::usage`] does.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.room() * flagstone_block::BLOCK_SIZE as u64
+    }
+
     /// Space of the pool.
     #[must_use]
     pub fn usage(&self) -> PoolUsage {
@@ -460,11 +510,11 @@ impl Engine {
             capacity: self.usable_blocks() * block,
             live: self.segs.live() * block,
             kept: self.kept * block,
-            available: self.room() * block,
+            available: self.available(),
             held: self.space.held * block,
             debt: self.dead_blocks() * block,
             log_debt: self.log_since * block,
-            segments: self.geo.segments,
+            segments: self.geo.capacity,
             segments_free: self.segs.free(),
             segments_reserved: self.floor().min(self.segs.free()),
             segments_meta: self.segs.meta(),

@@ -1,6 +1,7 @@
 //! Errors of the engine: one enum per operation, small and matchable.
 
 use crate::format::DecodeError;
+use crate::format::device::Label;
 use crate::geometry::GeometryError;
 use flagstone_block::DeviceError;
 
@@ -26,9 +27,16 @@ pub enum SubmitError {
     /// The name is empty, too long, or not UTF-8 that a record can hold.
     #[error("a volume name has 1 to {} bytes", crate::limits::NAME_BYTES)]
     VolumeName,
-    /// The size is zero, too large, not a multiple of 4096, or smaller than now.
-    #[error("a volume's size is a multiple of 4096 up to 4 PiB, and can only grow")]
+    /// The size is zero, too large or not a multiple of 4096, or smaller than now although the
+    /// volume was not to be shrunk.
+    #[error("a volume's size is a multiple of 4096 up to 4 PiB, and it only shrinks if told to")]
     VolumeSize,
+    /// A volume that was to be shrunk holds data or kept zeroes beyond its new end.
+    #[error("the volume holds {bytes} bytes beyond its new end")]
+    VolumeHasData {
+        /// How many.
+        bytes: u64,
+    },
     /// The reservation is not a multiple of 4096, or exceeds the volume's size.
     #[error("a reservation is a multiple of 4096 up to the volume's size")]
     ReservationSize,
@@ -44,6 +52,30 @@ pub enum SubmitError {
          grow beyond that"
     )]
     DeviceSize,
+    /// No such device.
+    #[error("the pool has no such device")]
+    NoDevice,
+    /// The device belongs to the pool.
+    #[error("the device belongs to the pool already")]
+    DeviceKnown,
+    /// The device can't be added.
+    #[error(transparent)]
+    DeviceUnfit(GeometryError),
+    /// Without the device there would not be enough for a pool.
+    #[error(
+        "without that device the pool would be too small: it needs {} segments",
+        crate::limits::SEGMENTS_MIN
+    )]
+    LastDevice,
+    /// The other devices have no room for what volumes take.
+    #[error(
+        "the other devices have no room for what volumes take: {missing} bytes are missing; delete \
+         or discard something, or add a device first"
+    )]
+    NoRoomElsewhere {
+        /// How much.
+        missing: u64,
+    },
     /// The pool holds as many volumes as it may.
     #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
     TooManyVolumes,
@@ -97,11 +129,24 @@ pub enum FormatError {
     Device(#[from] DeviceError),
 }
 
+/// A device, for people.
+fn name(device: usize, uuid: &[u8; 16], label: &Label, bytes: Option<u64>) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (a, b) = (hex.split_at(8), |from: usize, to: usize| hex[from..to].to_owned());
+    let uuid = [a.0.to_owned(), b(8, 12), b(12, 16), b(16, 20), b(20, 32)].join("-");
+    let label = match label.as_str() {
+        "" => String::new(),
+        label => format!(", known as {label}"),
+    };
+    let bytes = bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
+    format!("device {device} of the pool ({uuid}{label}{bytes})")
+}
+
 /// Why a pool could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// No valid superblock in any of the five places.
+    /// No valid superblock in any of the five places of any device.
     #[error("no Flagstone pool here: no superblock copy is valid ({first})")]
     NoSuperblock {
         /// What is wrong with the first copy.
@@ -117,6 +162,28 @@ pub enum OpenError {
         generation: u64,
         /// Epoch that a journal block names.
         epoch: u64,
+    },
+    /// A device of the pool is not there.
+    #[error("{} is missing", name(*device, uuid, label, Some(*bytes)))]
+    DeviceMissing {
+        /// Its number.
+        device: usize,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// Its size.
+        bytes: u64,
+        /// What it was called.
+        label: Label,
+    },
+    /// What is there in a device's place is another one.
+    #[error("{} is not the one that was given for it", name(*device, uuid, label, None))]
+    DeviceForeign {
+        /// Its number.
+        device: usize,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// What it was called.
+        label: Label,
     },
     /// The superblock describes a pool that does not fit the device.
     #[error(transparent)]

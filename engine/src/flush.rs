@@ -2,6 +2,10 @@
 //!
 //! A flush covers the journal blocks that were *retired* when it was issued: those, their data,
 //! summaries and metadata pages had completed by then.
+//!
+//! Of several devices, every one is flushed that was written to since its last flush was issued, or
+//! had writes under way then; the flush has ended when all of them have. So a device that nobody
+//! writes to is left in peace.
 
 use crate::engine::Engine;
 use crate::error::SubmitError;
@@ -10,7 +14,7 @@ use crate::meta_chain::MetaChain;
 use crate::plant::Plant;
 use crate::segment::SealStage;
 use crate::token::Token;
-use flagstone_block::{DeviceCommand, Tag};
+use flagstone_block::{DEVICES, DeviceCommand, Tag};
 use std::collections::VecDeque;
 
 /// What a flush under way will make durable.
@@ -43,6 +47,14 @@ impl ChainPages {
     }
 }
 
+/// Writes to one device.
+#[derive(Clone, Copy, Debug, Default)]
+struct Writes {
+    in_flight: u32,
+    /// Whether any ended or was begun since the last flush was issued.
+    unflushed: bool,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct FlushState {
     /// Who waits, and the journal block below which everything must be durable.
@@ -53,12 +65,27 @@ pub(crate) struct FlushState {
     finished: u64,
     dirty_since_ns: Option<u64>,
     dirty_bytes: u64,
+    devices: [Writes; DEVICES],
+    /// Devices whose part of the flush under way has not ended.
+    left: u32,
     pub(crate) lsn_durable: u64,
 }
 
 impl FlushState {
     pub(crate) fn new(lsn_durable: u64) -> Self {
         Self { waiters: VecDeque::with_capacity(FLUSH_WAITERS), lsn_durable, ..Self::default() }
+    }
+
+    /// A write to this device was issued.
+    pub(crate) fn write_begun(&mut self, device: usize) {
+        let writes = &mut self.devices[device];
+        writes.in_flight += 1;
+        writes.unflushed = true;
+    }
+
+    /// It has ended, somehow.
+    pub(crate) fn write_ended(&mut self, device: usize) {
+        self.devices[device].in_flight -= 1;
     }
 
     pub(crate) fn waiters(&self) -> usize {
@@ -165,10 +192,29 @@ impl Engine {
             self.flush_done();
             return;
         }
-        self.emit(Token::Flush, DeviceCommand::Flush);
+        let journal = self.geo.journal.device as usize;
+        // Of any number: one that is about to be added has a superblock to keep.
+        for device in 0..DEVICES {
+            let writes = &mut self.flush.devices[device];
+            let skipped = device != journal && self.planted.has(Plant::FlushOneDevice);
+            // Somebody waits for an answer: one device is asked in any case.
+            if (writes.unflushed || device == journal) && !skipped {
+                writes.unflushed = writes.in_flight > 0;
+                self.flush.left += 1;
+                self.emit_to(device, Token::Flush, DeviceCommand::Flush);
+            }
+        }
     }
 
-    pub(crate) fn flush_done(&mut self) {
+    /// One device's part of the flush has ended.
+    pub(crate) fn device_flushed(&mut self) {
+        self.flush.left -= 1;
+        if self.flush.left == 0 {
+            self.flush_done();
+        }
+    }
+
+    fn flush_done(&mut self) {
         let Some(covers) = self.flush.in_flight.take() else { return };
         if self.failed.is_some() {
             return;

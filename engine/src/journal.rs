@@ -27,6 +27,8 @@ pub(crate) struct Journal {
     pub(crate) prev_crc: u32,
     /// A scrub reads blocks from this one on; their slots are not to be written meanwhile.
     pub(crate) read_from: Option<u64>,
+    /// No block may be begun: the journal is about to move to another device.
+    pub(crate) held: bool,
 }
 
 impl Journal {
@@ -40,6 +42,7 @@ impl Journal {
             tail_retired: tail,
             prev_crc,
             read_from: None,
+            held: false,
         }
     }
 
@@ -50,7 +53,7 @@ impl Journal {
     /// Whether a block may be begun; the engine's own may use the reserve.
     pub(crate) fn has_slot(&self, internal: bool) -> bool {
         let reserve = if internal { 1 } else { JOURNAL_RESERVE };
-        self.used() + reserve < self.ring
+        !self.held && self.used() + reserve < self.ring
     }
 
     /// Whether it is time to move the tail.

@@ -69,6 +69,8 @@ enum Purpose {
     Move,
     /// Only to be counted.
     Count,
+    /// Only to be taken apart, in a volume that is being deleted.
+    Reclaim,
 }
 
 /// See the module's documentation.
@@ -122,9 +124,10 @@ impl LeafLoader {
         self.slots.iter().filter(counts).count()
     }
 
-    /// Whether a page is being read to be counted.
-    pub(crate) fn is_counting(&self) -> bool {
-        self.counting_reads() > 0
+    /// The leaves that are being read.
+    pub(crate) fn reading(&self) -> impl Iterator<Item = (u32, u64)> {
+        let slots = self.slots.iter().filter(|s| s.stage != Stage::Idle);
+        slots.map(|s| (s.volume, s.leaf))
     }
 
     /// What lies in a page that [`Engine::request_move`] asked for, if it is there.
@@ -216,6 +219,11 @@ impl Engine {
         self.request_page((volume, leaf), page, Purpose::Move)
     }
 
+    /// Begins to read a leaf of a volume that is being deleted.
+    pub(crate) fn request_reclaim(&mut self, volume: u32, leaf: u64, page: LeafPage) -> Paging {
+        self.request_page((volume, leaf), page, Purpose::Reclaim)
+    }
+
     fn request_page(&mut self, key: (u32, u64), page: LeafPage, purpose: Purpose) -> Paging {
         if self.is_leaf_coming(key.0, key.1) {
             return Paging::Coming;
@@ -228,11 +236,11 @@ impl Engine {
             return Paging::Coming;
         }
         let idle = self.leaf_loader.slots.iter().position(|slot| slot.stage == Stage::Idle);
-        let moves = purpose == Purpose::Move;
-        let room = moves || self.has_leaf_room(1);
+        let stays = purpose == Purpose::Request;
+        let room = !stays || self.has_leaf_room(1);
         match idle.filter(|_| room) {
             Some(i) => self.begin_leaf_read(i, key, page, purpose),
-            None if moves => {}
+            None if !stays => {}
             None => self.leaf_loader.starved = true,
         }
         Paging::Coming
@@ -402,8 +410,9 @@ impl Engine {
     /// Whether what has to end before a stop waits for room for a leaf that only a checkpoint can
     /// make.
     pub(crate) fn stop_wants_pages(&self) -> bool {
-        let waits = !self.cleaner.is_idle() || !self.rmws.is_idle();
-        waits && !self.has_leaf_room(1) && self.slab.dirty() == self.slab.used()
+        let waits = !self.cleaner.is_idle() || !self.rmws.is_idle() || !self.shrinks.is_empty();
+        // Those that have not changed may be kept warm by who waits for another.
+        waits && !self.has_leaf_room(1) && self.slab.dirty() > 0
     }
 
     /// Whether so many leaves have changed that a checkpoint should give them pages, so that

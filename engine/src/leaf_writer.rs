@@ -53,6 +53,8 @@ pub(crate) struct LeafWriter {
     taken: u32,
     /// The LSN up to which what it states had been changed.
     lsn: u64,
+    /// Pages that it must read, and could not.
+    refused: u32,
     /// Pages that the chain under construction names, by segment.
     named: HashMap<u32, u32>,
 }
@@ -77,6 +79,12 @@ impl LeafWriter {
     /// Segments taken by the checkpoint under way.
     pub(crate) fn segments(&self) -> u32 {
         self.taken
+    }
+
+    /// A page that the checkpoint must read could not be read; returns how often that was so.
+    pub(crate) fn refused(&mut self) -> u32 {
+        self.refused += 1;
+        self.refused
     }
 
     /// A chunk is on the device.
@@ -126,7 +134,7 @@ impl Engine {
         let enough = if short { pages } else { pages / 2 };
         for segment in 0..self.segs.len() {
             if self.segs.row(segment).state != SegmentState::Map
-                || self.slab.paged(segment) >= enough
+                || (self.slab.paged(segment) >= enough && !self.segs.is_leaving(segment))
             {
                 continue;
             }
@@ -246,5 +254,6 @@ impl Engine {
         }
         self.leaf_writer.named.clear();
         (self.leaf_writer.place, self.leaf_writer.taken) = (None, 0);
+        self.leaf_writer.refused = 0;
     }
 }

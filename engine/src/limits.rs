@@ -134,6 +134,10 @@ pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 1 << 30;
 pub const CHECKPOINT_LOG_BYTES_MAX: u64 = 16 << 30;
 /// Blocks one discard or write-zeroes record may cover (1 GiB), so that applying it is short.
 pub const ZERO_BLOCKS: u64 = 1 << 18;
+/// Shrinks of volumes under way.
+pub const SHRINKS: usize = 16;
+/// Discards that a shrink logs in one turn.
+pub const SHRINK_RECORDS: usize = 4;
 /// Leaves released per step of a background reclaim.
 pub const RECLAIM_LEAVES: usize = 16;
 /// Volumes in a pool.
@@ -144,6 +148,8 @@ pub const NAME_BYTES: usize = 128;
 pub const FULL_WAIT_NS: u64 = 60_000_000_000;
 /// Largest volume: what a 40-bit block address of a segment entry can name (4 PiB).
 pub const VOLUME_BYTES: u64 = 1 << 52;
+/// As [`VOLUME_BYTES`], in blocks.
+pub const VOLUME_BLOCKS: u64 = VOLUME_BYTES / flagstone_block::BLOCK_SIZE as u64;
 
 /// Smallest device a pool fits on.
 pub const POOL_BYTES_MIN: u64 = 64 << 20;

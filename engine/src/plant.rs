@@ -103,6 +103,22 @@ pub enum Plant {
     DiscardTooSoon,
     /// A segment that was to be discarded is, although it was taken meanwhile.
     DiscardTaken,
+    /// A shrink does not discard what it cuts off.
+    ShrinkKeepsData,
+    /// A checkpoint states nothing of leaves beyond the end of a volume.
+    CompactWithinSize,
+    /// Requests may be about what a shrink under way cuts off.
+    ShrinkAdmits,
+    /// A flush asks the journal's device only.
+    FlushOneDevice,
+    /// A superblock counts when it is durable on one device.
+    SuperblockOnOneDevice,
+    /// The segments of a device are used before the superblock that has it is durable.
+    JoinTooSoon,
+    /// A device is removed before the records that free its segments are durable.
+    RemoveTooSoon,
+    /// When the journal moves to another device, its blocks on the old one are forgotten.
+    JournalForgetsOld,
 }
 
 impl Plant {
@@ -155,6 +171,14 @@ impl Plant {
         Self::SettleTooSoon,
         Self::DiscardTooSoon,
         Self::DiscardTaken,
+        Self::ShrinkKeepsData,
+        Self::CompactWithinSize,
+        Self::ShrinkAdmits,
+        Self::FlushOneDevice,
+        Self::SuperblockOnOneDevice,
+        Self::JoinTooSoon,
+        Self::RemoveTooSoon,
+        Self::JournalForgetsOld,
     ];
 }
 

@@ -12,7 +12,8 @@ use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::token::Token;
 use flagstone_block::{
-    BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, Lba, Tag, VolumeId,
+    BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, Lba, Tag, VolumeId,
+    split_offset,
 };
 
 /// Who waits for a read.
@@ -155,10 +156,13 @@ impl Engine {
                     blocks: run_blocks as u16,
                     retried: false,
                 };
-                self.out.push_back(flagstone_block::DeviceIo {
-                    token: token.encode(),
+                let offset = self.geo.segment_offset(segment, block);
+                let (device, offset) = split_offset(offset);
+                self.out.push_back(DeviceIo {
+                    device: device as u8,
+                    token: token.encode(device),
                     command: DeviceCommand::Read {
-                        offset: self.geo.segment_offset(segment, block),
+                        offset,
                         buffer: buffer.part(run_first, run_blocks),
                     },
                 });

@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::format::record::{Record, SEGMENT_SEAL_BYTES};
 use crate::format::segment::{ENTRY_BYTES, Footer};
 use crate::leaf_loader::Paging;
+use crate::limits::RECLAIM_LEAVES;
 use crate::map::{LeafState, Reclaim};
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState};
@@ -126,22 +127,25 @@ impl Engine {
 
     /// Takes deleted volumes apart, a few leaves per turn.
     pub(crate) fn advance_reclaim(&mut self) {
-        let Some(map) = self.graves.front_mut() else { return };
-        let volume = map.volume();
-        let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);
-        let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
-        match map.reclaim(&mut self.slab, crate::limits::RECLAIM_LEAVES, &mut dead) {
-            Reclaim::GoOn => {}
-            Reclaim::Done => drop(self.graves.pop_front()),
-            Reclaim::Away(leaf) => {
-                let LeafState::Away(away) = map.leaf(&self.slab, leaf).0 else { return };
-                let page = self.slab.away_leaf(away).page;
-                if self.request_leaf(volume, leaf, page) == Paging::Bad {
-                    self.forget_uncounted(away);
-                    if let Some(map) = self.graves.front_mut() {
-                        map.give_up(&mut self.slab, leaf);
-                    }
-                }
+        // Many small volumes may take no longer than a large one.
+        for _ in 0..RECLAIM_LEAVES {
+            let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);
+            let mut dead = |pbn| segs.died(geo.locate(pbn).0, lsn);
+            let (slab, leaves) = (&mut self.slab, RECLAIM_LEAVES);
+            let taken = self.graves.reclaim(|map| {
+                let before = map.dense();
+                let reclaim = map.reclaim(slab, leaves, &mut dead);
+                (map.volume(), before - map.dense(), reclaim)
+            });
+            let Some((volume, taken, reclaim)) = taken else { return };
+            match reclaim {
+                Reclaim::Done => self.graves.pop(),
+                Reclaim::GoOn => return,
+                Reclaim::Away(leaf) if self.reclaim_away(volume, leaf) => {}
+                Reclaim::Away(_) => return,
+            }
+            if taken > 1 {
+                return;
             }
         }
     }
@@ -154,11 +158,30 @@ impl Engine {
         }
     }
 
-    /// Moves the journal's tail when the ring is filling up, or a block of it is damaged: whatever holds it is pushed on to
+    /// The next leaf of a deleted volume is not in memory; returns whether it is gone without being
+    /// read. It needs no room: it may be that volume's leaves that there is none for.
+    fn reclaim_away(&mut self, volume: u32, leaf: u64) -> bool {
+        let state = self.graves.get(volume).map(|map| map.leaf(&self.slab, leaf).0);
+        let Some(LeafState::Away(away)) = state else { return false };
+        if self.forget_uncounted(volume, leaf) {
+            return true;
+        }
+        let page = self.slab.away_leaf(away).page;
+        let bad = self.request_reclaim(volume, leaf, page) == Paging::Bad;
+        if bad {
+            self.graves.give_up(&mut self.slab, volume, leaf);
+        }
+        bad
+    }
+
+    /// Moves the journal's tail when the ring is filling up, a block of it is damaged, or it lies on a
+    /// device that is to be removed: whatever holds it is pushed on to
     /// where it no longer needs the journal, then a block that claims the new tail is written.
     pub(crate) fn relieve_journal(&mut self, bufs: &mut impl Buffers) {
-        let damaged = self.scrub.wants_tail_beyond(self.journal.tail_durable);
-        if !self.journal.is_pressed() && !damaged {
+        let tail = self.journal.tail_durable;
+        let wanted = self.scrub.wants_tail_beyond(tail)
+            || self.leaving_wants_tail().is_some_and(|wanted| tail < wanted);
+        if !self.journal.is_pressed() && !wanted {
             return;
         }
         let meta = self.meta.holds_tail();

@@ -17,7 +17,6 @@
 use crate::batch::Effect;
 use crate::engine::Engine;
 use crate::error::SubmitError;
-use crate::map::VolumeMap;
 use crate::plant::Plant;
 use crate::volume::{OnFull, Volume, VolumeSettings};
 use flagstone_block::{BLOCK_BITS, BLOCK_SIZE, Lba, VolumeId};
@@ -86,10 +85,9 @@ impl Engine {
         self.usable_blocks().saturating_sub(self.taken_blocks())
     }
 
-    fn taken_blocks(&self) -> u64 {
+    pub(crate) fn taken_blocks(&self) -> u64 {
         // What deleted volumes still map is on its way back.
-        let deleted: u64 = self.graves.iter().map(VolumeMap::mapped).sum();
-        self.segs.live() - deleted + self.space.coming
+        self.segs.live() - self.graves.owned() + self.space.coming
     }
 
     /// Blocks that a volume may add for which `held` blocks are held back already.
@@ -109,6 +107,19 @@ impl Engine {
         let unreserved = self.usable_blocks_beside(2, self.slack_segments(2)).saturating_sub(taken);
         // What metadata may grow by is held back for reservations, not from them.
         unreserved.max(held.min(self.usable_blocks().saturating_sub(taken)))
+    }
+
+    /// Blocks that volumes take, or were promised.
+    pub(crate) fn needed_blocks(&self) -> u64 {
+        self.taken_blocks() + self.promised() + self.space.held
+    }
+
+    /// Blocks that there are for those.
+    pub(crate) fn room_for_all(&self) -> u64 {
+        match self.space.held {
+            0 => self.usable_blocks(),
+            _ => self.usable_blocks_beside(2, self.slack_segments(2)),
+        }
     }
 
     /// Whether there may be room once what is under way is applied: holes that two requests are

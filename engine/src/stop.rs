@@ -69,8 +69,9 @@ impl Engine {
                 let quiet = self.is_quiet()
                     && self.rmws.is_idle()
                     && self.compaction.is_none()
-                    && self.growth.is_none()
                     && !self.rebuild.writing
+                    && self.shrinks.is_empty()
+                    && self.change.is_none()
                     && self.cleaner.is_idle()
                     && self.scrub.is_idle()
                     && sealed
@@ -146,6 +147,7 @@ impl Engine {
             compaction.chain.release(bufs);
         }
         self.super_write.release(bufs);
+        self.release_change(bufs);
         self.rmws.release(bufs);
         self.rewriter.release(bufs);
         self.cleaner.release(bufs);

@@ -21,7 +21,7 @@ const COLD: usize = 1;
 
 /// Streams in use: each holds a segment open, which a small pool can't spare.
 pub(crate) fn user_streams(geo: &Geometry) -> usize {
-    if geo.segments >= USER_STREAMS_SEGMENTS { USER_STREAMS } else { 1 }
+    if geo.in_all >= USER_STREAMS_SEGMENTS { USER_STREAMS } else { 1 }
 }
 
 impl Engine {

@@ -1,16 +1,27 @@
-//! Writing a superblock: both copies of the older slot, a flush, the copy at the end, a flush.
+//! Writing a superblock: both copies of the older slot on every device, a flush of all, the copy at
+//! the end of every device, a flush of all.
+//!
+//! Invariants:
+//! 1. Nothing that a superblock makes possible (a segment that is free, a device that takes data) is
+//!    done before it is durable on every device that it names. So whichever device a crash leaves
+//!    with the newest one, that one is right; and a device that has an older one knows of nothing
+//!    that is gone.
+//! 2. On every device there is a whole copy at any time.
 
 use crate::engine::Engine;
 use crate::format::superblock::{SLOTS, Superblock, TAIL_BYTES};
+use crate::plant::Plant;
 use crate::token::Token;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Idle,
-    Copies,
+    /// On this device.
+    Copies(usize),
     CopiesFlush(u64),
-    Tail,
+    /// On this device.
+    Tail(usize),
     TailFlush(u64),
     Done,
 }
@@ -58,13 +69,20 @@ impl SuperWrite {
     }
 }
 
+/// The first device of a superblock from number `from` on.
+fn next_device(superblock: &Superblock, from: usize) -> Option<usize> {
+    superblock.devices.iter().map(|(device, _)| device).find(|device| *device >= from)
+}
+
 impl Engine {
     /// The superblock that describes the pool as it is now, except for where its metadata lies.
     pub(crate) fn superblock(&self, flags: u32) -> Superblock {
         Superblock {
             pool_uuid: self.pool,
             generation: self.super_write.generation + 1,
-            device_bytes: self.geo.device_bytes,
+            device: self.geo.journal.device,
+            devices: self.devices,
+            journal: self.geo.journal,
             segment_blocks: self.geo.shape.blocks,
             segments: u64::from(self.geo.segments),
             data_offset: self.geo.data_offset,
@@ -86,32 +104,53 @@ impl Engine {
         debug_assert!(self.super_write.is_idle());
         self.super_write.generation = superblock.generation;
         self.super_write.superblock = superblock;
-        self.super_write.stage = Stage::Copies;
+        self.write_copies(bufs, 0);
+    }
+
+    /// Writes both copies of the slot to the first device from `from` on; none is left if there is
+    /// no such device.
+    fn write_copies(&mut self, bufs: &mut impl Buffers, from: usize) {
+        let superblock = self.super_write.superblock;
+        let only_one = from > 0 && self.planted.has(Plant::SuperblockOnOneDevice);
+        let Some(device) = next_device(&superblock, from).filter(|_| !only_one) else {
+            self.super_write.stage = Stage::CopiesFlush(self.flush.want());
+            return;
+        };
+        self.super_write.stage = Stage::Copies(device);
         self.super_write.io_left = 2;
         for (copy, offset) in SLOTS[superblock.generation as usize % 2].into_iter().enumerate() {
             let buffer = self.super_write.buffers[copy];
-            superblock.encode(offset, bufs.bytes_mut(buffer));
-            self.emit(Token::Superblock, DeviceCommand::Write { offset, buffer });
+            superblock.on(device).encode(offset, bufs.bytes_mut(buffer));
+            self.emit_to(device, Token::Superblock, DeviceCommand::Write { offset, buffer });
         }
+    }
+
+    /// As [`Engine::write_copies`], of the copy at the end.
+    fn write_tail(&mut self, bufs: &mut impl Buffers, from: usize) {
+        let superblock = self.super_write.superblock;
+        let only_one = from > 0 && self.planted.has(Plant::SuperblockOnOneDevice);
+        let Some(device) = next_device(&superblock, from).filter(|_| !only_one) else {
+            self.super_write.stage = Stage::TailFlush(self.flush.want());
+            return;
+        };
+        self.super_write.stage = Stage::Tail(device);
+        self.super_write.io_left = 1;
+        let superblock = superblock.on(device);
+        // Of the device that it describes, which may have just grown.
+        let offset = superblock.own().bytes - TAIL_BYTES;
+        let buffer = self.super_write.buffers[0];
+        superblock.encode(offset, bufs.bytes_mut(buffer));
+        self.emit_to(device, Token::Superblock, DeviceCommand::Write { offset, buffer });
     }
 
     pub(crate) fn advance_superblock(&mut self, bufs: &mut impl Buffers) {
         match self.super_write.stage {
-            Stage::Copies if self.super_write.io_left == 0 => {
-                self.super_write.stage = Stage::CopiesFlush(self.flush.want());
+            Stage::Copies(device) if self.super_write.io_left == 0 => {
+                self.write_copies(bufs, device + 1);
             }
-            Stage::CopiesFlush(number) if self.flush.is_past(number) => {
-                let superblock = self.super_write.superblock;
-                // Of the device that it describes, which may have just grown.
-                let offset = superblock.device_bytes - TAIL_BYTES;
-                let buffer = self.super_write.buffers[0];
-                superblock.encode(offset, bufs.bytes_mut(buffer));
-                self.super_write.io_left = 1;
-                self.super_write.stage = Stage::Tail;
-                self.emit(Token::Superblock, DeviceCommand::Write { offset, buffer });
-            }
-            Stage::Tail if self.super_write.io_left == 0 => {
-                self.super_write.stage = Stage::TailFlush(self.flush.want());
+            Stage::CopiesFlush(number) if self.flush.is_past(number) => self.write_tail(bufs, 0),
+            Stage::Tail(device) if self.super_write.io_left == 0 => {
+                self.write_tail(bufs, device + 1);
             }
             Stage::TailFlush(number) if self.flush.is_past(number) => {
                 self.super_write.stage = Stage::Done;

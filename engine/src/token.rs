@@ -1,10 +1,10 @@
-//! What an [`IoToken`] means: kind, owner and, for reads, the part of the request.
+//! What an [`IoToken`] means: kind, device, owner and, for reads, the part of the request.
 //!
 //! ```text
-//! 63..56 kind   55..32 index   31..16 first block   15..1 blocks   0 retried
+//! 63..56 kind   55..48 device   47..32 index   31..16 first block   15..1 blocks   0 retried
 //! ```
 
-use flagstone_block::IoToken;
+use flagstone_block::{DEVICES, IoToken};
 
 /// Which state machine a device command belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +23,27 @@ pub(crate) enum Token {
     ScrubRead(u32),
     LeafRead(u32),
     Discard(u32),
+    Change,
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
 impl Token {
-    pub(crate) fn encode(self) -> IoToken {
+    /// Whether the command is a write, which a flush has still to make durable.
+    pub(crate) fn is_write(self) -> bool {
+        matches!(
+            self,
+            Self::BatchData { .. }
+                | Self::BatchJournal(_)
+                | Self::Summary(_)
+                | Self::MetaPage(_)
+                | Self::CompactionPage(_)
+                | Self::Superblock
+                | Self::CleanWrite(_)
+                | Self::LeafWrite(_)
+        )
+    }
+
+    pub(crate) fn encode(self, device: usize) -> IoToken {
         let (kind, index, low) = match self {
             Self::BatchData { batch, stream } => (1, batch, stream),
             Self::BatchJournal(i) => (2, i, 0),
@@ -43,18 +59,24 @@ impl Token {
             Self::ScrubRead(i) => (13, i, 0),
             Self::LeafRead(i) => (14, i, 0),
             Self::Discard(segment) => (15, 0, segment),
+            Self::Change => (16, 0, 0),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
         };
-        debug_assert!(index < 1 << 24);
-        IoToken(kind << 56 | u64::from(index) << 32 | u64::from(low))
+        debug_assert!(index < 1 << 16 && device < DEVICES);
+        IoToken(kind << 56 | (device as u64) << 48 | u64::from(index) << 32 | u64::from(low))
     }
 
-    pub(crate) fn decode(token: IoToken) -> Option<Self> {
-        let index = (token.0 >> 32) as u32 & 0xff_ffff;
+    /// The token and its device.
+    pub(crate) fn decode(token: IoToken) -> Option<(Self, usize)> {
+        let device = (token.0 >> 48) as usize & 0xff;
+        if device >= DEVICES {
+            return None;
+        }
+        let index = (token.0 >> 32) as u32 & 0xffff;
         let low = token.0 as u32;
-        Some(match token.0 >> 56 {
+        let token = match token.0 >> 56 {
             1 => Self::BatchData { batch: index, stream: low },
             2 => Self::BatchJournal(index),
             3 => Self::Summary(low),
@@ -75,7 +97,9 @@ impl Token {
             13 => Self::ScrubRead(index),
             14 => Self::LeafRead(index),
             15 => Self::Discard(low),
+            16 => Self::Change,
             _ => return None,
-        })
+        };
+        Some((token, device))
     }
 }

@@ -89,8 +89,8 @@ pub(crate) struct Volume {
     pub(crate) children: Vec<u32>,
     /// Leaves up to this one have passed to the child: of a snapshot that is dying.
     pub(crate) passed: u64,
-    /// Size that the last growth gives, also while it is being written: a later one must not
-    /// shrink the volume again.
+    /// Size that the last change gives, also while it is being written: a later growth must not
+    /// shrink the volume again, and what a shrink cuts off must not be written to any more.
     pub(crate) logged_size: u64,
     /// As the last change makes them, also while that is being written: what is reserved is held
     /// back from the moment it is asked for.
@@ -161,8 +161,19 @@ impl Volume {
         if self.info.snapshot.is_some() { 0 } else { self.map.kept() }
     }
 
+    /// Bytes that requests may be about: a growth counts when it is durable, a shrink from the
+    /// moment it is asked for.
+    pub(crate) fn end(&self) -> u64 {
+        self.info.size.min(self.logged_size)
+    }
+
+    pub(crate) fn is_shrinking(&self) -> bool {
+        self.logged_size < self.info.size
+    }
+
+    /// As [`Volume::end`], in blocks.
     pub(crate) fn blocks(&self) -> u64 {
-        self.info.size >> flagstone_block::BLOCK_BITS
+        self.end() >> flagstone_block::BLOCK_BITS
     }
 }
 

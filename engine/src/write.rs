@@ -11,6 +11,7 @@ use crate::format::record::{
 use crate::leaf_loader::Paging;
 use crate::limits::{BATCH_BLOCKS, FLUSH_WAITERS, USER_STREAMS};
 use crate::map::{LEAF_BLOCKS, Takes};
+use crate::plant::Plant;
 use crate::segment::{OpenSegment, SegmentState};
 use crate::stream::HOT;
 use crate::volume::{Volume, VolumeState};
@@ -85,7 +86,11 @@ impl Engine {
         offset: u64,
         bytes: u64,
     ) -> Result<(), SubmitError> {
-        let size = self.active(volume)?.info.size;
+        let volume = self.active(volume)?;
+        let size = match self.planted.has(Plant::ShrinkAdmits) {
+            true => volume.info.size,
+            false => volume.end(),
+        };
         match offset.checked_add(bytes) {
             Some(end) if end <= size && bytes > 0 => Ok(()),
             _ => Err(SubmitError::OutOfRange),
@@ -111,7 +116,7 @@ impl Engine {
     /// among them; or of those of a full pool whose volumes are mapped without gaps, so that a pool's capacity does
     /// not shrink while it is being filled.
     pub(crate) fn leaf_segments(&self, more: u64) -> u32 {
-        let blocks = u64::from(self.geo.segments) * u64::from(self.geo.shape.data_blocks);
+        let blocks = u64::from(self.geo.capacity) * u64::from(self.geo.shape.data_blocks);
         let under_way = self.new_leaves_in_flight() + more;
         let leaves = self.slab.leaves() as u64 + under_way + self.space.leaves;
         self.segments_of_pages(leaves.max(blocks / LEAF_BLOCKS as u64))
@@ -149,7 +154,7 @@ impl Engine {
     pub(crate) fn chain_segments(&self, leaves: u64) -> u32 {
         let leaves = leaves + self.slab.leaves() as u64 + self.new_leaves_in_flight();
         let bytes = self.volumes.record_bytes()
-            + self.geo.segments as usize * SEGMENT_SEAL_BYTES
+            + self.geo.in_all as usize * SEGMENT_SEAL_BYTES
             + leaves as usize * LEAF_BYTES_MAX
             + self.touched as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
@@ -181,7 +186,7 @@ impl Engine {
         let maps = maps.max(pages);
         let reserve = self.chain_segments(leaves) + 2 + pages + self.cleaner_reserve();
         let meta = chains + maps + reserve + segments;
-        let usable = u64::from(self.geo.segments.saturating_sub(meta)) * data_blocks;
+        let usable = u64::from(self.geo.capacity.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }
 
@@ -253,9 +258,19 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses what makes the metadata chain longer, when it would take what the next checkpoint needs
+    /// and none can begin now: not before all is counted what is live.
+    pub(crate) fn check_chain_room(&mut self) -> Result<(), SubmitError> {
+        if self.is_counting() && self.segs.free() <= self.reserve() {
+            return Err(self.no_segment());
+        }
+        Ok(())
+    }
+
     /// Whether a checkpoint is under way or about to begin.
     pub(crate) fn is_compacting(&self) -> bool {
-        self.compaction.is_some() || (!self.stop.is_begun() && self.compaction_due())
+        let may_begin = !self.stop.is_begun() && !self.is_counting_stuck();
+        self.compaction.is_some() || (may_begin && self.compaction_due())
     }
 
     /// No segment may be taken: whether one is on its way, or the pool is full.

@@ -59,6 +59,7 @@ impl Engine {
                 return Ok(untouched * block);
             }
         }
+        self.check_chain_room()?;
         let blocks = match self.zero_prefix(volume.0, lba, unguarded.min(ZERO_BLOCKS)) {
             Some(0) => return Err(SubmitError::Busy),
             Some(blocks) => blocks,
@@ -78,8 +79,6 @@ impl Engine {
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
         self.batches[batch as usize].new_leaves += ends;
         let vol = self.volumes.get_mut(volume.0).expect("checked above");
-        let vseq = vol.next_vseq;
-        vol.next_vseq += 1;
         if keep {
             // Metadata compaction states the kept zeroes of touched leaves only.
             let mut at = lba;
@@ -88,23 +87,40 @@ impl Engine {
                 at = (at / LEAF_BLOCKS as u64 + 1) * LEAF_BLOCKS as u64;
             }
         }
-        self.begin_zero(volume.0, keep, promised);
-        let effect = Effect::Zero { volume: volume.0, lba, blocks, keep, promised };
+        self.log_zero(bufs, batch, volume.0, (lba, blocks), keep, promised);
+        self.await_batch(batch, Waiter { tag, durability, rmw: None });
+        Ok(blocks * block)
+    }
+
+    /// Logs that `blocks` blocks from `lba` become holes or, with `keep`, kept zeroes, `promised` of
+    /// them newly.
+    pub(crate) fn log_zero(
+        &mut self,
+        bufs: &mut impl Buffers,
+        batch: u32,
+        volume: u32,
+        (lba, blocks): (u64, u64),
+        keep: bool,
+        promised: u64,
+    ) {
+        let Some(vol) = self.volumes.get_mut(volume) else { return };
+        let vseq = vol.next_vseq;
+        vol.next_vseq += 1;
+        self.begin_zero(volume, keep, promised);
+        let effect = Effect::Zero { volume, lba, blocks, keep, promised };
         self.log(bufs, batch, effect, |lsn| Record::Zero {
-            volume: volume.0,
+            volume,
             lsn,
             lba,
             blocks: blocks as u32,
             keep,
             vseq,
         });
-        self.await_batch(batch, Waiter { tag, durability, rmw: None });
-        Ok(blocks * block)
     }
 
     /// How many of `blocks` blocks from `lba` lie in leaves that are in memory; begins to read the
     /// next ones. `None` if the first can't be read.
-    fn zero_prefix(&mut self, volume: u32, lba: u64, blocks: u64) -> Option<u64> {
+    pub(crate) fn zero_prefix(&mut self, volume: u32, lba: u64, blocks: u64) -> Option<u64> {
         if self.slab.away() == 0 {
             return Some(blocks);
         }
@@ -128,7 +144,7 @@ impl Engine {
     }
 
     /// How many of the leaves at the ends of a range are kept zeroes as a whole now.
-    fn kept_ends(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
+    pub(crate) fn kept_ends(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
         let Some(volume) = self.volumes.get(volume) else { return 0 };
         let ends = [lba / LEAF_BLOCKS as u64, (lba + blocks - 1) / LEAF_BLOCKS as u64];
         let kept = |leaf: &&u64| volume.map.leaf(&self.slab, **leaf).0 == LeafState::AllKept;

@@ -145,7 +145,7 @@ impl Image {
         let geo = inspection.geometry;
         let mut areas: BTreeMap<Area, Vec<u64>> = BTreeMap::new();
         let (chain, pages) = pages(&disk, &inspection);
-        let last = geo.superblock_tail();
+        let last = geo.superblock_tail(0);
         let superblocks: Vec<u64> = SLOTS.into_iter().flatten().chain([last]).collect();
         for &block in disk.blocks.keys() {
             let offset = block * B;

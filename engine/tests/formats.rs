@@ -6,7 +6,7 @@ use flagstone_engine::format::field::Layout;
 use flagstone_engine::format::record::{Record, Records, Seal, layout};
 use flagstone_engine::format::segment::{Footer, SegmentShape};
 use flagstone_engine::format::superblock::Superblock;
-use flagstone_engine::format::{journal, leaf, meta, segment, superblock};
+use flagstone_engine::format::{device, journal, leaf, meta, segment, superblock};
 use flagstone_engine::{OnFull, VolumeSettings};
 use proptest::prelude::*;
 
@@ -30,6 +30,7 @@ fn documented(document: &str, title: &str) -> Vec<(usize, usize, String)> {
 fn every_byte_table_agrees_with_the_code() {
     let mut layouts: Vec<(&str, &Layout)> = vec![
         ("superblock", &superblock::LAYOUT),
+        ("superblock", &device::LAYOUT),
         ("journal", &journal::LAYOUT),
         ("segment", &segment::ENTRY_LAYOUT),
         ("segment", &segment::LAYOUT),
@@ -76,7 +77,7 @@ proptest! {
             0 => Record::Write { volume, lsn, lba: n[2], pbn: n[3], vseq: n[4], crcs },
             1 => Record::Zero { volume, lsn, lba: n[2], blocks: n[3] as u32 % (1 << 18) + 1, keep: n[4] % 2 == 0, vseq: n[5] },
             2 => Record::Volume { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], vseq: n[4], settings: settings(&n), base: (n[7] % 2 == 0).then_some(n[7] as u32), name: &name },
-            10 => Record::Snapshot { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], cut: n[4].min(lsn), line: n[5] as u32, base: (n[6] % 2 == 0).then_some(n[6] as u32), name: &name },
+            10 => Record::Snapshot { volume, lsn, uuid: [n[2] as u8; 16], size: n[3], cut: n[4].min(lsn), line: n[5] as u32, deleted: n[8] % 2 == 0, base: (n[6] % 2 == 0).then_some(n[6] as u32), name: &name },
             3 => Record::VolumeResize { volume, lsn, size: n[2], vseq: n[3] },
             9 => Record::VolumeSet { volume, lsn, settings: settings(&n), vseq: n[4] },
             4 => Record::VolumeDelete { volume, lsn },

@@ -73,7 +73,7 @@ fn a_crash_at_any_write_leaves_the_old_size_or_the_new() {
         world.flush();
         world.disk.size = 80 * MIB;
         let tag = world.tag();
-        world.engine.grow(tag, 80 * MIB).unwrap();
+        world.engine.grow(tag, 0, 80 * MIB).unwrap();
         let (mut writes, mut answered) = (0, false);
         'turns: for _ in 0..20 {
             world.engine.pump(&mut world.arena, 0);

@@ -166,7 +166,7 @@ fn damaged_metadata_is_written_anew() {
     }
     let [one, _] = SLOTS[inspection.superblock.generation as usize % 2];
     world.disk.flip(one / B, 99, 1);
-    world.disk.flip(geo.superblock_tail() / B, 1, 1);
+    world.disk.flip(geo.superblock_tail(0) / B, 1, 1);
     world.disk.flip(geo.journal_offset(inspection.next_jseq - 3) / B, 60, 1);
     leaves.iter().for_each(|&at| world.disk.flip(at, 1000, 1));
 
@@ -368,7 +368,7 @@ fn a_repair_waits_for_a_long_checkpoint() {
     let disk = world.stop();
     // All pages lie in segments of which little is used: the next checkpoint moves them.
     let mut world = World::open_with(disk, &options).unwrap();
-    let newest = world.engine.geometry().superblock_tail() / B;
+    let newest = world.engine.geometry().superblock_tail(0) / B;
     world.disk.flip(newest, 100, 1);
     let copies = pages(&world.disk, *b"LSBM", SegmentState::Meta);
     world.disk.flip(copies[0], 100, 1);

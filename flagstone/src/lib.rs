@@ -23,7 +23,8 @@ pub mod uri;
 
 pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};
 pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
+pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
     ControlError, DeviceDiscard, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange,
-    VolumeStatus,
+    Shrink, VolumeStatus,
 };

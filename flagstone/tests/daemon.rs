@@ -79,7 +79,11 @@ fn volumes_live_through_commands_and_crashes() {
     daemon.run(&["volume", "create", "v", "--size", "2G"]).failed(8, "volume resize");
     daemon.run(&["volume", "create", "w", "--size", "1G", "--pool", "q"]).failed(7, "pools are p");
     daemon.run(&["volume", "create", "w", "--size", "1G", "--pool", "p"]).succeeded();
-    daemon.run(&["volume", "resize", "v", "--size", "512M"]).failed(8, "only grow");
+    daemon.run(&["volume", "resize", "v", "--size", "512M"]).failed(8, "--force");
+    daemon.run(&["volume", "resize", "v", "--size", "512M", "--discard"]).failed(2, "--force");
+    daemon.run(&["volume", "resize", "v", "--size", "512M", "--force"]).succeeded();
+    let discard = ["--json", "volume", "resize", "v", "--size", "256M", "--force", "--discard"];
+    assert_eq!(daemon.run(&discard).succeeded().json()["size_bytes"], 256_u64 << 20);
     let resized = daemon.run(&["--json", "volume", "resize", "v", "--size", "3G"]).succeeded();
     assert_eq!(resized.json()["size_bytes"], 3_u64 << 30);
     daemon.run(&["volume", "show", "x"]).failed(7, "volume list");
@@ -89,6 +93,13 @@ fn volumes_live_through_commands_and_crashes() {
     let listed = daemon.run(&["volume", "list"]).succeeded().stdout;
     assert_eq!(listed.lines().count(), 2, "{listed}");
     assert!(listed.contains(&daemon.uri("v")), "{listed}");
+    daemon.run(&["volume", "create", "a", "--size", "1G"]).succeeded();
+    let page = daemon.run(&["--json", "volume", "list", "--limit", "1"]).succeeded().json();
+    assert_eq!((&page["volumes"][0]["name"], &page["next"]), (&json!("a"), &json!("a")));
+    let after = ["--json", "volume", "list", "--limit", "1", "--after", "a"];
+    let page = daemon.run(&after).succeeded().json();
+    assert_eq!((&page["volumes"][0]["name"], &page["next"]), (&json!("v"), &json!(null)));
+    daemon.run(&["volume", "delete", "a"]).succeeded();
     daemon.crash();
 
     let daemon = Daemon::serve(dir, "p");

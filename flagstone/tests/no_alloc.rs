@@ -136,6 +136,7 @@ fn a_warm_node_allocates_nothing() {
     let pool = directory.path().join("pool");
     let options = CreateOptions {
         path: pool.clone(),
+        more: Vec::new(),
         size_bytes: Some(256 << 20),
         segment_bytes: None,
         preallocate: false,

@@ -7,13 +7,14 @@ use crate::input::Input;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
+use flagstone::api::devices::{AddDevice, DeviceAction};
 use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
 use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
 use flagstone::name::check_name;
-use flagstone::node::{NodeStats, ScrubAction, SettingsChange};
+use flagstone::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 use flagstone::size::check_blocks;
 use http_body_util::BodyExt as _;
 use std::collections::BTreeMap;
@@ -69,14 +70,14 @@ fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
 }
 
 impl Backend for Fake {
-    fn snapshot(&self) -> Reply<Snapshot> {
-        let volumes: Vec<_> = self.0.lock().unwrap().values().cloned().collect();
+    fn snapshot(&self, count: usize) -> Reply<Snapshot> {
+        let volumes: Vec<_> = self.0.lock().unwrap().values().take(count).cloned().collect();
         let pool = Pool {
             path: "/p".to_owned(),
             device_bytes: 64 << 20,
             capacity_bytes: 32 << 20,
             free_bytes: 32 << 20,
-            volumes: volumes.len() as u32,
+            volumes: self.0.lock().unwrap().len() as u32,
             direct_io: true,
             segments: 12,
             segments_free: 8,
@@ -84,6 +85,13 @@ impl Backend for Fake {
             ..Pool::default()
         };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats: NodeStats::default() }))
+    }
+
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>> {
+        let volumes = self.0.lock().unwrap();
+        let behind = |name: &&String| after.as_ref().is_none_or(|after| *name > after);
+        let listed = volumes.iter().filter(|(name, _)| behind(name)).take(limit);
+        answer(Ok(listed.map(|(_, volume)| volume.clone()).collect()))
     }
 
     fn volume(&self, name: String) -> Reply<Volume> {
@@ -110,15 +118,15 @@ impl Backend for Fake {
         answer(Ok(Created::New(made)))
     }
 
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         check_name(&name).expect("the caller checks names");
         check_blocks(size_bytes).expect("the caller checks sizes");
         let mut volumes = self.0.lock().unwrap();
         let Some(volume) = volumes.get_mut(&name) else {
             return answer(Err(ApiError::volume_not_found(&name)));
         };
-        if size_bytes < volume.size_bytes {
-            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
+        if size_bytes < volume.size_bytes && shrink == Shrink::Never {
+            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "not told to")));
         }
         volume.size_bytes = size_bytes;
         answer(Ok(volume.clone()))
@@ -139,6 +147,14 @@ impl Backend for Fake {
 
     fn grow_pool(&self, _pool: String) -> Reply<Pool> {
         answer(Err(ApiError::new(ErrorCode::PoolNotFound, "no such pool")))
+    }
+
+    fn add_device(&self, _pool: String, _request: AddDevice) -> Reply<Pool> {
+        answer(Err(ApiError::new(ErrorCode::DeviceUnfit, "it holds data")))
+    }
+
+    fn change_device(&self, _pool: String, _device: String, _: DeviceAction) -> Reply<Pool> {
+        answer(Err(ApiError::new(ErrorCode::DeviceNotFound, "no such device")))
     }
 
     fn scrub(&self, _pool: String, _action: ScrubAction) -> Reply<Scrub> {

@@ -5,7 +5,7 @@
 //! encoded must decode to the same values.
 
 use crate::fixup::{self, Kind, field, get, put};
-use flagstone_block::BLOCK_SIZE;
+use flagstone_block::{BLOCK_SIZE, split_offset};
 use flagstone_engine::Geometry;
 use flagstone_engine::format::field::{Field, Layout};
 use flagstone_engine::format::journal::{self as j, JournalHeader};
@@ -79,13 +79,20 @@ pub fn superblock(input: &[u8]) {
         field(&s::LAYOUT, "CHECKPOINT_LSN"),
     ];
     same_fields(&s::LAYOUT, &bytes, &again, &RESERVED);
-    for device_bytes in [0, 64 << 20, superblock.device_bytes, u64::MAX] {
-        let Ok(geo) = Geometry::of(&superblock, device_bytes) else { continue };
+    for device_bytes in [0, 64 << 20, superblock.own().bytes, u64::MAX] {
+        let Ok(geo) = Geometry::of(&superblock, |_| Some(device_bytes)) else { continue };
         let segment_bytes = u64::from(geo.shape.blocks) * BLOCK_SIZE as u64;
-        assert!(geo.data_offset >= geo.journal_offset(u64::from(geo.journal_blocks) - 1));
-        assert!(geo.journal_offset(0) >= SUPERBLOCK_END);
-        let end = geo.segment_offset(geo.segments - 1, 0) + segment_bytes;
-        assert!(end <= geo.device_bytes - TAIL_BYTES && geo.device_bytes <= device_bytes);
+        for device in geo.devices() {
+            let on_device = |offset| split_offset(offset).1;
+            let last_slot = geo.ring_slot(device, geo.journal_blocks - 1);
+            assert!(geo.data_offset >= on_device(last_slot));
+            assert!(on_device(geo.ring_slot(device, 0)) >= SUPERBLOCK_END);
+            let extent = geo.extents[device];
+            let last = extent.first + extent.segments - 1;
+            assert!(geo.device_of(last) == Some(device) && last < geo.segments);
+            let end = on_device(geo.segment_offset(last, 0)) + segment_bytes;
+            assert!(end <= extent.bytes - TAIL_BYTES && extent.bytes <= device_bytes);
+        }
         let last = geo.pbn(geo.segments, 0) - 1;
         assert_eq!(geo.locate(last), (geo.segments - 1, geo.shape.blocks - 1));
         assert!(!geo.is_data(last, 1));

@@ -9,7 +9,7 @@ use flagstone_block::{
 };
 use flagstone_engine::plant::Planted;
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, IoFault, OpenError, OpenOptions, RecoveryReport,
+    Completion, Engine, FormatOptions, IoFault, OpenError, OpenOptions, RecoveryReport, Shrink,
     SubmitError, VolumeSpec,
 };
 
@@ -193,7 +193,8 @@ impl World {
     }
 
     pub(crate) fn resize(&mut self, volume: VolumeId, size: u64) -> Result<(), SubmitError> {
-        let ((), completion) = self.submit(|e, a, t| e.resize_volume(a, t, volume, size))?;
+        let ((), completion) =
+            self.submit(|e, a, t| e.resize_volume(a, t, volume, size, Shrink::Never))?;
         completion.result.map_err(|_| SubmitError::Failed)
     }
 

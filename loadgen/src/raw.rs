@@ -249,7 +249,7 @@ impl Turn<'_, '_> {
 
     fn submit(&mut self, slot: usize, command: DeviceCommand) {
         let token = IoToken(slot as u64);
-        self.local.ring.submit_device(self.local.device, DeviceIo { token, command });
+        self.local.ring.submit_device(self.local.device, DeviceIo { device: 0, token, command });
     }
 
     /// Makes each block of a payload unlike all before, so that nothing below can deduplicate.

@@ -20,15 +20,15 @@ pub trait Exports {
     /// The export called `name`, exactly.
     fn find(&self, name: &str) -> Option<Export<'_>>;
 
-    /// The exports in an order that is stable while none comes or goes; `None` past the last.
-    ///
-    /// A client that lists exports while they change may see one twice or not at all.
-    fn nth(&self, index: usize) -> Option<Export<'_>>;
+    /// The export that comes behind the one called `name`, also if that is gone, or the first; `None`
+    /// past the last. Their order doesn't change.
+    fn after(&self, name: Option<&str>) -> Option<Export<'_>>;
 
     /// What the empty name stands for: the only export, if there is exactly one.
     fn default_export(&self) -> Option<Export<'_>> {
-        match self.nth(1) {
-            None => self.nth(0),
+        let first = self.after(None)?;
+        match self.after(Some(first.name)) {
+            None => Some(first),
             Some(_) => None,
         }
     }
@@ -44,7 +44,7 @@ impl<E: Exports + ?Sized> Exports for &E {
         (**self).find(name)
     }
 
-    fn nth(&self, index: usize) -> Option<Export<'_>> {
-        (**self).nth(index)
+    fn after(&self, name: Option<&str>) -> Option<Export<'_>> {
+        (**self).after(name)
     }
 }

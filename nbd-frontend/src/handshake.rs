@@ -45,8 +45,8 @@ enum Phase {
     Options,
     /// Data of an option that is already decided is being dropped.
     Skipping { option: u32, left: u32, refusal: Refusal },
-    /// The exports from `index` on are still to be told.
-    Listing { index: usize },
+    /// The exports behind this one, or all, are still to be told.
+    Listing { after: Option<String> },
     /// Nothing more is accepted.
     Closed(CloseReason),
 }
@@ -98,8 +98,9 @@ impl Handshake {
                 self.phase = Phase::Options;
                 Received { consumed, step: self.finish(option, refusal, out) }
             }
-            Phase::Listing { index } => {
-                Received { consumed: 0, step: self.list(index, exports, out) }
+            Phase::Listing { ref mut after } => {
+                let after = after.take();
+                Received { consumed: 0, step: self.list(after, exports, out) }
             }
             Phase::Closed(reason) => Received { consumed: 0, step: Step::Close(reason) },
         }
@@ -219,7 +220,7 @@ impl Handshake {
     ) -> Result<Step, Refusal> {
         match option {
             OPT_EXPORT_NAME => self.export_name(data, exports, out),
-            OPT_LIST => Ok(self.list(0, exports, out)),
+            OPT_LIST => Ok(self.list(None, exports, out)),
             OPT_INFO | OPT_GO => self.info_or_go(option, data, exports, out),
             OPT_STRUCTURED_REPLY => {
                 if self.style == Style::Extended {
@@ -270,14 +271,14 @@ impl Handshake {
         Ok(Step::Opened(self.opened(&export)))
     }
 
-    fn list(&mut self, start: usize, exports: &dyn Exports, out: &mut Out<'_>) -> Step {
-        let mut index = start;
-        while let Some(export) = exports.nth(index) {
+    fn list(&mut self, after: Option<String>, exports: &dyn Exports, out: &mut Out<'_>) -> Step {
+        let mut last = after.as_deref();
+        while let Some(export) = exports.after(last) {
             if out.room() < HANDSHAKE_REPLY_BYTES {
-                self.phase = Phase::Listing { index };
+                self.phase = Phase::Listing { after: last.map(str::to_owned) };
                 return Step::NeedRoom;
             }
-            index += 1;
+            last = Some(export.name);
             if export.name.len() > MAX_STRING_BYTES {
                 continue;
             }
@@ -293,7 +294,7 @@ impl Handshake {
             );
         }
         if out.room() < HANDSHAKE_REPLY_BYTES {
-            self.phase = Phase::Listing { index };
+            self.phase = Phase::Listing { after: last.map(str::to_owned) };
             return Step::NeedRoom;
         }
         self.phase = Phase::Options;

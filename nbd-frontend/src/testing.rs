@@ -45,7 +45,20 @@ impl ExportList {
 
 impl Exports for ExportList {
     fn find(&self, name: &str) -> Option<Export<'_>> {
-        self.nth(self.0.iter().position(|export| export.name == name)?)
+        self.nth(self.position(name)?)
+    }
+
+    fn after(&self, name: Option<&str>) -> Option<Export<'_>> {
+        match name {
+            None => self.nth(0),
+            Some(name) => self.nth(self.position(name)? + 1),
+        }
+    }
+}
+
+impl ExportList {
+    fn position(&self, name: &str) -> Option<usize> {
+        self.0.iter().position(|export| export.name == name)
     }
 
     fn nth(&self, index: usize) -> Option<Export<'_>> {

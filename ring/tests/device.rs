@@ -29,7 +29,10 @@ fn exercise(device: &Device) {
         let buffer = ring.buffers().alloc(blocks).expect("the arena is large enough");
         pattern(ring.buffers().bytes_mut(buffer), index + 1);
         let offset = index * 10 * 4096;
-        ring.submit_device(id, DeviceIo { token: IoToken(index), command: write(offset, buffer) });
+        ring.submit_device(
+            id,
+            DeviceIo { device: 0, token: IoToken(index), command: write(offset, buffer) },
+        );
         in_flight.insert(index);
         expected.push((offset, buffer));
     }
@@ -268,7 +271,7 @@ fn victim() {
         (0..1024).map(|_| ring.buffers().alloc(1).expect("1024 blocks")).collect();
     for index in 0..1024_u64 {
         let command = write(index % 256 * 4096, buffers[index as usize]);
-        ring.submit_device(id, DeviceIo { token: IoToken(index), command });
+        ring.submit_device(id, DeviceIo { device: 0, token: IoToken(index), command });
     }
     let mut announced = false;
     loop {
@@ -277,7 +280,7 @@ fn victim() {
             println!("writing");
         }
         let command = write(token.0 % 256 * 4096, buffers[token.0 as usize]);
-        ring.submit_device(id, DeviceIo { token, command });
+        ring.submit_device(id, DeviceIo { device: 0, token, command });
     }
 }
 
@@ -420,7 +423,7 @@ fn more_commands_than_the_queue_has_room_for_are_all_carried_out() {
         let buffer = ring.buffers().alloc(1).expect("4096 blocks");
         pattern(ring.buffers().bytes_mut(buffer), index);
         let command = write(index * 4096, buffer);
-        ring.submit_device(id, DeviceIo { token: IoToken(index), command });
+        ring.submit_device(id, DeviceIo { device: 0, token: IoToken(index), command });
         buffers.push(buffer);
     }
     let mut seen = vec![false; 4000];

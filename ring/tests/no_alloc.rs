@@ -62,7 +62,7 @@ impl Bench {
                 1 => write(offset, buffer),
                 _ => DeviceCommand::Flush,
             };
-            ring.submit_device(self.device, DeviceIo { token: IoToken(index), command });
+            ring.submit_device(self.device, DeviceIo { device: 0, token: IoToken(index), command });
             self.buffers.push(buffer);
         }
         let inbox = ring.buffers().alloc(8).expect("the arena is large enough");

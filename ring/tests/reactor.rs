@@ -246,10 +246,10 @@ fn dropping_with_everything_under_way_ends_and_gives_back() {
             let buffer = ring.buffers().alloc(4).expect("room");
             let offset = index * 16384;
             let command = if index % 2 == 0 { read(offset, buffer) } else { write(offset, buffer) };
-            ring.submit_device(id, DeviceIo { token: IoToken(index), command });
+            ring.submit_device(id, DeviceIo { device: 0, token: IoToken(index), command });
         }
         let command = flagstone_block::DeviceCommand::Flush;
-        ring.submit_device(id, DeviceIo { token: IoToken(1000), command });
+        ring.submit_device(id, DeviceIo { device: 0, token: IoToken(1000), command });
         ring.set_timer(ring.now_ns() + 3_600_000 * MS, 1);
         // Odd rounds drop what was never given to the kernel, even ones what it works on.
         if round % 2 == 0 {
@@ -280,18 +280,18 @@ fn two_owners_of_the_same_bytes_are_caught_before_the_kernel_is() {
     let mut ring = ring(16);
     let id = ring.add_device(&device).expect("room");
     let buffer = ring.buffers().alloc(2).expect("room");
-    ring.submit_device(id, DeviceIo { token: IoToken(0), command: read(0, buffer) });
+    ring.submit_device(id, DeviceIo { device: 0, token: IoToken(0), command: read(0, buffer) });
     let mut unique = std::panic::AssertUnwindSafe(&mut ring);
     let again = std::panic::catch_unwind(move || {
         let command = write(0, buffer.part(1, 1));
-        unique.submit_device(id, DeviceIo { token: IoToken(1), command });
+        unique.submit_device(id, DeviceIo { device: 0, token: IoToken(1), command });
     });
     assert!(again.is_err());
     assert!(matches!(event(&mut ring), Event::Device { token: IoToken(0), result: Ok(()), .. }));
     // Two writes may share their source.
     for token in 0..2 {
         let command = write(token * 8192, buffer);
-        ring.submit_device(id, DeviceIo { token: IoToken(token), command });
+        ring.submit_device(id, DeviceIo { device: 0, token: IoToken(token), command });
     }
     for _ in 0..2 {
         assert!(matches!(event(&mut ring), Event::Device { result: Ok(()), .. }));
@@ -307,7 +307,7 @@ fn exchanged_arenas_are_noticed_before_the_kernel_uses_them() {
     let mut right = ring(64);
     let id = left.add_device(&device).expect("room");
     let buffer = left.buffers().alloc(8).expect("room");
-    left.submit_device(id, DeviceIo { token: IoToken(0), command: read(0, buffer) });
+    left.submit_device(id, DeviceIo { device: 0, token: IoToken(0), command: read(0, buffer) });
     left.submit_and_wait(Some(0)).expect("the ring works");
     std::mem::swap(left.buffers(), right.buffers());
     for ring in [&mut left, &mut right] {

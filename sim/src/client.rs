@@ -3,7 +3,7 @@
 use crate::world::{Check, Submitted, World, WritePart, payload};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, ZeroMode};
 use flagstone_engine::limits::{SCAN_COLD_NS, VOLUME_BYTES};
-use flagstone_engine::{OnFull, SubmitError, VolumeSettings};
+use flagstone_engine::{OnFull, Shrink, SubmitError, VolumeSettings};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -64,13 +64,21 @@ enum Job {
     Resize {
         volume: u32,
         size: u64,
+        shrink: Shrink,
     },
     Set {
         volume: u32,
         settings: VolumeSettings,
     },
+    /// A disk becomes larger by so much.
     Grow {
         bytes: u64,
+    },
+    AddDisk {
+        bytes: u64,
+    },
+    RemoveDisk {
+        keep: bool,
     },
 }
 
@@ -90,6 +98,8 @@ pub enum Offer {
 pub struct Client {
     job: Option<Job>,
     names: u64,
+    /// Volumes that were shrunk, and their sizes before.
+    shrunk: Vec<(u32, u64)>,
 }
 
 impl Client {
@@ -166,24 +176,42 @@ impl Client {
             }
             8 if all < VOLUMES_MAX => Some(self.create(world)),
             9 if all > 1 => Some(Job::Delete { volume: any }),
-            10 => {
-                let more = world.rng.skewed(1 << 14) * BLOCK;
-                Some(Job::Resize { volume, size: (size + more).min(VOLUME_BYTES) })
-            }
+            10 => Some(self.resize(world, volume, size)),
             11 => Some(Job::Set { volume, settings: settings(world, size) }),
             12 if world.growths < GROWTHS_MAX => {
                 world.growths += 1;
-                let now = world.engine().geometry().device_bytes;
-                Some(Job::Grow { bytes: now + (1 + world.rng.skewed(4 * 256)) * BLOCK })
+                Some(Job::Grow { bytes: (1 + world.rng.skewed(4 * 256)) * BLOCK })
             }
             13 => Some(scan(world, volume, size)),
-            14 if all < VOLUMES_MAX => {
+            14 => Some(match world.rng.below(8) {
+                0..3 => Job::AddDisk { bytes: (16 << 20) + world.rng.skewed(48 << 8) * BLOCK },
+                3..7 => Job::RemoveDisk { keep: false },
+                _ => Job::RemoveDisk { keep: true },
+            }),
+            15 if all < VOLUMES_MAX => {
                 let all: Vec<u32> = volumes.into_iter().collect();
                 let few = world.rng.between(1, 3) as usize;
                 Some(Job::Snapshot { volumes: all.into_iter().take(few).collect() })
             }
             _ => None,
         })
+    }
+
+    /// A volume grows or shrinks; one that was shrunk often gets back what it lost.
+    fn resize(&mut self, world: &mut World, volume: u32, size: u64) -> Job {
+        if world.rng.one_in(2) && size > BLOCK {
+            let (cut, _) = range(world, size, true);
+            let shrink = world.rng.pick(&[Shrink::Unused, Shrink::Discard, Shrink::Discard]);
+            self.shrunk.push((volume, size));
+            return Job::Resize { volume, size: cut.max(BLOCK), shrink };
+        }
+        let before = self.shrunk.iter().rposition(|&(other, was)| other == volume && was > size);
+        if let Some(before) = before.filter(|_| world.rng.percent(70)) {
+            let (volume, size) = self.shrunk.swap_remove(before);
+            return Job::Resize { volume, size, shrink: Shrink::Never };
+        }
+        let more = world.rng.skewed(1 << 14) * BLOCK;
+        Job::Resize { volume, size: (size + more).min(VOLUME_BYTES), shrink: Shrink::Never }
     }
 
     fn create(&mut self, world: &mut World) -> Job {
@@ -334,9 +362,11 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
         Job::Create { name, size, settings } => world.create(name, *size, *settings)?.map(|_| ()),
         Job::Snapshot { volumes } => world.snapshot(volumes)?,
         Job::Delete { volume } => world.delete(*volume)?,
-        Job::Resize { volume, size } => world.resize(*volume, *size)?,
+        Job::Resize { volume, size, shrink } => world.resize(*volume, *size, *shrink)?,
         Job::Set { volume, settings } => world.set(*volume, *settings)?,
         Job::Grow { bytes } => world.grow(*bytes)?,
+        Job::AddDisk { bytes } => world.add_disk(*bytes)?,
+        Job::RemoveDisk { keep } => world.remove_disk(*keep)?,
     };
     Ok(match submitted {
         Submitted::Taken(()) => (None, Offer::Progress),

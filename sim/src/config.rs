@@ -40,6 +40,8 @@ pub enum Theme {
     Errors,
     /// Snapshots come and go, in a pool that is cleaned.
     Snapshots,
+    /// Disks come and go.
+    Disks,
 }
 
 impl Theme {
@@ -59,6 +61,7 @@ impl Theme {
         Self::Damage,
         Self::Errors,
         Self::Snapshots,
+        Self::Disks,
     ];
 }
 
@@ -70,6 +73,11 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::RewriteStale
         | Plant::RewriteDamaged
         | Plant::RewriteHoles => Some(Theme::Scan),
+        Plant::FlushOneDevice
+        | Plant::SuperblockOnOneDevice
+        | Plant::JoinTooSoon
+        | Plant::RemoveTooSoon
+        | Plant::JournalForgetsOld => Some(Theme::Disks),
         Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
         Plant::SwitchBlindly
         | Plant::MoveAsNew
@@ -77,6 +85,8 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SwitchBeforeSeal
         | Plant::UsersTakeReserve
         | Plant::TakeReserved => Some(Theme::Clean),
+        Plant::ScrubKeepsPage => Some(Theme::Damage),
+        Plant::ForgetPatches => Some(Theme::Paging),
         _ => None,
     }
 }
@@ -112,6 +122,8 @@ pub struct Mix {
     pub grow: u32,
     /// Reads of whole regions in sequence.
     pub scan: u32,
+    /// Disks are added, emptied and kept.
+    pub disks: u32,
     /// Snapshots.
     pub snapshot: u32,
 }
@@ -119,7 +131,7 @@ pub struct Mix {
 impl Mix {
     /// As an array, in the order of the fields.
     #[must_use]
-    pub fn weights(&self) -> [u32; 15] {
+    pub fn weights(&self) -> [u32; 16] {
         [
             self.write,
             self.partial,
@@ -135,6 +147,7 @@ impl Mix {
             self.set,
             self.grow,
             self.scan,
+            self.disks,
             self.snapshot,
         ]
     }
@@ -175,8 +188,10 @@ pub struct Ends {
 pub struct Config {
     /// What it is about.
     pub theme: Theme,
-    /// Bytes of the device.
+    /// Bytes of the first disk.
     pub pool_bytes: u64,
+    /// Bytes of the others that the pool has at the start.
+    pub more_disks: Vec<u64>,
     /// Bytes of a segment.
     pub segment_bytes: u32,
     /// Volumes at the start, in bytes.
@@ -252,6 +267,7 @@ impl Config {
             (Theme::Metadata, 2),
             (Theme::Damage, 20),
             (Theme::Errors, 17),
+            (Theme::Disks, 25),
         ];
         let weights = themes.map(|(_, weight)| weight);
         let drawn = themes[rng.weighted(&weights)].0;
@@ -264,7 +280,8 @@ impl Config {
         if config.nbd {
             // Volumes come and go by another way than NBD.
             (config.mix.create, config.mix.delete, config.mix.resize) = (0, 0, 0);
-            (config.mix.set, config.mix.grow, config.mix.snapshot) = (0, 0, 0);
+            (config.mix.set, config.mix.grow, config.mix.disks) = (0, 0, 0);
+            config.mix.snapshot = 0;
         }
         config
     }
@@ -286,8 +303,12 @@ impl Config {
             set: some(1),
             grow: if rng.clone().one_in(3) { 1 } else { 0 },
             scan: if rng.clone().one_in(2) { 1 } else { 0 },
+            disks: if rng.one_in(6) { 1 } else { 0 },
             snapshot: 0,
         };
+        let more = if rng.one_in(4) { rng.between(1, 3) } else { 0 };
+        let disk = |rng: &mut Rng| (20 + rng.skewed(32)) * MIB + 4096 * rng.below(255);
+        let more_disks = (0..more).map(|_| disk(rng)).collect();
         let volumes = rng.between(1, 3);
         let volumes = (0..volumes).map(|_| (1 + rng.skewed(2048)) * 4096).collect();
         Self {
@@ -295,6 +316,7 @@ impl Config {
             pool_bytes: 64 * MIB
                 + rng.skewed(32) * MIB
                 + if rng.one_in(4) { 4096 * rng.below(255) } else { 0 },
+            more_disks,
             segment_bytes: (MIB as u32) << rng.weighted(&[6, 1, 1]),
             volumes,
             nbd: rng.one_in(6),
@@ -545,6 +567,28 @@ impl Config {
                 self.rates_open.read_flip = rng.pick(&[0, 50_000, 200_000]);
                 self.mix.read = 40;
                 self.hot_blocks = rng.pick(&[4, 16, 64]);
+            }
+            Theme::Disks => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = (40 + rng.skewed(40)) * MIB;
+                let more = rng.between(1, 3);
+                self.more_disks = (0..more).map(|_| (30 + rng.skewed(30)) * MIB).collect();
+                self.mix.disks = rng.pick(&[1, 2, 6]);
+                self.mix.write = 40;
+                self.volumes = vec![rng.pick(&[64, 400, 1_500]) * 4096];
+                self.blocks_max = rng.pick(&[1, 8, 40, 100]);
+                self.events = (200, rng.between(600, 4_000));
+                self.depth = rng.pick(&[2, 8, 32]);
+                self.hot_blocks = 0;
+                self.lives = rng.between(2, 5) as u32;
+                self.nbd = false;
+                if rng.one_in(3) {
+                    self.ballast_leaves = Some(rng.pick(&[1_000, 4_000, 8_000]));
+                }
+                if rng.one_in(8) {
+                    self.rot = 50;
+                    self.rates.read_flip = rng.pick(&[0, 3_000]);
+                }
             }
             Theme::Errors => {
                 let rate = rng.pick(&[300, 3_000, 20_000]);

@@ -42,6 +42,8 @@ enum Trigger {
     Compactions(u64),
     Moved(u64),
     Rewritten(u64),
+    DisksRemoved(u64),
+    DiskChanges(u64),
 }
 
 impl Trigger {
@@ -54,6 +56,8 @@ impl Trigger {
             Self::Compactions(n) => counters.compactions >= n,
             Self::Moved(n) => counters.blocks_moved >= n,
             Self::Rewritten(n) => counters.blocks_rewritten >= n,
+            Self::DisksRemoved(n) => counters.devices_removed >= n,
+            Self::DiskChanges(n) => counters.device_changes >= n,
         }
     }
 }
@@ -200,9 +204,15 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
     let trigger = match world.rng.below(8) {
         0..6 if world.config.theme == Theme::Metadata => Trigger::Compactions(2),
         0..4 if world.config.theme == Theme::Clean => Trigger::Moved(world.rng.skewed(2_000)),
+        0..3 if world.config.theme == Theme::Disks => {
+            Trigger::DiskChanges(world.rng.between(1, 12))
+        }
         0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
         2 => Trigger::Seals(world.rng.between(1, 4)),
         3 => Trigger::Freed(world.rng.between(1, 4)),
+        4 | 5 if world.config.theme == Theme::Disks => {
+            Trigger::DisksRemoved(world.rng.between(1, 2))
+        }
         4 => Trigger::Compactions(1),
         5 if world.config.mix.scan > 0 => Trigger::Rewritten(1 + world.rng.skewed(300)),
         _ => Trigger::None,
@@ -366,6 +376,7 @@ fn reckon(world: &mut World) -> Check {
     }
     world.quiesce()?;
     world.check_state()?;
+    world.check_evacuated()?;
     world.check_accounts()?;
     world.check_engine()?;
     if world.rng.one_in(4) {

@@ -37,6 +37,7 @@ impl Engine {
         if self.cleaner.victim.is_none() && need != Need::Nothing {
             self.begin_victim(need);
         }
+        self.begin_leaving();
         self.advance_outputs(bufs);
     }
 
@@ -66,6 +67,11 @@ impl Engine {
             }
         };
         self.cleaner.starved = false;
+        self.take_victim(segment);
+    }
+
+    /// Begins to empty a sealed segment.
+    pub(super) fn take_victim(&mut self, segment: u32) {
         self.learn_lifetime(segment);
         let summary = self.summaries.pop().expect("just counted");
         let again = self.segs.take_bad(segment);
@@ -277,7 +283,7 @@ impl Engine {
                 left -= 1;
                 let (i, block) = self.cleaner.place_of(moved.block);
                 let good = crate::format::crc32(bufs.bytes(block)) == moved.crc;
-                let short = again || self.is_pressed();
+                let short = again || self.is_pressed() || self.segs.is_leaving(segment);
                 if !good && retries < if short { CLEAN_RETRIES } else { 1 } {
                     // As every read, once more before it is given up, alone, so that a
                     // neighbour's damage is not taken for its own; and more often when the

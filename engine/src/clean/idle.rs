@@ -29,7 +29,7 @@ impl Engine {
     /// Free segments below which the cleaner works: as few as will do, since garbage that is
     /// left alone for longer costs less to collect.
     pub(crate) fn clean_below(&self) -> u32 {
-        self.floor() + CLEAN_AHEAD_SEGMENTS.max(self.geo.segments / 128).min(self.geo.segments / 8)
+        self.floor() + CLEAN_AHEAD_SEGMENTS.max(self.geo.capacity / 128).min(self.geo.capacity / 8)
     }
 
     /// Whether another victim should be taken, and why.
@@ -43,7 +43,11 @@ impl Engine {
             Need::Pressed
         } else if free < self.clean_below() {
             Need::Due
-        } else if self.now_ns >= self.idle_from_ns() && !self.stop.is_begun() {
+        } else if self.now_ns >= self.idle_from_ns()
+            && !self.stop.is_begun()
+            // What is moved from a device that is being emptied is sealed before it fills an output.
+            && !self.segs.any_leaving()
+        {
             Need::Idle
         } else {
             Need::Nothing
@@ -58,7 +62,7 @@ impl Engine {
         match need {
             Need::Pressed => data_blocks - 1,
             Need::Due | Need::Nothing => data_blocks * 31 / 32,
-            Need::Idle if self.segs.free() < self.geo.segments / IDLE_FREE_DIVISOR => {
+            Need::Idle if self.segs.free() < self.geo.capacity / IDLE_FREE_DIVISOR => {
                 data_blocks / 2
             }
             Need::Idle => data_blocks / 4,
@@ -87,6 +91,7 @@ impl Engine {
         let at = self.idle_from_ns();
         let searched = |(events, _)| events == self.segs.events();
         let hope = self.segs.can_gain(self.geo.shape.data_blocks)
+            && !self.segs.any_leaving()
             && !self.cleaner.exhausted_at.is_some_and(searched);
         (at > self.now_ns && hope && !self.opening && !self.stop.is_begun()).then_some(at)
     }
@@ -117,7 +122,7 @@ impl Engine {
 
     /// Whether a seal of moved blocks is worth a flush of its own.
     pub(super) fn is_seal_urgent(&self) -> bool {
-        matches!(self.cleaning_need(), Need::Due | Need::Pressed)
+        self.segs.any_leaving() || matches!(self.cleaning_need(), Need::Due | Need::Pressed)
     }
 
     /// Whether outputs are being sealed or switched, or may be soon.

@@ -33,6 +33,7 @@
 mod advance;
 mod choose;
 mod idle;
+mod leaving;
 mod output;
 
 use crate::engine::Engine;
@@ -190,6 +191,7 @@ pub(crate) struct Cleaner {
     /// A request came since the last turn, and when the last did.
     requested: bool,
     requested_ns: u64,
+    leaving: leaving::Leaving,
     /// Somebody was refused space since the last victim.
     starved: bool,
     /// Mean lifetime of short-lived user data, in LSNs: the measure of hot and cold; 0 if not
@@ -248,6 +250,7 @@ impl Cleaner {
             exhausted_at: None,
             requested: true,
             requested_ns: 0,
+            leaving: leaving::Leaving::default(),
             starved: false,
             lifetime: 0,
         })
@@ -293,7 +296,7 @@ impl Engine {
     /// Placement classes in use: streams of moved blocks of like age. Each holds a segment open,
     /// which a small pool can't spare.
     pub(crate) fn clean_classes(&self) -> usize {
-        if self.geo.segments >= crate::limits::CLEAN_CLASSES_SEGMENTS { CLEAN_CLASSES } else { 1 }
+        if self.geo.in_all >= crate::limits::CLEAN_CLASSES_SEGMENTS { CLEAN_CLASSES } else { 1 }
     }
 
     /// Segments that user writes may not take, so that the cleaner can always go on: an output
@@ -320,12 +323,13 @@ impl Engine {
     /// are not free yet.
     pub(crate) fn is_reserve_short(&self) -> bool {
         let outputs = self.cleaner.outputs.iter().filter(|o| o.stage != OutputStage::Idle).count();
-        self.segs.free() + self.segs.dying() + outputs as u32 + 1 < self.floor()
+        self.segs.free_all() + self.segs.dying() + outputs as u32 + 1 < self.floor()
     }
 
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.
     pub(crate) fn starve(&mut self) -> bool {
         self.cleaner.starved = true;
+        self.count_again();
         let searched = self.cleaner.exhausted_at == Some((self.segs.events(), idle::Need::Pressed));
         let hope = self.segs.can_gain(self.geo.shape.data_blocks) || self.segs.holding_bad() > 0;
         let counted = !self.is_counting();

@@ -43,7 +43,7 @@ impl Engine {
         let idle = |output: &Output| output.stage == OutputStage::Idle;
         let o = self.cleaner.outputs.iter().position(idle)?;
         // The segments below the reserve are the metadata's.
-        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free() <= self.reserve() {
+        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free_all() <= self.reserve() {
             return None;
         }
         let segment = self.segs.take(SegmentState::Open)?;

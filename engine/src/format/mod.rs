@@ -8,6 +8,7 @@
 //! The byte tables are `docs/formats/*.md`; a test compares them with the constants here.
 
 pub(crate) mod bytes;
+pub mod device;
 pub mod field;
 pub mod journal;
 pub mod leaf;

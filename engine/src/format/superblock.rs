@@ -1,11 +1,16 @@
-//! Superblock: the fixed-place root of a pool.
+//! Superblock: the fixed-place root of a pool, on every one of its devices.
 //!
 //! Slot A (even generations) and slot B (odd) each hold two copies; a third place at the end of
 //! the device holds the newest after format and clean stop. An update writes the older slot's
 //! copies, so one torn update and one bad sector are both survived. Everything a superblock
 //! refers to is flushed before it is written.
+//!
+//! The copies on different devices say the same, but for which device they lie on. The highest
+//! generation on any device counts for all of them. An update is acted upon only once every device
+//! has it, so that any one of them knows enough: either what counts, or what nobody has replaced yet.
 
 use super::bytes::{get_u32, get_u64, put_u32, put_u64};
+use super::device::{DeviceRow, DeviceTable};
 use super::field::layout;
 use super::{BlockKind, DecodeError, finish_block, verify_block};
 use flagstone_block::BLOCK_SIZE;
@@ -23,20 +28,42 @@ pub const SUPERBLOCK_END: u64 = 2 << 20;
 pub const FLAG_CLEAN: u32 = 1;
 /// Set when a leaf page could not be read: the next opening makes the map from the summaries.
 pub const FLAG_REBUILD: u32 = 2;
+/// Set on a device that is about to be added: it says which device this is, and counts for
+/// nothing else.
+pub const FLAG_JOINING: u32 = 4;
 
 layout! {
     /// Byte table of the superblock.
     LAYOUT, "superblock" {
         MAGIC: 0, 4; TYPE: 4, 2; VERSION: 6, 2; CRC32: 8, 4; LENGTH: 12, 4;
-        POOL_UUID: 16, 16; GENERATION: 32, 8; DEVICE_BYTES: 40, 8;
+        POOL_UUID: 16, 16; GENERATION: 32, 8; DEVICE: 40, 4; JOURNAL_DEVICE: 44, 4;
         BLOCK_BYTES: 48, 4; SEGMENT_BLOCKS: 52, 4; SEGMENTS: 56, 8; DATA_OFFSET: 64, 8;
         JOURNAL_BLOCKS: 72, 4; FLAGS: 76, 4;
         FEATURES_COMPAT: 80, 8; FEATURES_INCOMPAT: 88, 8; FEATURES_RO_COMPAT: 96, 8;
         META_SEGMENT: 104, 8; META_EPOCH: 112, 8; META_PAGES: 120, 8;
         JOURNAL_START: 128, 8; NEXT_LSN: 136, 8; NEXT_GENERATION: 144, 8; POSITION: 152, 8;
-        META_NONCE: 160, 8; NEXT_VOLUME: 168, 4;
+        META_NONCE: 160, 8; NEXT_VOLUME: 168, 4; JOURNAL_OLD_DEVICE: 172, 4;
         CHECKPOINT_PBN: 176, 8; CHECKPOINT_CRC: 184, 4; CHECKPOINT_LENGTH: 188, 4;
-        CHECKPOINT_LSN: 192, 8;
+        CHECKPOINT_LSN: 192, 8; JOURNAL_FROM: 200, 8; TABLE: 1024, 3072;
+    }
+}
+
+/// Which devices' rings the journal lies in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalPlace {
+    /// Device of the blocks from `from` on.
+    pub device: u32,
+    /// Device of those before.
+    pub old: u32,
+    /// See `device`.
+    pub from: u64,
+}
+
+impl JournalPlace {
+    /// The device that holds block `jseq`.
+    #[must_use]
+    pub fn device_of(&self, jseq: u64) -> usize {
+        (if jseq < self.from { self.old } else { self.device }) as usize
     }
 }
 
@@ -47,13 +74,17 @@ pub struct Superblock {
     pub pool_uuid: [u8; 16],
     /// Raised at every superblock write; the highest valid one counts.
     pub generation: u64,
-    /// Size of the device when formatted or last grown to, in bytes.
-    pub device_bytes: u64,
+    /// Number of the device that this copy lies on.
+    pub device: u32,
+    /// All devices.
+    pub devices: DeviceTable,
+    /// Where the journal lies.
+    pub journal: JournalPlace,
     /// Blocks in a segment.
     pub segment_blocks: u32,
-    /// Number of segments.
+    /// Segment numbers that are or were in use: every device's range lies below.
     pub segments: u64,
-    /// Byte offset of segment 0.
+    /// Byte offset of the first segment of every device.
     pub data_offset: u64,
     /// Slots in the journal ring, which starts at [`SUPERBLOCK_END`].
     pub journal_blocks: u32,
@@ -78,13 +109,38 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// The device that this copy lies on.
+    ///
+    /// # Panics
+    /// If the table does not have it; no superblock that was decoded is like that.
+    #[must_use]
+    pub fn own(&self) -> &DeviceRow {
+        self.devices.get(self.device as usize).expect("decoding checks it")
+    }
+
+    /// The copy for another device.
+    #[must_use]
+    pub fn on(&self, device: usize) -> Self {
+        Self { device: device as u32, ..*self }
+    }
+
+    /// Whether two copies say the same, wherever they lie.
+    #[must_use]
+    pub fn says_same(&self, other: &Self) -> bool {
+        other.on(self.device as usize) == *self
+    }
+
     /// Encodes the copy that lies at byte `position` of the device.
     pub fn encode(&self, position: u64, block: &mut [u8]) {
         block.fill(0);
         put_u32(block, at::LENGTH, BLOCK_SIZE as u32);
         block[at::POOL_UUID..at::POOL_UUID + 16].copy_from_slice(&self.pool_uuid);
         put_u64(block, at::GENERATION, self.generation);
-        put_u64(block, at::DEVICE_BYTES, self.device_bytes);
+        put_u32(block, at::DEVICE, self.device);
+        put_u32(block, at::JOURNAL_DEVICE, self.journal.device);
+        put_u32(block, at::JOURNAL_OLD_DEVICE, self.journal.old);
+        put_u64(block, at::JOURNAL_FROM, self.journal.from);
+        self.devices.encode(block);
         put_u32(block, at::BLOCK_BYTES, BLOCK_SIZE as u32);
         put_u32(block, at::SEGMENT_BLOCKS, self.segment_blocks);
         put_u64(block, at::SEGMENTS, self.segments);
@@ -134,12 +190,28 @@ impl Superblock {
                 return Err(DecodeError::Field { at: at as u16 });
             }
         }
+        if get_u64(block, at::JOURNAL_FROM) >= super::SEQUENCE_MAX {
+            return Err(DecodeError::Field { at: at::JOURNAL_FROM as u16 });
+        }
+        let devices = DeviceTable::decode(block)?;
+        for field in [at::DEVICE, at::JOURNAL_DEVICE, at::JOURNAL_OLD_DEVICE] {
+            if devices.get(get_u32(block, field) as usize).is_none() {
+                return Err(DecodeError::Field { at: field as u16 });
+            }
+        }
+        let device = get_u32(block, at::DEVICE);
         let mut pool_uuid = [0; 16];
         pool_uuid.copy_from_slice(&block[at::POOL_UUID..at::POOL_UUID + 16]);
         Ok(Self {
             pool_uuid,
             generation: get_u64(block, at::GENERATION),
-            device_bytes: get_u64(block, at::DEVICE_BYTES),
+            device,
+            devices,
+            journal: JournalPlace {
+                device: get_u32(block, at::JOURNAL_DEVICE),
+                old: get_u32(block, at::JOURNAL_OLD_DEVICE),
+                from: get_u64(block, at::JOURNAL_FROM),
+            },
             segment_blocks: get_u32(block, at::SEGMENT_BLOCKS),
             segments: get_u64(block, at::SEGMENTS),
             data_offset: get_u64(block, at::DATA_OFFSET),

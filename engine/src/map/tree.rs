@@ -635,6 +635,35 @@ impl VolumeMap {
         kept
     }
 
+    /// How many blocks from `first` on have data or are kept zeroes.
+    #[must_use]
+    pub fn used_from(&self, slab: &LeafSlab, first: u64) -> u64 {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let (mut leaf, mut used) = (first / per_leaf, 0);
+        while leaf < self.leaves() {
+            let from = first.saturating_sub(leaf * per_leaf) as usize;
+            let (state, leaves) = self.leaf(slab, leaf);
+            used += match state {
+                LeafState::Untouched | LeafState::AllHole => 0,
+                LeafState::AllKept => per_leaf - from as u64,
+                LeafState::Dense(index) if from == 0 => {
+                    let leaf = slab.get(index);
+                    u64::from(leaf.mapped()) + u64::from(leaf.kept())
+                }
+                LeafState::Dense(index) => {
+                    let is_used = |i: &usize| slab.get(index).get(*i) != Mapping::Hole;
+                    (from..LEAF_BLOCKS).filter(is_used).count() as u64
+                }
+                LeafState::Away(index) => {
+                    let is_used = |i: &usize| !slab.away_leaf(index).bit(*i).0;
+                    (from..LEAF_BLOCKS).filter(is_used).count() as u64
+                }
+            };
+            leaf += leaves;
+        }
+        used
+    }
+
     /// Takes up to `leaves` leaves off the end of the tree and calls `dead` for each data block that
     /// nobody maps any more. For volumes that are being deleted.
     pub fn reclaim(
@@ -661,18 +690,20 @@ impl VolumeMap {
                     return Reclaim::GoOn;
                 }
                 let id = *slot - LEAF;
-                let Place::Dense(index) = slab.at(id) else {
-                    return Reclaim::Away((number * NODE_LEAVES + i) as u64);
-                };
-                let leaf = slab.get(index);
-                self.kept -= u64::from(leaf.kept());
-                self.mapped -= u64::from(leaf.mapped());
+                let (mapped, owned, kept) = slab.counts(id);
                 if !self.differs.has((number * NODE_LEAVES + i) as u64) {
                     // The parent goes on with it.
+                    (self.mapped, self.kept) = (self.mapped - mapped, self.kept - kept);
                     slab.part(id);
                     *slot = ALL_HOLE;
                     continue;
                 }
+                let Place::Dense(index) = slab.at(id) else {
+                    return Reclaim::Away((number * NODE_LEAVES + i) as u64);
+                };
+                let leaf = slab.get(index);
+                self.kept -= kept;
+                (self.mapped, self.owned) = (self.mapped - mapped, self.owned - owned);
                 for i in 0..LEAF_BLOCKS {
                     if let Mapping::Block { pbn, .. } = leaf.get(i)
                         && leaf.owns(i)
@@ -690,10 +721,14 @@ impl VolumeMap {
         Reclaim::Done
     }
 
-    /// Gives up a leaf whose page can't be read, in a volume that is being deleted: where its
-    /// blocks lay is not known any more.
+    /// Gives up a leaf that is not in memory, in a volume that is being deleted: whoever knows where its
+    /// blocks lay has seen to them.
     pub fn give_up(&mut self, slab: &mut LeafSlab, leaf: u64) {
-        if let LeafState::Away(_) = self.leaf(slab, leaf).0 {
+        if let LeafState::Away(away) = self.leaf(slab, leaf).0 {
+            let known = slab.away_leaf(away);
+            self.mapped -= known.mapped();
+            self.owned -= known.owned();
+            self.kept -= known.kept();
             self.drop_leaf(slab, leaf * LEAF_BLOCKS as u64, ALL_HOLE);
         }
     }
@@ -720,7 +755,7 @@ mod tests {
     }
 
     fn slab() -> LeafSlab {
-        LeafSlab::new(&Geometry::choose(1 << 30, 4 << 20).unwrap())
+        LeafSlab::new(&Geometry::choose(&[1 << 30], 4 << 20).unwrap())
     }
 
     /// Takes a whole map apart; returns the blocks that died.

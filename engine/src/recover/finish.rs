@@ -12,7 +12,7 @@ use crate::error::OpenError;
 use crate::flush::FlushState;
 use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
-use crate::format::superblock::SLOTS;
+use crate::graves::Graves;
 use crate::journal::Journal;
 use crate::leaf_loader::{LeafLoader, leaves_in};
 use crate::leaf_writer::LeafWriter;
@@ -28,7 +28,7 @@ use crate::stop::Stop;
 use crate::stream::user_streams;
 use crate::super_write::SuperWrite;
 use crate::volume::{Volume, VolumeState};
-use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand};
+use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand, join_offset, split_offset};
 use std::collections::VecDeque;
 
 /// Seals that may be under way; more than a flush interval's worth of segments.
@@ -80,17 +80,21 @@ impl Engine {
                 counting.urgent = true;
             }
             engine.turn_until(io, bufs, |engine, _| !engine.may_count())?;
-            if engine.is_counting() {
+            if !engine.is_counting() {
+                // All that is open now goes to the new chain.
+                engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
+                if !engine.begin_compaction(bufs) {
+                    return Err(OpenError::NoRoom { free: engine.segs.free() });
+                }
+                let ended = |engine: &Self| engine.compaction.is_none() || engine.failed.is_some();
+                engine.turn_until(io, bufs, |engine, _| ended(engine))?;
+            }
+            if engine.is_counting() || engine.compaction.is_some() {
                 // A page can't be read. Nothing was written that counts.
                 engine.release_buffers(bufs);
-                return Self::open(io, bufs, &OpenOptions { rebuild: true, ..*options });
+                let session = !options.session;
+                return Self::open(io, bufs, &OpenOptions { session, rebuild: true, ..*options });
             }
-            // All that is open now goes to the new chain.
-            engine.open.iter_mut().flatten().for_each(|open| open.in_meta = open.next);
-            if !engine.begin_compaction(bufs) {
-                return Err(OpenError::NoRoom { free: engine.segs.free() });
-            }
-            engine.turn_until(io, bufs, |engine, _| engine.compaction.is_none())?;
         }
         engine.opening = false;
         engine.segs.bury_empty(engine.applied_lsn);
@@ -118,6 +122,7 @@ impl Engine {
             summaries.push(take(geo.shape.summary_blocks())?);
         }
         let super_buffers = [take(1)?, take(1)?];
+        let change_buffer = take(1)?;
         let rmws = Rmws::new(bufs, Self::guards_off(options.planted)).ok_or(memory)?;
         let cleaner = Cleaner::new(bufs, &geo).ok_or(memory)?;
         let leaf_writer = LeafWriter::new(bufs).ok_or(memory)?;
@@ -159,6 +164,7 @@ impl Engine {
         let (out, done) = Self::new_queues();
         Ok(Self {
             geo,
+            devices: superblock.devices,
             pool: superblock.pool_uuid,
             pool_tag: pool_tag(&superblock.pool_uuid),
             session: options.session,
@@ -171,13 +177,16 @@ impl Engine {
             slab: loaded.replay.slab,
             volumes: loaded.replay.volumes,
             next_volume: loaded.next_volume,
-            graves: VecDeque::new(),
+            graves: Graves::default(),
             dying,
             moving: Vec::with_capacity(16),
             forks: VecDeque::new(),
             kept,
             space: Default::default(),
-            growth: None,
+            shrinks: VecDeque::new(),
+            change: None,
+            change_buffer,
+            evacuation: Default::default(),
             full_wait_ns: FULL_WAIT_NS,
             touched,
             next_lsn: loaded.last_lsn + 1,
@@ -260,14 +269,15 @@ impl super::load::TailBlock {
 /// other slot are older and are replaced by the next update. Doing it twice is harmless.
 fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenError> {
     let superblock = &loaded.superblock;
-    let slot = SLOTS[superblock.generation as usize % 2];
     let (mut block, mut found) = ([0; BLOCK_SIZE], [0; BLOCK_SIZE]);
     let mut repaired = false;
-    for position in slot.into_iter().chain([loaded.geo.superblock_tail()]) {
-        superblock.encode(position, &mut block);
-        if io.read_at(position, &mut found).is_err() || found != block {
-            io.write_at(position, &block)?;
-            repaired = true;
+    for device in loaded.geo.devices() {
+        for offset in loaded.geo.superblock_places(device, superblock.generation) {
+            superblock.on(device).encode(split_offset(offset).1, &mut block);
+            if io.read_at(offset, &mut found).is_err() || found != block {
+                io.write_at(offset, &block)?;
+                repaired = true;
+            }
         }
     }
     if repaired {
@@ -342,15 +352,22 @@ pub(super) fn drive(
     let mut moved = false;
     while let Some(command) = engine.next_io() {
         moved = true;
+        // A read that fails is no failure of the pool: the engine tries again, or does without.
+        let read = matches!(command.command, DeviceCommand::Read { .. });
+        let at = |offset| join_offset(usize::from(command.device), offset);
         let result = match command.command {
-            DeviceCommand::Read { offset, buffer } => io.read_at(offset, bufs.bytes_mut(buffer)),
-            DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
+            DeviceCommand::Read { offset, buffer } => {
+                io.read_at(at(offset), bufs.bytes_mut(buffer))
+            }
+            DeviceCommand::Write { offset, buffer } => io.write_at(at(offset), bufs.bytes(buffer)),
             DeviceCommand::Flush => io.flush(),
             // There are none during an opening.
             DeviceCommand::Discard { .. } => Ok(()),
         };
         engine.device_done(bufs, command.token, result);
-        result?;
+        if !read {
+            result?;
+        }
     }
     Ok(moved)
 }

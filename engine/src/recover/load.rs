@@ -91,7 +91,7 @@ pub(crate) fn load(
 ) -> Result<Loaded, OpenError> {
     let mut report = RecoveryReport::default();
     let superblock = scan::superblock(io, &mut report)?;
-    let geo = Geometry::of(&superblock, io.size())?;
+    let geo = Geometry::of(&superblock, |device| io.device_bytes(device))?;
     let journal = scan::journal(io, &geo, &superblock)?;
     let meta = scan::meta_chain(io, &geo, &superblock, journal.meta_pages, &mut report)?;
     report.meta_pages = meta.page;
@@ -154,7 +154,7 @@ pub(crate) fn load(
     changes.sort_by_key(OwnedRecord::order);
     let chain = ChainEnd {
         segments: meta.segments,
-        next_segment: if meta.next_segment < geo.segments { meta.next_segment } else { NO_SEGMENT },
+        next_segment: if geo.has(meta.next_segment) { meta.next_segment } else { NO_SEGMENT },
         index: meta.index,
         page: meta.page,
         prev_crc: meta.prev_crc,
@@ -170,25 +170,33 @@ pub(crate) fn load(
         planted,
     };
     let flagged = superblock.flags & FLAG_REBUILD != 0;
-    let from_pages = match source {
-        Source::Checkpoint | Source::Pages if !flagged => {
-            let mut replay = replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint)?;
-            if source == Source::Pages {
-                let pool = &superblock.pool_uuid;
-                replay = replay.and_then(|r| pages::read(io, &geo, pool, r, &mut report));
-            }
-            replay
+    let from_pages = |io: &mut dyn BlockIo, report: &mut RecoveryReport| {
+        let mut replay = replay(io, &input, volumes(&volume_rows)?, Source::Checkpoint)?;
+        if source == Source::Pages {
+            let pool = &superblock.pool_uuid;
+            replay = replay.and_then(|r| pages::read(io, &geo, pool, r, report));
         }
+        Ok::<_, OpenError>(replay)
+    };
+    let paged = match source {
+        Source::Checkpoint | Source::Pages if !flagged => from_pages(io, &mut report)?,
         _ => None,
     };
-    let replay = match from_pages {
+    let replay = match paged {
         Some(replay) => replay,
-        None => {
-            report.rebuilt = true;
-            let volumes = volumes(&volume_rows)?;
-            let replay = replay(io, &input, volumes, Source::Summaries)?;
-            replay.expect("only pages can be found wanting")
-        }
+        None => match replay(io, &input, volumes(&volume_rows)?, Source::Summaries) {
+            // A summary is worse to lose than a page: without that the pool serves all but a leaf,
+            // or all if the page was refused for a moment only.
+            Err(damaged @ OpenError::SummaryDamaged { .. })
+                if flagged && source != Source::Summaries =>
+            {
+                from_pages(io, &mut report)?.ok_or(damaged)?
+            }
+            replay => {
+                report.rebuilt = true;
+                replay?.expect("only pages can be found wanting")
+            }
+        },
     };
     report.summaries = replay.summaries;
     let highest = [
@@ -485,7 +493,8 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
             }
             OwnedRecord::VolumeResize { volume, lsn, size, vseq } => {
                 if let Some((info, next, _)) = table.get_mut(volume) {
-                    if *size < info.size || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
+                    let fits = *size > 0 && size % BLOCK_SIZE as u64 == 0 && *size <= VOLUME_BYTES;
+                    if !fits || !info.settings.fit(*size) {
                         return Err(OpenError::Record { lsn: *lsn });
                     }
                     info.size = *size;

@@ -20,7 +20,9 @@ mod settle;
 
 pub use finish::OpenOptions;
 pub use format::FormatOptions;
+pub(crate) use format::every_place;
 pub(crate) use load::{Loaded, Source, load};
+pub use scan::identify;
 pub(crate) use scan::superblock;
 
 /// What recovery found and did.

@@ -9,6 +9,7 @@ use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
 use crate::format::record::marked;
 use crate::geometry::Geometry;
+use crate::limits::VOLUME_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
 use crate::plant::Plant;
 use crate::volume::VolumeState;
@@ -100,14 +101,12 @@ pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
     for id in state.volumes.parents_first(input.pages.lsn) {
         state.form(id, input.pages.lsn);
         let Some(volume) = state.volumes.get_mut(id) else { continue };
-        let blocks = volume.blocks();
         for statement in statements.remove(&id).unwrap_or_default() {
             match *statement {
                 OwnedRecord::Leaf { lsn, lba, page, page_crc, ref marks, .. } => {
                     let page = LeafPage { pbn: page, crc: page_crc };
-                    // Behind the volume's end there are holes only.
-                    let end = blocks.saturating_sub(lba).min(LEAF_BLOCKS as u64) as usize;
-                    let beyond = (end..LEAF_BLOCKS).any(|i| !marked(&marks.holes, i));
+                    // Beyond the volume's present end there may be what a shrink has discarded since.
+                    let beyond = lba >= VOLUME_BLOCKS;
                     let content = PagedLeaf::unread(page, marks, lsn);
                     let leaf = lba / LEAF_BLOCKS as u64;
                     let map = &mut volume.map;
@@ -119,9 +118,8 @@ pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
                     }
                 }
                 OwnedRecord::Zero { lba, blocks: count, keep, .. } => {
-                    let end = lba.saturating_add(u64::from(count));
-                    let whole = if end >= blocks { blocks.div_ceil(PER_LEAF) } else { end / PER_LEAF };
-                    for leaf in lba.div_ceil(PER_LEAF)..whole {
+                    let end = lba.saturating_add(u64::from(count)).min(VOLUME_BLOCKS);
+                    for leaf in lba.div_ceil(PER_LEAF)..end / PER_LEAF {
                         volume.map.place_empty(&mut state.slab, leaf, keep);
                     }
                 }

@@ -9,11 +9,12 @@ use crate::error::OpenError;
 use crate::format::record::{Seal, marked};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
+use crate::limits::VOLUME_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
-use crate::volume::Volumes;
+use crate::volume::{Volume, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
@@ -138,7 +139,7 @@ pub(super) fn replay(
     let mut state = Replay {
         volumes,
         slab: LeafSlab::new(geo),
-        segs: SegmentTable::new(geo.segments),
+        segs: SegmentTable::new(geo),
         last_lsn: 0,
         summaries: 0,
         log_since: 0,
@@ -209,6 +210,10 @@ pub(super) fn replay(
             }
         }
     }
+    let beyond = |volume: &&Volume| volume.map.used_from(&state.slab, volume.blocks()) > 0;
+    if state.volumes.iter().any(|volume| beyond(&volume)) {
+        return Err(OpenError::Record { lsn: state.last_lsn });
+    }
     state.count_live();
     state.begin_counting(input);
     Ok(Some(state))
@@ -259,9 +264,13 @@ impl Replay {
 
     fn place_segments(&mut self, input: &Input<'_>) -> Result<(), OpenError> {
         let &Input { sealed, chain, tails, pages, .. } = input;
+        let geo = input.geo;
         let mut place = |segment: u32, state: SegmentState, lsn: u64| {
+            if !geo.has(segment) {
+                return Err(OpenError::Record { lsn });
+            }
             let row = self.segs.row_mut(segment);
-            if row.state != SegmentState::Free {
+            if !matches!(row.state, SegmentState::Free | SegmentState::Absent) {
                 return Err(OpenError::Record { lsn });
             }
             row.state = state;
@@ -317,7 +326,8 @@ impl Replay {
         }
     }
 
-    /// An entry of a volume that is gone, or beyond its end, is history.
+    /// An entry of a volume that is gone is history. What is so beyond a volume's end follows from
+    /// the discards that a shrink has logged: see [`crate::resize`].
     fn write(&mut self, line: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
         self.last_lsn = self.last_lsn.max(lsn);
         if let Some(volume) = self.volumes.get_mut(line) {
@@ -329,7 +339,7 @@ impl Replay {
             return self.write_moved(owner, lsn, lba, mapping);
         }
         let Some(volume) = self.volumes.get_mut(line) else { return };
-        if lba >= volume.blocks() {
+        if lba >= VOLUME_BLOCKS {
             return;
         }
         let over = self.planted.has(Plant::ReplayOverPages);
@@ -347,7 +357,7 @@ impl Replay {
         while let Some(node) = nodes.pop() {
             let Some(volume) = self.volumes.get_mut(node) else { continue };
             nodes.extend(&volume.children);
-            if lba < volume.blocks() && volume.map.is_different(leaf) {
+            if volume.map.is_different(leaf) {
                 volume.map.patch(&mut self.slab, (lba, lba + 1), lsn, mapping);
             }
         }
@@ -387,7 +397,7 @@ impl Replay {
             OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
                 let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
-                let end = lba.saturating_add(u64::from(blocks)).min(volume.blocks());
+                let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
                 let stated = self.stated.contains(&(id, lba / LEAF_BLOCKS as u64));
                 if stated && self.paged_lsn.is_none() && !volume.children.is_empty() {
                     return self.state_zeroes(id, lba, end, keep);
@@ -403,7 +413,7 @@ impl Replay {
             OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
                 for node in self.sharers(volume, lba / LEAF_BLOCKS as u64) {
                     let Some(volume) = self.volumes.get_mut(node) else { continue };
-                    let end = lba.saturating_add(LEAF_BLOCKS as u64).min(volume.blocks());
+                    let end = lba.saturating_add(LEAF_BLOCKS as u64).min(VOLUME_BLOCKS);
                     for block in lba..end {
                         let i = (block - lba) as usize;
                         if marked(&marks.holes, i) {
@@ -443,7 +453,7 @@ impl Replay {
         for leaf in lba / per_leaf..end.div_ceil(per_leaf) {
             for node in self.sharers(id, leaf) {
                 let Some(volume) = self.volumes.get_mut(node) else { continue };
-                let (from, to) = (leaf * per_leaf, ((leaf + 1) * per_leaf).min(volume.blocks()));
+                let (from, to) = (leaf * per_leaf, ((leaf + 1) * per_leaf).min(VOLUME_BLOCKS));
                 volume.map.touch(&mut self.slab, Lba(from));
                 volume.map.zero(&mut self.slab, from, to, keep, &mut |_| {});
             }

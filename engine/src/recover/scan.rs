@@ -7,23 +7,26 @@ use crate::format::DecodeError;
 use crate::format::journal::{HEADER_BYTES, JournalHeader, pool_tag};
 use crate::format::meta::{self, PAGE_BLOCKS, PageHeader};
 use crate::format::record::Records;
-use crate::format::superblock::{SLOTS, SUPERBLOCK_END, Superblock, TAIL_BYTES};
+use crate::format::superblock::{FLAG_JOINING, JournalPlace, SLOTS, Superblock, TAIL_BYTES};
 use crate::geometry::Geometry;
 use crate::meta_chain::NO_SEGMENT;
-use flagstone_block::{BLOCK_SIZE, BlockIo};
+use flagstone_block::{BLOCK_SIZE, BlockIo, DEVICES, join_offset};
+use std::ops::Range;
 
 /// Bytes per read of the ring and the chain.
 const READ_BYTES: usize = 1 << 20;
 
-/// The superblock that counts: the highest generation with a valid copy.
-pub(crate) fn superblock(
+/// The best of what one device says, whatever it says of the others: `None` if no copy is valid.
+/// `first_error` gets what is wrong with the first bad one.
+fn device_superblock(
     io: &mut dyn BlockIo,
-    report: &mut RecoveryReport,
-) -> Result<Superblock, OpenError> {
-    let end = io.size() & !(BLOCK_SIZE as u64 - 1);
+    device: usize,
+    damaged: &mut u32,
+    first_error: &mut Option<DecodeError>,
+) -> Option<Superblock> {
+    let end = io.device_bytes(device)? & !(BLOCK_SIZE as u64 - 1);
     let tail = end.saturating_sub(TAIL_BYTES);
     let mut best: Option<Superblock> = None;
-    let mut first_error = None;
     let mut block = [0; BLOCK_SIZE];
     for position in SLOTS.into_iter().flatten().chain([tail]) {
         if position + BLOCK_SIZE as u64 > end {
@@ -31,24 +34,71 @@ pub(crate) fn superblock(
         }
         // An unreadable place is a damaged copy, not the end; but, as every read, it is tried
         // once more before it is given up: the copy may be the newest.
-        let mut read = || match io.read_at(position, &mut block) {
+        let mut read = || match io.read_at(join_offset(device, position), &mut block) {
             Ok(()) => Superblock::decode(position, &block),
             Err(_) => Err(DecodeError::Checksum),
         };
         let found = read().or_else(|_| read());
         match found {
+            // One of a device that is only about to be added says nothing but who it is.
             Ok(superblock) => {
-                if best.is_none_or(|b| superblock.generation > b.generation) {
+                let rank = |s: &Superblock| (s.flags & FLAG_JOINING == 0, s.generation);
+                if best.is_none_or(|b| rank(&superblock) > rank(&b)) {
                     best = Some(superblock);
                 }
             }
             Err(error) => {
-                report.superblocks_damaged += 1;
+                *damaged += 1;
                 first_error.get_or_insert(error);
             }
         }
     }
-    best.ok_or(OpenError::NoSuperblock { first: first_error.unwrap_or(DecodeError::Magic) })
+    best
+}
+
+/// What a device says of itself and its pool, whichever pool it belongs to.
+///
+/// # Errors
+/// `NoSuperblock`.
+pub fn identify(io: &mut dyn BlockIo) -> Result<Superblock, OpenError> {
+    let mut first = None;
+    device_superblock(io, 0, &mut 0, &mut first)
+        .ok_or(OpenError::NoSuperblock { first: first.unwrap_or(DecodeError::Magic) })
+}
+
+/// The superblock that counts: the highest generation with a valid copy on any device. Every device
+/// that it names must be there, in its place.
+pub(crate) fn superblock(
+    io: &mut dyn BlockIo,
+    report: &mut RecoveryReport,
+) -> Result<Superblock, OpenError> {
+    let mut first_error = None;
+    let mut found = [None; DEVICES];
+    for (device, found) in found.iter_mut().enumerate() {
+        let damaged = &mut report.superblocks_damaged;
+        *found = device_superblock(io, device, damaged, &mut first_error)
+            .map(|s| (s.own().uuid, s.pool_uuid, s));
+    }
+    let counts = found.iter().flatten().map(|(.., s)| s).filter(|s| s.flags & FLAG_JOINING == 0);
+    let Some(best) = counts.max_by_key(|s| s.generation).copied() else {
+        let first = first_error.unwrap_or(DecodeError::Magic);
+        return Err(OpenError::NoSuperblock { first });
+    };
+    for (device, row) in best.devices.iter() {
+        let (bytes, label) = (row.bytes, row.label);
+        if io.device_bytes(device).is_none() {
+            return Err(OpenError::DeviceMissing { device, uuid: row.uuid, bytes, label });
+        }
+        // One without any valid copy can only be trusted to be the only one.
+        let is_it = match &found[device] {
+            Some((uuid, pool, _)) => (*uuid, *pool) == (row.uuid, best.pool_uuid),
+            None => best.devices.iter().count() == 1,
+        };
+        if !is_it {
+            return Err(OpenError::DeviceForeign { device, uuid: row.uuid, label });
+        }
+    }
+    Ok(best)
 }
 
 /// A valid journal block.
@@ -90,11 +140,18 @@ pub(super) fn journal(
     let (mut tail, mut flushed, mut last_seen) = (start, start, start.saturating_sub(1));
     let mut meta_pages = superblock.meta_pages;
     let mut again = [0; BLOCK_SIZE];
-    let mut slot = 0;
-    while slot < ring {
+    let JournalPlace { device, old, from } = superblock.journal;
+    // Blocks from before the journal moved lie on the device that it came from.
+    let parts = [(old, 0..from), (device, from..u64::MAX)];
+    let parts = parts.into_iter().filter(|(_, jseqs)| jseqs.end > start);
+    let slots_of = |(device, jseqs): (u32, Range<u64>)| {
+        let steps = (0..ring).step_by(READ_BYTES / BLOCK_SIZE);
+        steps.map(move |slot| (device as usize, jseqs.clone(), slot))
+    };
+    for (device, jseqs, slot) in parts.flat_map(slots_of) {
         let blocks = (ring - slot).min((READ_BYTES / BLOCK_SIZE) as u32);
         let part = &mut bytes[..blocks as usize * BLOCK_SIZE];
-        let offset = SUPERBLOCK_END + u64::from(slot) * BLOCK_SIZE as u64;
+        let offset = geo.ring_slot(device, slot);
         if io.read_at(offset, part).is_err() {
             // One bad sector must not hide its neighbours.
             for (b, block) in part.chunks_exact_mut(BLOCK_SIZE).enumerate() {
@@ -115,7 +172,7 @@ pub(super) fn journal(
                 }
             }
             let Ok(((header, crc), block)) = decoded else { continue };
-            if header.jseq < start {
+            if header.jseq < start || !jseqs.contains(&header.jseq) {
                 continue;
             }
             tail = tail.max(header.tail);
@@ -131,9 +188,12 @@ pub(super) fn journal(
             if header.meta_epoch == superblock.meta_epoch {
                 meta_pages = meta_pages.max(header.meta_pages);
             }
-            slots[at as usize] = Some(JournalBlock { header, crc, block: block.into() });
+            // Of two devices the same slot may be in use.
+            let newest = slots[at as usize].as_ref().map_or(0, |block| block.header.jseq);
+            if header.jseq > newest {
+                slots[at as usize] = Some(JournalBlock { header, crc, block: block.into() });
+            }
         }
-        slot += blocks;
     }
     let mut chain: Vec<JournalBlock> = Vec::new();
     loop {
@@ -246,7 +306,7 @@ pub(super) fn meta_chain(
         scan.next_segment = header.next_segment;
         scan.index += 1;
         if scan.index == geo.pages() {
-            if header.next_segment >= geo.segments || scan.segments.contains(&header.next_segment) {
+            if !geo.has(header.next_segment) || scan.segments.contains(&header.next_segment) {
                 if scan.page < needed {
                     return Err(OpenError::MetadataDamaged { page: scan.page, segment, needed });
                 }

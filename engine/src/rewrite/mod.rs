@@ -201,6 +201,7 @@ impl Engine {
             && self.failed.is_none()
             && !self.stop.is_begun()
             && self.graves.is_empty()
+            && !self.is_counting()
             && self.segs.free() > self.floor() + 1
             && !self.is_pressed()
             && !self.is_reserve_short()
@@ -289,6 +290,11 @@ impl Engine {
             let first = region.leaf * LEAF_BLOCKS as u64;
             let (lba, end) = (first + from, first + to);
             let end = self.volumes.get(region.volume).map_or(lba, |v| end.min(v.blocks()));
+            if end <= lba {
+                // A shrink is about to discard it.
+                self.rewriter.next = None;
+                continue;
+            }
             let begun_ns = self.now_ns;
             self.rewriter.part = Part { volume: region.volume, lba, at: lba, end, begun_ns };
             self.rewriter.dropped = false;

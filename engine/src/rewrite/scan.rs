@@ -47,8 +47,9 @@ impl Scans {
         });
         let scan = &mut self.slots[i];
         scan.met = self.reads;
-        if scan.next == end {
-            // It came to the end of the volume, and begins anew near it.
+        if scan.next >= end {
+            // It came to the end of the volume, which may have been cut off since, and begins anew
+            // near it.
             (scan.next, scan.blocks) = (lba, 0);
         }
         let leaf = scan.next / per_leaf;
@@ -92,6 +93,14 @@ mod tests {
     fn the_last_leaf_of_a_volume_may_be_short() {
         assert_eq!(leaves((0..10).map(|i| (i * 10, 10)), 100), [0]);
         assert_eq!(leaves([(512, 44)], 556), [1]);
+    }
+
+    #[test]
+    fn a_volume_may_end_before_the_place_that_a_scan_has_come_to() {
+        let mut scans = Scans::default();
+        assert_eq!(scans.note(1, 1500, 100, 4096), None);
+        assert_eq!(scans.note(1, 1480, 8, 1490), None);
+        assert_eq!(scans.note(1, 1488, 2, 1490), None);
     }
 
     #[test]

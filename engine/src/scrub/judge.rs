@@ -11,7 +11,7 @@ use crate::format::superblock::Superblock;
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;
-use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, split_offset};
 
 impl Slot {
     pub(super) fn bytes(&self) -> Buffer {
@@ -55,7 +55,7 @@ impl Engine {
     /// Where an item lies on the device.
     pub(super) fn scrub_offset(&self, work: Work, item: usize) -> u64 {
         match work {
-            Work::Superblock { place } => self.superblock_places()[place],
+            Work::Superblock { place } => self.superblock_place(place).0,
             Work::Journal { first } => self.geo.journal_offset(first + item as u64),
             Work::Chain { segment, first, .. } => {
                 let index = (first % u64::from(self.geo.pages())) as u32;
@@ -126,10 +126,11 @@ impl Engine {
 
     fn is_right(&self, bytes: &[u8], work: Work, item: usize) -> bool {
         match work {
-            Work::Superblock { .. } => {
-                let position = self.scrub_offset(work, item);
+            Work::Superblock { place } => {
+                let (offset, device) = self.superblock_place(place);
+                let (_, position) = split_offset(offset);
                 Superblock::decode(position, bytes)
-                    .is_ok_and(|found| found == self.super_write.current())
+                    .is_ok_and(|found| found == self.super_write.current().on(device))
             }
             Work::Journal { first } => {
                 let (jseq, ring) = (first + item as u64, self.geo.journal_blocks);
@@ -221,7 +222,7 @@ impl Engine {
     /// Lists the blocks of a sealed segment that the map names.
     fn list_sealed(&mut self, bufs: &impl Buffers, segment: u32, summary: Buffer) {
         let Some(mut run) = self.scrub.run.take() else { return };
-        (run.segment, run.next) = (segment, 0);
+        self.begin_list(&mut run, segment);
         run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
         if let Some((footer, entries)) = self.summary_entries(segment, bufs.bytes(summary)) {

@@ -146,8 +146,9 @@ struct Run {
     phase: Phase,
     /// Ends as soon as nothing of it is under way.
     ending: Option<ScrubState>,
-    /// Segment at hand, its blocks, and the next of them to be read.
+    /// Segment at hand, in this generation, its blocks, and the next of them to be read.
     segment: u32,
+    generation: u64,
     named: Vec<Named>,
     /// Until every leaf that may name a block of the list was asked: the blocks that were asked
     /// about, and those of them that are named.
@@ -234,6 +235,7 @@ impl Engine {
             phase: Phase::Superblocks { place: 0 },
             ending: None,
             segment: 0,
+            generation: 0,
             named: Vec::with_capacity(self.geo.shape.data_blocks as usize),
             next: 0,
             later: Vec::new(),
@@ -289,7 +291,7 @@ impl Engine {
             u64::from(self.segs.census()[SegmentState::Sealed as usize] * shape.summary_blocks());
         let pages = self.slab.used() as u64 * u64::from(self.geo.leaf_page_blocks());
         let journal = self.journal.durable - self.journal.tail_durable;
-        let fixed = self.superblock_places().len() as u64;
+        let fixed = self.superblock_places() as u64;
         let blocks =
             self.segs.live() + summaries + pages + journal + 2 * self.meta.durable_pages() + fixed;
         blocks * BLOCK_SIZE as u64

@@ -1,9 +1,8 @@
 //! What to read next, and when.
 
-use super::{Named, Phase, ScrubState, Slot, Stage, Work};
+use super::{Named, Phase, Run, ScrubState, Slot, Stage, Work};
 use crate::engine::Engine;
 use crate::format::meta::PAGE_BLOCKS;
-use crate::format::superblock::SLOTS;
 use crate::leaf_loader::Paging;
 use crate::limits::{CLEAN_GAP_BLOCKS, CLEAN_SUMMARIES, SCRUB_BLOCKS, SCRUB_STEPS};
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping};
@@ -23,10 +22,16 @@ enum Next {
 }
 
 impl Engine {
-    /// Where the superblock that counts should lie.
-    pub(super) fn superblock_places(&self) -> [u64; 3] {
-        let [one, two] = SLOTS[self.super_write.generation as usize % 2];
-        [one, two, self.geo.superblock_tail()]
+    /// Number of places where the superblock that counts should lie.
+    pub(super) fn superblock_places(&self) -> usize {
+        3 * self.geo.devices().count()
+    }
+
+    /// One of these places: its offset, and its device.
+    pub(super) fn superblock_place(&self, place: usize) -> (u64, usize) {
+        let device = self.geo.devices().nth(place / 3).unwrap_or_default();
+        let places = self.geo.superblock_places(device, self.super_write.generation);
+        (places[place % 3], device)
     }
 
     pub(super) fn issue_scrub_reads(&mut self, bufs: &mut impl Buffers) {
@@ -179,7 +184,7 @@ impl Engine {
         if !self.super_write.is_idle() {
             return (Phase::Superblocks { place }, Next::Wait);
         }
-        if place < self.superblock_places().len() {
+        if place < self.superblock_places() {
             let read = Next::Read(Work::Superblock { place }, 1, 1);
             return (Phase::Superblocks { place: place + 1 }, read);
         }
@@ -331,7 +336,7 @@ impl Engine {
     /// named by nothing yet.
     fn list_open(&mut self, bufs: &impl Buffers, segment: u32) {
         let Some(mut run) = self.scrub.run.take() else { return };
-        (run.segment, run.next) = (segment, 0);
+        self.begin_list(&mut run, segment);
         run.asking = (self.slab.away() > 0).then_some((0, 0));
         run.named.clear();
         if let Some(open) = self.open.iter().flatten().find(|open| open.segment == segment) {
@@ -388,7 +393,7 @@ impl Engine {
         run.search = match self.volumes.slot(slot) {
             _ if slot == self.volumes.slots() => {
                 run.named.sort_unstable_by_key(|named| named.block);
-                (run.segment, run.next) = (segment, 0);
+                self.begin_list(&mut run, segment);
                 None
             }
             Some(volume) if leaf < volume.map.leaves() => {
@@ -415,10 +420,22 @@ impl Engine {
         Next::Again
     }
 
+    /// The list that is made now is of the segment as it is.
+    pub(super) fn begin_list(&self, run: &mut Run, segment: u32) {
+        let generation = self.segs.row(segment).generation;
+        (run.segment, run.generation, run.next) = (segment, generation, 0);
+    }
+
     /// The next blocks of the segment at hand: a run of those that the map still names.
     fn next_run(&mut self) -> Option<Next> {
         let run = self.scrub.run.as_ref()?;
         let (segment, mut from) = (run.segment, run.next);
+        let row = self.segs.row(segment);
+        let filled = [SegmentState::Open, SegmentState::Sealing, SegmentState::Sealed];
+        if row.generation != run.generation || !filled.contains(&row.state) {
+            // It was emptied meanwhile. Of a leaf that is not in memory that can't be told.
+            return None;
+        }
         let named = |n: &Named| {
             let pbn = self.geo.pbn(segment, n.block);
             self.map_names(n.volume, n.lba, pbn, n.crc)

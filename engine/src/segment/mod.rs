@@ -1,5 +1,6 @@
 //! Segments: which are free, being written, sealed or dying; and the one being filled.
 
+mod free;
 mod open;
 mod table;
 

@@ -13,8 +13,13 @@
 //!    under way in it; Freeing becomes Free only once its SEGMENT_FREE record is durable.
 //!    Otherwise a crash could bring back a map entry whose block was overwritten.
 //! 4. A free segment that is being discarded on the device is in no list, so nobody takes it.
+//! 5. What becomes free on a device that takes nothing any more is absent, as are the numbers of
+//!    devices that were removed: nobody takes it, and it does not count as free.
 
+use super::free::FreeList;
 use crate::format::record::Seal;
+use crate::geometry::Geometry;
+use flagstone_block::DEVICES;
 use std::collections::VecDeque;
 
 /// Where a segment is in its life.
@@ -36,21 +41,28 @@ pub enum SegmentState {
     Meta,
     /// Holds leaf pages; its live count is that of the pages that the present chain names.
     Map,
+    /// Holds nothing, and is not to be taken: its device is being removed, or was.
+    Absent,
 }
 
 impl SegmentState {
     /// Number of states.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     fn is_metadata(self) -> bool {
         matches!(self, Self::Meta | Self::Map)
     }
 }
 
+/// The number belongs to no device.
+const NO_DEVICE: u8 = u8::MAX;
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     pub(crate) state: SegmentState,
+    /// Number of its device, or [`NO_DEVICE`].
+    device: u8,
     pub(crate) class: u8,
     pub(crate) entries: u16,
     pub(crate) live: u32,
@@ -95,14 +107,22 @@ impl Segment {
 #[derive(Debug)]
 pub struct SegmentTable {
     rows: Vec<Segment>,
-    free: VecDeque<u32>,
-    /// Free segments, not in `free`, whose content the device need not keep; oldest first. They are
-    /// taken first, newest first.
-    stale: VecDeque<u32>,
-    /// Least length of `stale` since [`SegmentTable::ripen`].
+    free: FreeList,
+    /// Least number of free segments that are not discarded since [`SegmentTable::ripen`].
     stale_least: usize,
-    /// Whether segments that become free go to `stale`.
+    /// Whether segments that become free are to be discarded.
     discards: bool,
+    /// Devices that are being emptied: they take nothing any more, or only what the cleaner needs
+    /// so that the others have room.
+    leaving: [bool; DEVICES],
+    /// Those of them that take nothing.
+    closed: [bool; DEVICES],
+    /// Absent segments of each device.
+    absent: [u32; DEVICES],
+    /// The device that metadata goes to.
+    primary: usize,
+    /// Metadata segments of each device.
+    metas: [u32; DEVICES],
     /// Free segments that are being discarded.
     discarding: u32,
     /// Dead segments with the LSN that must be durable before they may be freed.
@@ -128,9 +148,39 @@ pub struct SegmentTable {
 impl SegmentTable {
     /// A table of free segments.
     #[must_use]
-    pub fn new(segments: u32) -> Self {
+    pub fn new(geo: &Geometry) -> Self {
+        let mut table = Self {
+            rows: Vec::new(),
+            free: FreeList::new(),
+            stale_least: 0,
+            discards: false,
+            leaving: [false; DEVICES],
+            closed: [false; DEVICES],
+            absent: [0; DEVICES],
+            primary: 0,
+            metas: [0; DEVICES],
+            discarding: 0,
+            dead: VecDeque::with_capacity(geo.segments as usize),
+            freeing: VecDeque::with_capacity(geo.segments as usize),
+            live: 0,
+            uncounted: None,
+            buries: true,
+            events: 0,
+            sealed: (0, 0),
+            holding_bad: 0,
+            meta: 0,
+            released: 0,
+            maps: 0,
+        };
+        table.fit(geo);
+        table
+    }
+
+    /// Numbers that `geo` gives to devices, and that had none, become free segments of theirs.
+    pub(crate) fn fit(&mut self, geo: &Geometry) {
         let row = Segment {
-            state: SegmentState::Free,
+            state: SegmentState::Absent,
+            device: NO_DEVICE,
             class: 0,
             entries: 0,
             live: 0,
@@ -145,25 +195,142 @@ impl SegmentTable {
             holds_bad: false,
             excluded: false,
         };
-        Self {
-            rows: vec![row; segments as usize],
-            free: VecDeque::with_capacity(segments as usize),
-            stale: VecDeque::new(),
-            stale_least: 0,
-            discards: false,
-            discarding: 0,
-            dead: VecDeque::with_capacity(segments as usize),
-            freeing: VecDeque::with_capacity(segments as usize),
-            live: 0,
-            uncounted: None,
-            buries: true,
-            events: 0,
-            sealed: (0, 0),
-            holding_bad: 0,
-            meta: 0,
-            released: 0,
-            maps: 0,
+        let segments = geo.segments as usize;
+        self.rows.resize(segments.max(self.rows.len()), row);
+        for device in geo.devices() {
+            let extent = geo.extents[device];
+            self.leaving[device] = !extent.open;
+            self.closed[device] &= !extent.open;
+            self.free.shun(device, !extent.open);
+            self.free.reserve(device, extent.segments as usize);
+            for segment in extent.first..extent.first + extent.segments {
+                let row = &mut self.rows[segment as usize];
+                if row.device == NO_DEVICE {
+                    row.device = device as u8;
+                    self.absent[device] += 1;
+                    self.set_free(segment, false);
+                }
+            }
         }
+        self.primary = geo.journal.device as usize;
+        self.dead.reserve(segments.saturating_sub(self.dead.len()));
+        self.freeing.reserve(segments.saturating_sub(self.freeing.len()));
+        self.events += 1;
+    }
+
+    /// Metadata goes to this device from now on.
+    pub(crate) fn set_primary(&mut self, device: usize) {
+        self.primary = device;
+    }
+
+    /// An absent segment is free, unless its device takes nothing.
+    fn set_free(&mut self, segment: u32, stale: bool) {
+        let row = &mut self.rows[segment as usize];
+        let device = usize::from(row.device);
+        if !self.closed[device] {
+            row.state = SegmentState::Free;
+            self.absent[device] -= 1;
+            self.free.push(device, segment, stale);
+        }
+    }
+
+    /// A device takes nothing any more if that can be helped: what is free there does not count.
+    pub(crate) fn shun(&mut self, device: usize) {
+        self.leaving[device] = true;
+        self.free.shun(device, true);
+        self.events += 1;
+    }
+
+    /// The next device that is being emptied and still takes something.
+    pub(crate) fn next_shunned(&self) -> Option<usize> {
+        (0..DEVICES).find(|&device| self.leaving[device] && !self.closed[device])
+    }
+
+    /// A device takes nothing any more: what is free there becomes absent, and what will be.
+    pub(crate) fn close(&mut self, device: usize) {
+        self.closed[device] = true;
+        for segment in self.free.take_device(device) {
+            self.rows[segment as usize].state = SegmentState::Absent;
+            self.absent[device] += 1;
+        }
+        self.stale_least = self.stale_least.min(self.free.stale());
+        self.events += 1;
+    }
+
+    /// A device takes data again.
+    pub(crate) fn reopen(&mut self, device: usize) {
+        (self.closed[device], self.leaving[device]) = (false, false);
+        self.free.shun(device, false);
+        for segment in 0..self.len() {
+            let row = self.row(segment);
+            if usize::from(row.device) == device && row.state == SegmentState::Absent {
+                self.set_free(segment, false);
+            }
+        }
+        self.events += 1;
+    }
+
+    /// Segments of a device that are absent: all of them once it is empty.
+    pub(crate) fn absent(&self, device: usize) -> u32 {
+        self.absent[device]
+    }
+
+    fn rows_on(&self, device: usize) -> impl Iterator<Item = &Segment> {
+        self.rows.iter().filter(move |row| usize::from(row.device) == device)
+    }
+
+    /// Segments of a device that hold nothing. Looks at every row.
+    pub(crate) fn empty_on(&self, device: usize) -> u32 {
+        let empty = |row: &&Segment| matches!(row.state, SegmentState::Free | SegmentState::Absent);
+        self.rows_on(device).filter(empty).count() as u32
+    }
+
+    /// Sealed segments of a device. Looks at every row.
+    pub(crate) fn sealed_on(&self, device: usize) -> u32 {
+        self.rows_on(device).filter(|row| row.state == SegmentState::Sealed).count() as u32
+    }
+
+    /// Segments of a device that are on their way to being free. Looks at every row.
+    pub(crate) fn dying_on(&self, device: usize) -> u32 {
+        let dying =
+            |row: &&Segment| matches!(row.state, SegmentState::Dead | SegmentState::Freeing);
+        self.rows_on(device).filter(dying).count() as u32
+    }
+
+    /// Metadata segments of devices that take nothing.
+    pub(crate) fn meta_leaving(&self) -> u32 {
+        let leaving = self.leaving.iter().zip(self.metas).filter(|(leaving, _)| **leaving);
+        leaving.map(|(_, metas)| metas).sum()
+    }
+
+    /// A device that is empty is no more: its numbers are anybody's.
+    pub(crate) fn forget(&mut self, device: usize) {
+        for row in &mut self.rows {
+            if usize::from(row.device) == device {
+                debug_assert_eq!(row.state, SegmentState::Absent);
+                row.device = NO_DEVICE;
+            }
+        }
+        (self.absent[device], self.metas[device]) = (0, 0);
+        (self.closed[device], self.leaving[device]) = (false, false);
+        self.free.shun(device, false);
+    }
+
+    /// Whether a segment lies on a device that takes nothing.
+    pub(crate) fn is_closed(&self, segment: u32) -> bool {
+        let device = usize::from(self.row(segment).device);
+        device < DEVICES && self.closed[device]
+    }
+
+    /// Whether a segment lies on a device that is being emptied.
+    pub(crate) fn is_leaving(&self, segment: u32) -> bool {
+        let device = usize::from(self.row(segment).device);
+        device < DEVICES && self.leaving[device]
+    }
+
+    /// Whether any device is being emptied.
+    pub(crate) fn any_leaving(&self) -> bool {
+        self.leaving.contains(&true)
     }
 
     /// Rises whenever there may be more to clean than before.
@@ -178,8 +345,19 @@ impl SegmentTable {
         self.maps = self.census()[SegmentState::Map as usize];
         let sealed = self.rows.iter().filter(|row| row.state == SegmentState::Sealed);
         self.sealed = sealed.fold((0, 0), |(n, live), row| (n + 1, live + u64::from(row.live)));
-        let free = |row: &Segment| row.state == SegmentState::Free;
-        self.free.extend((0u32..).zip(&self.rows).filter(|(_, row)| free(row)).map(|(i, _)| i));
+        (self.absent, self.metas) = ([0; DEVICES], [0; DEVICES]);
+        for segment in 0..self.len() {
+            let row = &mut self.rows[segment as usize];
+            let device = usize::from(row.device);
+            if device < DEVICES {
+                self.metas[device] += u32::from(row.state.is_metadata());
+            }
+            if device < DEVICES && matches!(row.state, SegmentState::Free | SegmentState::Absent) {
+                row.state = SegmentState::Absent;
+                self.absent[device] += 1;
+                self.set_free(segment, false);
+            }
+        }
     }
 
     pub(crate) fn row(&self, segment: u32) -> &Segment {
@@ -197,36 +375,41 @@ impl SegmentTable {
         self.rows.len() as u32
     }
 
-    /// Free segments.
+    /// Free segments, without those of devices that are being emptied.
     #[must_use]
     pub fn free(&self) -> u32 {
-        (self.free.len() + self.stale.len()) as u32
+        self.free.len() as u32
+    }
+
+    /// As [`SegmentTable::free`], with those of devices that are being emptied: what the cleaner may
+    /// take.
+    pub(crate) fn free_all(&self) -> u32 {
+        self.free.all() as u32
     }
 
     /// From now on segments that become free are to be discarded on the device, or not.
     pub(crate) fn set_discards(&mut self, discards: bool) {
         self.discards = discards;
-        if discards {
-            self.stale.reserve(self.rows.len());
-        } else {
-            self.free.extend(self.stale.drain(..));
+        if !discards {
+            self.free.keep_stale();
         }
     }
 
     /// Free segments that are not discarded yet.
     pub(crate) fn stale(&self) -> u32 {
-        self.stale.len() as u32
+        self.free.stale() as u32
     }
 
     /// How many segments were free, and not discarded, ever since the last call.
     pub(crate) fn ripen(&mut self) -> u32 {
-        std::mem::replace(&mut self.stale_least, self.stale.len()) as u32
+        std::mem::replace(&mut self.stale_least, self.free.stale()) as u32
     }
 
     /// The segment that is free for longest, to be discarded: nobody takes it until
     /// [`SegmentTable::discarded`].
     pub(crate) fn begin_discard(&mut self) -> Option<u32> {
-        let segment = self.stale.pop_front()?;
+        let segment = self.free.take_oldest_stale()?;
+        self.free_to_absent(segment);
         self.stale_least = self.stale_least.saturating_sub(1);
         self.discarding += 1;
         Some(segment)
@@ -236,12 +419,14 @@ impl SegmentTable {
     pub(crate) fn discarded(&mut self, segment: u32) {
         self.discarding -= 1;
         self.released += 1;
-        self.free.push_back(segment);
+        self.set_free(segment, false);
     }
 
-    /// Free segments that are being discarded.
-    pub(crate) fn discarding(&self) -> u32 {
-        self.discarding
+    /// A free segment that was taken off the list counts as absent until it comes back.
+    fn free_to_absent(&mut self, segment: u32) {
+        let row = &mut self.rows[segment as usize];
+        row.state = SegmentState::Absent;
+        self.absent[usize::from(row.device)] += 1;
     }
 
     /// A planted bug: a segment that must not be discarded yet.
@@ -354,15 +539,20 @@ impl SegmentTable {
 
     /// Takes a free segment into `state`.
     pub(crate) fn take(&mut self, state: SegmentState) -> Option<u32> {
-        // What is free for long is discarded, or has never been used.
-        let segment = self.stale.pop_back().or_else(|| self.free.pop_front())?;
-        self.stale_least = self.stale_least.min(self.stale.len());
+        let segment = if state.is_metadata() {
+            self.free.take_near(self.primary)?
+        } else {
+            self.free.take()?
+        };
+        self.stale_least = self.stale_least.min(self.free.stale());
         let row = self.row_mut(segment);
         debug_assert_eq!((row.state, row.live, row.pins), (SegmentState::Free, 0, 0));
         row.state = state;
         (row.left_alone, row.holds_bad, row.excluded) = (false, false, false);
         row.hot = false;
         row.class = 0;
+        let device = usize::from(row.device);
+        self.metas[device] += u32::from(state.is_metadata());
         self.meta += u32::from(state.is_metadata());
         self.maps += u32::from(state == SegmentState::Map);
         Some(segment)
@@ -372,12 +562,14 @@ impl SegmentTable {
     pub(crate) fn release(&mut self, segment: u32) {
         let row = self.row_mut(segment);
         debug_assert_eq!((row.live, row.pins), (0, 0));
-        let state = std::mem::replace(&mut row.state, SegmentState::Free);
+        let state = std::mem::replace(&mut row.state, SegmentState::Absent);
         self.meta -= u32::from(state.is_metadata());
         self.maps -= u32::from(state == SegmentState::Map);
         self.released += 1;
-        let list = if self.discards { &mut self.stale } else { &mut self.free };
-        list.push_back(segment);
+        let device = usize::from(self.row(segment).device);
+        self.absent[device] += 1;
+        self.metas[device] -= u32::from(state.is_metadata());
+        self.set_free(segment, self.discards);
     }
 
     /// A map entry now names a block of `segment`.
@@ -473,19 +665,6 @@ impl SegmentTable {
             self.freeing.pop_front();
             self.release(segment);
         }
-    }
-
-    /// The pool has grown: there are free segments behind the others.
-    pub(crate) fn grow(&mut self, segments: u32) {
-        let mut grown = Self::new(segments - self.len());
-        self.free.extend(self.len()..segments);
-        self.rows.append(&mut grown.rows);
-        if self.discards {
-            self.stale.reserve(segments as usize - self.stale.len());
-        }
-        self.dead.reserve(segments as usize - self.dead.len());
-        self.freeing.reserve(segments as usize - self.freeing.len());
-        self.events += 1;
     }
 
     /// Segments that were set free, of all kinds.

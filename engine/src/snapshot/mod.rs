@@ -52,7 +52,9 @@ impl Engine {
         self.ready()?;
         let mut bytes = 0;
         for (i, spec) in specs.iter().enumerate() {
-            self.writable(spec.volume)?;
+            if self.writable(spec.volume)?.is_shrinking() {
+                return Err(SubmitError::Busy);
+            }
             if spec.name.is_empty() || spec.name.len() > NAME_BYTES {
                 return Err(SubmitError::VolumeName);
             }

@@ -7,7 +7,8 @@ use flagstone_block::{
     Tag, VolumeId, ZeroMode,
 };
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, SnapshotSpec, SubmitError,
+    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, Shrink, SnapshotSpec,
+    SubmitError,
     VolumeSettings, VolumeSpec,
 };
 use std::collections::HashMap;
@@ -313,7 +314,7 @@ impl World {
     }
 
     pub fn grow(&mut self, device_bytes: u64) -> Result<(), SubmitError> {
-        self.submit(|e, _, t| e.grow(t, device_bytes))?.1.result.unwrap();
+        self.submit(|e, _, t| e.grow(t, 0, device_bytes))?.1.result.unwrap();
         Ok(())
     }
 
@@ -328,6 +329,17 @@ impl World {
             .submit(|engine, arena, tag| engine.snapshot_volumes(arena, tag, specs))?;
         completion.result.unwrap();
         Ok(id)
+    }
+
+    pub fn resize(
+        &mut self,
+        volume: VolumeId,
+        size: u64,
+        shrink: Shrink,
+    ) -> Result<(), SubmitError> {
+        let resized = self.submit(|e, a, t| e.resize_volume(a, t, volume, size, shrink))?;
+        resized.1.result.unwrap();
+        Ok(())
     }
 
     pub fn delete(&mut self, volume: VolumeId) {

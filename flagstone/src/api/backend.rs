@@ -4,10 +4,11 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use super::devices::{AddDevice, DeviceAction};
 use super::errors::ApiError;
 use super::scrub::Scrub;
 use super::types::{CreateVolume, Pool, Volume};
-use crate::node::{NodeStats, ScrubAction, SettingsChange};
+use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
 /// An answer to come.
 pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send>>;
@@ -26,16 +27,27 @@ pub enum Created {
 pub struct Snapshot {
     /// In the order they were given to the daemon.
     pub pools: Vec<Pool>,
-    /// By name.
+    /// The first ones, by name: as many as were asked for.
     pub volumes: Vec<Volume>,
     /// Of the whole daemon.
     pub stats: NodeStats,
 }
 
+impl Snapshot {
+    /// How many volumes there are in all.
+    #[must_use]
+    pub fn volume_count(&self) -> u64 {
+        self.pools.iter().map(|pool| u64::from(pool.volumes)).sum()
+    }
+}
+
 /// The daemon, as the API sees it. Names and sizes have been checked by the caller.
 pub trait Backend: Send + Sync + 'static {
-    /// Everything that can be observed now.
-    fn snapshot(&self) -> Reply<Snapshot>;
+    /// Everything that can be observed now, with `volumes` volumes at most.
+    fn snapshot(&self, volumes: usize) -> Reply<Snapshot>;
+
+    /// `limit` volumes at most, by name, behind the one called `after`, which need not be there.
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>>;
 
     /// One volume.
     fn volume(&self, name: String) -> Reply<Volume>;
@@ -43,8 +55,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes a volume; durable when answered. An existing one of that name is returned as it is.
     fn create_volume(&self, request: CreateVolume) -> Reply<Created>;
 
-    /// Grows a volume; durable when answered. The same size again is a success.
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume>;
+    /// Changes a volume's size; durable when answered. The same size again is a success.
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume>;
 
     /// Changes a volume's settings; durable when answered. The same again is a success.
     fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume>;
@@ -54,6 +66,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
     fn grow_pool(&self, pool: String) -> Reply<Pool>;
+
+    /// Adds a device to a pool, meant by its path or UUID; durable when answered.
+    fn add_device(&self, pool: String, request: AddDevice) -> Reply<Pool>;
+
+    /// Empties a device of a pool, or keeps it after all; decided for good when answered.
+    fn change_device(&self, pool: String, device: String, action: DeviceAction) -> Reply<Pool>;
 
     /// Begins, shows or ends the scrub of a pool, meant by its path or UUID.
     fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub>;

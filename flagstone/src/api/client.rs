@@ -14,9 +14,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::devices::{AddDevice, DeviceAction};
 use super::errors::{ApiError, ErrorBody};
 use super::scrub::{Scrub, StartScrub};
-use super::types::{CreateVolume, Pool, PoolList, Status, UpdateVolume, Volume, VolumeList};
+use super::types::{
+    CreateVolume, ListQuery, PAGE_VOLUMES, Pool, PoolList, Shrink, Status, UpdateVolume, Volume,
+    VolumeList,
+};
 use crate::exit::Exit;
 
 /// Longest wait for the connection.
@@ -128,13 +132,33 @@ impl Client {
         Ok((volume, status == StatusCode::CREATED))
     }
 
-    /// Every volume, by name.
+    /// Every volume, by name, page by page.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn volumes(&self) -> Result<Vec<Volume>, ClientError> {
-        let (_, list): (_, VolumeList) = self.get("/v1/volumes").await?;
-        Ok(list.volumes)
+        let (mut volumes, mut query) = (Vec::new(), ListQuery::default());
+        loop {
+            let page = self.volume_page(&query).await?;
+            volumes.extend(page.volumes);
+            query.after = page.next;
+            if query.after.is_none() {
+                return Ok(volumes);
+            }
+        }
+    }
+
+    /// One page of the volumes. The name in `query` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn volume_page(&self, query: &ListQuery) -> Result<VolumeList, ClientError> {
+        let mut path = format!("/v1/volumes?limit={}", query.limit.unwrap_or(PAGE_VOLUMES));
+        if let Some(after) = &query.after {
+            path.push_str("&after=");
+            path.push_str(after);
+        }
+        Ok(self.get(&path).await?.1)
     }
 
     /// One volume. `name` must have been checked.
@@ -145,13 +169,19 @@ impl Client {
         Ok(self.get(&format!("/v1/volumes/{name}")).await?.1)
     }
 
-    /// Grows a volume. `name` must have been checked.
+    /// Changes a volume's size. `name` must have been checked.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, ClientError> {
+    pub async fn resize_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        shrink: Option<Shrink>,
+    ) -> Result<Volume, ClientError> {
         let path = format!("/v1/volumes/{name}");
-        let request = UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
+        let size_bytes = Some(size_bytes);
+        let request = UpdateVolume { size_bytes, shrink, ..UpdateVolume::default() };
         Ok(self.call(Method::PATCH, &path, Some(&request)).await?.1)
     }
 
@@ -175,6 +205,33 @@ impl Client {
     pub async fn grow_pool(&self, uuid: &str) -> Result<Pool, ClientError> {
         let path = format!("/v1/pools/{uuid}/grow");
         Ok(self.call(Method::POST, &path, None::<&()>).await?.1)
+    }
+
+    /// Adds a device to a pool. `uuid` is the pool's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn add_device(&self, uuid: &str, request: &AddDevice) -> Result<Pool, ClientError> {
+        let path = format!("/v1/pools/{uuid}/devices");
+        Ok(self.call(Method::POST, &path, Some(request)).await?.1)
+    }
+
+    /// Empties a device of a pool, or keeps it. Both are meant by their UUIDs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn change_device(
+        &self,
+        pool: &str,
+        device: &str,
+        action: DeviceAction,
+    ) -> Result<Pool, ClientError> {
+        let path = format!("/v1/pools/{pool}/devices/{device}");
+        let (method, path) = match action {
+            DeviceAction::Remove => (Method::DELETE, path),
+            DeviceAction::Keep => (Method::POST, path + "/keep"),
+        };
+        Ok(self.call(method, &path, None::<&()>).await?.1)
     }
 
     /// Begins a scrub of a pool. `uuid` is the pool's.

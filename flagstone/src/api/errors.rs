@@ -40,7 +40,7 @@ pub enum ErrorCode {
     VolumeExists,
     /// Clients are connected to the volume.
     VolumeInUse,
-    /// The new size is smaller; volumes only grow.
+    /// The new size is smaller, and the volume must or can't shrink so.
     ShrinkRefused,
     /// The reservation can't be that volume's.
     InvalidReservation,
@@ -48,6 +48,12 @@ pub enum ErrorCode {
     ReservationUnbacked,
     /// No such pool.
     PoolNotFound,
+    /// The pool has no such device.
+    DeviceNotFound,
+    /// The file or device can't be added: it holds data, is in use, or can't be opened.
+    DeviceUnfit,
+    /// The pool can't do without the device, or not with it.
+    DeviceRefused,
     /// A scrub of the pool is under way.
     ScrubRunning,
     /// The pool has no space left.
@@ -81,11 +87,16 @@ impl ErrorCode {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::VolumeExists | Self::VolumeInUse | Self::ShrinkRefused | Self::ScrubRunning => {
-                StatusCode::CONFLICT
+            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound | Self::DeviceNotFound => {
+                StatusCode::NOT_FOUND
             }
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::VolumeExists
+            | Self::VolumeInUse
+            | Self::ShrinkRefused
+            | Self::DeviceUnfit
+            | Self::DeviceRefused
+            | Self::ScrubRunning => StatusCode::CONFLICT,
             Self::PoolFull | Self::TooManyVolumes | Self::ReservationUnbacked => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
@@ -98,7 +109,9 @@ impl ErrorCode {
     #[must_use]
     pub const fn exit(self) -> Exit {
         match self {
-            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound => Exit::NotFound,
+            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound | Self::DeviceNotFound => {
+                Exit::NotFound
+            }
             Self::Internal | Self::Unknown | Self::PoolFailed => Exit::Failure,
             Self::InvalidName | Self::InvalidSize | Self::InvalidReservation => Exit::Usage,
             _ => Exit::Refused,

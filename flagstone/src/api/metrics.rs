@@ -21,6 +21,9 @@ use crate::node::NodeStats;
 /// The format's media type.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Volumes that have metrics of their own, the first by name: a scrape must stay small whatever there is.
+pub const VOLUMES_MAX: usize = 1000;
+
 /// The metrics as text.
 ///
 /// # Errors
@@ -67,7 +70,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 26] = [
+const POOL_GAUGES: [PoolGauge; 27] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -83,6 +86,7 @@ const POOL_GAUGES: [PoolGauge; 26] = [
         u64::from(p.warning_percent.unwrap_or(0))
     }),
     ("pool_waiting", "Requests that wait for space", |p| u64::from(p.waiting)),
+    ("pool_volumes", "Volumes, also those without metrics of their own", |p| u64::from(p.volumes)),
     ("pool_provisioned_bytes", "Sum of the volumes' sizes", |p| p.provisioned_bytes),
     ("pool_segments", "Segments of the log", |p| u64::from(p.segments)),
     ("pool_segments_free", "Segments that may be written", |p| u64::from(p.segments_free)),

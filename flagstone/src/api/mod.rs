@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod devices;
 pub mod errors;
 pub mod metrics;
 pub mod routes;

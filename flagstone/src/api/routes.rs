@@ -16,12 +16,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::backend::{Backend, Created};
+use super::devices;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::scrub;
 use super::types::{
-    CreateVolume, DeleteQuery, Health, OnFull, Pool, PoolList, PoolState, Status, UpdateVolume,
-    Volume, VolumeList,
+    CreateVolume, DeleteQuery, Health, ListQuery, OnFull, PAGE_VOLUMES, Pool, PoolList, PoolState,
+    Shrink, Status, UpdateVolume, Volume, VolumeList,
 };
 use crate::node::SettingsChange;
 use crate::{name, size};
@@ -69,6 +70,9 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(list_pools))
         .routes(routes!(grow_pool))
+        .routes(routes!(devices::add_device))
+        .routes(routes!(devices::remove_device))
+        .routes(routes!(devices::keep_device))
         .routes(routes!(scrub::start_scrub, scrub::show_scrub, scrub::cancel_scrub))
         .routes(routes!(status))
         .routes(routes!(openapi))
@@ -149,14 +153,32 @@ async fn create_volume(
 /// Lists the volumes.
 #[utoipa::path(
     get, path = "/v1/volumes", tag = "volumes",
+    params(
+        ("limit" = Option<u32>, Query, description = "How many at most, 1 to 1000, which is the default"),
+        ("after" = Option<String>, Query, description = "Only names behind this one: `next` of the page before"),
+    ),
     responses(
-        (status = 200, description = "Every volume, by name", body = VolumeList),
+        (status = 200, description = "Volumes, by name; `next` if there are more", body = VolumeList),
+        (status = 400, description = "invalid_query", body = ErrorBody),
         (status = 503, description = "stopping", body = ErrorBody),
     )
 )]
-async fn list_volumes(State(context): State<Context>) -> Result<axum::Json<VolumeList>, ApiError> {
-    let volumes = context.backend.snapshot().await?.volumes;
-    Ok(axum::Json(VolumeList { volumes }))
+async fn list_volumes(
+    State(context): State<Context>,
+    Query(query): Query<ListQuery>,
+) -> Result<axum::Json<VolumeList>, ApiError> {
+    let limit = query.limit.unwrap_or(PAGE_VOLUMES);
+    if !(1..=PAGE_VOLUMES).contains(&limit) {
+        let text = format!("limit is from 1 to {PAGE_VOLUMES}, not {limit}");
+        return Err(ApiError::new(ErrorCode::InvalidQuery, text));
+    }
+    let limit = limit as usize;
+    // One more tells whether there is another page.
+    let mut volumes = context.backend.volumes(query.after, limit + 1).await?;
+    let more = volumes.len() > limit;
+    volumes.truncate(limit);
+    let next = volumes.last().filter(|_| more).map(|volume| volume.name.clone());
+    Ok(axum::Json(VolumeList { volumes, next }))
 }
 
 /// Shows a volume.
@@ -177,9 +199,10 @@ async fn show_volume(
     context.backend.volume(name).await.map(axum::Json)
 }
 
-/// Grows a volume, or changes its settings.
+/// Changes a volume's size, or its settings.
 ///
-/// Clients see a new size when they connect again. The same again is a success.
+/// Clients see a new size when they connect again; beyond the end of a smaller one their requests
+/// fail at once. The same again is a success.
 #[utoipa::path(
     patch, path = "/v1/volumes/{name}", tag = "volumes", request_body = UpdateVolume,
     params(("name" = String, Path, description = "Name of the volume")),
@@ -204,16 +227,17 @@ async fn update_volume(
     let volume = match (request.size_bytes, change == SettingsChange::default()) {
         (Some(size_bytes), true) => {
             check_size(size_bytes)?;
-            context.backend.resize_volume(name, size_bytes)
+            context.backend.resize_volume(name, size_bytes, Shrink::of(request.shrink))
         }
-        (None, false) => {
+        (None, false) if request.shrink.is_none() => {
             check_reservation(change)?;
             context.backend.set_volume(name, change)
         }
         _ => {
             return Err(ApiError::new(
                 ErrorCode::InvalidBody,
-                "give either size_bytes, or on_full or reserved_bytes or both of these",
+                "give either size_bytes, with or without shrink, or on_full or reserved_bytes or both \
+                 of these",
             ));
         }
     };
@@ -255,7 +279,7 @@ async fn delete_volume(
     )
 )]
 async fn list_pools(State(context): State<Context>) -> Result<axum::Json<PoolList>, ApiError> {
-    let pools = context.backend.snapshot().await?.pools;
+    let pools = context.backend.snapshot(0).await?.pools;
     Ok(axum::Json(PoolList { pools }))
 }
 
@@ -288,14 +312,14 @@ async fn grow_pool(
     )
 )]
 async fn status(State(context): State<Context>) -> Result<axum::Json<Status>, ApiError> {
-    let snapshot = context.backend.snapshot().await?;
+    let snapshot = context.backend.snapshot(0).await?;
     Ok(axum::Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: context.started.elapsed().as_secs(),
         uris: context.backend.server_uris(),
         pools: snapshot.pools.len() as u64,
-        volumes: snapshot.volumes.len() as u64,
+        volumes: snapshot.volume_count(),
         connections: snapshot.stats.connections_now,
     }))
 }
@@ -318,7 +342,7 @@ async fn openapi() -> axum::Json<Document> {
     )
 )]
 async fn metrics_text(State(context): State<Context>) -> Result<Response, ApiError> {
-    let snapshot = context.backend.snapshot().await?;
+    let snapshot = context.backend.snapshot(metrics::VOLUMES_MAX).await?;
     let text = metrics::encode(snapshot, context.started.elapsed())
         .map_err(|_| ApiError::new(ErrorCode::Internal, "the metrics could not be written"))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
@@ -333,7 +357,7 @@ async fn metrics_text(State(context): State<Context>) -> Result<Response, ApiErr
     )
 )]
 async fn healthz(State(context): State<Context>) -> Result<Response, ApiError> {
-    let snapshot = context.backend.snapshot().await?;
+    let snapshot = context.backend.snapshot(0).await?;
     let failed = snapshot.pools.iter().any(|pool| pool.state == PoolState::Failed);
     let (code, status) =
         if failed { (StatusCode::SERVICE_UNAVAILABLE, "failed") } else { (StatusCode::OK, "ok") };

@@ -2,7 +2,7 @@
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use flagstone_block::BLOCK_SIZE;
+use flagstone_block::{BLOCK_SIZE, split_offset};
 use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState as Engines};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -77,6 +77,9 @@ pub struct Finding {
     pub volume_offset_bytes: Option<u64>,
     /// Bytes in a row, on the device and, of data, in the volume.
     pub bytes: u64,
+    /// Number of the device in its pool.
+    #[serde(default)]
+    pub device: u32,
     /// First byte on the device.
     pub device_offset_bytes: u64,
     /// Segment, if it lies in one.
@@ -156,7 +159,8 @@ impl From<ScrubFinding> for Finding {
             volume,
             volume_offset_bytes: lba.map(|lba| lba * block),
             bytes: u64::from(finding.blocks) * block,
-            device_offset_bytes: finding.offset,
+            device: split_offset(finding.offset).0 as u32,
+            device_offset_bytes: split_offset(finding.offset).1,
             segment: finding.segment,
             reason: finding.device.map_or_else(|| "checksum mismatch".to_owned(), explain),
             repaired: finding.repaired,

@@ -15,13 +15,14 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, Created, Reply, Snapshot};
 use super::client::{Client, ClientError};
+use super::devices::{AddDevice, DeviceAction};
 use super::errors::{ApiError, ErrorCode};
 use super::routes::{self, Context};
 use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
 use crate::exit::Exit;
-use crate::node::{NodeStats, ScrubAction, SettingsChange};
+use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
 /// Volumes in a map; the one called `busy` has a client.
 #[derive(Default)]
@@ -52,14 +53,15 @@ fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
 }
 
 impl Backend for Fake {
-    fn snapshot(&self) -> Reply<Snapshot> {
-        let volumes: Vec<_> = self.volumes.lock().unwrap().values().cloned().collect();
+    fn snapshot(&self, count: usize) -> Reply<Snapshot> {
+        let volumes: Vec<_> = self.volumes.lock().unwrap().values().take(count).cloned().collect();
         let pool = Pool {
             uuid: "u".to_owned(),
             path: "/p".to_owned(),
             state: if self.failed { PoolState::Failed } else { PoolState::Running },
             reason: None,
             device_bytes: 4,
+            devices: Vec::new(),
             capacity_bytes: 3,
             used_bytes: 1,
             free_bytes: 2,
@@ -71,7 +73,7 @@ impl Backend for Fake {
             warning_percent: Some(75),
             waiting: 1,
             provisioned_bytes: 9,
-            volumes: volumes.len() as u32,
+            volumes: self.volumes.lock().unwrap().len() as u32,
             direct_io: true,
             segments: 20,
             segments_free: 10,
@@ -88,6 +90,13 @@ impl Backend for Fake {
         };
         let stats = NodeStats { reads: 7, connections_now: 1, ..NodeStats::default() };
         answer(Ok(Snapshot { pools: vec![pool], volumes, stats }))
+    }
+
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>> {
+        let volumes = self.volumes.lock().unwrap();
+        let behind = |name: &&String| after.as_ref().is_none_or(|after| *name > after);
+        let listed = volumes.iter().filter(|(name, _)| behind(name)).take(limit);
+        answer(Ok(listed.map(|(_, volume)| volume.clone()).collect()))
     }
 
     fn volume(&self, name: String) -> Reply<Volume> {
@@ -107,13 +116,13 @@ impl Backend for Fake {
         answer(Ok(Created::New(made)))
     }
 
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         let mut volumes = self.volumes.lock().unwrap();
         let Some(volume) = volumes.get_mut(&name) else {
             return answer(Err(ApiError::volume_not_found(&name)));
         };
-        if size_bytes < volume.size_bytes {
-            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "volumes only grow")));
+        if size_bytes < volume.size_bytes && shrink == Shrink::Never {
+            return answer(Err(ApiError::new(ErrorCode::ShrinkRefused, "not told to")));
         }
         volume.size_bytes = size_bytes;
         answer(Ok(volume.clone()))
@@ -144,11 +153,25 @@ impl Backend for Fake {
     }
 
     fn grow_pool(&self, pool: String) -> Reply<Pool> {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot(0);
         Box::pin(async move {
             let found = snapshot.await?.pools.into_iter().find(|p| p.uuid == pool);
             found.ok_or_else(|| ApiError::new(ErrorCode::PoolNotFound, "no such pool"))
         })
+    }
+
+    fn add_device(&self, pool: String, request: AddDevice) -> Reply<Pool> {
+        if request.path == "/busy" {
+            return answer(Err(ApiError::new(ErrorCode::DeviceUnfit, "it holds ext4")));
+        }
+        self.grow_pool(pool)
+    }
+
+    fn change_device(&self, pool: String, device: String, _: DeviceAction) -> Reply<Pool> {
+        if device != "d" {
+            return answer(Err(ApiError::new(ErrorCode::DeviceNotFound, "no such device")));
+        }
+        self.grow_pool(pool)
     }
 
     fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub> {
@@ -243,6 +266,11 @@ async fn every_request_has_its_answer() {
         ("POST", "/v1/volumes", "", 400, "malformed_json"),
         ("POST", "/v1/volumes", &huge, 413, "body_too_large"),
         ("GET", "/v1/volumes", "", 200, ""),
+        ("GET", "/v1/volumes?limit=1&after=a", "", 200, ""),
+        ("GET", "/v1/volumes?limit=0", "", 400, "invalid_query"),
+        ("GET", "/v1/volumes?limit=1001", "", 400, "invalid_query"),
+        ("GET", "/v1/volumes?limit=-1", "", 400, "invalid_query"),
+        ("GET", "/v1/volumes?first=1", "", 400, "invalid_query"),
         ("GET", "/v1/volumes/demo", "", 200, ""),
         ("GET", "/v1/volumes/none", "", 404, "volume_not_found"),
         ("GET", "/v1/volumes/a%40b", "", 400, "invalid_name"),
@@ -251,6 +279,23 @@ async fn every_request_has_its_answer() {
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":16384}", 200, ""),
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":16384}", 200, ""),
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":4096}", 409, "shrink_refused"),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":8192,\"shrink\":\"unused\"}", 200, ""),
+        ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":4096,\"shrink\":\"discard\"}", 200, ""),
+        (
+            "PATCH",
+            "/v1/volumes/demo",
+            "{\"size_bytes\":4096,\"shrink\":\"yes\"}",
+            422,
+            "invalid_body",
+        ),
+        ("PATCH", "/v1/volumes/demo", "{\"shrink\":\"discard\"}", 422, "invalid_body"),
+        (
+            "PATCH",
+            "/v1/volumes/demo",
+            "{\"on_full\":\"wait\",\"shrink\":\"discard\"}",
+            422,
+            "invalid_body",
+        ),
         ("PATCH", "/v1/volumes/demo", "{\"size_bytes\":0}", 400, "invalid_size"),
         ("PATCH", "/v1/volumes/none", "{\"size_bytes\":4096}", 404, "volume_not_found"),
         ("PUT", "/v1/volumes/demo", "{}", 405, "method_not_allowed"),
@@ -307,7 +352,7 @@ async fn the_client_understands_the_server() {
     assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), true));
     assert_eq!(client.create_volume(&request).await.unwrap(), (volume("a", 4096), false));
     assert_eq!(client.volume("a").await.unwrap(), volume("a", 4096));
-    assert_eq!(client.resize_volume("a", 8192).await.unwrap().size_bytes, 8192);
+    assert_eq!(client.resize_volume("a", 8192, None).await.unwrap().size_bytes, 8192);
     let change = UpdateVolume { on_full: Some(OnFull::Error), ..UpdateVolume::default() };
     assert_eq!(client.set_volume("a", &change).await.unwrap().on_full, OnFull::Error);
     let change = UpdateVolume { reserved_bytes: Some(4096), ..UpdateVolume::default() };
@@ -317,6 +362,14 @@ async fn the_client_understands_the_server() {
     assert_eq!(client.pools().await.unwrap().len(), 1);
     assert_eq!(client.grow_pool("u").await.unwrap().path, "/p");
     assert_eq!(client.grow_pool("v").await.unwrap_err().exit(), Exit::NotFound);
+    let add = |path: &str| AddDevice { path: path.to_owned(), ..AddDevice::default() };
+    assert_eq!(client.add_device("u", &add("/new")).await.unwrap().path, "/p");
+    assert_eq!(client.add_device("u", &add("/busy")).await.unwrap_err().exit(), Exit::Refused);
+    for action in [DeviceAction::Remove, DeviceAction::Keep] {
+        assert!(client.change_device("u", "d", action.clone()).await.is_ok());
+        let refused = client.change_device("u", "e", action).await;
+        assert_eq!(refused.unwrap_err().exit(), Exit::NotFound);
+    }
     assert_eq!(client.scrub("u").await.unwrap().state, ScrubState::Never);
     let scrub = client.start_scrub("u", &StartScrub::default()).await.unwrap();
     assert_eq!((scrub.state, scrub.rate_bytes_per_second), (ScrubState::Running, RATE_DEFAULT));
@@ -381,6 +434,9 @@ fn the_document_describes_every_path_and_error() {
         "/metrics",
         "/v1/openapi.json",
         "/v1/pools",
+        "/v1/pools/{pool}/devices",
+        "/v1/pools/{pool}/devices/{device}",
+        "/v1/pools/{pool}/devices/{device}/keep",
         "/v1/pools/{pool}/grow",
         "/v1/pools/{pool}/scrub",
         "/v1/status",

@@ -70,15 +70,40 @@ pub struct CreateVolume {
     pub reserved_bytes: Option<u64>,
 }
 
+/// How a volume may become smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shrink {
+    /// Only by what holds neither data nor kept zeroes.
+    Unused,
+    /// What lies beyond the new end is discarded, for good.
+    Discard,
+}
+
+impl Shrink {
+    /// As the node takes it.
+    #[must_use]
+    pub fn of(shrink: Option<Self>) -> node::Shrink {
+        match shrink {
+            None => node::Shrink::Never,
+            Some(Self::Unused) => node::Shrink::Unused,
+            Some(Self::Discard) => node::Shrink::Discard,
+        }
+    }
+}
+
 /// Asks for a new size, or for other settings: either, so that a request happens in full or not at
 /// all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateVolume {
-    /// New size in bytes, a multiple of 4096, not less than the present one.
+    /// New size in bytes, a multiple of 4096; less than the present one only with `shrink`.
     #[schema(example = 8589934592_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// Whether the volume may become smaller; goes with `size_bytes` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrink: Option<Shrink>,
     /// What becomes of writes when the pool is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_full: Option<OnFull>,
@@ -128,12 +153,30 @@ pub struct Volume {
     pub uris: Vec<String>,
 }
 
-/// Every volume, by name.
+/// Volumes, by name: one page of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeList {
     /// In the order of their names.
     pub volumes: Vec<Volume>,
+    /// Where the next page begins: `after` of the request for it. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
+
+/// Which volumes are listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    /// How many at most, 1 to 1000; as many without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only those whose names come behind this one, which need not be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Volumes that one page has at most.
+pub const PAGE_VOLUMES: u32 = 1000;
 
 /// Whether a pool serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -160,20 +203,43 @@ impl PoolState {
     }
 }
 
+/// A file or block device of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolDevice {
+    /// Its identity, made when it was given to the pool.
+    pub uuid: String,
+    /// By which the daemon has opened it.
+    pub path: String,
+    /// `present`; `leaving` while it is being emptied; `stuck` if something on it can't be moved
+    /// because it can't be read.
+    pub state: String,
+    /// Its size, as far as the pool uses it.
+    pub size_bytes: u64,
+    /// Its segments.
+    pub segments: u32,
+    /// Those of them that hold nothing.
+    pub segments_empty: u32,
+    /// The journal lies there.
+    pub journal: bool,
+}
+
 /// A pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pool {
     /// Its identity, made when it was formatted.
     pub uuid: String,
-    /// Its file or device, as given to the daemon.
+    /// Its file or device, as given to the daemon; of several the one that was given first.
     pub path: String,
     /// Whether it serves.
     pub state: PoolState,
     /// Why it is not just running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Size of the file or device.
+    /// Size of its files and devices.
     pub device_bytes: u64,
+    /// Its files and devices.
+    #[serde(default)]
+    pub devices: Vec<PoolDevice>,
     /// Bytes that volumes' data can take in all.
     pub capacity_bytes: u64,
     /// Bytes that volumes' data takes.

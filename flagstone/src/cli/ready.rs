@@ -19,12 +19,12 @@ pub fn line(ready: &Ready<'_>) -> String {
     }
     line.push_str(" api=");
     percent_encode(&mut line, ready.api_socket.as_os_str().as_bytes(), b"/");
-    let (pools, volumes) = (ready.snapshot.pools.len(), ready.snapshot.volumes.len());
+    let (pools, volumes) = (ready.snapshot.pools.len(), ready.snapshot.volume_count());
     line.push_str(&format!(" pools={pools} volumes={volumes}"));
     line
 }
 
-/// The same as one JSON document, with pools and volumes in full.
+/// The same as one JSON document, with the pools and the first volumes.
 pub fn json(ready: &Ready<'_>) -> io::Result<()> {
     output::json(&serde_json::json!({
         "ready": true,
@@ -32,6 +32,7 @@ pub fn json(ready: &Ready<'_>) -> io::Result<()> {
         "api_socket": ready.api_socket,
         "pools": ready.snapshot.pools,
         "volumes": ready.snapshot.volumes,
+        "volume_count": ready.snapshot.volume_count(),
     }))
 }
 

@@ -125,6 +125,7 @@ fn make_pool(path: &Path, size: Option<u64>, quiet: bool) -> Result<u64, Failure
     let size = size.unwrap_or(POOL_BYTES);
     let options = CreateOptions {
         path: path.to_owned(),
+        more: Vec::new(),
         size_bytes: Some(size),
         segment_bytes: None,
         preallocate: false,

@@ -4,13 +4,16 @@ use clap::Subcommand;
 
 use super::Failure;
 use super::api_args::ApiArgs;
-use crate::api::types::{CreateVolume, OnFull, UpdateVolume, Volume, VolumeList};
+use crate::api::client::{Client, ClientError};
+use crate::api::types::{
+    CreateVolume, ListQuery, OnFull, PAGE_VOLUMES, Shrink, UpdateVolume, Volume, VolumeList,
+};
 use crate::exit::Exit;
 use crate::name::parse_name;
 use crate::output::{self, Table};
 use crate::size::{Human, parse_block_size};
 
-/// Create, list, show, grow and delete volumes of a running daemon
+/// Create, list, show, resize and delete volumes of a running daemon
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Create(CreateArgs),
@@ -90,11 +93,23 @@ pub struct SetArgs {
     api: ApiArgs,
 }
 
-/// List the volumes
+/// List the volumes, by name
+///
+/// All of them, unless --limit says how many; then --after goes on behind the last one that was
+/// listed. With --json, `next` is the name to go on behind, as long as there are more.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  flagstone volume list --json | jq -r '.volumes[].name'")]
+#[command(after_help = "Examples:
+  flagstone volume list --json | jq -r '.volumes[].name'
+  flagstone volume list --limit 50 --after data")]
 pub struct ListArgs {
+    /// List so many at most, up to 1000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(PAGE_VOLUMES)))]
+    limit: Option<u32>,
+
+    /// List only those whose names come behind this one, which need not be there
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    after: Option<String>,
+
     #[command(flatten)]
     api: ApiArgs,
 }
@@ -112,20 +127,32 @@ pub struct ShowArgs {
     api: ApiArgs,
 }
 
-/// Grow a volume
+/// Change a volume's size
 ///
-/// Volumes only grow. A client sees the new size when it connects again.
+/// A client sees the new size when it connects again. A volume shrinks only with --force: clients that
+/// have it open get errors beyond the new end from then on, so shrink what is in it (the file system)
+/// first. What lies beyond must be unused, or be given up with --discard, for which there is no way
+/// back. A shrink that is interrupted leaves the old size; some of what lies beyond may be discarded.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  flagstone volume resize data --size 200G")]
+#[command(after_help = "Examples:
+  flagstone volume resize data --size 200G
+  flagstone volume resize data --size 50G --force --discard")]
 pub struct ResizeArgs {
     /// Name of the volume
     #[arg(value_name = "NAME", value_parser = parse_name)]
     name: String,
 
-    /// New size, a multiple of 4096 bytes and not less than the present one
+    /// New size, a multiple of 4096 bytes
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
     size: u64,
+
+    /// Allow the volume to become smaller
+    #[arg(long)]
+    force: bool,
+
+    /// Discard what lies beyond the new end
+    #[arg(long, requires = "force")]
+    discard: bool,
 
     #[command(flatten)]
     api: ApiArgs,
@@ -183,10 +210,11 @@ fn create(args: CreateArgs, json: bool) -> Result<(), Failure> {
 }
 
 fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
-    let volumes = args.api.call(|client| async move { client.volumes().await })?;
+    let list = args.api.call(|client| list_all(client, args.limit, args.after.clone()))?;
     if json {
-        return Ok(output::json(&VolumeList { volumes })?);
+        return Ok(output::json(&list)?);
     }
+    let VolumeList { volumes, next } = list;
     let mut table = Table::new(&["NAME", "SIZE>", "MAPPED>", "RESERVED>", "CLIENTS>", "URI"]);
     for volume in volumes {
         // One row per URI, so that each can be pasted; the figures stand in the first.
@@ -202,7 +230,30 @@ fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
             table.row(std::mem::replace(&mut cells, vec![String::new(); 5]));
         }
     }
-    Ok(output::line(&table.render())?)
+    output::line(&table.render())?;
+    if let Some(next) = next {
+        output::line(&format!("there are more: --after {next}"))?;
+    }
+    Ok(())
+}
+
+/// One page, or all that there are.
+async fn list_all(
+    client: Client,
+    limit: Option<u32>,
+    after: Option<String>,
+) -> Result<VolumeList, ClientError> {
+    let mut query = ListQuery { limit, after };
+    let mut list = client.volume_page(&query).await?;
+    while limit.is_none()
+        && let Some(next) = list.next.take()
+    {
+        query.after = Some(next);
+        let page = client.volume_page(&query).await?;
+        list.volumes.extend(page.volumes);
+        list.next = page.next;
+    }
+    Ok(list)
 }
 
 fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
@@ -211,8 +262,14 @@ fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
 }
 
 fn resize(args: ResizeArgs, json: bool) -> Result<(), Failure> {
-    let volume =
-        args.api.call(|client| async move { client.resize_volume(&args.name, args.size).await })?;
+    let shrink = match (args.force, args.discard) {
+        (false, _) => None,
+        (true, false) => Some(Shrink::Unused),
+        (true, true) => Some(Shrink::Discard),
+    };
+    let volume = args
+        .api
+        .call(|client| async move { client.resize_volume(&args.name, args.size, shrink).await })?;
     print_volume(&volume, json)
 }
 
@@ -221,7 +278,7 @@ fn set(args: SetArgs, json: bool) -> Result<(), Failure> {
     if on_full.is_none() && reserve.is_none() {
         return Err(Failure::new(Exit::Usage, "give --on-full, --reserve, or both"));
     }
-    let change = UpdateVolume { size_bytes: None, on_full, reserved_bytes: reserve };
+    let change = UpdateVolume { on_full, reserved_bytes: reserve, ..UpdateVolume::default() };
     let volume =
         args.api.call(|client| async move { client.set_volume(&args.name, &change).await })?;
     print_volume(&volume, json)

@@ -1,14 +1,18 @@
 //! The API's questions, put to the node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::api::backend::{Backend, Created, Reply, Snapshot};
+use crate::api::devices::{AddDevice, DeviceAction};
 use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
-use crate::api::types::{CreateVolume, OnFull, Pool, PoolState, Volume};
+use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
+use crate::node::devices::DeviceChange;
+use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
-    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, VolumeStatus,
+    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, VolumeStatus,
 };
+use crate::pool::create::CreateError;
 use crate::uri::NbdEndpoints;
 
 /// A node behind the API.
@@ -79,16 +83,24 @@ impl NodeBackend {
 }
 
 impl Backend for NodeBackend {
-    fn snapshot(&self) -> Reply<Snapshot> {
+    fn snapshot(&self, volumes: usize) -> Reply<Snapshot> {
         let node = self.node.clone();
         Box::pin(async move {
             let pools = node.pools().await.map_err(api_error)?;
-            let volumes = node.volumes().await.map_err(api_error)?;
+            let volumes = node.volumes(None, volumes).await.map_err(api_error)?;
             let stats = node.stats().await.map_err(api_error)?;
             let is_deleted = |status: &PoolStatus| node.deleted_pools().any(|p| *p == status.path);
             let pools = pools.into_iter().map(|status| pool(is_deleted(&status), status)).collect();
             let volumes = volumes.into_iter().map(volume).collect();
             Ok(Snapshot { pools, volumes, stats })
+        })
+    }
+
+    fn volumes(&self, after: Option<String>, limit: usize) -> Reply<Vec<Volume>> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            let volumes = node.volumes(after, limit).await.map_err(api_error)?;
+            Ok(volumes.into_iter().map(volume).collect())
         })
     }
 
@@ -101,10 +113,10 @@ impl Backend for NodeBackend {
         Box::pin(self.clone().create(request))
     }
 
-    fn resize_volume(&self, name: String, size_bytes: u64) -> Reply<Volume> {
+    fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         let node = self.node.clone();
         Box::pin(async move {
-            node.resize_volume(name, size_bytes).await.map(volume).map_err(api_error)
+            node.resize_volume(name, size_bytes, shrink).await.map(volume).map_err(api_error)
         })
     }
 
@@ -123,6 +135,37 @@ impl Backend for NodeBackend {
         Box::pin(async move {
             let path = backend.find_pool(&wanted).await?;
             backend.node.grow_pool(path).await.map(|status| pool(false, status)).map_err(api_error)
+        })
+    }
+
+    fn add_device(&self, wanted: String, request: AddDevice) -> Reply<Pool> {
+        let backend = self.clone();
+        Box::pin(async move {
+            let pool_path = backend.find_pool(&wanted).await?;
+            let AddDevice { path, size_bytes, force } = request;
+            let prepare = move || prepare_device(Path::new(&path), size_bytes, force);
+            // Looks at what is there, which may take a while.
+            let target = tokio::task::spawn_blocking(prepare).await;
+            let ended = |_| ApiError::new(ErrorCode::Internal, "the examination broke off");
+            let target = target.map_err(ended)?.map_err(unfit)?;
+            let added = backend.node.add_device(pool_path, target).await;
+            added.map(|status| pool(false, status)).map_err(|error| match error {
+                AddDeviceError::Target(error) => unfit(error),
+                AddDeviceError::Control(error) => api_error(error),
+            })
+        })
+    }
+
+    fn change_device(&self, wanted: String, device: String, action: DeviceAction) -> Reply<Pool> {
+        let backend = self.clone();
+        Box::pin(async move {
+            let path = backend.find_pool(&wanted).await?;
+            let change = match action {
+                DeviceAction::Remove => DeviceChange::Remove { device },
+                DeviceAction::Keep => DeviceChange::Keep { device },
+            };
+            let changed = backend.node.change_devices(path, change).await;
+            changed.map(|status| pool(false, status)).map_err(api_error)
         })
     }
 
@@ -160,6 +203,27 @@ fn volume(status: VolumeStatus) -> Volume {
     }
 }
 
+fn device(status: &DeviceStatus) -> PoolDevice {
+    let state = match (status.leaving, status.stuck) {
+        (false, _) => "present",
+        (true, false) => "leaving",
+        (true, true) => "stuck",
+    };
+    PoolDevice {
+        uuid: uuid_text(status.uuid),
+        path: status.path.display().to_string(),
+        state: state.to_owned(),
+        size_bytes: status.bytes,
+        segments: status.segments,
+        segments_empty: status.segments_empty,
+        journal: status.journal,
+    }
+}
+
+fn unfit(error: CreateError) -> ApiError {
+    ApiError::new(ErrorCode::DeviceUnfit, error.to_string())
+}
+
 fn pool(deleted: bool, status: PoolStatus) -> Pool {
     let (state, reason) = match status.state {
         node::PoolState::Running if deleted => (
@@ -175,6 +239,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         state,
         reason,
         device_bytes: status.device_bytes,
+        devices: status.devices.iter().map(device).collect(),
         capacity_bytes: status.capacity_bytes,
         used_bytes: status.used_bytes,
         free_bytes: status.free_bytes,
@@ -212,7 +277,21 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::NameTaken { .. } => (ErrorCode::VolumeExists, ""),
         ControlError::BadName { .. } => (ErrorCode::InvalidName, ""),
         ControlError::BadSize { .. } => (ErrorCode::InvalidSize, ""),
-        ControlError::Shrink { .. } => (ErrorCode::ShrinkRefused, ""),
+        ControlError::Shrink { .. } => (
+            ErrorCode::ShrinkRefused,
+            "; with --force (\"shrink\": \"unused\") it does, if nothing lies beyond",
+        ),
+        ControlError::ShrinkHasData { .. } => (
+            ErrorCode::ShrinkRefused,
+            "; discard them from within, or with --force --discard (\"shrink\": \"discard\")",
+        ),
+        ControlError::ShrinkReserved { .. } => (
+            ErrorCode::ShrinkRefused,
+            "; make the reservation smaller first, with `flagstone volume set --reserve`",
+        ),
+        ControlError::ShrinkDamaged { .. } => {
+            (ErrorCode::ShrinkRefused, "; a part of what lies beyond may have been discarded")
+        }
         ControlError::BadReservation { .. } => (ErrorCode::InvalidReservation, ""),
         ControlError::Unbacked { .. } => {
             (ErrorCode::ReservationUnbacked, "; ask for less, delete volumes, or grow the pool")
@@ -229,6 +308,11 @@ fn api_error(error: ControlError) -> ApiError {
             "; when the device is well again, restart the daemon, which recovers the pool",
         ),
         ControlError::DeviceSize => (ErrorCode::InvalidSize, ""),
+        ControlError::NoSuchDevice { .. } => (ErrorCode::DeviceNotFound, ""),
+        ControlError::DeviceRefused { .. } | ControlError::TooManyDevices => {
+            (ErrorCode::DeviceRefused, "")
+        }
+        ControlError::DeviceFailed => (ErrorCode::DeviceUnfit, ""),
         ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };

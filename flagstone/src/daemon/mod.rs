@@ -207,17 +207,20 @@ async fn join(node: NodeHandle) -> Result<(), DaemonError> {
     joined.map_err(|error| DaemonError::Setup(error.into()))?.map_err(DaemonError::Node)
 }
 
+/// Volumes that are told with the ready line.
+const READY_VOLUMES: usize = 100;
+
 async fn first_snapshot(
     backend: &NodeBackend,
     first_volume: Option<CreateVolume>,
 ) -> Result<Snapshot, DaemonError> {
-    let snapshot = backend.snapshot().await?;
+    let snapshot = backend.snapshot(READY_VOLUMES).await?;
     let Some(request) = first_volume.filter(|_| snapshot.volumes.is_empty()) else {
         return Ok(snapshot);
     };
     let (Created::New(volume) | Created::Existing(volume)) = backend.create_volume(request).await?;
     tracing::info!(volume = volume.name, size_bytes = volume.size_bytes, "first volume made");
-    Ok(backend.snapshot().await?)
+    Ok(backend.snapshot(READY_VOLUMES).await?)
 }
 
 /// Ends the process without the clean stop, as the second signal asks.

@@ -1,7 +1,7 @@
 //! Pools: opening, closing, and their volumes.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,12 @@ use tokio::sync::Semaphore;
 
 use super::Volume;
 use super::block_on::block_on;
+use crate::node::devices::DeviceChange;
+use crate::node::devices::{AddDeviceError, prepare_device};
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
     self, ControlError, DeviceDiscard, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle,
-    PoolStatus, ScrubAction, SettingsChange, StartError, VolumeStatus,
+    PoolStatus, ScrubAction, SettingsChange, Shrink, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -54,6 +56,8 @@ pub struct CreateOptions {
     pub preallocate: bool,
     /// Format even if the target holds something, which is lost.
     pub force: bool,
+    /// Further files or block devices that the pool is to consist of.
+    pub more_devices: Vec<PathBuf>,
     /// How it is opened then.
     pub open: OpenOptions,
 }
@@ -145,13 +149,16 @@ impl Pool {
         let path = path.as_ref();
         create::create(&create::CreateOptions {
             path: path.to_owned(),
+            more: options.more_devices.clone(),
             size_bytes: options.size_bytes,
             segment_bytes: options.segment_bytes,
             preallocate: options.preallocate,
             force: options.force,
             quiet: true,
         })?;
-        Self::open(path, &options.open)
+        let paths: Vec<PathBuf> =
+            std::iter::once(path.to_owned()).chain(options.more_devices.clone()).collect();
+        Self::open_devices(&paths, &options.open)
     }
 
     /// Opens a pool, recovering it if it was not closed.
@@ -159,8 +166,17 @@ impl Pool {
     /// # Errors
     /// [`PoolError::Open`].
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, PoolError> {
+        Self::open_devices(&[path.as_ref().to_owned()], options)
+    }
+
+    /// As [`Pool::open`], for a pool of several files or devices, in any order. Those that are not
+    /// given are looked for beside the others.
+    ///
+    /// # Errors
+    /// [`PoolError::Open`].
+    pub fn open_devices(paths: &[PathBuf], options: &OpenOptions) -> Result<Self, PoolError> {
         let config = NodeConfig {
-            pools: vec![path.as_ref().to_owned()],
+            pools: paths.to_vec(),
             memory_bytes: options.memory_bytes,
             map_memory: options.map_memory,
             full_wait: options.full_wait,
@@ -228,16 +244,23 @@ impl Pool {
     /// # Errors
     /// [`ControlError::Stopping`] if the pool is closed.
     pub fn volumes(&self) -> Result<Vec<VolumeStatus>, ControlError> {
-        block_on(self.inner.node.volumes())
+        block_on(self.inner.node.volumes(None, usize::MAX))
     }
 
-    /// Grows a volume to `size_bytes`, a multiple of 4096; durable when this returns. Handles that
-    /// are open may use the new size at once, but tell the old one.
+    /// Changes a volume's size to `size_bytes`, a multiple of 4096, smaller only as `shrink` allows;
+    /// durable when this returns. Handles that are open tell the old size, but a larger one may be
+    /// used at once, and beyond the end of a smaller one requests fail with
+    /// [`IoError::OutOfRange`](crate::IoError::OutOfRange).
     ///
     /// # Errors
-    /// [`ControlError`]: there is none, it would shrink, the pool is full or failed.
-    pub fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), ControlError> {
-        block_on(self.inner.node.resize_volume(name.to_owned(), size_bytes)).map(drop)
+    /// [`ControlError`]: there is none, it must or can't shrink so, the pool is full or failed.
+    pub fn resize_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        shrink: Shrink,
+    ) -> Result<(), ControlError> {
+        block_on(self.inner.node.resize_volume(name.to_owned(), size_bytes, shrink)).map(drop)
     }
 
     /// Deletes a volume and its data; durable when this returns. Requests of handles that are
@@ -265,6 +288,41 @@ impl Pool {
     /// [`ControlError`]: the device became smaller, or the pool has failed.
     pub fn grow(&self) -> Result<PoolStatus, ControlError> {
         block_on(self.inner.node.grow_pool(self.status()?.path))
+    }
+
+    /// Uses a further file, made if absent (then `size_bytes` is its size), or block device. It
+    /// belongs to the pool when this returns.
+    ///
+    /// # Errors
+    /// [`AddDeviceError`]; a target that holds anything is refused without `force`.
+    pub fn add_device(
+        &self,
+        path: impl AsRef<Path>,
+        size_bytes: Option<u64>,
+        force: bool,
+    ) -> Result<PoolStatus, AddDeviceError> {
+        let pool = self.status()?.path;
+        let target = prepare_device(path.as_ref(), size_bytes, force)?;
+        block_on(self.inner.node.add_device(pool, target))
+    }
+
+    /// Begins to empty a device, meant by its path or UUID, and lets go of it when it is empty; see
+    /// [`PoolStatus::devices`] for how far that is. Goes on at the next opening.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the others have no room for what is on it, for one.
+    pub fn remove_device(&self, device: &str) -> Result<PoolStatus, ControlError> {
+        let change = DeviceChange::Remove { device: device.to_owned() };
+        block_on(self.inner.node.change_devices(self.status()?.path, change))
+    }
+
+    /// Ends the emptying of a device, which is used again.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn keep_device(&self, device: &str) -> Result<PoolStatus, ControlError> {
+        let change = DeviceChange::Keep { device: device.to_owned() };
+        block_on(self.inner.node.change_devices(self.status()?.path, change))
     }
 
     /// Begins to verify everything that the pool holds while it serves, reading at most

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::block_on::block_on;
 use super::{CreateOptions, OpenOptions, Pool};
 use crate::IoError;
-use crate::node::{ControlError, OnFull, SettingsChange};
+use crate::node::{ControlError, OnFull, SettingsChange, Shrink};
 
 const MIB: u64 = 1 << 20;
 
@@ -265,11 +265,19 @@ fn edges_are_errors_and_nothing_is_nothing() {
         (Ok(()), Ok(()), Ok(()))
     });
 
-    pool.resize_volume("v", 2 * MIB).expect("there is room");
+    pool.resize_volume("v", 2 * MIB, Shrink::Never).expect("there is room");
     assert_eq!(volume.write(MIB, &[2; 4096]), Ok(()));
     assert_eq!((volume.size(), pool.volume("v").expect("it is there").size()), (MIB, 2 * MIB));
-    let refused = pool.resize_volume("v", MIB).expect_err("volumes only grow");
+    let refused = pool.resize_volume("v", MIB, Shrink::Never).expect_err("not told to");
     assert!(matches!(refused, ControlError::Shrink { .. }));
+    let refused = pool.resize_volume("v", MIB, Shrink::Unused).expect_err("it has data there");
+    assert_eq!(refused, ControlError::ShrinkHasData { bytes: 4096, size_bytes: MIB });
+    pool.resize_volume("v", MIB, Shrink::Discard).expect("it is discarded");
+    assert_eq!(volume.write(MIB, &[2; 4096]), Err(IoError::OutOfRange));
+    pool.resize_volume("v", 2 * MIB, Shrink::Never).expect("there is room");
+    let mut again = [1; 4096];
+    assert_eq!((volume.read(MIB, &mut again), again), (Ok(()), [0; 4096]));
+    assert_eq!(volume.write(MIB, &[2; 4096]), Ok(()));
 
     let error = SettingsChange { on_full: Some(OnFull::Error), ..SettingsChange::default() };
     let big = pool.create_volume_with("big", 1 << 40, error).expect("it is thin");

@@ -1,15 +1,19 @@
 //! The volumes that are exported, by name, over all pools.
 //!
 //! Ordered by name and kept in step with the engines by [`super::manage`]; asked during
-//! handshakes and by the control API, never on the data path.
+//! handshakes and by the control API, never on the data path. Nothing here walks all volumes: what
+//! it costs to make, find, open or delete one does not depend on how many there are.
 
 use flagstone_block::VolumeId;
 use flagstone_nbd::{Export, Exports};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
+use std::rc::Rc;
 
 /// One exported volume.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) name: String,
+    pub(super) name: Rc<str>,
     pub(super) uuid: [u8; 16],
     pub(super) size: u64,
     /// Index of its pool.
@@ -30,40 +34,75 @@ pub(super) fn handle(pool: u32, id: VolumeId) -> u64 {
     u64::from(pool) << 32 | u64::from(id.0)
 }
 
+/// What a pool's volumes come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) volumes: u32,
+    /// Sum of their sizes.
+    pub(super) bytes: u64,
+}
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    /// What is exported, by name.
-    entries: Vec<Entry>,
-    /// Volumes that are being deleted: there, but not to be opened any more.
-    leaving: Vec<Entry>,
+    /// All volumes, those that are being deleted among them.
+    entries: HashMap<u64, Entry>,
+    /// What is exported, by name: handles.
+    exported: BTreeMap<Rc<str>, u64>,
+    /// Names of the volumes that are being deleted: there, but not to be opened any more.
+    leaving: HashSet<Rc<str>>,
+    /// Of what is exported, by pool.
+    totals: Vec<Totals>,
 }
 
 impl Catalog {
-    fn position(&self, name: &str) -> Result<usize, usize> {
-        self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name))
-    }
-
     /// Whether a volume of that name is there, exported or not.
     pub(super) fn is_taken(&self, name: &str) -> bool {
-        self.position(name).is_ok() || self.leaving.iter().any(|entry| entry.name == name)
+        self.exported.contains_key(name) || self.leaving.contains(name)
     }
 
     /// Adds a volume; false if there is one of that name.
     pub(super) fn insert(&mut self, entry: Entry) -> bool {
-        match self.position(&entry.name) {
-            Err(at) if !self.is_taken(&entry.name) => {
-                self.entries.insert(at, entry);
-                true
-            }
-            _ => false,
+        if self.is_taken(&entry.name) {
+            return false;
         }
+        let handle = entry.handle();
+        self.count(&entry, true);
+        self.exported.insert(Rc::clone(&entry.name), handle);
+        self.entries.insert(handle, entry);
+        true
+    }
+
+    fn count(&mut self, entry: &Entry, comes: bool) {
+        let pool = entry.pool as usize;
+        if pool >= self.totals.len() {
+            self.totals.resize(pool + 1, Totals::default());
+        }
+        let totals = &mut self.totals[pool];
+        // A pool may promise more bytes than a number holds.
+        match comes {
+            true => {
+                totals.volumes += 1;
+                totals.bytes = totals.bytes.wrapping_add(entry.size);
+            }
+            false => {
+                totals.volumes -= 1;
+                totals.bytes = totals.bytes.wrapping_sub(entry.size);
+            }
+        }
+    }
+
+    /// What is exported of a pool.
+    pub(super) fn totals(&self, pool: usize) -> Totals {
+        self.totals.get(pool).copied().unwrap_or_default()
     }
 
     /// The volume is being deleted.
     pub(super) fn withdraw(&mut self, handle: u64) {
-        if let Some(at) = self.entries.iter().position(|entry| entry.handle() == handle) {
-            self.leaving.push(self.entries.remove(at));
+        let Some(entry) = self.entries.get(&handle).cloned() else { return };
+        if self.exported.remove(&entry.name).is_some() {
+            self.count(&entry, false);
+            self.leaving.insert(entry.name);
         }
     }
 
@@ -76,21 +115,51 @@ impl Catalog {
 
     /// Takes out a volume that was withdrawn.
     pub(super) fn remove(&mut self, handle: u64) -> Option<Entry> {
-        let at = self.leaving.iter().position(|entry| entry.handle() == handle)?;
-        Some(self.leaving.remove(at))
+        let entry = self.entries.get(&handle)?;
+        if !self.leaving.remove(&entry.name) {
+            return None;
+        }
+        self.entries.remove(&handle)
     }
 
     /// The exported volume of that name.
     pub(super) fn named(&self, name: &str) -> Option<&Entry> {
-        self.position(name).ok().map(|at| &self.entries[at])
+        self.entries.get(self.exported.get(name)?)
     }
 
-    pub(super) fn get_mut(&mut self, handle: u64) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.handle() == handle)
+    pub(super) fn get(&self, handle: u64) -> Option<&Entry> {
+        self.entries.get(&handle)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter()
+    /// A client has opened the volume, or closed it.
+    pub(super) fn opened(&mut self, handle: u64, opened: bool) {
+        if let Some(entry) = self.entries.get_mut(&handle) {
+            match opened {
+                true => entry.connections += 1,
+                false => entry.connections -= 1,
+            }
+        }
+    }
+
+    /// The volume has another size.
+    pub(super) fn resize(&mut self, handle: u64, size: u64) {
+        let Some(mut entry) = self.entries.get(&handle).cloned() else { return };
+        let exported = self.exported.contains_key(&entry.name);
+        if exported {
+            self.count(&entry, false);
+        }
+        entry.size = size;
+        if exported {
+            self.count(&entry, true);
+        }
+        self.entries.insert(handle, entry);
+    }
+
+    /// What is exported, by name, behind the volume called `name`, which need not be there.
+    pub(super) fn from(&self, name: Option<&str>) -> impl Iterator<Item = &Entry> {
+        let start = name.map_or(Bound::Unbounded, Bound::Excluded);
+        let handles = self.exported.range::<str, _>((start, Bound::Unbounded));
+        handles.filter_map(|(_, handle)| self.entries.get(handle))
     }
 }
 
@@ -109,8 +178,8 @@ impl Exports for Catalog {
         self.named(name).map(export)
     }
 
-    fn nth(&self, index: usize) -> Option<Export<'_>> {
-        self.entries.get(index).map(export)
+    fn after(&self, name: Option<&str>) -> Option<Export<'_>> {
+        self.from(name).next().map(export)
     }
 }
 
@@ -135,10 +204,12 @@ mod tests {
         assert!(catalog.insert(entry("b", 1)));
         assert!(catalog.insert(entry("a", 2)));
         assert!(!catalog.insert(entry("a", 3)));
-        let names: Vec<_> = catalog.iter().map(|entry| entry.name.as_str()).collect();
+        let names: Vec<_> = catalog.from(None).map(|entry| &*entry.name).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(catalog.find("b").map(|export| export.handle), Some(1 << 32 | 1));
         assert!(catalog.default_export().is_none());
+        assert_eq!(catalog.after(Some("aa")).map(|export| export.handle), Some(1 << 32 | 1));
+        assert!(catalog.after(Some("b")).is_none());
     }
 
     #[test]
@@ -157,5 +228,9 @@ mod tests {
         catalog.withdraw(a);
         assert!(catalog.remove(a).is_some());
         assert!(!catalog.is_taken("a"));
+        assert_eq!(catalog.totals(1), Totals { volumes: 1, bytes: 4096 });
+        catalog.resize(handle(1, VolumeId(2)), 8192);
+        assert_eq!(catalog.totals(1), Totals { volumes: 1, bytes: 8192 });
+        assert_eq!(catalog.totals(0), Totals::default());
     }
 }

@@ -9,7 +9,7 @@ use flagstone_engine::{IoFault, SubmitError};
 use std::path::PathBuf;
 
 impl Reactor {
-    /// Looks at the device's size and has the engine take what is new.
+    /// Looks at the sizes of all devices and has the engine take what is new.
     pub(super) fn grow(&mut self, path: PathBuf, reply: Reply<PoolStatus>) {
         if !self.stop.is_running() {
             return answer(reply, Err(ControlError::Stopping));
@@ -21,27 +21,47 @@ impl Reactor {
         if pool.growing.is_some() {
             return answer(reply, Err(ControlError::Overloaded));
         }
-        let Ok(bytes) = pool.device.refresh_size() else {
-            return answer(reply, Err(ControlError::PoolFailed));
-        };
-        self.ring.refresh_device(pool.id, &pool.device);
-        pool.touched = true;
-        match pool.engine.grow(Name::Growth(p as u32).tag(), bytes) {
-            Ok(()) => pool.growing = Some(reply),
-            Err(error) => answer(reply, Err(refusal(error))),
+        for member in pool.members.iter_mut().flatten() {
+            if member.device.refresh_size().is_err() {
+                return answer(reply, Err(ControlError::PoolFailed));
+            }
+            self.ring.refresh_device(member.id, &member.device);
         }
+        pool.growing = Some((reply, 0));
+        self.grow_next(p);
+    }
+
+    /// Has the engine take what is new on the next device, or says that all is done.
+    fn grow_next(&mut self, p: usize) {
+        let pool = &mut self.pools[p];
+        let Some((reply, mut number)) = pool.growing.take() else { return };
+        while number < pool.members.len() {
+            let Some(member) = &pool.members[number] else {
+                number += 1;
+                continue;
+            };
+            let bytes = member.device.size();
+            pool.touched = true;
+            match pool.engine.grow(Name::Growth(p as u32).tag(), number, bytes) {
+                Ok(()) => pool.growing = Some((reply, number + 1)),
+                Err(error) => answer(reply, Err(refusal(error))),
+            }
+            return;
+        }
+        let status = self.pool_status(p);
+        let (path, capacity) = (status.path.display(), Human(status.capacity_bytes));
+        tracing::info!(pool = %path, %capacity, segments = status.segments, "pool grown");
+        answer(reply, Ok(status));
     }
 
     /// The engine has taken what is new, or failed to.
     pub(super) fn growth_done(&mut self, pool: u32, result: Result<(), IoFault>) {
-        let Some(reply) = self.pools[pool as usize].growing.take() else { return };
-        if result.is_err() {
-            return answer(reply, Err(ControlError::PoolFailed));
+        if result.is_ok() {
+            return self.grow_next(pool as usize);
         }
-        let status = self.pool_status(pool as usize);
-        let (path, capacity) = (status.path.display(), Human(status.capacity_bytes));
-        tracing::info!(pool = %path, %capacity, segments = status.segments, "pool grown");
-        answer(reply, Ok(status));
+        if let Some((reply, _)) = self.pools[pool as usize].growing.take() {
+            answer(reply, Err(ControlError::PoolFailed));
+        }
     }
 }
 

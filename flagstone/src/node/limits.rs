@@ -61,6 +61,9 @@ pub const REQUESTS_MAX: usize = 1024;
 /// Requests in flight beyond the guaranteed ones, for all connections together.
 pub const REQUESTS_SHARED: usize = 8192;
 
+/// Volumes in one answer of the reactor to who lists them: what takes it a fraction of a millisecond.
+pub const LIST_VOLUMES: usize = 256;
+
 /// Requests of this process in flight, where it embeds the node.
 pub const LOCAL_REQUESTS: usize = 1024;
 

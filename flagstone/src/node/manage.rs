@@ -1,36 +1,37 @@
-//! Control requests: volumes made, deleted and grown, and questions answered.
+//! Control requests: volumes made, set and deleted, and questions answered. Their size is changed in
+//! [`super::resize`].
 
 use super::catalog::Entry;
-use super::connection::Phase;
 use super::control::{
     ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, SettingsChange,
     VolumeStatus,
 };
+use super::limits::LIST_VOLUMES;
 use super::reactor::Reactor;
 use super::request::Name;
 use crate::name::check_name;
 use crate::pool::explain;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
-use flagstone_engine::{IoFault, SubmitError, VolumeSettings, VolumeSpec, limits::VOLUME_BYTES};
+use flagstone_engine::limits::VOLUME_BYTES;
+use flagstone_engine::{IoFault, Shrink, SubmitError, VolumeSettings, VolumeSpec};
 use std::path::PathBuf;
 
 /// A change of the set of volumes that an engine could not take yet.
 pub(super) struct PendingChange {
-    pool: u32,
-    kind: Kind,
-    reply: Reply<VolumeStatus>,
+    pub(super) pool: u32,
+    pub(super) kind: Kind,
+    pub(super) reply: Reply<VolumeStatus>,
 }
 
-enum Kind {
+pub(super) enum Kind {
     Create { name: String, size_bytes: u64, uuid: [u8; 16], settings: VolumeSettings },
     Delete { handle: u64, volume: VolumeId },
-    Resize { handle: u64, volume: VolumeId, size_bytes: u64 },
+    Resize { handle: u64, volume: VolumeId, size_bytes: u64, shrink: Shrink },
     Set { handle: u64, volume: VolumeId, settings: VolumeSettings },
 }
 
 /// A change that an engine has taken; answered when it is durable.
 pub(super) struct Change {
-    pool: u32,
     made: Made,
     reply: Reply<VolumeStatus>,
 }
@@ -48,7 +49,7 @@ impl Reactor {
         for (p, pool) in self.pools.iter().enumerate() {
             for info in pool.engine.volumes() {
                 let taken = self.catalog.insert(Entry {
-                    name: info.name.clone(),
+                    name: info.name.as_str().into(),
                     uuid: info.uuid,
                     size: info.size,
                     pool: p as u32,
@@ -70,9 +71,9 @@ impl Reactor {
         while let Some(request) = self.mailbox.take() {
             match request {
                 ControlRequest::Shutdown => self.begin_stop(),
-                ControlRequest::ListVolumes { reply } => {
-                    let all = self.catalog.iter().map(|entry| self.status_of(entry)).collect();
-                    answer(reply, Ok(all));
+                ControlRequest::ListVolumes { after, limit, reply } => {
+                    let entries = self.catalog.from(after.as_deref()).take(limit.min(LIST_VOLUMES));
+                    answer(reply, Ok(entries.map(|entry| self.status_of(entry)).collect()));
                 }
                 ControlRequest::GetVolume { name, reply } => {
                     let found = self.catalog.named(&name).map(|entry| self.status_of(entry));
@@ -82,6 +83,9 @@ impl Reactor {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
                 }
                 ControlRequest::GrowPool { pool, reply } => self.grow(pool, reply),
+                ControlRequest::ChangeDevices { pool, change, reply } => {
+                    self.change_devices(&pool, change, reply);
+                }
                 ControlRequest::Scrub { pool, action, reply } => self.scrub(pool, action, reply),
                 ControlRequest::Stats { reply } => answer(reply, Ok(self.stats())),
                 ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply } => {
@@ -90,8 +94,8 @@ impl Reactor {
                 ControlRequest::DeleteVolume { name, force, reply } => {
                     self.delete(name, force, reply);
                 }
-                ControlRequest::ResizeVolume { name, size_bytes, reply } => {
-                    self.resize(name, size_bytes, reply);
+                ControlRequest::ResizeVolume { name, size_bytes, shrink, reply } => {
+                    self.resize(name, size_bytes, shrink, reply);
                 }
                 ControlRequest::SetVolume { name, change, reply } => {
                     self.set(name, change, reply);
@@ -147,7 +151,7 @@ impl Reactor {
         }
         let serving = (0..self.pools.len()).filter(|&p| self.is_serving(p));
         serving
-            .max_by_key(|&p| self.pools[p].engine.usage().available)
+            .max_by_key(|&p| self.pools[p].engine.available())
             .map(|p| p as u32)
             .ok_or(ControlError::PoolFailed)
     }
@@ -167,26 +171,6 @@ impl Reactor {
         }
         self.catalog.withdraw(handle);
         self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, reply });
-    }
-
-    fn resize(&mut self, name: String, size_bytes: u64, reply: Reply<VolumeStatus>) {
-        let Some(entry) = self.catalog.named(&name) else {
-            return answer(reply, Err(ControlError::NoSuchVolume { name }));
-        };
-        if let Err(error) = check_size(size_bytes) {
-            return answer(reply, Err(error));
-        }
-        let (handle, pool, volume, current) = (entry.handle(), entry.pool, entry.id, entry.size);
-        if size_bytes < current {
-            let error = ControlError::Shrink { size_bytes, current_bytes: current };
-            return answer(reply, Err(error));
-        }
-        if size_bytes == current {
-            let status = self.status_of(entry);
-            return answer(reply, Ok(status));
-        }
-        let kind = Kind::Resize { handle, volume, size_bytes };
-        self.submit_change(PendingChange { pool, kind, reply });
     }
 
     fn set(&mut self, name: String, change: SettingsChange, reply: Reply<VolumeStatus>) {
@@ -214,13 +198,13 @@ impl Reactor {
         }
     }
 
-    fn submit_change(&mut self, change: PendingChange) {
+    pub(super) fn submit_change(&mut self, change: PendingChange) {
         let PendingChange { pool: p, kind, reply } = change;
         let pool = &mut self.pools[p as usize];
         pool.touched = true;
         // The name is only known once there is an entry, and the entry once the engine agrees.
         let placeholder = Made::Deleted { handle: u64::MAX };
-        let name = self.changes.insert(Change { pool: p, made: placeholder, reply });
+        let name = self.changes.insert(Change { made: placeholder, reply });
         let tag = Name::Control(name).tag();
         let bufs = self.ring.buffers();
         let outcome = match &kind {
@@ -229,7 +213,7 @@ impl Reactor {
                 let spec = VolumeSpec { uuid: *uuid, name, size: *size_bytes, settings };
                 pool.engine.create_volume(bufs, tag, &spec).map(|id| Made::Created {
                     entry: Entry {
-                        name: name.clone(),
+                        name: name.as_str().into(),
                         uuid: *uuid,
                         size: *size_bytes,
                         pool: p,
@@ -242,9 +226,9 @@ impl Reactor {
                 .engine
                 .delete_volume(bufs, tag, *volume)
                 .map(|()| Made::Deleted { handle: *handle }),
-            Kind::Resize { handle, volume, size_bytes } => pool
+            Kind::Resize { handle, volume, size_bytes, shrink } => pool
                 .engine
-                .resize_volume(bufs, tag, *volume, *size_bytes)
+                .resize_volume(bufs, tag, *volume, *size_bytes, *shrink)
                 .map(|()| Made::Resized { handle: *handle, size_bytes: *size_bytes }),
             Kind::Set { handle, volume, settings } => pool
                 .engine
@@ -253,6 +237,9 @@ impl Reactor {
         };
         match outcome {
             Ok(made) => {
+                if let Made::Resized { handle, size_bytes } = made {
+                    self.resize_begun(handle, size_bytes);
+                }
                 if let Some(change) = self.changes.get_mut(name) {
                     change.made = made;
                 }
@@ -284,24 +271,27 @@ impl Reactor {
 
     /// An engine has made a change durable, or failed to.
     pub(super) fn change_done(&mut self, change: u32, result: Result<(), IoFault>) {
-        let Some(Change { pool, made, reply }) = self.changes.remove(change) else { return };
+        let Some(Change { made, reply, .. }) = self.changes.remove(change) else { return };
+        if let Made::Resized { handle, size_bytes } = made {
+            return self.resized(handle, size_bytes, result, reply);
+        }
         if result.is_err() {
             return answer(reply, Err(ControlError::PoolFailed));
         }
         match made {
+            Made::Resized { .. } => {}
             Made::Created { entry } => {
                 let status = self.status_of(&entry);
-                tracing::info!(volume = entry.name, bytes = entry.size, "volume created");
+                tracing::info!(volume = &*entry.name, bytes = entry.size, "volume created");
                 self.catalog.insert(entry);
                 answer(reply, Ok(status));
             }
             Made::Set { handle } => {
-                let Some(entry) = self.catalog.get_mut(handle) else {
+                let Some(entry) = self.catalog.get(handle) else {
                     return answer(reply, Err(ControlError::PoolFailed));
                 };
-                let entry = entry.clone();
-                let status = self.status_of(&entry);
-                tracing::info!(volume = entry.name, settings = ?status.settings, "volume set");
+                let status = self.status_of(entry);
+                tracing::info!(volume = &*entry.name, settings = ?status.settings, "volume set");
                 // Those that need not wait any more are to be told.
                 self.wake_waiting();
                 answer(reply, Ok(status));
@@ -310,34 +300,18 @@ impl Reactor {
                 let Some(entry) = self.catalog.remove(handle) else {
                     return answer(reply, Err(ControlError::PoolFailed));
                 };
-                tracing::info!(volume = entry.name, "volume deleted");
-                answer(reply, Ok(self.status_of(&entry)));
-            }
-            Made::Resized { handle, size_bytes } => {
-                let Some(entry) = self.catalog.get_mut(handle) else {
-                    return answer(reply, Err(ControlError::PoolFailed));
-                };
-                entry.size = size_bytes;
-                let entry = entry.clone();
-                debug_assert_eq!(entry.pool, pool);
-                tracing::info!(volume = entry.name, bytes = size_bytes, "volume grown");
-                for connection in &mut self.connections {
-                    let is_open = connection.opened.is_some_and(|opened| opened.handle == handle);
-                    if is_open && connection.phase == Phase::Serving {
-                        connection.session.resized(size_bytes);
-                    }
-                }
+                tracing::info!(volume = &*entry.name, "volume deleted");
                 answer(reply, Ok(self.status_of(&entry)));
             }
         }
     }
 
-    fn status_of(&self, entry: &Entry) -> VolumeStatus {
+    pub(super) fn status_of(&self, entry: &Entry) -> VolumeStatus {
         let pool = &self.pools[entry.pool as usize];
         let usage = pool.engine.volume_usage(entry.id).unwrap_or_default();
         let settings = pool.engine.volume(entry.id).map(|info| info.settings);
         VolumeStatus {
-            name: entry.name.clone(),
+            name: entry.name.to_string(),
             uuid: entry.uuid,
             pool: pool.path.clone(),
             size_bytes: entry.size,
@@ -354,7 +328,7 @@ impl Reactor {
     pub(super) fn pool_status(&self, p: usize) -> PoolStatus {
         let pool = &self.pools[p];
         let (usage, counters) = (pool.engine.usage(), pool.engine.counters());
-        let served = || self.catalog.iter().filter(|entry| entry.pool == p as u32);
+        let totals = self.catalog.totals(p);
         PoolStatus {
             path: pool.path.clone(),
             uuid: pool.engine.pool_uuid(),
@@ -362,7 +336,8 @@ impl Reactor {
                 Some(error) => PoolState::Failed { reason: explain(error) },
                 None => PoolState::Running,
             },
-            device_bytes: pool.device.size(),
+            device_bytes: pool.members.iter().flatten().map(|m| m.device.size()).sum(),
+            devices: pool.device_statuses(),
             capacity_bytes: usage.capacity,
             used_bytes: usage.live + usage.kept,
             free_bytes: usage.available,
@@ -373,9 +348,9 @@ impl Reactor {
             map_bytes: usage.map_bytes,
             warning_percent: pool.warning.percent(),
             waiting: pool.waiting.len() as u32,
-            provisioned_bytes: served().map(|entry| entry.size).sum(),
-            volumes: served().count() as u32,
-            direct_io: pool.device.is_direct(),
+            provisioned_bytes: totals.bytes,
+            volumes: totals.volumes,
+            direct_io: pool.members.iter().flatten().all(|m| m.device.is_direct()),
             segments: usage.segments,
             segments_free: usage.segments_free,
             written_bytes: counters.blocks_written * BLOCK_SIZE as u64,
@@ -405,7 +380,7 @@ impl Reactor {
     }
 }
 
-fn check_size(size_bytes: u64) -> Result<(), ControlError> {
+pub(super) fn check_size(size_bytes: u64) -> Result<(), ControlError> {
     let fits = size_bytes > 0
         && size_bytes.is_multiple_of(BLOCK_SIZE as u64)
         && size_bytes <= VOLUME_BYTES;
@@ -426,13 +401,15 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         SubmitError::ReservationSize => {
             let reserved_bytes = match kind {
                 Kind::Create { settings, .. } | Kind::Set { settings, .. } => settings.reserved,
-                _ => 0,
+                Kind::Resize { .. } => return ControlError::ShrinkReserved { size_bytes },
+                Kind::Delete { .. } => 0,
             };
             ControlError::BadReservation { reserved_bytes, size_bytes: volume_bytes }
         }
         SubmitError::ReservationUnbacked { available } => {
             ControlError::Unbacked { available_bytes: available }
         }
+        SubmitError::VolumeHasData { bytes } => ControlError::ShrinkHasData { bytes, size_bytes },
         SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
         SubmitError::NoVolume => ControlError::NoSuchVolume { name },
         SubmitError::Stopping => ControlError::Stopping,

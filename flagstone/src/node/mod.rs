@@ -6,6 +6,7 @@
 mod catalog;
 mod connection;
 pub mod control;
+pub mod devices;
 mod discard;
 mod errno;
 mod files;
@@ -17,6 +18,7 @@ mod manage;
 mod pool;
 mod reactor;
 mod request;
+mod resize;
 mod run;
 mod scrub;
 mod serve;
@@ -33,7 +35,7 @@ pub use control::{
     NodeStats, PoolState, PoolStatus, SettingsChange, VolumeStatus, WARNINGS,
 };
 pub use discard::DeviceDiscard;
-pub use flagstone_engine::{OnFull, VolumeSettings};
+pub use flagstone_engine::{OnFull, Shrink, VolumeSettings};
 pub use local::IoError;
 pub use scrub::ScrubAction;
 pub(crate) use start::{LocalSender, start_local};

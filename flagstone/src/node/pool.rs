@@ -1,4 +1,4 @@
-//! One pool of the node: an engine and the device it is driven on.
+//! One pool of the node: an engine and the devices it is driven on.
 
 use flagstone_block::DeviceError;
 use flagstone_engine::{Engine, PoolState};
@@ -10,13 +10,27 @@ use super::waiting::Waiting;
 use super::warning::Warning;
 use crate::pool::explain;
 
-/// See the module's documentation.
-pub(super) struct Pool {
-    /// As configured.
-    pub(super) path: PathBuf,
+/// A device of a pool.
+pub(super) struct Member {
     /// Holds the device's lock for as long as the pool is served.
     pub(super) device: Device,
     pub(super) id: DeviceId,
+}
+
+/// A change of the devices under way.
+pub(super) struct Changing {
+    /// Who asked for it.
+    pub(super) reply: Reply<PoolStatus>,
+    /// The number of the device that is being added, if one is.
+    pub(super) joining: Option<usize>,
+}
+
+/// See the module's documentation.
+pub(super) struct Pool {
+    /// As configured: of the device that was named first.
+    pub(super) path: PathBuf,
+    /// Its devices, by their numbers.
+    pub(super) members: Vec<Option<Member>>,
     pub(super) engine: Engine,
     /// Something was given to the engine since it was last pumped.
     pub(super) touched: bool,
@@ -24,8 +38,9 @@ pub(super) struct Pool {
     pub(super) failure: Option<DeviceError>,
     /// Requests that wait for space.
     pub(super) waiting: Waiting,
-    /// Who asked for the growth that is under way.
-    pub(super) growing: Option<Reply<PoolStatus>>,
+    /// Who asked for the growth that is under way, and the next device.
+    pub(super) growing: Option<(Reply<PoolStatus>, usize)>,
+    pub(super) changing: Option<Changing>,
     /// A scrub was begun whose end is not logged yet.
     pub(super) scrubbing: bool,
     /// How full the pool was told to be.
@@ -35,6 +50,23 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// The device with this number.
+    pub(super) fn member(&self, number: usize) -> Option<&Member> {
+        self.members.get(number)?.as_ref()
+    }
+
+    pub(super) fn put(&mut self, number: usize, member: Member) {
+        if self.members.len() <= number {
+            self.members.resize_with(number + 1, || None);
+        }
+        self.members[number] = Some(member);
+    }
+
+    /// Whether one of its devices has this name in the ring.
+    pub(super) fn has(&self, id: DeviceId) -> bool {
+        self.members.iter().flatten().any(|member| member.id == id)
+    }
+
     /// Takes note of the engine's failure, once.
     pub(super) fn note_failure(&mut self) {
         if self.failure.is_some() {

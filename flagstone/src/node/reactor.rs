@@ -237,8 +237,12 @@ impl Reactor {
                     // The pool's own counter tells how many ended well.
                     DeviceCommand::Discard { .. } => {}
                 }
-                self.ring.submit_device(pool.id, io);
+                // The engine names only devices that it was given.
+                if let Some(member) = pool.member(usize::from(io.device)) {
+                    self.ring.submit_device(member.id, io);
+                }
             }
+            self.take_removed(p);
             while let Some(completion) = self.pools[p].engine.next_completion() {
                 answered = true;
                 match Name::of(completion.tag) {
@@ -250,6 +254,7 @@ impl Reactor {
                         self.local_piece_done(piece, completion.result);
                     }
                     Some(Name::Growth(pool)) => self.growth_done(pool, completion.result),
+                    Some(Name::Device(pool)) => self.device_change_done(pool, completion.result),
                     None => debug_assert!(false, "a tag that was never given out"),
                 }
             }
@@ -263,7 +268,7 @@ impl Reactor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Device { device, token, result } => {
-                let Some(pool) = self.pools.iter_mut().find(|pool| pool.id == device) else {
+                let Some(pool) = self.pools.iter_mut().find(|pool| pool.has(device)) else {
                     return;
                 };
                 // Once the pool has failed, its other writes under way have nothing to add.
@@ -482,10 +487,8 @@ impl Reactor {
         if let Some(socket) = connection.socket {
             self.ring.shutdown_socket(socket);
         }
-        if let Some(opened) = connection.opened.take()
-            && let Some(entry) = self.catalog.get_mut(opened.handle)
-        {
-            entry.connections -= 1;
+        if let Some(opened) = connection.opened.take() {
+            self.catalog.opened(opened.handle, false);
         }
         self.stats.connections_now -= 1;
         self.drop_replies(c);

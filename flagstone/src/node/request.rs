@@ -111,6 +111,8 @@ pub(super) enum Name {
     LocalPiece(u32),
     /// The growth of a pool.
     Growth(u32),
+    /// A change of a pool's devices.
+    Device(u32),
 }
 
 impl Name {
@@ -122,6 +124,7 @@ impl Name {
             Self::Local(index) => (3, index),
             Self::LocalPiece(index) => (4, index),
             Self::Growth(index) => (5, index),
+            Self::Device(index) => (6, index),
         };
         Tag(kind << 32 | u64::from(index))
     }
@@ -135,6 +138,7 @@ impl Name {
             3 => Some(Self::Local(index)),
             4 => Some(Self::LocalPiece(index)),
             5 => Some(Self::Growth(index)),
+            6 => Some(Self::Device(index)),
             _ => None,
         }
     }
@@ -151,6 +155,7 @@ mod tests {
         {
             assert_eq!(Name::of(name.tag()), Some(name));
         }
-        assert_eq!(Name::of(Tag(6 << 32)), None);
+        assert_eq!(Name::of(Name::Device(4).tag()), Some(Name::Device(4)));
+        assert_eq!(Name::of(Tag(7 << 32)), None);
     }
 }

@@ -105,9 +105,7 @@ impl Reactor {
             volume: VolumeId(opened.handle as u32),
             handle: opened.handle,
         });
-        if let Some(entry) = self.catalog.get_mut(opened.handle) {
-            entry.connections += 1;
-        }
+        self.catalog.opened(opened.handle, true);
     }
 
     /// Parses one step of the input.

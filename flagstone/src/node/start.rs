@@ -4,18 +4,19 @@ use super::control::{ControlError, NodeConfig, NodeExit, NodeHandle, Post};
 use super::files::PoolFile;
 use super::limits::{CONTROL_QUEUE, LOCAL_REQUESTS, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
 use super::local::LocalRequest;
-use super::pool::Pool;
+use super::pool::{Member, Pool};
 use super::reactor::{Parts, Reactor};
 use super::waiting::Waiting;
 use super::warning::Warning;
+use crate::pool::members::{Gathered, gather};
 use crate::pool::{Truncated, explain, offline};
 use crate::size::Human;
 use crate::uri::NbdEndpoints;
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{Engine, OpenError, OpenOptions};
 use flagstone_ring::{
-    AddError, Device, DeviceOpenError, ListenError, MailError, MailSender, OpenMode, Ring,
-    RingConfig, RingError, SpinPolicy, SyncDevice, listen_tcp, listen_unix,
+    AddError, DeviceOpenError, ListenError, MailError, MailSender, OpenMode, Ring, RingConfig,
+    RingError, SpinPolicy, listen_tcp, listen_unix,
 };
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -186,7 +187,7 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
             Err(StartError::OutOfRange { what, value, least, most })
         }
     };
-    in_range("the number of pools", config.pools.len() as u64, 1, MAX_POOLS as u64)?;
+    in_range("the number of pools' devices", config.pools.len() as u64, 1, MAX_POOLS as u64)?;
     in_range(
         "the number of connections",
         u64::from(config.max_connections),
@@ -242,36 +243,49 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
 
     let full_wait_ns = u64::try_from(config.full_wait.as_nanos()).unwrap_or(u64::MAX);
     let mut pools = Vec::with_capacity(config.pools.len());
-    for path in &config.pools {
-        let device = Device::open(path, OpenMode::Exclusive)?;
-        let mut io = SyncDevice::new(device);
+    let gathered = gather(&config.pools, OpenMode::Exclusive)?;
+    let count = gathered.len() as u64;
+    for Gathered { path, devices: mut io } in gathered {
         // Pools share the bound alike.
-        let map_memory = config.map_memory.map(|bytes| bytes / config.pools.len() as u64);
+        let map_memory = config.map_memory.map(|bytes| bytes / count);
         let options = OpenOptions { map_memory, ..OpenOptions::default() };
         let opened = Engine::open(&mut io, ring.buffers(), &options);
         let (mut engine, report) = opened.map_err(|error| match error {
             OpenError::Memory { blocks } => {
                 too_small(u64::from(blocks) + connection_blocks + u64::from(SHARED_BLOCKS_MIN))
             }
-            error => match Truncated::behind(&error, &mut io, path) {
+            error => match Truncated::behind(&error, &mut io) {
                 Some(truncated) => truncated.into(),
                 None => StartError::Pool { path: path.clone(), error },
             },
         })?;
         engine.set_full_wait_ns(full_wait_ns);
-        let device = io.into_device();
-        engine.set_device_discard(config.device_discard.applies(&device));
-        let id = ring.add_device(&device)?;
-        tracing::info!(pool = %path.display(), direct = device.is_direct(), ?report, "pool opened");
+        let mut members = Vec::new();
+        for (number, io) in io.0.into_iter().enumerate() {
+            let Some(io) = io else {
+                members.push(None);
+                continue;
+            };
+            let device = io.into_device();
+            engine.set_device_name(number, &device.path().display().to_string());
+            let id = ring.add_device(&device)?;
+            let (path, direct) = (device.path().display(), device.is_direct());
+            tracing::info!(device = %path, number, direct, "device opened");
+            members.push(Some(Member { device, id }));
+        }
+        let all = members.iter().flatten();
+        let discards = all.into_iter().all(|m| config.device_discard.applies(&m.device));
+        engine.set_device_discard(discards);
+        tracing::info!(pool = %path.display(), devices = members.len(), ?report, "pool opened");
         pools.push(Pool {
-            path: path.clone(),
-            device,
-            id,
+            path,
+            members,
             engine,
             touched: true,
             failure: None,
             waiting: Waiting::default(),
             growing: None,
+            changing: None,
             scrubbing: false,
             warning: Warning::default(),
             told_damage: false,
@@ -297,7 +311,11 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         if local { Some(ring.mailbox(LOCAL_REQUESTS)) } else { None }.unzip();
     let endpoints = NbdEndpoints { socket: config.nbd_unix.clone(), listen: nbd_tcp };
     let handshake_ns = u64::try_from(config.handshake_timeout.as_nanos()).unwrap_or(u64::MAX / 2);
-    let files = pools.iter().map(|pool| PoolFile::new(&pool.path, &pool.device)).collect();
+    let files = pools
+        .iter()
+        .flat_map(|pool| pool.members.iter().flatten().map(move |m| (&pool.path, &m.device)))
+        .map(|(path, device)| PoolFile::new(path, device))
+        .collect();
     let parts = Parts {
         pools,
         endpoints,

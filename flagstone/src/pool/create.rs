@@ -1,4 +1,4 @@
-//! Formatting a file or block device as a pool, without harming anything that is there.
+//! Formatting files and block devices as a pool, without harming anything that is there.
 //!
 //! The order is: is the request possible at all, is the target free, does it hold anything, and
 //! only then write. `force` overrides the third question, never the second.
@@ -7,10 +7,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError};
+use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Devices};
 use flagstone_engine::{Engine, FormatError, FormatOptions, Geometry, GeometryError};
 use flagstone_ring::{Allocation, CreateFileError, Device, DeviceOpenError, OpenMode, SyncDevice};
 
+use super::offline::is_same;
 use crate::exit::Exit;
 use crate::probe::{self, Found, Kind, ProbeError};
 use crate::progress::Progress;
@@ -30,9 +31,12 @@ const STEP_BYTES: u64 = 4 << 20;
 /// What pool to make.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
-    /// The file or block device.
+    /// The file or block device; the first of several, which the journal goes to.
     pub path: PathBuf,
-    /// Size of the file in bytes; needed if it does not exist or is empty, refused for a device.
+    /// The others.
+    pub more: Vec<PathBuf>,
+    /// Size of each file in bytes; needed if it does not exist or is empty. A device is used as it
+    /// is.
     pub size_bytes: Option<u64>,
     /// Segment size in bytes, a power of two from 1 MiB to 64 MiB; `None` for what suits the size.
     pub segment_bytes: Option<u32>,
@@ -51,7 +55,9 @@ pub struct CreatedPool {
     pub path: PathBuf,
     /// Its identity.
     pub uuid: String,
-    /// Size of the file or device.
+    /// Its files and devices, in the order of their numbers.
+    pub devices: Vec<CreatedDevice>,
+    /// Size of all of them.
     pub size_bytes: u64,
     /// Bytes of data that its segments can hold, some of which metadata takes.
     pub capacity_bytes: u64,
@@ -62,6 +68,25 @@ pub struct CreatedPool {
     /// What was there and was overwritten by force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overwritten: Option<String>,
+}
+
+/// One device of a pool that was made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CreatedDevice {
+    /// As given.
+    pub path: PathBuf,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// A file or device that is ready to be used, held so that nobody else takes it.
+pub struct Target {
+    /// It, opened exclusively.
+    pub device: Device,
+    /// What is there and is to be overwritten.
+    overwritten: Option<(String, Vec<Found>)>,
+    /// It was made just now.
+    made: bool,
 }
 
 /// Why no pool was made. Unless it says otherwise nothing was written.
@@ -81,6 +106,12 @@ pub enum CreateError {
         path: PathBuf,
         /// What it holds.
         what: String,
+    },
+    /// The same target twice.
+    #[error("{} is given twice", path.display())]
+    Twice {
+        /// The target.
+        path: PathBuf,
     },
     /// A file to be made, and no size.
     #[error(
@@ -168,6 +199,7 @@ impl CreateError {
             Self::HoldsData { .. } => Exit::HoldsData,
             Self::Probe(ProbeError::Unsuitable { .. })
             | Self::SizeMissing { .. }
+            | Self::Twice { .. }
             | Self::FileOnly { .. }
             | Self::TooLarge { .. }
             | Self::NoDirectory { .. }
@@ -182,57 +214,119 @@ impl CreateError {
 /// # Errors
 /// [`CreateError`].
 pub fn create(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
-    let path = &options.path;
-    if let Some(size_bytes) = options.size_bytes {
-        shape(options, size_bytes)?;
+    let one = options.more.is_empty();
+    if let Some(size_bytes) = options.size_bytes
+        && one
+    {
+        shape(options, &options.path, &[size_bytes])?;
     }
+    let paths: Vec<&PathBuf> = std::iter::once(&options.path).chain(&options.more).collect();
+    for (i, path) in paths.iter().enumerate() {
+        if paths[..i].iter().any(|other| is_same(other, path)) {
+            return Err(CreateError::Twice { path: (*path).clone() });
+        }
+    }
+    let mut targets = Vec::new();
+    for path in &paths {
+        match prepare(options, path, one) {
+            Ok(target) => targets.push(target),
+            Err(error) => {
+                unmake(&targets);
+                return Err(error);
+            }
+        }
+    }
+    let made: Vec<PathBuf> = targets.iter().filter(|t| t.made).map(|t| t.path()).collect();
+    format(options, targets).inspect_err(|_| {
+        // They did not exist before; the reason is told in any case.
+        made.iter().for_each(|path| drop(std::fs::remove_file(path)));
+    })
+}
+
+fn unmake(targets: &[Target]) {
+    for target in targets.iter().filter(|target| target.made) {
+        let _ = std::fs::remove_file(target.device.path());
+    }
+}
+
+impl Target {
+    /// Whether the file was made just now.
+    #[must_use]
+    pub const fn made(&self) -> bool {
+        self.made
+    }
+
+    fn path(&self) -> PathBuf {
+        self.device.path().to_owned()
+    }
+
+    /// Takes away what must not be found again on a device that is used for something else, by udev
+    /// for one: a pool's own structures don't cover every place where a signature may lie.
+    ///
+    /// # Errors
+    /// [`CreateError::Device`].
+    pub fn cleaned(self) -> Result<Device, CreateError> {
+        let path = self.path();
+        let size_bytes = self.device.size();
+        let mut io = SyncDevice::new(self.device);
+        for found in self.overwritten.iter().flat_map(|(_, found)| found) {
+            let block = found.offset / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
+            if block + BLOCK_SIZE as u64 <= size_bytes {
+                io.write_at(block, &[0; BLOCK_SIZE]).map_err(|e| device_error(&path, e))?;
+            }
+        }
+        Ok(io.into_device())
+    }
+}
+
+/// Makes a file, or looks at what is there: refused if it holds anything, without `force`. With
+/// `as_pool` it must have the size for a pool of its own.
+///
+/// # Errors
+/// [`CreateError`].
+pub fn prepare(options: &CreateOptions, path: &Path, as_pool: bool) -> Result<Target, CreateError> {
     match probe::kind(path) {
-        Ok(Kind::File) => in_file(options),
-        Ok(Kind::BlockDevice) => on_device(options),
+        Ok(Kind::File) => in_file(options, path, as_pool),
+        Ok(Kind::BlockDevice) => on_device(options, path, as_pool),
         Err(ProbeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            in_new_file(options)
+            in_new_file(options, path)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn in_new_file(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
-    let path = &options.path;
+fn in_new_file(options: &CreateOptions, path: &Path) -> Result<Target, CreateError> {
     let Some(size_bytes) = options.size_bytes else {
-        return Err(CreateError::SizeMissing { path: path.clone(), state: "does not exist" });
+        let path = path.to_owned();
+        return Err(CreateError::SizeMissing { path, state: "does not exist" });
     };
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
         && !directory.is_dir()
     {
-        let (path, directory) = (path.clone(), directory.to_owned());
+        let (path, directory) = (path.to_owned(), directory.to_owned());
         return Err(CreateError::NoDirectory { path, directory });
     }
     let allocation =
         if options.preallocate { Allocation::Preallocated } else { Allocation::Sparse };
-    let device = {
-        let progress = Progress::bytes("allocating", size_bytes, options.quiet);
-        Device::create_file(path, size_bytes, allocation, &mut |done, _| progress.set(done))?
-    };
-    let formatted = format(options, device, None);
-    if formatted.is_err() {
-        // It did not exist before; the reason is told in any case.
-        let _ = std::fs::remove_file(path);
-    }
-    formatted
+    let progress = Progress::bytes("allocating", size_bytes, options.quiet);
+    let device =
+        Device::create_file(path, size_bytes, allocation, &mut |done, _| progress.set(done))?;
+    Ok(Target { device, overwritten: None, made: true })
 }
 
-fn in_file(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
-    let path = &options.path;
-    let io_error = |source| CreateError::Io { path: path.clone(), source };
+fn in_file(options: &CreateOptions, path: &Path, as_pool: bool) -> Result<Target, CreateError> {
+    let io_error = |source| CreateError::Io { path: path.to_owned(), source };
     // Held from the first look to the last write, so that no other process formats or serves it.
     let mut device = Device::open(path, OpenMode::Exclusive)?;
     let present = std::fs::metadata(path).map_err(io_error)?.len();
     if present == 0 && options.size_bytes.is_none() {
-        return Err(CreateError::SizeMissing { path: path.clone(), state: "is empty" });
+        return Err(CreateError::SizeMissing { path: path.to_owned(), state: "is empty" });
     }
     let size_bytes = options.size_bytes.unwrap_or(present);
-    shape(options, size_bytes)?;
-    let overwritten = examine(options, Kind::File, present)?;
+    if as_pool {
+        shape(options, path, &[size_bytes])?;
+    }
+    let overwritten = examine(options, path, Kind::File, present)?;
     if size_bytes != present {
         let file = File::options().write(true).open(path).map_err(io_error)?;
         file.set_len(size_bytes).map_err(io_error)?;
@@ -243,22 +337,25 @@ fn in_file(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
     if options.preallocate {
         device = zero(options, device)?;
     }
-    format(options, device, overwritten)
+    Ok(Target { device, overwritten, made: false })
 }
 
-fn on_device(options: &CreateOptions) -> Result<CreatedPool, CreateError> {
-    let path = &options.path;
-    let file_only = |flag| Err(CreateError::FileOnly { path: path.clone(), flag });
-    if options.size_bytes.is_some() {
-        return file_only("--size");
-    }
-    if options.preallocate {
-        return file_only("--preallocate");
+fn on_device(options: &CreateOptions, path: &Path, as_pool: bool) -> Result<Target, CreateError> {
+    if as_pool {
+        let file_only = |flag| Err(CreateError::FileOnly { path: path.to_owned(), flag });
+        if options.size_bytes.is_some() {
+            return file_only("--size");
+        }
+        if options.preallocate {
+            return file_only("--preallocate");
+        }
     }
     let device = Device::open(path, OpenMode::Exclusive)?;
-    shape(options, device.size())?;
-    let overwritten = examine(options, Kind::BlockDevice, device.size())?;
-    format(options, device, overwritten)
+    if as_pool {
+        shape(options, path, &[device.size()])?;
+    }
+    let overwritten = examine(options, path, Kind::BlockDevice, device.size())?;
+    Ok(Target { device, overwritten, made: false })
 }
 
 impl CreateOptions {
@@ -269,13 +366,14 @@ impl CreateOptions {
     }
 }
 
-/// Whether a pool of this size and segment size is possible.
-fn shape(options: &CreateOptions, size_bytes: u64) -> Result<(), CreateError> {
-    let path = options.path.clone();
-    match Geometry::choose(size_bytes, options.segment_bytes(size_bytes)) {
+/// Whether a pool of these sizes is possible; `path` is for the message.
+fn shape(options: &CreateOptions, path: &Path, sizes: &[u64]) -> Result<(), CreateError> {
+    let (path, size_bytes) =
+        (path.to_owned(), sizes.iter().fold(0, |a: u64, b| a.saturating_add(*b)));
+    match Geometry::choose(sizes, options.segment_bytes(size_bytes)) {
         Ok(_) => Ok(()),
         // More blocks than can be numbered.
-        Err(GeometryError::Inconsistent { .. }) => Err(CreateError::TooLarge { path, size_bytes }),
+        Err(GeometryError::TooLarge) => Err(CreateError::TooLarge { path, size_bytes }),
         Err(source) => Err(CreateError::Shape { path, source }),
     }
 }
@@ -283,10 +381,10 @@ fn shape(options: &CreateOptions, size_bytes: u64) -> Result<(), CreateError> {
 /// What is on the target and may be overwritten; refused if it may not.
 fn examine(
     options: &CreateOptions,
+    path: &Path,
     kind: Kind,
     size_bytes: u64,
 ) -> Result<Option<(String, Vec<Found>)>, CreateError> {
-    let path = &options.path;
     let progress = Progress::bytes("looking for data", size_bytes, options.quiet);
     let report = probe::examine(path, kind, &mut |done| progress.set(done))?;
     if report.is_blank() {
@@ -296,7 +394,7 @@ fn examine(
     if options.force {
         return Ok(Some((what, report.found)));
     }
-    Err(CreateError::HoldsData { path: path.clone(), what })
+    Err(CreateError::HoldsData { path: path.to_owned(), what })
 }
 
 /// Writes zeroes all over `device`, which allocates every block of a file.
@@ -304,42 +402,40 @@ fn zero(options: &CreateOptions, device: Device) -> Result<Device, CreateError> 
     let size = device.size();
     let progress = Progress::bytes("allocating", size, options.quiet);
     let zeroes = vec![0; STEP_BYTES as usize];
+    let path = device.path().to_owned();
     let mut device = SyncDevice::new(device);
     let mut at = 0;
     while at < size {
         let step = STEP_BYTES.min(size - at);
-        device
-            .write_at(at, &zeroes[..step as usize])
-            .map_err(|e| device_error(&options.path, e))?;
+        device.write_at(at, &zeroes[..step as usize]).map_err(|e| device_error(&path, e))?;
         at += step;
         progress.set(at);
     }
     Ok(device.into_device())
 }
 
-fn format(
-    options: &CreateOptions,
-    device: Device,
-    overwritten: Option<(String, Vec<Found>)>,
-) -> Result<CreatedPool, CreateError> {
+fn format(options: &CreateOptions, targets: Vec<Target>) -> Result<CreatedPool, CreateError> {
     let path = &options.path;
-    let size_bytes = device.size();
-    let mut device = SyncDevice::new(device);
-    // What is formatted over must not be found again, by udev for one: the pool's own structures
-    // don't cover every place where a signature may lie.
-    for found in overwritten.iter().flat_map(|(_, found)| found) {
-        let block = found.offset / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
-        if block + BLOCK_SIZE as u64 <= size_bytes {
-            device.write_at(block, &[0; BLOCK_SIZE]).map_err(|e| device_error(path, e))?;
-        }
+    let sizes: Vec<u64> = targets.iter().map(|target| target.device.size()).collect();
+    shape(options, path, &sizes)?;
+    let overwritten: Vec<String> =
+        targets.iter().filter_map(|t| Some(t.overwritten.as_ref()?.0.clone())).collect();
+    let made = targets
+        .iter()
+        .map(|target| CreatedDevice { path: target.path(), size_bytes: target.device.size() });
+    let created: Vec<CreatedDevice> = made.collect();
+    let mut devices = Devices::default();
+    for (number, target) in targets.into_iter().enumerate() {
+        devices.put(number, SyncDevice::new(target.cleaned()?));
     }
+    let size_bytes = sizes.iter().sum();
     let uuid = uuid::Uuid::new_v4();
     let format = FormatOptions {
         pool_uuid: *uuid.as_bytes(),
         nonce: uuid::Uuid::new_v4().as_u64_pair().0,
         segment_bytes: options.segment_bytes(size_bytes),
     };
-    let geometry = Engine::format(&mut device, &format).map_err(|error| match error {
+    let geometry = Engine::format(&mut devices, &format).map_err(|error| match error {
         FormatError::Geometry(source) => CreateError::Shape { path: path.clone(), source },
         FormatError::Device(source) => device_error(path, source),
         other => CreateError::Format { path: path.clone(), source: other },
@@ -348,11 +444,12 @@ fn format(
     Ok(CreatedPool {
         path: path.clone(),
         uuid: uuid.hyphenated().to_string(),
+        devices: created,
         size_bytes,
-        capacity_bytes: u64::from(geometry.segments) * segment_data_bytes,
+        capacity_bytes: u64::from(geometry.in_all) * segment_data_bytes,
         segment_bytes: format.segment_bytes,
-        segments: geometry.segments,
-        overwritten: overwritten.map(|(what, _)| what),
+        segments: geometry.in_all,
+        overwritten: (!overwritten.is_empty()).then(|| overwritten.join("; ")),
     })
 }
 

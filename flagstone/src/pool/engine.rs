@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use flagstone_block::{BlockIo, Buffers, DeviceCommand, DeviceError, Tag};
+use flagstone_block::{BlockIo, Buffers, DeviceCommand, DeviceError, Devices, Tag, join_offset};
 use flagstone_engine::{
     Engine, Geometry, OpenError, OpenOptions, PoolState, RecoveryReport, SubmitError, own_blocks,
 };
-use flagstone_ring::{Arena, Device, OpenMode, SyncDevice};
+use flagstone_ring::{Arena, OpenMode, SyncDevice};
 
 use super::explain as told;
+use super::members::gather_one;
 use super::offline::{OfflineError, explain};
 use crate::exit::Exit;
 
@@ -56,7 +57,7 @@ impl EngineError {
 
 /// A stopped pool and its engine, on the calling thread. Nobody else can open it meanwhile.
 pub(super) struct Offline {
-    pub(super) io: SyncDevice,
+    pub(super) io: Devices<SyncDevice>,
     pub(super) engine: Engine,
     bufs: Arena,
     turns: u64,
@@ -68,9 +69,9 @@ impl Offline {
         path: &Path,
         options: &OpenOptions,
     ) -> Result<(Self, RecoveryReport), EngineError> {
-        let device = Device::open(path, OpenMode::Exclusive).map_err(OfflineError::from)?;
-        let mut io = SyncDevice::new(device);
-        let opened = |error, io: &mut SyncDevice| explain(error, io, path);
+        let gathered = gather_one(path, OpenMode::Exclusive).map_err(OfflineError::from)?;
+        let mut io = gathered.devices;
+        let opened = |error, io: &mut Devices<SyncDevice>| explain(error, io, path);
         let geometry = flagstone_engine::geometry(&mut io);
         let geometry = geometry.map_err(|error| opened(error, &mut io))?;
         let blocks = arena_blocks(&geometry);
@@ -110,11 +111,14 @@ impl Offline {
         let (engine, bufs, io) = (&mut self.engine, &mut self.bufs, &mut self.io);
         engine.pump(bufs, self.turns);
         while let Some(command) = engine.next_io() {
+            let at = |offset| join_offset(usize::from(command.device), offset);
             let result = match command.command {
                 DeviceCommand::Read { offset, buffer } => {
-                    io.read_at(offset, bufs.bytes_mut(buffer))
+                    io.read_at(at(offset), bufs.bytes_mut(buffer))
                 }
-                DeviceCommand::Write { offset, buffer } => io.write_at(offset, bufs.bytes(buffer)),
+                DeviceCommand::Write { offset, buffer } => {
+                    io.write_at(at(offset), bufs.bytes(buffer))
+                }
                 DeviceCommand::Flush => io.flush(),
                 // An engine discards nothing unless told.
                 DeviceCommand::Discard { .. } => Ok(()),

@@ -3,6 +3,7 @@
 pub mod create;
 mod engine;
 pub mod grow;
+pub mod members;
 pub mod offline;
 pub mod rebuild;
 mod truncated;

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use flagstone_block::Devices;
 use flagstone_engine::{CheckReport, Inspection, OpenError};
-use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
+use flagstone_ring::{DeviceOpenError, OpenMode, SyncDevice};
 use rustix::io::Errno;
 
 use super::Truncated;
+use super::members::{Gathered, gather_one};
 use crate::exit::Exit;
 
 /// Why a stopped pool can't be read.
@@ -68,9 +70,9 @@ pub fn pool_exit(error: &OpenError) -> Exit {
 /// # Errors
 /// [`OfflineError`]: not even an opening would succeed.
 pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, OfflineError> {
-    let mut device = open(path)?;
-    flagstone_engine::check(&mut device, progress)
-        .map_err(|error| explain(error, &mut device, path))
+    let Gathered { mut devices, .. } = open(path)?;
+    flagstone_engine::check(&mut devices, progress)
+        .map_err(|error| explain(error, &mut devices, path))
 }
 
 /// Describes the pool at `path`.
@@ -78,12 +80,16 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
 /// # Errors
 /// [`OfflineError`].
 pub fn inspect(path: &Path) -> Result<Inspection, OfflineError> {
-    let mut device = open(path)?;
-    flagstone_engine::inspect(&mut device).map_err(|error| explain(error, &mut device, path))
+    let Gathered { mut devices, .. } = open(path)?;
+    flagstone_engine::inspect(&mut devices).map_err(|error| explain(error, &mut devices, path))
 }
 
-pub(super) fn explain(error: OpenError, device: &mut SyncDevice, path: &Path) -> OfflineError {
-    match Truncated::behind(&error, device, path) {
+pub(super) fn explain(
+    error: OpenError,
+    devices: &mut Devices<SyncDevice>,
+    path: &Path,
+) -> OfflineError {
+    match Truncated::behind(&error, devices) {
         Some(truncated) => truncated.into(),
         None => OfflineError::Pool { path: path.to_owned(), source: error },
     }
@@ -97,6 +103,6 @@ pub fn is_same(a: &Path, b: &Path) -> bool {
     a == b || identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
 }
 
-fn open(path: &Path) -> Result<SyncDevice, OfflineError> {
-    Ok(SyncDevice::new(Device::open(path, OpenMode::ReadOnly)?))
+fn open(path: &Path) -> Result<Gathered, OfflineError> {
+    Ok(gather_one(path, OpenMode::ReadOnly)?)
 }

@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use flagstone_block::{BLOCK_SIZE, BlockIo};
+use flagstone_block::{BLOCK_SIZE, BlockIo, Devices};
 use flagstone_engine::OpenError;
 use flagstone_engine::format::superblock::{SLOTS, Superblock};
+use flagstone_ring::SyncDevice;
 
 use crate::size::Human;
 
@@ -30,14 +31,23 @@ pub struct Truncated {
 }
 
 impl Truncated {
-    /// Whether this is why the pool on `io` could not be opened; `path` is for the message.
-    pub fn behind(error: &OpenError, io: &mut dyn BlockIo, path: &Path) -> Option<Self> {
+    /// Whether this is why the pool on these devices could not be opened.
+    pub fn behind(error: &OpenError, devices: &mut Devices<SyncDevice>) -> Option<Self> {
+        let each = devices.0.iter_mut().flatten();
+        each.into_iter().find_map(|io| {
+            let path = io.device().path().to_owned();
+            Self::of_device(error, io, &path)
+        })
+    }
+
+    /// Whether the end of this device is missing.
+    fn of_device(error: &OpenError, io: &mut dyn BlockIo, path: &Path) -> Option<Self> {
         if !matches!(error, OpenError::Geometry(_)) {
             return None;
         }
         let device_bytes = io.size();
         let newest = superblocks(io).max_by_key(|superblock| superblock.generation)?;
-        let pool_bytes = newest.device_bytes;
+        let pool_bytes = newest.own().bytes;
         let path = path.to_owned();
         (device_bytes < pool_bytes).then_some(Self { path, device_bytes, pool_bytes })
     }

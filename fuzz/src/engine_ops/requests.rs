@@ -7,7 +7,7 @@ use crate::input::Input;
 use crate::trace::say;
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers as _, Durability, Lba, Tag, VolumeId, ZeroMode};
 use flagstone_engine::limits::VOLUME_BYTES;
-use flagstone_engine::{Engine, IoFault, StatusKind, SubmitError, VolumeSpec};
+use flagstone_engine::{Engine, IoFault, Shrink, StatusKind, SubmitError, VolumeSpec};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Blocks that one request for zeroes covers at most: the model looks at each.
@@ -329,7 +329,8 @@ impl Run {
         let Some((volume, _)) = self.pick(input) else { return };
         let last = self.model.volume(volume.0).expect("just picked").blocks_last();
         let blocks = last + u64::from(input.u8()) * 3;
-        match self.submit(|e, a, t| e.resize_volume(a, t, volume, blocks * BLOCK)) {
+        let size = blocks * BLOCK;
+        match self.submit(|e, a, t| e.resize_volume(a, t, volume, size, Shrink::Never)) {
             Err(SubmitError::VolumeSize) => assert!(blocks * BLOCK > VOLUME_BYTES),
             Err(error) => self.refused(volume, error),
             Ok((tag, ())) => {

@@ -324,7 +324,7 @@ impl<'a> Damage<'a> {
             let first = self.spots.geo.data_offset / BLOCK_SIZE as u64;
             for i in 0..count.min((record.len() - crcs) as u64 / 4) {
                 let Some(block) = first.checked_add(pbn + i) else { break };
-                if block * BLOCK_SIZE as u64 >= self.spots.geo.device_bytes {
+                if block * BLOCK_SIZE as u64 >= self.spots.geo.pool_bytes() {
                     break;
                 }
                 let crc = crc32(&self.bytes(block as u32));

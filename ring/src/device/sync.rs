@@ -250,7 +250,10 @@ fn read_queued(
             in_flight += 1;
             let offset = reads[read].offset.saturating_add(from as u64);
             let command = DeviceCommand::Read { offset, buffer };
-            ring.submit_device(device, DeviceIo { token: IoToken(free as u64), command });
+            ring.submit_device(
+                device,
+                DeviceIo { device: 0, token: IoToken(free as u64), command },
+            );
             from += buffer.len();
         }
         if in_flight == 0 {

@@ -30,7 +30,8 @@ const RETRIES_MAX: u8 = 100;
 /// A device as the ring knows it.
 pub(super) struct RingDevice {
     /// A duplicate: shares the open file description, and so the lock, of the [`Device`].
-    _fd: OwnedFd,
+    /// `None` once it was removed.
+    fd: Option<OwnedFd>,
     target: Target,
     size_bytes: u64,
     /// Granularity of progress within a transfer.
@@ -40,12 +41,13 @@ pub(super) struct RingDevice {
 
 impl Ring {
     /// Makes a device usable by [`Ring::submit_device`]. The ring keeps the device open, and its
-    /// lock held, until the ring is dropped.
+    /// lock held, until [`Ring::remove_device`], or until the ring is dropped.
     ///
     /// # Errors
-    /// `Full` after 64 devices; `Os` if the descriptor can't be duplicated.
+    /// `Full` with 64 devices; `Os` if the descriptor can't be duplicated.
     pub fn add_device(&mut self, device: &Device) -> Result<DeviceId, AddError> {
-        let index = self.devices.len() as u32;
+        let vacant = self.devices.iter().position(|device| device.fd.is_none());
+        let index = vacant.unwrap_or(self.devices.len()) as u32;
         if index >= DEVICES_MAX {
             return Err(AddError::Full { limit: DEVICES_MAX });
         }
@@ -54,14 +56,32 @@ impl Ring {
             .try_clone_to_owned()
             .map_err(|error| AddError::Os { call: "dup", errno: errno_of(&error) })?;
         let target = self.register_file(index, &fd);
-        self.devices.push(RingDevice {
+        let device = RingDevice {
             target,
-            _fd: fd,
+            fd: Some(fd),
             size_bytes: device.size(),
             logical_block_bytes: device.logical_block_bytes(),
             in_flight: 0,
-        });
+        };
+        match self.devices.get_mut(index as usize) {
+            Some(vacant) => *vacant = device,
+            None => self.devices.push(device),
+        }
         Ok(DeviceId(index))
+    }
+
+    /// Lets go of a device, which must have nothing in flight.
+    ///
+    /// # Panics
+    /// If it has.
+    pub fn remove_device(&mut self, id: DeviceId) {
+        let Some(device) = self.devices.get_mut(id.0 as usize) else { return };
+        assert_eq!(device.in_flight, 0, "a device is removed when its commands have ended");
+        (device.fd, device.size_bytes) = (None, 0);
+        if let Target::Fixed(index) = device.target {
+            // Otherwise the kernel would keep the file, and its lock.
+            let _ = self.uring.submitter().register_files_update(index, &[-1]);
+        }
     }
 
     /// Takes note that a device has become larger; see [`Device::refresh_size`].

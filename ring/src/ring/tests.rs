@@ -55,16 +55,19 @@ fn work(ring: &mut Ring, number: usize) {
     for (index, &buffer) in buffers.iter().enumerate() {
         ring.buffers().bytes_mut(buffer).fill(index as u8 + 1);
         let command = DeviceCommand::Write { offset: index as u64 * 4096, buffer };
-        ring.submit_device(device, DeviceIo { token: IoToken(index as u64), command });
+        ring.submit_device(device, DeviceIo { device: 0, token: IoToken(index as u64), command });
     }
     for _ in &buffers {
         assert!(matches!(event(ring), Event::Device { result: Ok(()), .. }));
     }
-    ring.submit_device(device, DeviceIo { token: IoToken(0), command: DeviceCommand::Flush });
+    ring.submit_device(
+        device,
+        DeviceIo { device: 0, token: IoToken(0), command: DeviceCommand::Flush },
+    );
     assert!(matches!(event(ring), Event::Device { result: Ok(()), .. }));
     let big = ring.buffers().alloc(64).expect("room");
     let command = DeviceCommand::Read { offset: 0, buffer: big };
-    ring.submit_device(device, DeviceIo { token: IoToken(0), command });
+    ring.submit_device(device, DeviceIo { device: 0, token: IoToken(0), command });
     assert!(matches!(event(ring), Event::Device { result: Ok(()), .. }));
     for index in 0..64 {
         assert!(ring.buffers_ref().bytes(big.part(index, 1)).iter().all(|&b| b == index as u8 + 1));

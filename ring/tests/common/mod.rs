@@ -36,7 +36,7 @@ pub fn assert_quiet(ring: &mut Ring, ns: u64) {
 }
 
 pub fn run(ring: &mut Ring, device: DeviceId, command: DeviceCommand) -> Result<(), DeviceError> {
-    ring.submit_device(device, DeviceIo { token: IoToken(77), command });
+    ring.submit_device(device, DeviceIo { device: 0, token: IoToken(77), command });
     match event(ring) {
         Event::Device { token: IoToken(77), result, device: from } if from == device => result,
         other => panic!("unexpected {other:?}"),

@@ -1,6 +1,6 @@
 //! What a crash leaves of the writes that no flush covers.
 
-use super::{Command, Disk, Layout, Pending, merged};
+use super::{Command, Disk, Layout, Pending, merged, store};
 use crate::content::Block;
 use crate::rng::Rng;
 use std::collections::BTreeMap;
@@ -32,6 +32,13 @@ pub enum CrashStyle {
     /// By the part of the disk: of a hundred, how many of the superblocks', the journal's and
     /// the segments' writes are kept.
     ByArea([u32; 3]),
+    /// By the disk: one keeps everything and the others lose it, or the other way round.
+    ByDisk {
+        /// Counted among those there are.
+        one: u64,
+        /// Whether that one keeps it.
+        keeps: bool,
+    },
     /// In order of completion up to some write, which is torn.
     Prefix,
 }
@@ -39,7 +46,7 @@ pub enum CrashStyle {
 impl CrashStyle {
     /// Any of them.
     pub fn draw(rng: &mut Rng) -> Self {
-        match rng.below(6) {
+        match rng.below(7) {
             0 => Self::Each { keep: rng.pick(&[0, 10, 50, 90, 97]), torn: rng.pick(&[0, 30, 100]) },
             1 => Self::AllBut(rng.between(1, 3)),
             2 => Self::Only(rng.between(0, 3)),
@@ -47,6 +54,7 @@ impl CrashStyle {
                 let mut any = || rng.pick(&[0, 50, 95, 100, 100]);
                 Self::ByArea([any(), any(), any()])
             }
+            5 => Self::ByDisk { one: rng.below(4), keeps: rng.one_in(2) },
             _ => Self::Prefix,
         }
     }
@@ -161,6 +169,11 @@ impl Disk {
                 CrashStyle::ByArea(keep) => {
                     let area = layout.area_index(block);
                     if self.rng.percent(keep[area]) { Fate::Kept } else { Fate::Lost }
+                }
+                CrashStyle::ByDisk { one, keeps } => {
+                    let disks = self.disks();
+                    let is_one = disks[one as usize % disks.len()] == store::split(block).0;
+                    if is_one == keeps { Fate::Kept } else { Fate::Lost }
                 }
                 CrashStyle::Prefix => match i.cmp(&cut) {
                     std::cmp::Ordering::Less => Fate::Kept,

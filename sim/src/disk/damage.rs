@@ -1,8 +1,8 @@
 //! Damage at rest, placed by what a block is for.
 
-use super::{Disk, FaultRates, share};
+use super::{Disk, FaultRates, share, store};
 use crate::content::{Block, SECTOR, SECTORS};
-use flagstone_block::{BLOCK_BITS, BLOCK_SIZE};
+use flagstone_block::{BLOCK_BITS, BLOCK_SIZE, join_offset, split_offset};
 use flagstone_engine::Geometry;
 use flagstone_engine::format::superblock::{SLOTS, SUPERBLOCK_END};
 
@@ -38,10 +38,12 @@ impl Layout {
 
     /// Superblocks, journal, segments: 0, 1, 2.
     pub(super) fn area_index(&self, block: u32) -> usize {
+        let (disk, block) = store::split(block);
         let offset = u64::from(block) << BLOCK_BITS;
         let journal_end = SUPERBLOCK_END + (u64::from(self.geometry.journal_blocks) << BLOCK_BITS);
+        let (_, tail) = split_offset(self.geometry.superblock_tail(disk));
         match offset {
-            _ if offset < SUPERBLOCK_END || offset >= self.geometry.superblock_tail() => 0,
+            _ if offset < SUPERBLOCK_END || offset >= tail => 0,
             _ if offset < journal_end => 1,
             _ => 2,
         }
@@ -52,8 +54,8 @@ impl Layout {
             0 => Area::Superblock,
             1 => Area::Journal,
             _ => {
-                let from =
-                    (u64::from(block) << BLOCK_BITS).saturating_sub(self.geometry.data_offset);
+                let at = u64::from(store::split(block).1) << BLOCK_BITS;
+                let from = at.saturating_sub(self.geometry.data_offset);
                 let in_segment = (from >> BLOCK_BITS) % u64::from(self.geometry.shape.blocks);
                 if bytes[..4] == *b"LSBM" {
                     Area::MetaCopy
@@ -70,8 +72,11 @@ impl Layout {
 
     /// The places of all superblock copies.
     fn superblocks(&self) -> impl Iterator<Item = u32> {
-        let places = SLOTS.into_iter().flatten().chain([self.geometry.superblock_tail()]);
-        places.map(|offset| (offset >> BLOCK_BITS) as u32)
+        let places = |device| {
+            let slots = SLOTS.into_iter().flatten().map(move |offset| join_offset(device, offset));
+            slots.chain([self.geometry.superblock_tail(device)])
+        };
+        self.geometry.devices().flat_map(places).map(store::number)
     }
 }
 
@@ -87,9 +92,10 @@ impl Disk {
         !self.damaged.is_empty() || !self.unreadable.is_empty()
     }
 
-    /// Whether a block is damaged at rest.
+    /// Whether block `b` from an offset of the pool is damaged at rest.
     #[must_use]
-    pub fn is_bad(&self, block: u32) -> bool {
+    pub fn is_bad(&self, offset: u64, b: u32) -> bool {
+        let block = store::number(offset) + b;
         self.damaged.contains_key(&block) || self.unreadable.contains(&block)
     }
 
@@ -179,25 +185,28 @@ impl Disk {
             let places: Vec<u32> = layout.superblocks().collect();
             let generation = |disk: &Self, place: u32| {
                 let bytes = disk.current[place as usize].as_ref();
-                bytes.map_or([0; 8], |bytes| std::array::from_fn(|i| bytes[40 + 7 - i]))
+                bytes.map_or([0; 8], |bytes| std::array::from_fn(|i| bytes[32 + 7 - i]))
             };
             let newest = places.iter().copied().max_by_key(|&place| generation(self, place));
             let any = self.rng.pick(&places);
             let block = newest.filter(|_| self.rng.one_in(2)).unwrap_or(any);
             return fits(self, block).then_some(block);
         }
-        let blocks = self.current.len() as u64;
+        let blocks = self.current.len();
         let start = self.rng.below(blocks);
-        (0..blocks).map(|i| ((start + i) % blocks) as u32).find(|&block| fits(self, block))
+        let mut order = (0..blocks).map(|i| self.current.nth((start + i) % blocks));
+        order.find(|&block| fits(self, block))
     }
 
     /// The write that should have gone to `first` went elsewhere as well as nowhere.
     pub(super) fn misdirect(&mut self, first: u32, blocks: &[Block]) {
         self.counters.misdirected += 1;
-        let room = self.current.len() as u64 - blocks.len() as u64;
+        // On the same disk.
+        let (disk, at) = store::split(first);
+        let room = self.current.blocks(disk).unwrap_or(0) as u64 - blocks.len() as u64;
         let near = self.rng.between(1, 64);
-        let to = if self.rng.one_in(2) { u64::from(first) + near } else { self.rng.below(room) };
-        let to = to.min(room) as u32;
+        let to = if self.rng.one_in(2) { u64::from(at) + near } else { self.rng.below(room) };
+        let to = first - at + to.min(room) as u32;
         for (block, bytes) in (to..).zip(blocks) {
             // Its own place keeps what was there; and free space is no place to notice.
             let own = (first..first + blocks.len() as u32).contains(&block);

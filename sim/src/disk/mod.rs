@@ -1,4 +1,4 @@
-//! The simulated disk, and its fault model.
+//! The simulated disks of a pool, and their fault model.
 //!
 //! - A write that completed is *pending* until a flush that was issued after its completion
 //!   completes; then it is durable. Reads see pending writes.
@@ -7,6 +7,7 @@
 //! - **Power cut**: of every pending write and every write in flight, any subset of its sectors
 //!   may be there, in any order: a later write of a place may survive while an earlier one does
 //!   not, and the other way round. Nothing durable is touched.
+//! - Each disk has its own flushes: one that was not asked may lose what it holds.
 //! - A discard leaves of each block zeroes, garbage or what was there, as it completes; before that
 //!   any part of it. It counts as a write that nobody misses: nothing needs a flush for it.
 //! - Commands in flight complete in any order.
@@ -22,6 +23,7 @@
 
 mod crash;
 mod damage;
+mod store;
 mod sync;
 
 pub use crash::{CrashKind, CrashStyle};
@@ -30,9 +32,12 @@ pub use damage::{Area, Layout};
 use crate::arena::Arena;
 use crate::content::{Block, SECTOR};
 use crate::rng::Rng;
-use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken};
+use flagstone_block::{
+    BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, join_offset,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use store::Store;
 
 /// Faults that strike commands, in commands per million.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +67,7 @@ struct Pending {
 #[derive(Clone, Debug)]
 enum Command {
     Read {
-        offset: u64,
+        first: u32,
         buffer: Buffer,
     },
     Write {
@@ -70,8 +75,9 @@ enum Command {
         blocks: Vec<Block>,
         buffer: Buffer,
     },
-    /// Covers writes with a sequence number below this one.
+    /// Covers writes to one disk with a sequence number below this one.
     Flush {
+        disk: usize,
         covers: u64,
     },
     Discard {
@@ -93,6 +99,8 @@ pub struct Ended {
     pub token: IoToken,
     /// For the engine.
     pub result: Result<(), DeviceError>,
+    /// Which disk it was for.
+    pub disk: usize,
     /// For a read: its buffer, and which of its blocks a fault touched.
     pub read: Option<(Buffer, Vec<u32>)>,
     /// In words.
@@ -120,10 +128,10 @@ pub struct DiskCounters {
     pub discards: u64,
 }
 
-/// The disk. Cloning it is cheap: the copies share their blocks.
+/// The disks of a pool, or the only one. Cloning them is cheap: the copies share their blocks.
 #[derive(Clone, Debug)]
 pub struct Disk {
-    current: Vec<Option<Block>>,
+    current: Store,
     pending: BTreeMap<u32, Pending>,
     /// What reads see instead of the true content.
     damaged: BTreeMap<u32, Block>,
@@ -147,11 +155,11 @@ const EIO: DeviceError = DeviceError::Os { errno: 5 };
 const EOPNOTSUPP: DeviceError = DeviceError::Os { errno: 95 };
 
 impl Disk {
-    /// An empty disk of `bytes` bytes, a multiple of 4096.
+    /// No disk yet.
     #[must_use]
-    pub fn new(bytes: u64, rng: Rng) -> Self {
+    pub fn new(rng: Rng) -> Self {
         Self {
-            current: vec![None; (bytes / BLOCK_SIZE as u64) as usize],
+            current: Store::new(),
             pending: BTreeMap::new(),
             damaged: BTreeMap::new(),
             unreadable: BTreeSet::new(),
@@ -167,11 +175,38 @@ impl Disk {
         }
     }
 
-    /// The disk becomes larger, if it is not; what is new reads as zeroes. Returns its size.
-    pub fn enlarge(&mut self, bytes: u64) -> u64 {
-        let blocks = (bytes / BLOCK_SIZE as u64) as usize;
-        self.current.resize(blocks.max(self.current.len()), None);
-        self.current.len() as u64 * BLOCK_SIZE as u64
+    /// Puts an empty disk of `bytes` bytes, a multiple of 4096, in a place of the pool.
+    pub fn put(&mut self, disk: usize, bytes: u64) {
+        self.remove(disk);
+        self.current.put(disk, (bytes / BLOCK_SIZE as u64) as usize);
+    }
+
+    /// Takes a disk away, with everything on it.
+    pub fn remove(&mut self, disk: usize) {
+        self.current.remove(disk);
+        let other = |block: u32| store::split(block).0 != disk;
+        self.pending.retain(|block, _| other(*block));
+        self.damaged.retain(|block, _| other(*block));
+        self.unreadable.retain(|block| other(*block));
+        self.doubtful.retain(|block| other(*block));
+    }
+
+    /// The places where there is a disk.
+    #[must_use]
+    pub fn disks(&self) -> Vec<usize> {
+        self.current.disks().collect()
+    }
+
+    /// A disk becomes larger, if it is not; what is new reads as zeroes. Returns its size.
+    pub fn enlarge(&mut self, disk: usize, bytes: u64) -> u64 {
+        self.current.enlarge(disk, (bytes / BLOCK_SIZE as u64) as usize);
+        self.bytes(disk)
+    }
+
+    /// Size of a disk; 0 if it is not there.
+    #[must_use]
+    pub fn bytes(&self, disk: usize) -> u64 {
+        self.current.blocks(disk).unwrap_or(0) as u64 * BLOCK_SIZE as u64
     }
 
     /// Sets which faults strike from now on.
@@ -219,21 +254,24 @@ impl Disk {
     /// # Errors
     /// In words, a command that no correct engine sends.
     pub fn submit(&mut self, io: DeviceIo, arena: &Arena) -> Result<(), String> {
+        let disk = usize::from(io.device);
+        if self.current.blocks(disk).is_none() {
+            return Err(format!("{:?} for disk {disk}, which is not there", io.command));
+        }
         let command = match io.command {
-            DeviceCommand::Flush => Command::Flush { covers: self.seq },
+            DeviceCommand::Flush => Command::Flush { disk, covers: self.seq },
             DeviceCommand::Read { offset, buffer } => {
-                self.check_range("read", offset, buffer.len() as u64)?;
-                Command::Read { offset, buffer }
+                let first = self.check_range("read", disk, offset, buffer.len() as u64)?;
+                Command::Read { first, buffer }
             }
             DeviceCommand::Discard { offset, bytes } => {
-                self.check_range("discard", offset, bytes)?;
-                let block = BLOCK_SIZE as u64;
-                Command::Discard { first: (offset / block) as u32, count: (bytes / block) as u32 }
+                let first = self.check_range("discard", disk, offset, bytes)?;
+                Command::Discard { first, count: (bytes / BLOCK_SIZE as u64) as u32 }
             }
             DeviceCommand::Write { offset, buffer } => {
-                self.check_range("write", offset, buffer.len() as u64)?;
+                let first = self.check_range("write", disk, offset, buffer.len() as u64)?;
                 let blocks = arena.bytes(buffer).chunks_exact(BLOCK_SIZE).map(share).collect();
-                Command::Write { first: (offset / BLOCK_SIZE as u64) as u32, blocks, buffer }
+                Command::Write { first, blocks, buffer }
             }
         };
         if let Some(other) = self.in_flight.iter().find(|f| conflicts(&f.command, &command)) {
@@ -243,13 +281,12 @@ impl Disk {
         Ok(())
     }
 
-    fn check_range(&self, what: &str, offset: u64, len: u64) -> Result<(), String> {
+    fn check_range(&self, what: &str, disk: usize, offset: u64, len: u64) -> Result<u32, String> {
         let end = offset + len;
-        let bytes = self.current.len() as u64 * BLOCK_SIZE as u64;
-        if !offset.is_multiple_of(BLOCK_SIZE as u64) || end > bytes {
-            return Err(format!("a {what} of bytes {offset}..{end}, outside the device"));
+        if !offset.is_multiple_of(BLOCK_SIZE as u64) || end > self.bytes(disk) {
+            return Err(format!("a {what} of bytes {offset}..{end}, outside disk {disk}"));
         }
-        Ok(())
+        Ok(store::number(join_offset(disk, offset)))
     }
 
     /// Ends command `i` in flight.
@@ -259,10 +296,12 @@ impl Disk {
     pub fn complete(&mut self, i: usize, arena: &mut Arena) -> Result<Ended, String> {
         let InFlight { token, command } = self.in_flight.remove(i);
         match command {
-            Command::Read { offset, buffer } => {
-                let (result, touched) = self.read_blocks(offset, arena.bytes_mut(buffer));
+            Command::Read { first, buffer } => {
+                let (result, touched) = self.read_blocks(first, arena.bytes_mut(buffer));
+                let offset = u64::from(first) * BLOCK_SIZE as u64;
                 let (len, read) = (buffer.len() as u64, Some((buffer, touched)));
-                Ok(Ended { token, result, read, name: "read", offset, len })
+                let disk = store::split(first).0;
+                Ok(Ended { token, result, disk, read, name: "read", offset, len })
             }
             Command::Write { first, blocks, buffer } => {
                 let now = arena.bytes(buffer).chunks_exact(BLOCK_SIZE);
@@ -274,7 +313,8 @@ impl Disk {
                 }
                 let (offset, len) = (u64::from(first) * BLOCK_SIZE as u64, buffer.len() as u64);
                 let result = self.write_blocks(first, &blocks);
-                Ok(Ended { token, result, read: None, name: "write", offset, len })
+                let disk = store::split(first).0;
+                Ok(Ended { token, result, disk, read: None, name: "write", offset, len })
             }
             Command::Discard { first, count } => {
                 let failed = self.strikes(self.rates.discard_error);
@@ -283,11 +323,12 @@ impl Disk {
                 let (offset, len) = (u64::from(first), u64::from(count));
                 let block = BLOCK_SIZE as u64;
                 let (offset, len) = (offset * block, len * block);
-                Ok(Ended { token, result, read: None, name: "discard", offset, len })
+                let disk = store::split(first).0;
+                Ok(Ended { token, result, disk, read: None, name: "discard", offset, len })
             }
-            Command::Flush { covers } => {
-                let result = self.flush_blocks(covers);
-                Ok(Ended { token, result, read: None, name: "flush", offset: 0, len: 0 })
+            Command::Flush { disk, covers } => {
+                let result = self.flush_blocks(disk, covers);
+                Ok(Ended { token, result, disk, read: None, name: "flush", offset: 0, len: 0 })
             }
         }
     }
@@ -298,9 +339,9 @@ impl Disk {
 
     /// What the device holds, without faults; true, for callers that could be refused.
     pub fn peek(&self, offset: u64, into: &mut [u8]) -> bool {
-        let first = (offset / BLOCK_SIZE as u64) as usize;
-        for (block, into) in self.current[first..].iter().zip(into.chunks_exact_mut(BLOCK_SIZE)) {
-            match block {
+        let first = store::number(offset) as usize;
+        for (block, into) in (first..).zip(into.chunks_exact_mut(BLOCK_SIZE)) {
+            match &self.current[block] {
                 Some(bytes) => into.copy_from_slice(&bytes[..]),
                 None => into.fill(0),
             }
@@ -308,11 +349,10 @@ impl Disk {
         true
     }
 
-    /// Returns also which blocks, counted from `offset`, a fault touched.
-    fn read_blocks(&mut self, offset: u64, into: &mut [u8]) -> (Result<(), DeviceError>, Vec<u32>) {
-        let (result, touched) = self.read_with_faults(offset, into);
+    /// Returns also which blocks, counted from `first`, a fault touched.
+    fn read_blocks(&mut self, first: u32, into: &mut [u8]) -> (Result<(), DeviceError>, Vec<u32>) {
+        let (result, touched) = self.read_with_faults(first, into);
         if !touched.is_empty() || !self.doubtful.is_empty() {
-            let first = (offset / BLOCK_SIZE as u64) as u32;
             for b in 0..(into.len() / BLOCK_SIZE) as u32 {
                 self.doubtful.remove(&(first + b));
             }
@@ -328,10 +368,9 @@ impl Disk {
 
     fn read_with_faults(
         &mut self,
-        offset: u64,
+        first: u32,
         into: &mut [u8],
     ) -> (Result<(), DeviceError>, Vec<u32>) {
-        let first = (offset / BLOCK_SIZE as u64) as u32;
         let count = (into.len() / BLOCK_SIZE) as u32;
         let mut touched = Vec::new();
         if self.strikes(self.rates.read_error) {
@@ -452,14 +491,17 @@ impl Disk {
         }
     }
 
-    fn flush_blocks(&mut self, covers: u64) -> Result<(), DeviceError> {
+    fn flush_blocks(&mut self, disk: usize, covers: u64) -> Result<(), DeviceError> {
         self.counters.flushes += 1;
         if self.strikes(self.rates.flush_error) {
             self.counters.failures += 1;
-            self.drop_some_pending();
+            self.drop_some_pending(disk);
             return Err(EIO);
         }
-        self.pending.retain(|_, pending| {
+        self.pending.retain(|block, pending| {
+            if store::split(*block).0 != disk {
+                return true;
+            }
             let covered = pending.writes.iter().take_while(|(seq, _)| *seq < covers).count();
             if covered > 0 {
                 pending.durable = Some(pending.writes[covered - 1].1.clone());
@@ -470,9 +512,10 @@ impl Disk {
         Ok(())
     }
 
-    fn drop_some_pending(&mut self) {
+    fn drop_some_pending(&mut self, disk: usize) {
         let percent = self.rng.pick(&[0, 20, 100]);
-        let blocks: Vec<u32> = self.pending.keys().copied().collect();
+        let here = |block: &u32| store::split(*block).0 == disk;
+        let blocks: Vec<u32> = self.pending.keys().copied().filter(here).collect();
         for block in blocks {
             if !self.rng.percent(percent) {
                 continue;
@@ -516,10 +559,9 @@ fn merged(old: Option<&Block>, new: &Block, mask: u8) -> Block {
 }
 
 fn span(command: &Command) -> Option<(u64, u64, bool)> {
-    let block = BLOCK_SIZE as u64;
     match command {
-        Command::Read { offset, buffer } => {
-            Some((offset / block, offset / block + u64::from(buffer.blocks), false))
+        Command::Read { first, buffer } => {
+            Some((u64::from(*first), u64::from(*first + buffer.blocks), false))
         }
         Command::Write { first, blocks, .. } => {
             Some((u64::from(*first), u64::from(*first) + blocks.len() as u64, true))

@@ -157,25 +157,14 @@ impl Oracle {
                 return Err(format!("volume {id} ({:?}) came back from deletion", volume.name));
             }
             newest = newest.max(self.op(volume.created).accepted);
-            // A size may be given more than once only by requests that change nothing.
-            let matching = |&&(size, _): &&(u64, OpId)| size == found.size;
-            if let Some(&(_, op)) = volume.sizes.iter().find(matching) {
-                newest = newest.max(self.op(op).accepted);
-            }
+            let size = self.size_found(*id, volume, found, |op| self.required(op, bounds))?;
+            newest = newest.max(self.op(size).accepted);
             let settings =
                 self.settings_found(*id, volume, found, |op| self.required(op, bounds))?;
             newest = newest.max(self.op(settings).accepted);
-            for &(size, op) in &volume.sizes {
-                if size > found.size && self.required(op, bounds) {
-                    return Err(format!(
-                        "volume {id} has {} bytes, but its growth to {size} was promised",
-                        found.size
-                    ));
-                }
-            }
-            for (&lba, history) in &volume.blocks {
+            for (&lba, history) in volume.blocks.range(..found.size / BLOCK_SIZE as u64) {
                 let place = Place { volume: *id, lba };
-                let (first, last) = self.found_versions(place, history, found.size)?;
+                let (first, last) = self.found_versions(place, history)?;
                 let is_required = |v: &Version| self.required(v.op, bounds);
                 let oldest = history.versions.iter().rposition(is_required).unwrap_or(0) as u32;
                 if last < oldest {
@@ -192,6 +181,25 @@ impl Oracle {
             }
         }
         Ok(newest)
+    }
+
+    /// The oldest change that gave a volume the size that was found, and that `must` allows.
+    fn size_found(
+        &self,
+        id: u32,
+        volume: &Volume,
+        found: &FoundVolume,
+        must: impl Fn(OpId) -> bool,
+    ) -> Result<OpId, String> {
+        let oldest = volume.sizes.iter().rposition(|&(_, op)| must(op)).unwrap_or(0);
+        match volume.sizes[oldest..].iter().find(|(size, _)| *size == found.size) {
+            Some(&(_, op)) => Ok(op),
+            None => Err(format!(
+                "volume {id} has {} bytes, but {:?} were promised",
+                found.size,
+                &volume.sizes[oldest..]
+            )),
+        }
     }
 
     /// The oldest change that gave a volume the settings that were found, and that `must` allows.
@@ -215,16 +223,7 @@ impl Oracle {
     }
 
     /// First and last version that the block at `place` may be.
-    fn found_versions(
-        &self,
-        place: Place,
-        history: &History,
-        size: u64,
-    ) -> Result<(u32, u32), String> {
-        if place.lba * BLOCK_SIZE as u64 >= size {
-            // Lost with the growth of its volume.
-            return Ok((0, 0));
-        }
+    fn found_versions(&self, place: Place, history: &History) -> Result<(u32, u32), String> {
         history.found.ok_or_else(|| {
             format!("block {} of volume {} was not looked at", place.lba, place.volume)
         })
@@ -246,13 +245,12 @@ impl Oracle {
             if volume.deleted.is_some_and(before) {
                 return Err(format!("volume {id} is back, but something newer survived"));
             }
-            if volume.sizes.iter().any(|&(size, op)| size > found.size && before(op)) {
-                return Err(format!("volume {id} shrank, but something newer survived"));
-            }
+            self.size_found(*id, volume, found, before)?;
             self.settings_found(*id, volume, found, before)?;
-            for (&lba, history) in &volume.blocks {
+            // What lies beyond the end went with a growth that did not survive, or a shrink.
+            for (&lba, history) in volume.blocks.range(..found.size / BLOCK_SIZE as u64) {
                 let place = Place { volume: *id, lba };
-                let (first, last) = self.found_versions(place, history, found.size)?;
+                let (first, last) = self.found_versions(place, history)?;
                 let oldest = history.versions.iter().rposition(|v| before(v.op)).unwrap_or(0);
                 if (last as usize) < oldest {
                     return Err(format!(

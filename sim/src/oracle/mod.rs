@@ -334,13 +334,26 @@ impl Oracle {
         op
     }
 
-    /// A volume's growth was accepted.
+    /// A change of a volume's size was accepted. What is cut off is discarded.
     pub fn resize(&mut self, id: u32, size: u64) -> OpId {
         let op = self.accept();
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.sizes.push((size, op));
+            for (_, history) in volume.blocks.range_mut(size / BLOCK_SIZE as u64..) {
+                let hole = StatusKind::Hole;
+                history.versions.push(Version { op, content: Content::Zero, kind: hole });
+            }
         }
         op
+    }
+
+    /// Blocks beyond `size` bytes that hold data or are kept zeroes, as the last request left them.
+    #[must_use]
+    pub fn used_from(&self, id: u32, size: u64) -> u64 {
+        let Some(volume) = self.volumes.get(&id) else { return 0 };
+        let beyond = volume.blocks.range(size / BLOCK_SIZE as u64..);
+        let last = |history: &History| history.versions.last().map(|version| version.kind);
+        beyond.filter(|(_, h)| last(h).is_some_and(|kind| kind != StatusKind::Hole)).count() as u64
     }
 
     /// A change of a volume's settings was accepted.
@@ -383,8 +396,9 @@ impl Oracle {
     #[must_use]
     pub fn usable_size(&self, id: u32) -> u64 {
         let Some(volume) = self.volumes.get(&id) else { return 0 };
-        let answered = |&&(_, op): &&(u64, OpId)| self.op(op).answered != NEVER;
-        volume.sizes.iter().rev().find(answered).map_or(0, |&(size, _)| size)
+        let answered = |&(_, op): &(u64, OpId)| self.op(op).answered != NEVER;
+        let Some(last) = volume.sizes.iter().rposition(answered) else { return 0 };
+        volume.sizes[last..].iter().map(|&(size, _)| size).min().unwrap_or(0)
     }
 
     /// Whether a volume was ever to have more than `size` bytes.

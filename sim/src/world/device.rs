@@ -13,6 +13,7 @@ impl World {
     pub fn pump(&mut self) -> Check<bool> {
         let engine = self.engine.as_mut().expect("the process lives");
         engine.pump(&mut self.arena, self.now_ns);
+        self.take_removed_disks();
         self.check_scrub()?;
         Ok(self.drain()? | self.has_turn_left())
     }
@@ -82,13 +83,18 @@ impl World {
                 ended.token.0, ended.name, ended.len, ended.offset, ended.result
             )
         });
+        let mut failed = false;
         match &ended.read {
             Some((buffer, touched)) => self.note_touched(*buffer, touched),
             // A discard that fails says nothing of the device.
-            None => self.device_failed |= ended.result.is_err() && ended.name != "discard",
+            None => failed = ended.result.is_err() && ended.name != "discard",
         }
         let engine = self.engine.as_mut().expect("the process lives");
+        let is_member = engine.devices().any(|device| device.device == ended.disk);
         engine.device_done(&mut self.arena, ended.token, ended.result);
+        // One that is about to be added need not harm the others.
+        let harmed = is_member || matches!(engine.state(), PoolState::Failed(_));
+        self.device_failed |= failed && harmed;
         Ok(())
     }
 

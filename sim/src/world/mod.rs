@@ -4,6 +4,7 @@
 //! answered, and every device command passes through it on its way to the disk and back.
 
 mod device;
+mod disks;
 mod look;
 mod open;
 mod requests;
@@ -64,6 +65,7 @@ enum Request {
     Volume(OpId),
     /// The pool is to have so many segments.
     Grow(u32),
+    Disk(disks::DiskChange),
     Read {
         place: Place,
         buffer: Buffer,
@@ -123,6 +125,8 @@ pub struct Stats {
     pub discards: u64,
     /// Blocks that were rewritten because they were scanned.
     pub blocks_rewritten: u64,
+    /// Disks that were emptied and removed.
+    pub disks_removed: u64,
 }
 
 impl Stats {
@@ -144,6 +148,7 @@ impl Stats {
         self.bad_moved += other.bad_moved;
         self.discards += other.discards;
         self.blocks_rewritten += other.blocks_rewritten;
+        self.disks_removed += other.disks_removed;
     }
 }
 
@@ -207,6 +212,7 @@ pub struct World {
     /// Segments that the pool has at least, because a growth was answered, and at most.
     segments: (u32, u32),
     scrubbed: scrub::Seen,
+    members: disks::Members,
 }
 
 impl World {
@@ -215,7 +221,7 @@ impl World {
     pub fn new(seed: u64, detail: Detail, twist: Twist) -> Self {
         let mut rng = Rng::new(seed);
         let config = Config::draw(&mut rng, twist.theme);
-        let disk = Disk::new(config.pool_bytes, Rng::new(rng.next()));
+        let disk = Disk::new(Rng::new(rng.next()));
         let mut log = Log::new(detail);
         log.step(&[seed], || format!("{config:?}"));
         Self {
@@ -247,6 +253,7 @@ impl World {
             compactions_at_open: 0,
             segments: (0, 0),
             scrubbed: scrub::Seen::default(),
+            members: disks::Members::default(),
         }
     }
 

@@ -14,6 +14,7 @@ impl World {
             nonce: self.rng.next(),
             segment_bytes: self.config.segment_bytes,
         };
+        self.first_disks();
         if self.rng.one_in(8) {
             self.disk.die_after(self.rng.below(14));
         }
@@ -51,6 +52,9 @@ impl World {
                  flushed; {style:?}"
             )
         });
+        if let Some(engine) = &self.engine {
+            self.layout = Some(Layout::new(*engine.geometry()));
+        }
         self.disk.crash(kind, style, &self.layout());
         self.bury();
         self.stats.crashes += 1;
@@ -158,6 +162,7 @@ impl World {
         let recrashes = self.rng.between(0, self.config.recrashes);
         let report = self.open_through(recrashes)?;
         self.check_size()?;
+        self.check_members()?;
         self.disk.set_rates(FaultRates::default());
         let mut found = self.look()?;
         if self.moved_bad() {

@@ -4,8 +4,8 @@ use super::{Attempts, Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
 use flagstone_engine::{
-    Completion, IoFault, SnapshotSpec, StatusExtent, StatusKind, SubmitError, VolumeSettings,
-    VolumeSpec,
+    Completion, IoFault, Shrink, SnapshotSpec, StatusExtent, StatusKind, SubmitError,
+    VolumeSettings, VolumeSpec,
 };
 
 /// Part of a client's write that is offered to the engine.
@@ -246,24 +246,52 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
-    /// Submits the growth of a volume.
-    pub fn resize(&mut self, volume: u32, size: u64) -> Check<Submitted<()>> {
+    /// Submits a change of a volume's size.
+    pub fn resize(&mut self, volume: u32, size: u64, shrink: Shrink) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
         let engine = self.engine.as_mut().expect("the process lives");
-        match engine.resize_volume(&mut self.arena, tag, VolumeId(volume), size) {
+        match engine.resize_volume(&mut self.arena, tag, VolumeId(volume), size, shrink) {
             Ok(()) => {}
+            Err(SubmitError::VolumeHasData { bytes }) => {
+                // Nothing under way is about what lies there, so that it is known.
+                let due = self.oracle.used_from(volume, size) * BLOCK_SIZE as u64;
+                if bytes != due && !self.may_have_failed() {
+                    return Err(self.fail(format!(
+                        "volume {volume} is said to hold {bytes} bytes beyond {size}, not {due}"
+                    )));
+                }
+                return Ok(Submitted::Refused(SubmitError::VolumeHasData { bytes }));
+            }
             // An earlier growth may already be in force although it was not answered yet.
             Err(SubmitError::VolumeSize) if self.oracle.was_grown_beyond(volume, size) => {
                 return Ok(Submitted::Refused(SubmitError::VolumeSize));
             }
             Err(error) => return self.refused("resize", 0, error),
         }
+        let smaller = size < self.oracle.usable_size(volume);
+        let used = self.oracle.used_from(volume, size);
         let op = self.oracle.resize(volume, size);
         self.enter(0, Request::Volume(op))?;
         self.log.step(&[7, u64::from(volume), size], || {
-            format!("grow volume {volume} to {size} bytes")
+            format!("resize volume {volume} to {size} bytes, {shrink:?}")
         });
+        if shrink == Shrink::Unused && used > 0 && !self.may_have_failed() {
+            return Err(self.fail(format!("volume {volume} has {used} blocks beyond {size}")));
+        }
+        if smaller {
+            let mut out = Vec::new();
+            let engine = self.engine.as_ref().expect("the process lives");
+            let beyond = engine.block_status(VolumeId(volume), size, 1, &mut out, 1);
+            if beyond != Err(SubmitError::OutOfRange) {
+                return Err(self.fail(format!("volume {volume} is used beyond {size}")));
+            }
+        }
         Ok(Submitted::Taken(()))
+    }
+
+    /// A request that was accepted may not have happened.
+    fn may_have_failed(&self) -> bool {
+        self.device_failed || self.moved_bad() || self.stats.bad_blocks + self.bad_leaves_told > 0
     }
 
     /// Asks for the block status of a range and checks it.
@@ -314,21 +342,27 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
-    /// Enlarges the disk, and submits the pool's growth.
+    /// Enlarges a disk by `bytes` bytes, and submits the pool's growth.
     pub fn grow(&mut self, bytes: u64) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
-        let bytes = self.disk.enlarge(bytes);
-        match self.engine().grow(tag, bytes) {
+        let devices: Vec<usize> = self.engine().devices().map(|device| device.device).collect();
+        let device = self.rng.pick(&devices);
+        let bytes = self.disk.enlarge(device, self.disk.bytes(device) + bytes);
+        match self.engine().grow(tag, device, bytes) {
             Ok(()) => {}
+            // Behind its segments come another's.
+            Err(SubmitError::DeviceSize) if devices.len() > 1 || self.stats.disks_removed > 0 => {
+                return Ok(Submitted::Refused(SubmitError::DeviceSize));
+            }
             Err(error) => return self.refused("grow", bytes, error),
         }
-        let Some(geometry) = self.engine().geometry().grown(bytes) else {
+        let Some(geometry) = self.engine().geometry().grown(device, bytes) else {
             return Err(self.fail("grown to nowhere"));
         };
-        self.segments.1 = geometry.segments;
+        self.segments.1 = self.segments.1.max(geometry.segments);
         self.enter(0, Request::Grow(geometry.segments))?;
         self.log.step(&[12, bytes], || {
-            format!("grow to {bytes} bytes, {} segments", geometry.segments)
+            format!("disk {device} grows to {bytes} bytes, {} segments", geometry.segments)
         });
         Ok(Submitted::Taken(()))
     }
@@ -382,7 +416,8 @@ impl World {
         self.log.step(&[10, tag.0, u64::from(result.is_ok())], || {
             format!("answer {}: {result:?}", describe(&slot.request))
         });
-        if result == Err(IoFault::Device) && !self.device_failed {
+        let disk = matches!(slot.request, Request::Disk(_));
+        if result == Err(IoFault::Device) && !self.device_failed && !disk {
             return Err(self.fail("a request failed with the device, which did not fail"));
         }
         if result.is_ok() && self.device_failed && !matches!(slot.request, Request::Read { .. }) {
@@ -407,7 +442,7 @@ impl World {
                 Ok(()) => {
                     self.segments.0 = segments;
                     let geometry = *self.engine().geometry();
-                    if geometry.segments != segments {
+                    if geometry.segments < segments {
                         return Err(self.fail(format!("grown to {} segments", geometry.segments)));
                     }
                     self.layout = Some(crate::disk::Layout::new(geometry));
@@ -416,9 +451,21 @@ impl World {
                 Err(IoFault::Device) => None,
                 Err(fault) => return Err(self.fail(format!("a growth failed: {fault}"))),
             },
+            Request::Disk(change) => {
+                self.disk_changed(change, result.is_ok());
+                None
+            }
             Request::Flush(op) | Request::Volume(op) => match result {
                 Ok(()) => Some((op, true)),
                 Err(IoFault::Device) => None,
+                // A shrink that needs a page which can't be read, or a page more than there is.
+                Err(IoFault::NoSpace) if matches!(slot.request, Request::Volume(_)) => None,
+                Err(IoFault::BadBlock { .. })
+                    if self.bad_leaves_told < self.engine().counters().leaf_pages_bad =>
+                {
+                    self.bad_leaves_told += 1;
+                    None
+                }
                 Err(fault) => return Err(self.fail(format!("a flush failed: {fault}"))),
             },
         };
@@ -517,6 +564,7 @@ fn describe(request: &Request) -> String {
         Request::Flush(op) => format!("to flush {op:?}"),
         Request::Volume(op) => format!("to volume change {op:?}"),
         Request::Grow(segments) => format!("to grow to {segments} segments"),
+        Request::Disk(change) => format!("to change of disks {change:?}"),
         Request::Read { place, buffer, .. } => format!(
             "to read of volume {} blocks {}..{}",
             place.volume,

@@ -43,11 +43,10 @@ impl World {
         let from = seen.findings.saturating_sub(1);
         for (i, finding) in report.findings.iter().enumerate().skip(from) {
             let known = if i + 1 == seen.findings { seen.blocks } else { 0 };
-            let first = finding.offset / BLOCK_SIZE as u64;
             // Several blocks of one finding: of a summary or a leaf page any may be damaged.
             let whole = !matches!(finding.place, ScrubPlace::Data { .. });
             let mut blocks = known..finding.blocks;
-            let is_bad = |b: u32| self.disk.is_bad((first + u64::from(b)) as u32);
+            let is_bad = |b: u32| self.disk.is_bad(finding.offset, b);
             let right = if whole { blocks.any(is_bad) } else { blocks.all(is_bad) };
             if !right {
                 wrong.get_or_insert_with(|| format!("a scrub reports what is sound: {finding:?}"));
@@ -100,8 +99,10 @@ impl World {
         let found =
             |wanted: fn(&ScrubPlace) -> bool| report.findings.iter().any(|f| wanted(&f.place));
         // A device that has grown, unlike its pool, has no copy at its end.
-        let device_bytes = self.engine().geometry().device_bytes;
-        let missing = u32::from(flagstone_block::BlockIo::size(&self.disk) != device_bytes);
+        let devices: Vec<(usize, u64)> =
+            self.engine().devices().map(|device| (device.device, device.bytes)).collect();
+        let grown = |(disk, bytes): &&(usize, u64)| self.disk.bytes(*disk) != *bytes;
+        let missing = devices.iter().filter(grown).count() as u32;
         let mut copy = self.disk.clone();
         copy.reseed(crate::rng::Rng::new(0));
         match flagstone_engine::check(&mut copy, &mut |_, _| {}) {

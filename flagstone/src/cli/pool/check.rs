@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use flagstone_block::BLOCK_SIZE;
+use flagstone_block::{BLOCK_SIZE, split_offset};
 use flagstone_engine::{BadBlock, CheckReport};
 use serde::Serialize;
 
@@ -70,6 +70,8 @@ struct Bad<'a> {
     block: u64,
     volume_offset_bytes: u64,
     segment: u32,
+    /// Number of the device, and the offset there.
+    device: u32,
     device_offset_bytes: u64,
     reason: String,
 }
@@ -81,7 +83,8 @@ impl<'a> Bad<'a> {
             block: bad.lba,
             volume_offset_bytes: bad.lba * BLOCK_SIZE as u64,
             segment: bad.segment,
-            device_offset_bytes: bad.offset,
+            device: split_offset(bad.offset).0 as u32,
+            device_offset_bytes: split_offset(bad.offset).1,
             reason: bad.device.map_or("checksum mismatch".to_owned(), |error| error.to_string()),
         }
     }
@@ -144,13 +147,14 @@ fn text(path: &Path, report: &CheckReport) -> String {
     }
     for bad in report.listed.iter().map(Bad::new) {
         text.push_str(&format!(
-            "\n  volume {}, block {} (bytes {} to {}): {} (segment {}, device offset {})",
+            "\n  volume {}, block {} (bytes {} to {}): {} (segment {}, device {} offset {})",
             bad.volume,
             bad.block,
             bad.volume_offset_bytes,
             bad.volume_offset_bytes + BLOCK_SIZE as u64,
             bad.reason,
             bad.segment,
+            bad.device,
             bad.device_offset_bytes,
         ));
     }

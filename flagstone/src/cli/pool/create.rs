@@ -7,9 +7,10 @@ use crate::output;
 use crate::pool::create::{self, CreateOptions};
 use crate::size::{Human, parse_block_size};
 
-/// Format a file or block device as a pool
+/// Format files or block devices as a pool
 ///
-/// A file that does not exist is made, sparse unless --preallocate is given. The target is
+/// With several, files and devices of any size, what is written is spread over all of them: nothing
+/// is kept twice, and each is needed. A file that does not exist is made, sparse unless --preallocate is given. The target is
 /// refused if it holds anything: a file system, a partition table, a RAID, LVM, LUKS or ZFS
 /// member, swap, another pool, or (a file) data of any kind. --force formats over such things;
 /// nothing formats over what is mounted, used for swap, part of another device, or open in
@@ -18,13 +19,14 @@ use crate::size::{Human, parse_block_size};
 #[command(after_help = "Examples:
   flagstone pool create pool.flagstone --size 10G
   flagstone pool create /srv/pool.flagstone --size 500G --preallocate
-  flagstone pool create /dev/sdb")]
+  flagstone pool create /dev/sdb
+  flagstone pool create /dev/nvme0n1 /dev/nvme1n1 /dev/nvme2n1")]
 pub struct Args {
-    /// The file or block device
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    /// The files or block devices, up to 32; the journal goes to the first
+    #[arg(value_name = "PATH", required = true, num_args = 1..=32)]
+    paths: Vec<PathBuf>,
 
-    /// Size of the file, at least 64M; not for block devices
+    /// Size of each file that is made, of one at least 64M; block devices are used as they are
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_block_size)]
     size: Option<u64>,
 
@@ -57,8 +59,11 @@ fn parse_segment_size(text: &str) -> Result<u32, String> {
 
 /// Runs the command.
 pub fn run(args: Args, json: bool) -> Result<(), Failure> {
+    let mut paths = args.paths.into_iter();
+    let path = paths.next().unwrap_or_default();
     let options = CreateOptions {
-        path: args.path,
+        path,
+        more: paths.collect(),
         size_bytes: args.size,
         segment_bytes: args.segment_size,
         preallocate: args.preallocate,
@@ -77,6 +82,12 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
         Human(u64::from(pool.segment_bytes)),
         pool.uuid,
     );
+    if pool.devices.len() > 1 {
+        for device in &pool.devices {
+            let (path, size) = (device.path.display(), Human(device.size_bytes));
+            text.push_str(&format!("\non {path}, {size}"));
+        }
+    }
     if let Some(what) = &pool.overwritten {
         text.push_str(&format!("\noverwritten: {what}"));
     }

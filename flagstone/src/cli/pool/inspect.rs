@@ -166,6 +166,7 @@ const STATES: [SegmentState; SegmentState::COUNT] = [
     SegmentState::Freeing,
     SegmentState::Meta,
     SegmentState::Map,
+    SegmentState::Absent,
 ];
 
 const fn state_name(state: SegmentState) -> &'static str {
@@ -178,6 +179,7 @@ const fn state_name(state: SegmentState) -> &'static str {
         SegmentState::Freeing => "freeing",
         SegmentState::Meta => "metadata",
         SegmentState::Map => "map",
+        SegmentState::Absent => "absent",
     }
 }
 
@@ -220,7 +222,7 @@ impl<'a> Document<'a> {
             path: &args.path,
             uuid: uuid_text(superblock.pool_uuid),
             generation: superblock.generation,
-            device_bytes: geometry.device_bytes,
+            device_bytes: geometry.pool_bytes(),
             segment_bytes: u64::from(geometry.shape.blocks) * block,
             segments_total: geometry.segments,
             segment_data_blocks: geometry.shape.data_blocks,

@@ -2,6 +2,7 @@
 
 mod check;
 mod create;
+mod devices;
 mod grow;
 mod inspect;
 mod scrub;
@@ -20,6 +21,8 @@ pub enum Command {
     Inspect(inspect::Args),
     Status(status::Args),
     Grow(grow::Args),
+    Add(devices::Add),
+    Remove(devices::Remove),
     Scrub(scrub::Args),
 }
 
@@ -31,6 +34,8 @@ pub fn run(command: Command, json: bool) -> Result<Exit, Failure> {
         Command::Inspect(args) => inspect::run(&args, json).map(|()| Exit::Success),
         Command::Status(args) => status::run(&args, json).map(|()| Exit::Success),
         Command::Grow(args) => grow::run(&args, json).map(|()| Exit::Success),
+        Command::Add(args) => devices::add(&args, json).map(|()| Exit::Success),
+        Command::Remove(args) => devices::remove(&args, json).map(|()| Exit::Success),
         Command::Scrub(args) => scrub::run(&args, json),
     }
 }

@@ -213,6 +213,7 @@ mod tests {
             volume: Some("vm1".to_owned()),
             volume_offset_bytes: Some(8192),
             bytes: 4096,
+            device: 0,
             device_offset_bytes: 77_824,
             segment: Some(3),
             reason: "checksum mismatch".to_owned(),

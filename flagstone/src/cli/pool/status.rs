@@ -68,6 +68,20 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
         ]);
     }
     output::line(&table.render())?;
+    for pool in pools.iter().filter(|pool| pool.devices.len() > 1) {
+        let mut table = Table::new(&["DEVICE", "STATE", "SIZE>", "SEGMENTS EMPTY>", "UUID"]);
+        for device in &pool.devices {
+            let journal = if device.journal { ", journal" } else { "" };
+            table.row([
+                device.path.clone(),
+                format!("{}{journal}", device.state),
+                Human(device.size_bytes).to_string(),
+                format!("{} of {}", device.segments_empty, device.segments),
+                device.uuid.clone(),
+            ]);
+        }
+        output::line(&format!("\ndevices of {}:\n{}", pool.path, table.render()))?;
+    }
     for pool in &pools {
         if pool.waiting > 0 {
             let what = format!("{}: {} requests wait for space", pool.path, pool.waiting);

@@ -1,0 +1,106 @@
+//! Victims on devices that are being emptied: every sealed segment, however full.
+//!
+//! These gain no segment, so they come after those that are cleaned because segments run out, and
+//! none is taken while users would get none for it.
+
+use super::OutputStage;
+use crate::engine::Engine;
+use crate::limits::{CLEAN_SCAN, CLEAN_SUMMARIES};
+use crate::segment::SegmentState;
+
+/// Where the search for the next one is.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    cursor: u32,
+    searched: u32,
+    last_resort: Option<u32>,
+    searched_from: u64,
+    /// A search found nothing when the segment table had seen this many events.
+    exhausted_at: Option<u64>,
+}
+
+impl Engine {
+    /// Takes a victim on a device that is being emptied, if it may be now.
+    pub(super) fn begin_leaving(&mut self) {
+        if self.cleaner.victim.is_some()
+            || !self.segs.any_leaving()
+            || self.opening
+            || self.is_counting()
+            || self.stop.is_begun()
+            || self.summaries.len() <= CLEAN_SUMMARIES
+            || self.segs.free() <= self.floor()
+            || self.cleaner.leaving.exhausted_at == Some(self.segs.events())
+        {
+            return;
+        }
+        if let Some(segment) = self.next_leaving() {
+            self.take_victim(segment);
+        } else if self.cleaner.leaving.searched > 0 {
+            self.again = true;
+        } else {
+            self.cleaner.leaving.exhausted_at = Some(self.cleaner.leaving.searched_from);
+            self.end_leaving();
+        }
+    }
+
+    /// The next segment to be emptied; none, and nothing `searched`, if there is none.
+    fn next_leaving(&mut self) -> Option<u32> {
+        let segments = self.segs.len();
+        let events = self.segs.events();
+        let leaving = &mut self.cleaner.leaving;
+        if leaving.searched == 0 {
+            (leaving.searched_from, leaving.last_resort) = (events, None);
+        }
+        let window = CLEAN_SCAN.min(segments - leaving.searched);
+        for _ in 0..window {
+            let segment = leaving.cursor % segments;
+            leaving.cursor = (segment + 1) % segments;
+            leaving.searched += 1;
+            let row = self.segs.row(segment);
+            if row.state != SegmentState::Sealed || !self.segs.is_closed(segment) {
+                continue;
+            }
+            if !row.left_alone {
+                leaving.searched = 0;
+                return Some(segment);
+            }
+            if self.segs.holds_bad(segment) {
+                leaving.last_resort = Some(segment);
+            }
+        }
+        if leaving.searched < segments {
+            return None;
+        }
+        leaving.searched = 0;
+        let last_resort = leaving.last_resort.take();
+        // Not before the copies of its other blocks count.
+        last_resort.filter(|_| !self.has_outputs())
+    }
+
+    /// Nothing more is to be copied: what was, must count.
+    fn end_leaving(&mut self) {
+        let left =
+            |device: usize| !self.geo.extents[device].open && self.segs.sealed_on(device) > 0;
+        if !self.geo.devices().any(left) {
+            return;
+        }
+        for o in self.cleaner.filling.into_iter().flatten() {
+            self.close_output(o);
+            self.again = true;
+        }
+        if self.cleaner.is_idle() && self.sealing.is_empty() && self.graves.is_empty() {
+            self.note_stuck();
+        }
+    }
+
+    /// Outputs that are being filled on a device that takes nothing any more are ended.
+    pub(crate) fn close_leaving_outputs(&mut self) {
+        for o in self.cleaner.filling.into_iter().flatten() {
+            let output = &self.cleaner.outputs[o as usize];
+            if output.stage == OutputStage::Filling && self.segs.is_closed(output.segment) {
+                self.close_output(o);
+                self.again = true;
+            }
+        }
+    }
+}

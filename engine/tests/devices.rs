@@ -1,0 +1,324 @@
+//! Pools of several devices: formatted, added to, emptied, and opened when something is missing.
+
+mod support;
+
+use flagstone_block::{
+    BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, Devices, Durability, Lba, Tag, VolumeId,
+    join_offset,
+};
+use flagstone_engine::{
+    DeviceInfo, Engine, FormatOptions, NewDevice, OpenError, SubmitError, VolumeSettings,
+    VolumeSpec, identify,
+};
+use std::collections::BTreeSet;
+use support::{Arena, Disk, OPEN};
+
+const MIB: u64 = 1 << 20;
+const OPTIONS: FormatOptions =
+    FormatOptions { pool_uuid: [7; 16], nonce: 1, segment_bytes: MIB as u32 };
+
+struct Pool {
+    engine: Engine,
+    arena: Arena,
+    disks: Devices<Disk>,
+    now_ns: u64,
+    tag: u64,
+}
+
+fn disks(sizes: &[u64]) -> Devices<Disk> {
+    let mut disks = Devices::default();
+    for (device, size) in sizes.iter().enumerate() {
+        disks.put(device, Disk::new(*size));
+    }
+    disks
+}
+
+impl Pool {
+    fn format(sizes: &[u64]) -> Self {
+        let mut disks = disks(sizes);
+        Engine::format(&mut disks, &OPTIONS).unwrap();
+        Self::open(disks)
+    }
+
+    fn open(mut disks: Devices<Disk>) -> Self {
+        let mut arena = Arena::new(4096);
+        let (engine, _) = Engine::open(&mut disks, &mut arena, &OPEN).unwrap();
+        Self { engine, arena, disks, now_ns: 1, tag: 0 }
+    }
+
+    /// The process dies.
+    fn kill(self) -> Self {
+        Self::open(self.disks)
+    }
+
+    fn turn(&mut self) -> bool {
+        self.engine.pump(&mut self.arena, self.now_ns);
+        let mut any = false;
+        while let Some(io) = self.engine.next_io() {
+            any = true;
+            let at = |offset| join_offset(usize::from(io.device), offset);
+            let result = match io.command {
+                DeviceCommand::Read { offset, buffer } => {
+                    self.disks.read_at(at(offset), self.arena.bytes_mut(buffer))
+                }
+                DeviceCommand::Write { offset, buffer } => {
+                    self.disks.write_at(at(offset), self.arena.bytes(buffer))
+                }
+                DeviceCommand::Flush | DeviceCommand::Discard { .. } => Ok(()),
+            };
+            self.engine.device_done(&mut self.arena, io.token, result);
+        }
+        any
+    }
+
+    fn wait(&mut self, tag: Tag) {
+        for _ in 0..100_000 {
+            self.turn();
+            if let Some(done) = self.engine.next_completion() {
+                assert_eq!((done.tag, done.result), (tag, Ok(())));
+                return;
+            }
+        }
+        panic!("never answered");
+    }
+
+    fn next_tag(&mut self) -> Tag {
+        self.tag += 1;
+        Tag(self.tag)
+    }
+
+    fn create(&mut self, size: u64) -> VolumeId {
+        let tag = self.next_tag();
+        let settings = VolumeSettings::default();
+        let spec = VolumeSpec { uuid: [1; 16], name: "v", size, settings };
+        let id = self.engine.create_volume(&mut self.arena, tag, &spec).unwrap();
+        self.wait(tag);
+        id
+    }
+
+    /// Writes a whole volume: each block has its number in it, and a version.
+    fn fill(&mut self, volume: VolumeId, blocks: u64, version: u8) {
+        for block in 0..blocks {
+            let mut data = [version; BLOCK_SIZE];
+            data[..8].copy_from_slice(&block.to_le_bytes());
+            let tag = self.next_tag();
+            let at = block * BLOCK_SIZE as u64;
+            for _ in 0..10_000 {
+                let (arena, engine) = (&mut self.arena, &mut self.engine);
+                match engine.write(arena, tag, volume, at, &data, Durability::Completed) {
+                    Ok(_) => break,
+                    Err(SubmitError::Busy) => drop(self.turn()),
+                    Err(error) => panic!("block {block}: {error}"),
+                }
+            }
+            self.wait(tag);
+        }
+    }
+
+    fn verify(&mut self, volume: VolumeId, blocks: u64, version: u8) {
+        let buffer = self.arena.alloc(1).unwrap();
+        for block in 0..blocks {
+            let tag = self.next_tag();
+            while let Err(error) =
+                self.engine.read(&mut self.arena, tag, volume, Lba(block), buffer)
+            {
+                assert_eq!(error, SubmitError::Busy);
+                self.turn();
+            }
+            self.wait(tag);
+            let bytes = self.arena.bytes(buffer);
+            assert_eq!(bytes[..8], block.to_le_bytes(), "block {block}");
+            assert!(bytes[8..].iter().all(|byte| *byte == version), "block {block}");
+        }
+        self.arena.free(buffer);
+    }
+
+    fn add(&mut self, uuid: u8, bytes: u64) -> usize {
+        let tag = self.next_tag();
+        let new = NewDevice { uuid: [uuid; 16], bytes, name: "/new" };
+        let device = self.engine.add_device(tag, &new).unwrap();
+        self.disks.put(device, Disk::new(bytes));
+        self.wait(tag);
+        device
+    }
+
+    fn remove(&mut self, device: usize) {
+        let tag = self.next_tag();
+        self.engine.remove_device(tag, device).unwrap();
+        self.wait(tag);
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..100_000 {
+            if !self.turn() {
+                match self.engine.next_timer_ns() {
+                    Some(at) => self.now_ns = self.now_ns.max(at),
+                    None => return,
+                }
+            }
+        }
+        panic!("no end of activity");
+    }
+
+    fn devices(&self) -> Vec<DeviceInfo> {
+        self.engine.devices().collect()
+    }
+
+    fn stop(mut self) -> Devices<Disk> {
+        self.engine.shutdown();
+        while !self.engine.is_stopped() {
+            self.turn();
+        }
+        self.disks
+    }
+}
+
+#[test]
+fn what_is_written_is_spread_in_proportion_to_the_sizes() {
+    let mut pool = Pool::format(&[40 * MIB, 80 * MIB, 40 * MIB]);
+    let volume = pool.create(60 * MIB);
+    let blocks = 48 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    let used: Vec<u32> = pool.devices().iter().map(|d| d.segments - d.segments_empty).collect();
+    assert!(used[1] > used[0] && used[1] > used[2], "{used:?}");
+    assert!(used.iter().all(|used| *used >= 5), "{used:?}");
+    pool.verify(volume, blocks, 1);
+    let mut pool = pool.kill();
+    pool.verify(volume, blocks, 1);
+    let mut pool = Pool::open(pool.stop());
+    pool.verify(volume, blocks, 1);
+    pool.engine.check().unwrap();
+}
+
+#[test]
+fn a_device_is_added_and_another_emptied_the_first_one_too() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB]);
+    let volume = pool.create(40 * MIB);
+    let blocks = 30 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    let capacity = pool.engine.usage().capacity;
+    let refused = pool.engine.remove_device(Tag(1 << 40), 0);
+    assert!(matches!(refused, Err(SubmitError::NoRoomElsewhere { .. })), "{refused:?}");
+
+    let third = pool.add(9, 64 * MIB);
+    assert_eq!(third, 2);
+    assert!(pool.engine.usage().capacity > capacity + 40 * MIB);
+    // The one with journal and metadata; on the way everything is overwritten.
+    pool.remove(0);
+    pool.fill(volume, blocks, 2);
+    pool.settle();
+    assert_eq!(pool.engine.take_removed(), Some(0));
+    pool.disks.0[0] = None;
+    let left: Vec<usize> = pool.devices().iter().map(|device| device.device).collect();
+    assert_eq!(left, [1, 2]);
+    pool.verify(volume, blocks, 2);
+    pool.engine.check().unwrap();
+    let mut pool = pool.kill();
+    pool.verify(volume, blocks, 2);
+    // Its number is free for another.
+    assert_eq!(pool.add(10, 64 * MIB), 0);
+    pool.fill(volume, blocks, 3);
+    let mut pool = Pool::open(pool.stop());
+    pool.verify(volume, blocks, 3);
+    assert_eq!(pool.devices()[0].uuid, [10; 16]);
+    assert_eq!(pool.devices()[0].label.as_str(), "/new");
+}
+
+#[test]
+fn an_evacuation_goes_on_after_a_crash_at_any_time_and_can_be_ended() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(40 * MIB);
+    let blocks = 20 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.remove(1);
+    for turns in 0..60 {
+        for _ in 0..turns {
+            pool.turn();
+        }
+        pool = pool.kill();
+        let leaving: Vec<usize> =
+            pool.devices().iter().filter(|d| d.leaving).map(|d| d.device).collect();
+        assert!(leaving == [1] || pool.devices().len() == 2, "{leaving:?}");
+    }
+    pool.settle();
+    pool.verify(volume, blocks, 1);
+    assert_eq!(pool.devices().len(), 2);
+
+    pool.remove(2);
+    let tag = pool.next_tag();
+    pool.engine.keep_device(tag, 2).unwrap();
+    pool.wait(tag);
+    pool.settle();
+    assert!(pool.devices().iter().all(|device| !device.leaving));
+    pool.fill(volume, blocks, 2);
+    assert!(pool.devices()[1].segments_empty < pool.devices()[1].segments);
+    pool.engine.check().unwrap();
+    let mut pool = pool.kill();
+    pool.verify(volume, blocks, 2);
+}
+
+#[test]
+fn a_device_that_is_missing_is_named_and_a_stranger_is_no_substitute() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB]);
+    pool.engine.set_device_name(1, "/data/second.img");
+    let mut disks = pool.stop();
+    let uuid = identify(disks.get_mut(1).unwrap()).unwrap().own().uuid;
+    let second = disks.0[1].take().unwrap();
+    let error = Engine::open(&mut disks, &mut Arena::new(4096), &OPEN).unwrap_err();
+    assert!(matches!(error, OpenError::DeviceMissing { device: 1, uuid: u, .. } if u == uuid));
+    assert!(error.to_string().contains("/data/second.img"), "{error}");
+    disks.put(1, Disk::new(48 * MIB));
+    let error = Engine::open(&mut disks, &mut Arena::new(4096), &OPEN).unwrap_err();
+    assert!(matches!(error, OpenError::DeviceForeign { device: 1, .. }), "{error}");
+    // In each other's place they are not taken for themselves.
+    let first = disks.0[0].replace(second.clone()).unwrap();
+    disks.put(1, first.clone());
+    assert!(Engine::open(&mut disks, &mut Arena::new(4096), &OPEN).is_err());
+    disks.put(0, first);
+    disks.put(1, second);
+    Engine::open(&mut disks, &mut Arena::new(4096), &OPEN).unwrap();
+}
+
+#[test]
+fn a_device_that_was_about_to_be_added_is_none_of_the_pools() {
+    let mut pool = Pool::format(&[64 * MIB]);
+    let new = NewDevice { uuid: [9; 16], bytes: 48 * MIB, name: "" };
+    let device = pool.engine.add_device(Tag(1), &new).unwrap();
+    pool.disks.put(device, Disk::new(48 * MIB));
+    // Its own places are written one after the other before anything else is.
+    for _ in 0..4 {
+        pool.turn();
+    }
+    let says = identify(pool.disks.get_mut(device).unwrap()).unwrap();
+    assert_eq!((says.own().uuid, says.pool_uuid), ([9; 16], [7; 16]));
+    let mut pool = pool.kill();
+    assert_eq!(pool.devices().len(), 1);
+    assert_eq!(pool.add(9, 48 * MIB), 1);
+    assert_eq!(pool.engine.add_device(Tag(2), &new), Err(SubmitError::DeviceKnown));
+    assert_eq!(pool.engine.remove_device(Tag(2), 5), Err(SubmitError::NoDevice));
+}
+
+#[test]
+fn devices_that_nobody_wrote_to_are_not_flushed() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(4 * MIB);
+    pool.settle();
+    let tag = pool.next_tag();
+    let data = [5; BLOCK_SIZE];
+    let (arena, engine) = (&mut pool.arena, &mut pool.engine);
+    engine.write(arena, tag, volume, 0, &data, Durability::Fua).unwrap();
+    let (mut written, mut flushed) = (BTreeSet::new(), BTreeSet::new());
+    while pool.engine.next_completion().is_none() {
+        pool.engine.pump(&mut pool.arena, pool.now_ns);
+        while let Some(io) = pool.engine.next_io() {
+            match io.command {
+                DeviceCommand::Write { .. } => written.insert(io.device),
+                DeviceCommand::Flush => flushed.insert(io.device),
+                _ => false,
+            };
+            pool.engine.device_done(&mut pool.arena, io.token, Ok(()));
+        }
+    }
+    assert_eq!(written, flushed);
+    assert!(written.len() < 3, "{written:?}");
+}

@@ -1,0 +1,182 @@
+//! Why a control request is refused, and why a node ends: small, matchable kinds. What the user can do
+//! about it is told by who knows the user's face: the API's and the command line's.
+
+use std::path::PathBuf;
+
+/// Why a control request was refused. Nothing has changed, except where it says so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// No volume of that name.
+    #[error("there is no volume {name:?}")]
+    NoSuchVolume {
+        /// The name asked for.
+        name: String,
+    },
+    /// No pool at that path.
+    #[error("there is no pool at {}", path.display())]
+    NoSuchPool {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// A volume of that name exists already, with another size or identity.
+    #[error("there is a volume {name:?} already")]
+    NameTaken {
+        /// The name asked for.
+        name: String,
+    },
+    /// Not a name that a volume can have.
+    #[error("{name:?} can't be a volume's name")]
+    BadName {
+        /// The name asked for.
+        name: String,
+    },
+    /// Not a size that a volume can have: zero, too large, or not a multiple of 4096.
+    #[error(
+        "{size_bytes} bytes can't be a volume's size: it must be a multiple of 4096, from 4096 to {max_bytes}"
+    )]
+    BadSize {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The largest there can be.
+        max_bytes: u64,
+    },
+    /// The size is smaller than the volume's, and it was not to be shrunk.
+    #[error(
+        "{size_bytes} bytes is less than the volume's {current_bytes}, and a volume shrinks only when \
+         forced to"
+    )]
+    Shrink {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The size it has.
+        current_bytes: u64,
+    },
+    /// The volume holds data beyond the size that it was to be shrunk to.
+    #[error("the volume holds {bytes} bytes beyond {size_bytes}")]
+    ShrinkHasData {
+        /// How many: data, and zeroes whose space is kept.
+        bytes: u64,
+        /// The size asked for.
+        size_bytes: u64,
+    },
+    /// More is reserved for the volume than the size that it was to be shrunk to.
+    #[error("more than {size_bytes} bytes are reserved for the volume")]
+    ShrinkReserved {
+        /// The size asked for.
+        size_bytes: u64,
+    },
+    /// A volume can't be shrunk, because the map of what is to be cut off is damaged. A part of it may
+    /// have been discarded.
+    #[error("what says where block {lba} of the volume lies is damaged")]
+    ShrinkDamaged {
+        /// The first block that the damage is about.
+        lba: u64,
+    },
+    /// Not a reservation that the volume can have.
+    #[error(
+        "{reserved_bytes} bytes can't be reserved for a volume of {size_bytes}: a reservation is a \
+         multiple of 4096 up to the volume's size"
+    )]
+    BadReservation {
+        /// The reservation asked for.
+        reserved_bytes: u64,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// The pool can't give one volume so much.
+    #[error("the pool can't reserve that: it can back {available_bytes} bytes for the volume")]
+    Unbacked {
+        /// Largest reservation that the volume could have now.
+        available_bytes: u64,
+    },
+    /// Clients have it open.
+    #[error("{connections} clients have the volume open")]
+    InUse {
+        /// How many connections.
+        connections: u32,
+    },
+    /// The pool has no space for it.
+    #[error("the pool is full")]
+    NoSpace,
+    /// As many volumes as a pool can hold.
+    #[error("the pool has as many volumes as it can hold")]
+    TooManyVolumes,
+    /// The pool's device failed. A change that was under way may or may not have happened.
+    #[error("the pool's device has failed; see the log")]
+    PoolFailed,
+    /// The pool's device has a size that no pool can have.
+    #[error(
+        "the device is smaller than the pool, or too large for it: a pool of up to 8 TiB can't \
+         grow beyond that"
+    )]
+    DeviceSize,
+    /// The pool has no such device.
+    #[error(
+        "the pool has no device {device}: give its path or its UUID as `pool status` shows them"
+    )]
+    NoSuchDevice {
+        /// As asked for.
+        device: String,
+    },
+    /// The engine refused a change of the devices.
+    #[error("{reason}")]
+    DeviceRefused {
+        /// Why.
+        reason: String,
+    },
+    /// The device that was to be added failed; the pool is as it was.
+    #[error("the device failed and was not added")]
+    DeviceFailed,
+    /// The node drives as many devices as it can.
+    #[error("the daemon has as many devices as it can drive")]
+    TooManyDevices,
+    /// A scrub of the pool is under way.
+    #[error("a scrub of the pool is under way already")]
+    Scrubbing,
+    /// More control requests than the node takes at a time.
+    #[error("too many control requests are waiting; try again")]
+    Overloaded,
+    /// The node is stopping or has stopped. A change under way may or may not have happened.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// A pool whose device failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedPool {
+    /// As given in [`NodeConfig::pools`](super::NodeConfig::pools).
+    pub path: PathBuf,
+    /// What the device said.
+    pub reason: String,
+}
+
+fn list(pools: &[FailedPool]) -> String {
+    let sentence = |pool: &FailedPool| {
+        format!("the pool {} has failed and was not closed: {}", pool.path.display(), pool.reason)
+    };
+    pools.iter().map(sentence).collect::<Vec<_>>().join("; ")
+}
+
+/// Why a running node ended badly.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeExit {
+    /// Devices failed, while serving or at the stop; the next opening recovers their pools.
+    #[error(
+        "{}; everything that was flushed before is there: when the device is well again, the next \
+         start recovers the pool",
+        list(pools)
+    )]
+    FailedPools {
+        /// Which; at least one.
+        pools: Vec<FailedPool>,
+    },
+    /// The reactor can't go on.
+    #[error("the reactor failed: {reason}")]
+    Reactor {
+        /// What happened.
+        reason: String,
+    },
+    /// The reactor thread panicked: a bug.
+    #[error("the reactor thread panicked")]
+    Panicked,
+}

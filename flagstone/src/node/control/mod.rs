@@ -1,0 +1,201 @@
+//! The node's face to the control thread: requests with reply channels, plain answers.
+//!
+//! A [`NodeHandle`] is `Clone + Send + Sync` and may be used from any thread, in or out of an
+//! async runtime. Each method sends one [`ControlRequest`] to the reactor thread and waits for
+//! its answer; nothing here touches a volume. A request is either performed in full or not at
+//! all, and its answer says which; a future dropped half-way does not cancel its request.
+
+mod error;
+mod handle;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::devices::DeviceChange;
+use super::discard::DeviceDiscard;
+use super::scrub::ScrubAction;
+use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
+
+pub use error::{ControlError, FailedPool, NodeExit};
+pub use handle::NodeHandle;
+pub(super) use handle::Post;
+pub use status::{NodeStats, PoolState, PoolStatus, VolumeStatus, WARNINGS};
+
+/// How long writes wait for space unless told otherwise.
+pub const FULL_WAIT: Duration = Duration::from_secs(60);
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Pools to open: files or block devices. At least one, at most 64.
+    pub pools: Vec<PathBuf>,
+    /// Where to listen for NBD on a unix socket. A stale socket is replaced, a live one refused.
+    pub nbd_unix: Option<PathBuf>,
+    /// Where to listen for NBD over TCP; port 0 lets the system choose.
+    pub nbd_tcp: Option<SocketAddr>,
+    /// Memory for buffers in bytes; fixed at start, see [`super::limits`] for the least.
+    pub memory_bytes: u64,
+    /// Memory for the maps of all pools in bytes, each an equal part; `None` for no bound.
+    pub map_memory: Option<u64>,
+    /// NBD connections at a time, handshakes included; more are turned away at accept.
+    pub max_connections: u32,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+    /// What a new volume does when its pool is full, unless its maker says otherwise.
+    pub on_full: OnFull,
+    /// How long writes wait for space, where their volume waits.
+    pub full_wait: Duration,
+    /// When the space of free segments is given back to the device.
+    pub device_discard: DeviceDiscard,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            pools: Vec::new(),
+            nbd_unix: None,
+            nbd_tcp: None,
+            memory_bytes: 256 << 20,
+            map_memory: Some(1 << 30),
+            max_connections: 128,
+            handshake_timeout: Duration::from_secs(30),
+            on_full: OnFull::default(),
+            full_wait: FULL_WAIT,
+            device_discard: DeviceDiscard::default(),
+        }
+    }
+}
+
+/// What is to be changed of a volume's settings, or chosen at its creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SettingsChange {
+    /// What becomes of writes when the pool is full.
+    pub on_full: Option<OnFull>,
+    /// Bytes that no other volume may take, a multiple of 4096 up to the volume's size.
+    pub reserved_bytes: Option<u64>,
+}
+
+impl SettingsChange {
+    /// `settings` with this change.
+    #[must_use]
+    pub fn applied_to(self, settings: VolumeSettings) -> VolumeSettings {
+        VolumeSettings {
+            on_full: self.on_full.unwrap_or(settings.on_full),
+            reserved: self.reserved_bytes.unwrap_or(settings.reserved),
+        }
+    }
+}
+
+/// The channel that a request's answer goes to.
+pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// What the control thread can ask of the reactor.
+#[derive(Debug)]
+pub enum ControlRequest {
+    /// Make a volume. Answered when it is durable; the same request again is answered with the
+    /// volume there is.
+    CreateVolume {
+        /// Unique in the node; see [`crate::name::check_name`].
+        name: String,
+        /// Bytes, a multiple of 4096.
+        size_bytes: u64,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// Where; without it, the pool with the most free space.
+        pool: Option<PathBuf>,
+        /// Settings that are not the defaults.
+        settings: SettingsChange,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Delete a volume and its data. Answered when that is durable.
+    DeleteVolume {
+        /// Which.
+        name: String,
+        /// Close the connections that have it open, instead of refusing.
+        force: bool,
+        /// The volume as it was.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Change a volume's size. Answered when that is durable. Connected clients see the old size
+    /// until they connect again; they may use a larger one at once, and get errors beyond the end
+    /// of a smaller one.
+    ResizeVolume {
+        /// Which.
+        name: String,
+        /// Bytes, a multiple of 4096.
+        size_bytes: u64,
+        /// Whether that may be less than now.
+        shrink: Shrink,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Change a volume's settings. Answered when that is durable.
+    SetVolume {
+        /// Which.
+        name: String,
+        /// What is to change.
+        change: SettingsChange,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// The volumes behind one, ordered by name.
+    ListVolumes {
+        /// Where to go on: the last name of the page before, or nothing.
+        after: Option<String>,
+        /// How many at most; fewer than these and than [`super::limits::LIST_VOLUMES`] are all that is
+        /// left.
+        limit: usize,
+        /// The volumes.
+        reply: Reply<Vec<VolumeStatus>>,
+    },
+    /// One volume.
+    GetVolume {
+        /// Which.
+        name: String,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// All pools, in the order they were given.
+    PoolStatus {
+        /// The pools.
+        reply: Reply<Vec<PoolStatus>>,
+    },
+    /// Take the new space of a pool's device, which has become larger. Answered when that is
+    /// durable; a device that has not is a success that changes nothing.
+    GrowPool {
+        /// Its path, as given in [`NodeConfig::pools`].
+        pool: PathBuf,
+        /// The pool.
+        reply: Reply<PoolStatus>,
+    },
+    /// Add, empty or keep a device of a pool.
+    ChangeDevices {
+        /// Its path, as in [`PoolStatus::path`].
+        pool: PathBuf,
+        /// What to do.
+        change: DeviceChange,
+        /// The pool.
+        reply: Reply<PoolStatus>,
+    },
+    /// Begin, show or end a pool's scrub. Answered at once.
+    Scrub {
+        /// Its path, as given in [`NodeConfig::pools`].
+        pool: PathBuf,
+        /// What is to be done.
+        action: ScrubAction,
+        /// The scrub under way or the last one since the start, if any.
+        reply: Reply<Option<ScrubReport>>,
+    },
+    /// Counters.
+    Stats {
+        /// The counters.
+        reply: Reply<NodeStats>,
+    },
+    /// Stop accepting, finish what is under way, make everything durable, end the thread.
+    Shutdown,
+}

@@ -1,0 +1,198 @@
+//! Pools of several files: one is emptied and removed and another added under verified load, with
+//! `kill -9` in the middle; renamed files are found; a missing one is named.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use flagstone_tests::daemon::{Config, Daemon, check_pool, directory, flagstone};
+use flagstone_tests::ledger::{Clock, Cut, Ledger};
+use flagstone_tests::load::{self, Plan, Shared};
+use flagstone_tests::programs::Output;
+use flagstone_tests::random::Random;
+use flagstone_tests::{BLOCK, MIB};
+
+/// Blocks of the volume under load.
+const BLOCKS: u64 = 4096;
+/// Bytes of the volume that is written once, and has to be moved.
+const REST: u64 = 96 * MIB;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are text")
+}
+
+fn create(paths: &[PathBuf], size: u64) {
+    let size = size.to_string();
+    let mut args = vec!["pool", "create", "--size", &size];
+    args.extend(paths.iter().map(|path| text(path)));
+    let output = flagstone(&args);
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn ok(output: Output) -> Output {
+    assert!(output.status.success(), "{output:?}");
+    output
+}
+
+/// The devices of the only pool: path, and state.
+fn devices(daemon: &Daemon) -> Vec<(String, String)> {
+    let output = ok(daemon.control(&["pool", "status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&output.out).expect("JSON");
+    let devices = status["pools"][0]["devices"].as_array().expect("a list").clone();
+    let field = |device: &serde_json::Value, name: &str| device[name].as_str().unwrap().to_owned();
+    devices.iter().map(|device| (field(device, "path"), field(device, "state"))).collect()
+}
+
+/// What the volume that is written once holds from `at` on.
+fn rest(at: u64) -> Vec<u8> {
+    let word = |i: u64| (at / 8 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    (0..MIB / 8).flat_map(word).collect()
+}
+
+fn write_rest(daemon: &Daemon) {
+    daemon.create_volume("rest", REST);
+    let mut client = daemon.connect("rest");
+    for at in (0..REST).step_by(MIB as usize) {
+        client.write(at, &rest(at), 0).unwrap();
+    }
+}
+
+fn verify_rest(daemon: &Daemon) {
+    let mut client = daemon.connect("rest");
+    for at in (0..REST).step_by(MIB as usize) {
+        assert!(client.read(at, MIB as u32).unwrap() == rest(at), "at {at}");
+    }
+}
+
+#[test]
+fn one_of_three_is_emptied_under_load_and_another_added_through_three_kills() {
+    let mut random = Random::from_environment();
+    let dir = directory();
+    let paths: Vec<PathBuf> = (0..3).map(|i| dir.path().join(format!("disk{i}"))).collect();
+    create(&paths, 128 * MIB);
+    let mut daemon = Config::new(&paths[0], dir.path()).start();
+    assert_eq!(devices(&daemon).len(), 3, "the others lie beside it");
+    write_rest(&daemon);
+    daemon.create_volume("v", BLOCKS * BLOCK as u64);
+    let clock = Clock::default();
+    let mut ledger = Ledger::default();
+    let fourth = dir.path().join("disk3");
+    for kill in 0..3u64 {
+        let stop = AtomicBool::new(false);
+        let shared = Shared { clock: &clock, stop: &stop, position: &|| 0 };
+        let plan = Plan {
+            connections: 3,
+            depth: 8,
+            blocks: BLOCKS,
+            requests: u64::MAX,
+            seed: random.number(),
+        };
+        let address = daemon.address();
+        let lifetime = Duration::from_millis(20 + random.below(300));
+        let result = std::thread::scope(|scope| {
+            let clients = scope.spawn(|| load::run(&plan, &address, "v", &shared, &mut ledger));
+            let device = text(&paths[1]);
+            if devices(&daemon).iter().any(|(path, _)| path == device) {
+                ok(daemon.control(&["pool", "remove", device, "--no-wait"]));
+            }
+            if kill == 1 {
+                ok(daemon.control(&["pool", "add", text(&fourth), "--size", "160M"]));
+            }
+            std::thread::sleep(lifetime);
+            daemon.kill();
+            stop.store(true, Ordering::Relaxed);
+            clients.join().expect("no panic")
+        });
+        result.unwrap_or_else(|why| panic!("kill {kill}, before it: {why}"));
+        daemon.restart();
+        let found = load::verify(&daemon.address(), "v", &ledger, Cut::Process);
+        let survivors = found.unwrap_or_else(|why| panic!("kill {kill}: {why}"));
+        ledger.settle(&survivors);
+        verify_rest(&daemon);
+    }
+    let device = text(&paths[1]);
+    if devices(&daemon).iter().any(|(path, _)| path == device) {
+        let output = ok(daemon.control(&["pool", "remove", device, "--json"]));
+        assert!(output.out.contains("\"removed\""), "{output:?}");
+    }
+    let mut left: Vec<String> = devices(&daemon).into_iter().map(|(path, _)| path).collect();
+    left.sort();
+    assert_eq!(left, [&paths[0], &paths[2], &fourth].map(|path| text(path)));
+    load::verify(&daemon.address(), "v", &ledger, Cut::Process).unwrap();
+    verify_rest(&daemon);
+    daemon.stop_cleanly();
+    // It is nobody's any more, and the pool can do without it.
+    std::fs::remove_file(&paths[1]).unwrap();
+    check_pool(&paths[0]);
+    let mut daemon = Config::new(&fourth, dir.path()).start();
+    load::verify(&daemon.address(), "v", &ledger, Cut::Process).unwrap();
+    daemon.stop_cleanly();
+}
+
+#[test]
+fn renamed_files_are_found_and_a_missing_one_is_named() {
+    let dir = directory();
+    let paths: Vec<PathBuf> = (0..3).map(|i| dir.path().join(format!("disk{i}"))).collect();
+    create(&paths, 96 * MIB);
+    let mut daemon = Config::new(&paths[0], dir.path()).start();
+    daemon.create_volume("v", 8 * MIB);
+    let content = vec![7; 4 * MIB as usize];
+    daemon.connect("v").write(0, &content, 0).unwrap();
+    daemon.stop_cleanly();
+
+    // In each other's names.
+    let aside = dir.path().join("aside");
+    std::fs::rename(&paths[0], &aside).unwrap();
+    std::fs::rename(&paths[1], &paths[0]).unwrap();
+    std::fs::rename(&aside, &paths[1]).unwrap();
+    let new = dir.path().join("new name");
+    std::fs::rename(&paths[2], &new).unwrap();
+    let mut daemon = Config::new(&paths[0], dir.path()).start();
+    assert_eq!(daemon.connect("v").read(0, content.len() as u32).unwrap(), content);
+    daemon.stop_cleanly();
+
+    // Elsewhere it is found only if it is given.
+    let other = directory();
+    let moved = other.path().join("moved");
+    std::fs::copy(&new, &moved).unwrap();
+    std::fs::remove_file(&new).unwrap();
+    let output = flagstone(&["pool", "check", text(&paths[0])]);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(output.err.contains("is missing") && output.err.contains("new name"), "{output:?}");
+    let mut config = Config::new(&paths[1], dir.path());
+    config.args.extend(["--pool".to_owned(), text(&moved).to_owned()]);
+    let mut daemon = config.start();
+    assert_eq!(daemon.connect("v").read(0, content.len() as u32).unwrap(), content);
+    let refused = daemon.control(&["pool", "remove", "/nowhere"]);
+    assert!(
+        !refused.status.success() && refused.err.contains("has a device /nowhere"),
+        "{refused:?}"
+    );
+    daemon.stop_cleanly();
+}
+
+#[test]
+fn a_device_whose_blocks_have_no_room_elsewhere_is_refused_with_the_reason() {
+    let dir = directory();
+    let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("disk{i}"))).collect();
+    create(&paths, 64 * MIB);
+    let mut daemon = Config::new(&paths[0], dir.path()).start();
+    let spare = dir.path().join("spare");
+    ok(daemon.control(&["pool", "add", text(&spare), "--size", "64M"]));
+    write_rest(&daemon);
+    let refused = daemon.control(&["pool", "remove", text(&paths[1])]);
+    assert!(!refused.status.success(), "{refused:?}");
+    assert!(refused.err.contains("no room"), "{refused:?}");
+    // What holds data is not taken.
+    let data = dir.path().join("data");
+    std::fs::write(&data, vec![1; 96 * MIB as usize]).unwrap();
+    let refused = daemon.control(&["pool", "add", text(&data)]);
+    assert!(!refused.status.success() && refused.err.contains("holds"), "{refused:?}");
+    ok(daemon.control(&["pool", "add", text(&data), "--force"]));
+    let output = ok(daemon.control(&["pool", "remove", text(&paths[1])]));
+    assert!(output.out.contains("removed"), "{output:?}");
+    assert_eq!(devices(&daemon).len(), 3);
+    verify_rest(&daemon);
+    daemon.stop_cleanly();
+    check_pool(&paths[0]);
+}
