@@ -28,6 +28,13 @@ struct Entry {
     mapping: Mapping,
 }
 
+impl Entry {
+    /// Whether it is data with this checksum.
+    fn is_of(&self, wanted: u32) -> bool {
+        matches!(self.mapping, Mapping::Block { crc, .. } if crc == wanted)
+    }
+}
+
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Unread {
@@ -95,13 +102,14 @@ impl Unread {
                 (Some(entry), _) if entry.sure => {
                     leaf.set(block, entry.mapping);
                 }
-                (entry, Mapping::Block { pbn, .. }) => match (judge(pbn), entry) {
+                (entry, Mapping::Block { pbn, crc }) => match (judge(pbn), entry) {
                     (Verdict::Good, _) => {}
-                    (Verdict::Stale, Some(entry)) => {
+                    // Of a snapshot that is dying it may be an older one's block that was moved.
+                    (Verdict::Stale, Some(entry)) if !dying || entry.is_of(crc) => {
                         entry.sure = true;
                         leaf.set(block, entry.mapping);
                     }
-                    (Verdict::Stale, None) if dying => {
+                    (Verdict::Stale, _) if dying => {
                         leaf.set(block, Mapping::Hole);
                         gone.push(block);
                     }
