@@ -445,6 +445,7 @@ impl Engine {
                         if self.leaf_writer.refused() == PATCHED_READS {
                             self.fail(DeviceError::Os { errno: EIO });
                         }
+                        self.again = true;
                         None
                     }
                     // It stays where it is, and its segment with it.

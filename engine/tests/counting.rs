@@ -104,7 +104,7 @@ fn opening_goes_on_when_it_must_read_a_page_and_can_not() {
     let mut rebuilt = 0;
     for page in blocks_of(&disk, *b"LSBL") {
         for (options, after, times) in
-            [(&OPEN, 0, 1), (&OPEN, 0, 2), (&bounded, 0, 9), (&bounded, 1, 1), (&bounded, 1, 9)]
+            [(&OPEN, 0, 1), (&OPEN, 0, 2), (&bounded, 0, 30), (&bounded, 1, 1), (&bounded, 1, 30)]
         {
             let mut io = Refuses { disk: disk.clone(), block: page, after, times };
             let (_, report) = Engine::open(&mut io, &mut Arena::new(4096), options).unwrap();

@@ -222,7 +222,7 @@ pub(crate) fn load(
         last_lsn: last_lsn.max(replay.last_lsn),
         valid_lsn,
         next_generation,
-        next_volume,
+        next_volume: next_volume.max(replay.highest_volume.saturating_add(1)),
         next_jseq: last_jseq + 1 + skipped,
         replay,
         report,
