@@ -16,10 +16,11 @@
 //!    for a checkpoint, and the metadata chain does not take what the next opening needs for one.
 
 use crate::engine::Engine;
+use crate::format::record::LeafBits;
 use crate::format::superblock::FLAG_REBUILD;
 use crate::geometry::Geometry;
 use crate::limits::LEAF_READS;
-use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Unread, Verdict};
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use flagstone_block::Buffers;
@@ -55,9 +56,9 @@ impl Counting {
         Self { left: order.len(), order, next: 0, freed, urgent: false, again_ns: 0, planted }
     }
 
-    /// The leaves that there were to count.
-    pub(crate) fn order(&self) -> &[(u32, u64)] {
-        &self.order
+    /// The leaves that there are to count, for who reads them all at once.
+    pub(crate) fn take_order(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.order)
     }
 
     /// Leaves that are not counted yet.
@@ -66,7 +67,7 @@ impl Counting {
     }
 
     /// What an entry of a page that was right at `lsn` is worth.
-    pub(crate) fn judge(&self, geo: &Geometry, segs: &SegmentTable, lsn: u64, pbn: u64) -> Verdict {
+    fn judge(&self, geo: &Geometry, segs: &SegmentTable, lsn: u64, pbn: u64) -> Verdict {
         if !geo.is_data(pbn, 1) {
             return Verdict::Wrong;
         }
@@ -80,6 +81,31 @@ impl Counting {
             _ => Verdict::Wrong,
         }
     }
+
+    /// Makes what a page says, `content`, what its leaf says, and counts that. False if the page
+    /// contradicts what is known of the leaf without it, its holes and kept zeroes (`bits`) among that.
+    pub(crate) fn count(
+        &mut self,
+        geo: &Geometry,
+        segs: &mut SegmentTable,
+        bits: (LeafBits, LeafBits),
+        unread: &mut Unread,
+        content: &mut Leaf,
+    ) -> bool {
+        let lsn = unread.lsn();
+        let right = unread.apply(content, |pbn| self.judge(geo, segs, lsn, pbn));
+        if !right || content.bits() != bits {
+            return false;
+        }
+        for i in 0..LEAF_BLOCKS {
+            if let Mapping::Block { pbn, .. } = content.get(i) {
+                segs.count(geo.locate(pbn).0);
+            }
+        }
+        self.left -= 1;
+        unread.count();
+        true
+    }
 }
 
 /// What a page that was read is good for.
@@ -92,14 +118,10 @@ pub(crate) enum Arrival {
 }
 
 impl Engine {
-    /// Whether it is still being counted what is live: nothing that is dead is given back before.
+    /// Whether it is still being counted what is live, so that a segment's live count may be too small:
+    /// nothing that is dead is given back before.
     #[must_use]
-    pub fn is_counting_live(&self) -> bool {
-        self.is_counting()
-    }
-
-    /// Whether a segment's live count may still be too small.
-    pub(crate) fn is_counting(&self) -> bool {
+    pub fn is_counting(&self) -> bool {
         self.counting.is_some()
     }
 
@@ -203,19 +225,11 @@ impl Engine {
         if !unread.is_counted()
             && let Some(counting) = &mut self.counting
         {
-            let (geo, segs, lsn) = (&self.geo, &self.segs, unread.lsn());
-            let right = unread.apply(&mut content, |pbn| counting.judge(geo, segs, lsn, pbn));
-            if !right || content.bits() != self.slab.away_leaf(away).bits() {
+            let bits = self.slab.away_leaf(away).bits();
+            if !counting.count(&self.geo, &mut self.segs, bits, &mut unread, &mut content) {
                 self.slab.put_unread(away, unread);
                 return Arrival::Wrong;
             }
-            for i in 0..LEAF_BLOCKS {
-                if let Mapping::Block { pbn, .. } = content.get(i) {
-                    self.segs.count(self.geo.locate(pbn).0);
-                }
-            }
-            counting.left -= 1;
-            unread.count();
         } else {
             unread.apply(&mut content, |_| Verdict::Good);
         }

@@ -9,7 +9,7 @@ use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
+use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, PagedLeaf};
 use crate::plant::Plant;
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
 use std::collections::{BTreeMap, HashMap};
@@ -111,12 +111,13 @@ pub(super) fn read(
     mut state: Replay,
     report: &mut RecoveryReport,
 ) -> Option<Replay> {
-    let Some(counting) = state.counting.take() else { return Some(state) };
+    let Some(mut counting) = state.counting.take() else { return Some(state) };
+    let order = counting.take_order();
     let page_bytes = geo.leaf_page_blocks() as usize * BLOCK_SIZE;
-    let mut buffer = vec![0; PREFETCH.min(counting.order().len()) * page_bytes];
+    let mut buffer = vec![0; PREFETCH.min(order.len()) * page_bytes];
     let mut results = Vec::new();
     let pool = pool_tag(pool);
-    for part in counting.order().chunks(PREFETCH) {
+    for part in order.chunks(PREFETCH) {
         let away = |key: &Key| match state.volumes.get(key.0)?.map.leaf(key.1).0 {
             LeafState::Away(away) => Some((*key, away, state.slab.away_leaf(away).page)),
             _ => None,
@@ -145,21 +146,13 @@ pub(super) fn read(
             let read = leaf.and_then(|mut leaf| {
                 let mut unread = state.slab.take_unread(away)?;
                 let bits = state.slab.away_leaf(away).bits();
-                let lsn = unread.lsn();
-                let judge = |pbn| counting.judge(geo, &state.segs, lsn, pbn);
-                let right = unread.apply(&mut leaf, judge) && leaf.bits() == bits;
-                unread.count();
+                let right = counting.count(geo, &mut state.segs, bits, &mut unread, &mut leaf);
                 right.then(|| (leaf, unread.is_empty()))
             });
             let Some((leaf, clean)) = read else {
                 report.leaf_pages_damaged += 1;
                 continue;
             };
-            for i in 0..LEAF_BLOCKS {
-                if let Mapping::Block { pbn, .. } = leaf.get(i) {
-                    state.segs.born(geo.locate(pbn).0);
-                }
-            }
             let Some(volume) = state.volumes.get_mut(key.0) else { continue };
             volume.map.bring_back(&mut state.slab, key.1, away, leaf, clean);
         }
