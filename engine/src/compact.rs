@@ -370,7 +370,10 @@ impl Engine {
         // What is not different is the parent's to state.
         while let Some(different) = map.next_different(leaf) {
             if self.planted.has(Plant::CompactWithinSize)
-                && self.volumes.get(id).is_some_and(|v| different * LEAF_BLOCKS as u64 >= v.blocks())
+                && self
+                    .volumes
+                    .get(id)
+                    .is_some_and(|v| different * LEAF_BLOCKS as u64 >= v.blocks())
             {
                 break;
             }
@@ -453,6 +456,7 @@ impl Engine {
                         if self.leaf_writer.refused() == PATCHED_READS {
                             self.fail(DeviceError::Os { errno: EIO });
                         }
+                        self.again = true;
                         None
                     }
                     // It stays where it is, and its segment with it.

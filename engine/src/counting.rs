@@ -16,11 +16,11 @@
 //!    for a checkpoint, and the metadata chain does not take what the next opening needs for one.
 
 use crate::engine::Engine;
+use crate::format::record::{LeafMarks, marked};
 use crate::format::superblock::FLAG_REBUILD;
-use crate::format::record::marked;
 use crate::geometry::Geometry;
 use crate::limits::LEAF_READS;
-use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Verdict, VolumeMap};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafPage, LeafState, Mapping, Unread, Verdict, VolumeMap};
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::VolumeState;
@@ -57,9 +57,9 @@ impl Counting {
         Self { left: order.len(), order, next: 0, freed, urgent: false, again_ns: 0, planted }
     }
 
-    /// The leaves that there were to count.
-    pub(crate) fn order(&self) -> &[(u32, u64)] {
-        &self.order
+    /// The leaves that there are to count, for who reads them all at once.
+    pub(crate) fn take_order(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.order)
     }
 
     /// Leaves that are not counted yet.
@@ -68,7 +68,7 @@ impl Counting {
     }
 
     /// What an entry of a page that was right at `lsn` is worth.
-    pub(crate) fn judge(&self, geo: &Geometry, segs: &SegmentTable, lsn: u64, pbn: u64) -> Verdict {
+    fn judge(&self, geo: &Geometry, segs: &SegmentTable, lsn: u64, pbn: u64) -> Verdict {
         if !geo.is_data(pbn, 1) {
             return Verdict::Wrong;
         }
@@ -82,6 +82,46 @@ impl Counting {
             _ => Verdict::Wrong,
         }
     }
+
+    /// Makes what a page says, `content`, what its leaf says, and counts that. False if the page
+    /// contradicts what is known of the leaf without it.
+    pub(crate) fn count(
+        &mut self,
+        geo: &Geometry,
+        segs: &mut SegmentTable,
+        known: &Known,
+        unread: &mut Unread,
+        content: &mut Leaf,
+    ) -> bool {
+        let lsn = unread.lsn();
+        let judge = |pbn| self.judge(geo, segs, lsn, pbn);
+        let right = unread.apply(content, known.dying, judge);
+        if !right || !(known.dying || content.is_marked(&known.marks)) {
+            return false;
+        }
+        let owned = |i: &usize| !marked(&known.marks.inherited, *i);
+        let block = |i| match content.get(i) {
+            Mapping::Block { pbn, .. } => Some(pbn),
+            _ => None,
+        };
+        let here = (0..LEAF_BLOCKS).filter(owned).filter_map(block);
+        let Some(gone) = known.owned.checked_sub(here.clone().count() as u64) else { return false };
+        here.for_each(|pbn| segs.count(geo.locate(pbn).0));
+        segs.counted(gone);
+        self.left -= 1;
+        unread.count();
+        true
+    }
+}
+
+/// What is known of a leaf without its page.
+pub(crate) struct Known {
+    /// Holes, kept zeroes, and blocks that are an ancestor's.
+    pub(crate) marks: LeafMarks,
+    /// Blocks that only this leaf holds.
+    pub(crate) owned: u64,
+    /// Its volume is being taken apart: more may be gone than is marked.
+    pub(crate) dying: bool,
 }
 
 /// What a page that was read is good for.
@@ -94,14 +134,10 @@ pub(crate) enum Arrival {
 }
 
 impl Engine {
-    /// Whether it is still being counted what is live: nothing that is dead is given back before.
+    /// Whether it is still being counted what is live, so that a segment's live count may be too small:
+    /// nothing that is dead is given back before.
     #[must_use]
-    pub fn is_counting_live(&self) -> bool {
-        self.is_counting()
-    }
-
-    /// Whether a segment's live count may still be too small.
-    pub(crate) fn is_counting(&self) -> bool {
+    pub fn is_counting(&self) -> bool {
         self.counting.is_some()
     }
 
@@ -210,29 +246,15 @@ impl Engine {
         if !unread.is_counted()
             && let Some(counting) = &mut self.counting
         {
-            let marks = self.slab.away_leaf(away).marks();
-            let (geo, segs, lsn) = (&self.geo, &self.segs, unread.lsn());
-            let judge = |pbn| counting.judge(geo, segs, lsn, pbn);
-            let right = unread.apply(&mut content, dying, judge);
-            if !right || !(dying || content.is_marked(&marks)) {
+            let paged = self.slab.away_leaf(away);
+            let known = Known { marks: paged.marks(), owned: paged.owned(), dying };
+            if !counting.count(&self.geo, &mut self.segs, &known, &mut unread, &mut content) {
                 self.slab.put_unread(away, unread);
                 return Arrival::Wrong;
             }
-            let mut gone = self.slab.away_leaf(away).owned();
-            for i in 0..LEAF_BLOCKS {
-                if let Mapping::Block { pbn, .. } = content.get(i)
-                    && !marked(&marks.inherited, i)
-                {
-                    self.segs.count(self.geo.locate(pbn).0);
-                    gone -= 1;
-                }
-            }
-            self.segs.counted(gone);
             if dying {
                 self.slab.mark_holes(away, &content);
             }
-            counting.left -= 1;
-            unread.count();
         } else {
             unread.apply(&mut content, false, |_| Verdict::Good);
         }

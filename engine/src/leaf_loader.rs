@@ -311,8 +311,7 @@ impl Engine {
         let Stage::Reading { retried } = slot.stage else { return };
         let bytes = bufs.bytes(slot.buffer.part(0, self.geo.leaf_page_blocks()));
         let content = result.ok().and_then(|()| Header::decode(self.pool_tag, bytes).ok());
-        let right = content
-            .filter(|(header, _, crc)| header.is_of(slot.leaf, slot.page, *crc));
+        let right = content.filter(|(header, _, crc)| header.is_of(slot.leaf, slot.page, *crc));
         let segment = self.geo.locate(slot.page.pbn).0;
         self.segs.row_mut(segment).pins -= 1;
         if right.is_none() && !retried {
@@ -369,7 +368,8 @@ impl Engine {
             steps -= 1;
             let Some(candidate) = self.slab.tick() else { continue };
             let Candidate { volume, leaf, shared, index, page, cold } = candidate;
-            if self.leaf_writer.is_pending(&self.geo, page) || self.is_leaf_under_way(volume, leaf, shared)
+            if self.leaf_writer.is_pending(&self.geo, page)
+                || self.is_leaf_under_way(volume, leaf, shared)
             {
                 continue;
             }

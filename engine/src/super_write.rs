@@ -104,53 +104,43 @@ impl Engine {
         debug_assert!(self.super_write.is_idle());
         self.super_write.generation = superblock.generation;
         self.super_write.superblock = superblock;
-        self.write_copies(bufs, 0);
+        self.write_copies(bufs, 0, false);
     }
 
-    /// Writes both copies of the slot to the first device from `from` on; none is left if there is
-    /// no such device.
-    fn write_copies(&mut self, bufs: &mut impl Buffers, from: usize) {
+    /// Writes both copies of the slot, or the copy at the end, to the first device from `from` on; if
+    /// there is none, all are written.
+    fn write_copies(&mut self, bufs: &mut impl Buffers, from: usize, at_end: bool) {
         let superblock = self.super_write.superblock;
         let only_one = from > 0 && self.planted.has(Plant::SuperblockOnOneDevice);
         let Some(device) = next_device(&superblock, from).filter(|_| !only_one) else {
-            self.super_write.stage = Stage::CopiesFlush(self.flush.want());
+            let number = self.flush.want();
+            self.super_write.stage =
+                if at_end { Stage::TailFlush(number) } else { Stage::CopiesFlush(number) };
             return;
         };
-        self.super_write.stage = Stage::Copies(device);
-        self.super_write.io_left = 2;
-        for (copy, offset) in SLOTS[superblock.generation as usize % 2].into_iter().enumerate() {
-            let buffer = self.super_write.buffers[copy];
-            superblock.on(device).encode(offset, bufs.bytes_mut(buffer));
+        self.super_write.stage = if at_end { Stage::Tail(device) } else { Stage::Copies(device) };
+        let superblock = superblock.on(device);
+        let slot = SLOTS[superblock.generation as usize % 2];
+        // Of the device that it describes, which may have just grown.
+        let end = [superblock.own().bytes - TAIL_BYTES];
+        let places = if at_end { &end[..] } else { &slot[..] };
+        self.super_write.io_left = places.len() as u32;
+        for (&offset, buffer) in places.iter().zip(self.super_write.buffers) {
+            superblock.encode(offset, bufs.bytes_mut(buffer));
             self.emit_to(device, Token::Superblock, DeviceCommand::Write { offset, buffer });
         }
-    }
-
-    /// As [`Engine::write_copies`], of the copy at the end.
-    fn write_tail(&mut self, bufs: &mut impl Buffers, from: usize) {
-        let superblock = self.super_write.superblock;
-        let only_one = from > 0 && self.planted.has(Plant::SuperblockOnOneDevice);
-        let Some(device) = next_device(&superblock, from).filter(|_| !only_one) else {
-            self.super_write.stage = Stage::TailFlush(self.flush.want());
-            return;
-        };
-        self.super_write.stage = Stage::Tail(device);
-        self.super_write.io_left = 1;
-        let superblock = superblock.on(device);
-        // Of the device that it describes, which may have just grown.
-        let offset = superblock.own().bytes - TAIL_BYTES;
-        let buffer = self.super_write.buffers[0];
-        superblock.encode(offset, bufs.bytes_mut(buffer));
-        self.emit_to(device, Token::Superblock, DeviceCommand::Write { offset, buffer });
     }
 
     pub(crate) fn advance_superblock(&mut self, bufs: &mut impl Buffers) {
         match self.super_write.stage {
             Stage::Copies(device) if self.super_write.io_left == 0 => {
-                self.write_copies(bufs, device + 1);
+                self.write_copies(bufs, device + 1, false);
             }
-            Stage::CopiesFlush(number) if self.flush.is_past(number) => self.write_tail(bufs, 0),
+            Stage::CopiesFlush(number) if self.flush.is_past(number) => {
+                self.write_copies(bufs, 0, true);
+            }
             Stage::Tail(device) if self.super_write.io_left == 0 => {
-                self.write_tail(bufs, device + 1);
+                self.write_copies(bufs, device + 1, true);
             }
             Stage::TailFlush(number) if self.flush.is_past(number) => {
                 self.super_write.stage = Stage::Done;

@@ -106,14 +106,14 @@ fn everything_is_counted_after_an_opening() {
     let before = world.engine.usage();
     for options in [OPEN, OpenOptions { map_memory: Some(0), ..OPEN }] {
         let mut world = World::open_with(world.disk.clone(), &options).unwrap();
-        assert!(world.engine.is_counting_live());
+        assert!(world.engine.is_counting());
         let opened = world.engine.usage();
         assert_eq!((opened.live, opened.available), (before.live, before.available));
         for _ in 0..100 {
             world.turn();
             world.engine.check().unwrap();
         }
-        assert!(!world.engine.is_counting_live());
+        assert!(!world.engine.is_counting());
         assert_eq!(world.engine.usage().live, before.live);
         verify(&mut world, &stamps);
     }

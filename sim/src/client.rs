@@ -134,7 +134,8 @@ impl Client {
         if world.oracle.usable_size(volume) == 0 {
             return Ok(None);
         }
-        let volumes: Vec<u32> = volumes.into_iter().filter(|&v| world.oracle.line(v) == v).collect();
+        let volumes: Vec<u32> =
+            volumes.into_iter().filter(|&v| world.oracle.line(v) == v).collect();
         let size = world.oracle.usable_size(volume);
         let durability = if world.rng.percent(world.config.fua) {
             Durability::Fua

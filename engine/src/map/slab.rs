@@ -207,7 +207,9 @@ impl LeafSlab {
     }
 
     fn copy_of(&mut self, id: u32, volume: u32, leaf: u64, inherits: bool) -> u32 {
-        let Place::Dense(from) = self.at(id) else { unreachable!("a leaf is read before it is copied") };
+        let Place::Dense(from) = self.at(id) else {
+            unreachable!("a leaf is read before it is copied")
+        };
         let mut content = self.get(from).clone();
         content.take_page();
         if inherits {

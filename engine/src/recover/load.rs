@@ -222,7 +222,7 @@ pub(crate) fn load(
         last_lsn: last_lsn.max(replay.last_lsn),
         valid_lsn,
         next_generation,
-        next_volume,
+        next_volume: next_volume.max(replay.highest_volume.saturating_add(1)),
         next_jseq: last_jseq + 1 + skipped,
         replay,
         report,
@@ -485,7 +485,8 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
                 }
                 let (id, uuid, name) = (*volume, *uuid, name.clone());
                 let (size, settings) = (*size, *settings);
-                let info = VolumeInfo { id, uuid, name, size, settings, snapshot: None, base: *base };
+                let info =
+                    VolumeInfo { id, uuid, name, size, settings, snapshot: None, base: *base };
                 if !info.settings.fit(info.size) {
                     return Err(OpenError::Record { lsn: *lsn });
                 }

@@ -3,14 +3,13 @@
 use super::RecoveryReport;
 use super::records::{OwnedRecord, Placed};
 use super::replay::{Input, Replay};
-use crate::counting::Counting;
+use crate::counting::{Counting, Known};
 use crate::error::OpenError;
 use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
-use crate::format::record::marked;
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, Mapping, PagedLeaf};
+use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, PagedLeaf};
 use crate::plant::Plant;
 use crate::volume::VolumeState;
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
@@ -139,12 +138,13 @@ pub(super) fn read(
     mut state: Replay,
     report: &mut RecoveryReport,
 ) -> Option<Replay> {
-    let Some(counting) = state.counting.take() else { return Some(state) };
+    let Some(mut counting) = state.counting.take() else { return Some(state) };
+    let order = counting.take_order();
     let page_bytes = geo.leaf_page_blocks() as usize * BLOCK_SIZE;
-    let mut buffer = vec![0; PREFETCH.min(counting.order().len()) * page_bytes];
+    let mut buffer = vec![0; PREFETCH.min(order.len()) * page_bytes];
     let mut results = Vec::new();
     let pool = pool_tag(pool);
-    for part in counting.order().chunks(PREFETCH) {
+    for part in order.chunks(PREFETCH) {
         let away = |key: &Key| match state.volumes.get(key.0)?.map.leaf(&state.slab, key.1).0 {
             LeafState::Away(away) => Some((*key, away, state.slab.away_leaf(away).page)),
             _ => None,
@@ -172,26 +172,16 @@ pub(super) fn read(
             }
             let read = leaf.and_then(|mut leaf| {
                 let mut unread = state.slab.take_unread(away)?;
-                let marks = state.slab.away_leaf(away).marks();
-                let lsn = unread.lsn();
-                let judge = |pbn| counting.judge(geo, &state.segs, lsn, pbn);
+                let paged = state.slab.away_leaf(away);
                 let dying = state.volumes.get(key.0).is_some_and(|v| v.state == VolumeState::Dying);
-                let right = unread.apply(&mut leaf, dying, judge)
-                    && (dying || leaf.is_marked(&marks));
-                unread.count();
-                right.then(|| (leaf, unread.is_empty(), marks))
+                let known = Known { marks: paged.marks(), owned: paged.owned(), dying };
+                let right = counting.count(geo, &mut state.segs, &known, &mut unread, &mut leaf);
+                right.then(|| (leaf, unread.is_empty()))
             });
-            let Some((leaf, clean, marks)) = read else {
+            let Some((leaf, clean)) = read else {
                 report.leaf_pages_damaged += 1;
                 continue;
             };
-            for i in 0..LEAF_BLOCKS {
-                if let Mapping::Block { pbn, .. } = leaf.get(i)
-                    && !marked(&marks.inherited, i)
-                {
-                    state.segs.born(geo.locate(pbn).0);
-                }
-            }
             state.slab.bring_back(away, leaf, clean);
         }
     }

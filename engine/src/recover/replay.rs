@@ -29,6 +29,9 @@ pub(crate) struct Replay {
     pub(crate) slab: LeafSlab,
     pub(crate) segs: SegmentTable,
     pub(crate) last_lsn: u64,
+    /// Highest volume number that anything names, also of a volume that is not there: it must not be
+    /// given out again.
+    pub(crate) highest_volume: u32,
     /// Summaries replayed, and the blocks that they describe.
     pub(crate) summaries: u32,
     pub(crate) log_since: u64,
@@ -141,6 +144,7 @@ pub(super) fn replay(
         slab: LeafSlab::new(geo),
         segs: SegmentTable::new(geo),
         last_lsn: 0,
+        highest_volume: 0,
         summaries: 0,
         log_since: 0,
         geo: *geo,
@@ -330,6 +334,7 @@ impl Replay {
     /// the discards that a shrink has logged: see [`crate::resize`].
     fn write(&mut self, line: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
         self.last_lsn = self.last_lsn.max(lsn);
+        self.highest_volume = self.highest_volume.max(line);
         if let Some(volume) = self.volumes.get_mut(line) {
             volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
         }
@@ -395,6 +400,7 @@ impl Replay {
                 }
             }
             OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
+                self.highest_volume = self.highest_volume.max(id);
                 let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
                 let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
@@ -440,7 +446,8 @@ impl Replay {
             let Some(volume) = self.volumes.get(node) else { continue };
             let shares = |child: &&u32| {
                 let map = self.volumes.get(**child).map(|child| &child.map);
-                map.is_some_and(|map| !map.is_different(leaf)) && !self.stated.contains(&(**child, leaf))
+                map.is_some_and(|map| !map.is_different(leaf))
+                    && !self.stated.contains(&(**child, leaf))
             };
             sharers.extend(volume.children.iter().filter(shares));
         }

@@ -2,12 +2,12 @@
 
 use super::{Named, ScrubFinding, ScrubPlace, Slot, Stage, Work};
 use crate::engine::Engine;
-use crate::map::LEAF_BLOCKS;
 use crate::format::journal::JournalHeader;
 use crate::format::leaf;
 use crate::format::meta::{PAGE_BLOCKS, PageHeader};
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::format::superblock::Superblock;
+use crate::map::LEAF_BLOCKS;
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;

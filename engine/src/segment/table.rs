@@ -8,13 +8,16 @@
 //!
 //! Invariants (checked by `Engine::check` in tests):
 //! 1. A segment is in exactly one state; `free` lists exactly the free ones.
-//! 2. `live` is the number of map entries that name the segment's blocks.
+//! 2. `live` is the number of map entries that name the segment's blocks; of those that were counted, as
+//!    long as that goes on after an opening. Until then no segment dies.
 //! 3. Dead becomes Freeing only once what superseded its last block is durable and no read is
 //!    under way in it; Freeing becomes Free only once its SEGMENT_FREE record is durable.
 //!    Otherwise a crash could bring back a map entry whose block was overwritten.
 //! 4. A free segment that is being discarded on the device is in no list, so nobody takes it.
 //! 5. What becomes free on a device that takes nothing any more is absent, as are the numbers of
 //!    devices that were removed: nobody takes it, and it does not count as free.
+
+mod devices;
 
 use super::free::FreeList;
 use crate::format::record::Seal;
@@ -218,121 +221,6 @@ impl SegmentTable {
         self.events += 1;
     }
 
-    /// Metadata goes to this device from now on.
-    pub(crate) fn set_primary(&mut self, device: usize) {
-        self.primary = device;
-    }
-
-    /// An absent segment is free, unless its device takes nothing.
-    fn set_free(&mut self, segment: u32, stale: bool) {
-        let row = &mut self.rows[segment as usize];
-        let device = usize::from(row.device);
-        if !self.closed[device] {
-            row.state = SegmentState::Free;
-            self.absent[device] -= 1;
-            self.free.push(device, segment, stale);
-        }
-    }
-
-    /// A device takes nothing any more if that can be helped: what is free there does not count.
-    pub(crate) fn shun(&mut self, device: usize) {
-        self.leaving[device] = true;
-        self.free.shun(device, true);
-        self.events += 1;
-    }
-
-    /// The next device that is being emptied and still takes something.
-    pub(crate) fn next_shunned(&self) -> Option<usize> {
-        (0..DEVICES).find(|&device| self.leaving[device] && !self.closed[device])
-    }
-
-    /// A device takes nothing any more: what is free there becomes absent, and what will be.
-    pub(crate) fn close(&mut self, device: usize) {
-        self.closed[device] = true;
-        for segment in self.free.take_device(device) {
-            self.rows[segment as usize].state = SegmentState::Absent;
-            self.absent[device] += 1;
-        }
-        self.stale_least = self.stale_least.min(self.free.stale());
-        self.events += 1;
-    }
-
-    /// A device takes data again.
-    pub(crate) fn reopen(&mut self, device: usize) {
-        (self.closed[device], self.leaving[device]) = (false, false);
-        self.free.shun(device, false);
-        for segment in 0..self.len() {
-            let row = self.row(segment);
-            if usize::from(row.device) == device && row.state == SegmentState::Absent {
-                self.set_free(segment, false);
-            }
-        }
-        self.events += 1;
-    }
-
-    /// Segments of a device that are absent: all of them once it is empty.
-    pub(crate) fn absent(&self, device: usize) -> u32 {
-        self.absent[device]
-    }
-
-    fn rows_on(&self, device: usize) -> impl Iterator<Item = &Segment> {
-        self.rows.iter().filter(move |row| usize::from(row.device) == device)
-    }
-
-    /// Segments of a device that hold nothing. Looks at every row.
-    pub(crate) fn empty_on(&self, device: usize) -> u32 {
-        let empty = |row: &&Segment| matches!(row.state, SegmentState::Free | SegmentState::Absent);
-        self.rows_on(device).filter(empty).count() as u32
-    }
-
-    /// Sealed segments of a device. Looks at every row.
-    pub(crate) fn sealed_on(&self, device: usize) -> u32 {
-        self.rows_on(device).filter(|row| row.state == SegmentState::Sealed).count() as u32
-    }
-
-    /// Segments of a device that are on their way to being free. Looks at every row.
-    pub(crate) fn dying_on(&self, device: usize) -> u32 {
-        let dying =
-            |row: &&Segment| matches!(row.state, SegmentState::Dead | SegmentState::Freeing);
-        self.rows_on(device).filter(dying).count() as u32
-    }
-
-    /// Metadata segments of devices that take nothing.
-    pub(crate) fn meta_leaving(&self) -> u32 {
-        let leaving = self.leaving.iter().zip(self.metas).filter(|(leaving, _)| **leaving);
-        leaving.map(|(_, metas)| metas).sum()
-    }
-
-    /// A device that is empty is no more: its numbers are anybody's.
-    pub(crate) fn forget(&mut self, device: usize) {
-        for row in &mut self.rows {
-            if usize::from(row.device) == device {
-                debug_assert_eq!(row.state, SegmentState::Absent);
-                row.device = NO_DEVICE;
-            }
-        }
-        (self.absent[device], self.metas[device]) = (0, 0);
-        (self.closed[device], self.leaving[device]) = (false, false);
-        self.free.shun(device, false);
-    }
-
-    /// Whether a segment lies on a device that takes nothing.
-    pub(crate) fn is_closed(&self, segment: u32) -> bool {
-        let device = usize::from(self.row(segment).device);
-        device < DEVICES && self.closed[device]
-    }
-
-    /// Whether a segment lies on a device that is being emptied.
-    pub(crate) fn is_leaving(&self, segment: u32) -> bool {
-        let device = usize::from(self.row(segment).device);
-        device < DEVICES && self.leaving[device]
-    }
-
-    /// Whether any device is being emptied.
-    pub(crate) fn any_leaving(&self) -> bool {
-        self.leaving.contains(&true)
-    }
-
     /// Rises whenever there may be more to clean than before.
     pub(crate) fn events(&self) -> u64 {
         self.events
@@ -420,13 +308,6 @@ impl SegmentTable {
         self.discarding -= 1;
         self.released += 1;
         self.set_free(segment, false);
-    }
-
-    /// A free segment that was taken off the list counts as absent until it comes back.
-    fn free_to_absent(&mut self, segment: u32) {
-        let row = &mut self.rows[segment as usize];
-        row.state = SegmentState::Absent;
-        self.absent[usize::from(row.device)] += 1;
     }
 
     /// A planted bug: a segment that must not be discarded yet.

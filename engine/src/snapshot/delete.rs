@@ -53,7 +53,9 @@ impl Engine {
         let child = snapshot.children.first().copied();
         let mut map = std::mem::replace(&mut snapshot.map, VolumeMap::new(id));
         let mut next = snapshot.passed;
-        let touched = |engine: &Self| child.and_then(|c| engine.volumes.get(c)).map_or(0, |c| c.map.touched());
+        let touched = |engine: &Self| {
+            child.and_then(|c| engine.volumes.get(c)).map_or(0, |c| c.map.touched())
+        };
         let before = touched(self);
         for _ in 0..LEAVES {
             let Some(leaf) = map.next_different(next) else {

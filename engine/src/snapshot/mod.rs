@@ -119,7 +119,9 @@ impl Engine {
         if more <= self.room() {
             return Ok(());
         }
-        Err(SubmitError::ReservationUnbacked { available: self.room() << flagstone_block::BLOCK_BITS })
+        Err(SubmitError::ReservationUnbacked {
+            available: self.room() << flagstone_block::BLOCK_BITS,
+        })
     }
 
     /// The record of a snapshot is retired: its volume's map is cut.

@@ -7,9 +7,8 @@ use flagstone_block::{
     Tag, VolumeId, ZeroMode,
 };
 use flagstone_engine::{
-    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, Shrink, SnapshotSpec,
-    SubmitError,
-    VolumeSettings, VolumeSpec,
+    Completion, Engine, FormatOptions, OpenError, OpenOptions, RecoveryReport, Shrink,
+    SnapshotSpec, SubmitError, VolumeSettings, VolumeSpec,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -325,8 +324,8 @@ impl World {
     }
 
     pub fn snapshot(&mut self, specs: &[SnapshotSpec<'_>]) -> Result<VolumeId, SubmitError> {
-        let (id, completion) = self
-            .submit(|engine, arena, tag| engine.snapshot_volumes(arena, tag, specs))?;
+        let (id, completion) =
+            self.submit(|engine, arena, tag| engine.snapshot_volumes(arena, tag, specs))?;
         completion.result.unwrap();
         Ok(id)
     }

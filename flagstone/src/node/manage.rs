@@ -360,7 +360,7 @@ impl Reactor {
             scrub_read_bytes: counters.scrub_blocks_read * BLOCK_SIZE as u64,
             scrub_findings: counters.scrub_findings,
             scrub_repairs: counters.scrub_repairs,
-            counting: pool.engine.is_counting_live(),
+            counting: pool.engine.is_counting(),
             map_damaged: pool.engine.wants_rebuild(),
             discarded_bytes: counters.segments_discarded
                 * (u64::from(pool.engine.geometry().shape.blocks) * BLOCK_SIZE as u64),

@@ -79,7 +79,8 @@ impl Spots {
         let first = image.0[newest[0] as usize].as_deref().expect("it has a magic");
         let superblock = Superblock::decode(u64::from(newest[0]) * BLOCK_SIZE as u64, &first[..])
             .expect("a sound pool");
-        let geo = Geometry::of(&superblock, |device| (device == 0).then(|| image.bytes())).expect("a sound pool");
+        let geo = Geometry::of(&superblock, |device| (device == 0).then(|| image.bytes()))
+            .expect("a sound pool");
         let superblocks = vec![whole(newest, Kind::Superblock), whole(older, Kind::Superblock)];
 
         let jseq = const { field(&journal::LAYOUT, "JSEQ") };

@@ -1,6 +1,6 @@
 //! Judging what a recovery found, and going on from there.
 
-use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, Volume, base, never_written};
+use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, base, never_written};
 use crate::content::{Place, describe_bytes, is_zero};
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{StatusKind, VolumeSettings};
@@ -157,10 +157,13 @@ impl Oracle {
                 return Err(format!("volume {id} ({:?}) came back from deletion", volume.name));
             }
             newest = newest.max(self.op(volume.created).accepted);
-            let size = self.size_found(*id, volume, found, |op| self.required(op, bounds))?;
+            let size = Self::change_found(*id, &volume.sizes, &found.size, |op| {
+                self.required(op, bounds)
+            })?;
             newest = newest.max(self.op(size).accepted);
-            let settings =
-                self.settings_found(*id, volume, found, |op| self.required(op, bounds))?;
+            let settings = Self::change_found(*id, &volume.settings, &found.settings, |op| {
+                self.required(op, bounds)
+            })?;
             newest = newest.max(self.op(settings).accepted);
             for (&lba, history) in volume.blocks.range(..found.size / BLOCK_SIZE as u64) {
                 let place = Place { volume: *id, lba };
@@ -183,41 +186,19 @@ impl Oracle {
         Ok(newest)
     }
 
-    /// The oldest change that gave a volume the size that was found, and that `must` allows.
-    fn size_found(
-        &self,
+    /// The oldest of the changes that gave a volume what was `found`, and that `must` allows.
+    fn change_found<T: PartialEq + std::fmt::Debug>(
         id: u32,
-        volume: &Volume,
-        found: &FoundVolume,
+        changes: &[(T, OpId)],
+        found: &T,
         must: impl Fn(OpId) -> bool,
     ) -> Result<OpId, String> {
-        let oldest = volume.sizes.iter().rposition(|&(_, op)| must(op)).unwrap_or(0);
-        match volume.sizes[oldest..].iter().find(|(size, _)| *size == found.size) {
-            Some(&(_, op)) => Ok(op),
+        let oldest = changes.iter().rposition(|(_, op)| must(*op)).unwrap_or(0);
+        match changes[oldest..].iter().find(|(value, _)| value == found) {
+            Some((_, op)) => Ok(*op),
             None => Err(format!(
-                "volume {id} has {} bytes, but {:?} were promised",
-                found.size,
-                &volume.sizes[oldest..]
-            )),
-        }
-    }
-
-    /// The oldest change that gave a volume the settings that were found, and that `must` allows.
-    fn settings_found(
-        &self,
-        id: u32,
-        volume: &Volume,
-        found: &FoundVolume,
-        must: impl Fn(OpId) -> bool,
-    ) -> Result<OpId, String> {
-        let oldest = volume.settings.iter().rposition(|&(_, op)| must(op)).unwrap_or(0);
-        let fits = |&&(settings, _): &&(VolumeSettings, OpId)| settings == found.settings;
-        match volume.settings[oldest..].iter().find(fits) {
-            Some(&(_, op)) => Ok(op),
-            None => Err(format!(
-                "volume {id} has the settings {:?}, but {:?} were promised",
-                found.settings,
-                &volume.settings[oldest..]
+                "volume {id} has {found:?}, but {:?} were promised",
+                &changes[oldest..]
             )),
         }
     }
@@ -245,8 +226,8 @@ impl Oracle {
             if volume.deleted.is_some_and(before) {
                 return Err(format!("volume {id} is back, but something newer survived"));
             }
-            self.size_found(*id, volume, found, before)?;
-            self.settings_found(*id, volume, found, before)?;
+            Self::change_found(*id, &volume.sizes, &found.size, before)?;
+            Self::change_found(*id, &volume.settings, &found.settings, before)?;
             // What lies beyond the end went with a growth that did not survive, or a shrink.
             for (&lba, history) in volume.blocks.range(..found.size / BLOCK_SIZE as u64) {
                 let place = Place { volume: *id, lba };

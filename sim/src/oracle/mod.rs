@@ -91,7 +91,13 @@ pub struct Oracle {
 
 impl Default for Oracle {
     fn default() -> Self {
-        Self { clock: 1, ops: vec![base()], durable_before: 0, volumes: BTreeMap::new(), snapshots_taken: false }
+        Self {
+            clock: 1,
+            ops: vec![base()],
+            durable_before: 0,
+            volumes: BTreeMap::new(),
+            snapshots_taken: false,
+        }
     }
 }
 

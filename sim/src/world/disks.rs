@@ -172,7 +172,7 @@ impl World {
         let usage = self.engine().usage();
         let floor = usage.segments_free <= usage.segments_reserved + 1;
         let told = self.bad_leaves_told > 0 || self.engine().counters().leaf_pages_bad > 0;
-        let told = told || self.engine().wants_rebuild() || self.engine().is_counting_live();
+        let told = told || self.engine().wants_rebuild() || self.engine().is_counting();
         if floor || told || self.moved_bad() || self.device_failed || self.disk.is_damaged() {
             return Ok(());
         }

@@ -210,7 +210,11 @@ impl World {
             .collect();
         let specs: Vec<SnapshotSpec<'_>> = named
             .iter()
-            .map(|(volume, name, uuid)| SnapshotSpec { volume: VolumeId(*volume), uuid: *uuid, name })
+            .map(|(volume, name, uuid)| SnapshotSpec {
+                volume: VolumeId(*volume),
+                uuid: *uuid,
+                name,
+            })
             .collect();
         if specs.is_empty() {
             return Ok(Submitted::Taken(()));
@@ -220,11 +224,14 @@ impl World {
             Ok(first) => first.0,
             Err(error) => return self.refused("snapshot", 0, error),
         };
-        let taken: Vec<(u32, u32, String, [u8; 16])> =
-            (first..).zip(&named).map(|(id, (line, name, uuid))| (*line, id, name.clone(), *uuid)).collect();
+        let taken: Vec<(u32, u32, String, [u8; 16])> = (first..)
+            .zip(&named)
+            .map(|(id, (line, name, uuid))| (*line, id, name.clone(), *uuid))
+            .collect();
         let op = self.oracle.snapshot(&taken);
         self.enter(0, Request::Volume(op))?;
-        self.log.step(&[10, u64::from(first), taken.len() as u64], || format!("snapshots {taken:?}"));
+        self.log
+            .step(&[10, u64::from(first), taken.len() as u64], || format!("snapshots {taken:?}"));
         Ok(Submitted::Taken(()))
     }
 

@@ -107,8 +107,7 @@ impl Record<'_> {
                 put_u48(b, at::PAGE, page);
                 put_u32(b, at::PAGE_CRC, page_crc);
                 let LeafMarks { holes, kept, inherited } = &marks;
-                let bitmaps =
-                    [(LEAF_HOLES, holes), (LEAF_KEPT, kept), (LEAF_INHERITED, inherited)];
+                let bitmaps = [(LEAF_HOLES, holes), (LEAF_KEPT, kept), (LEAF_INHERITED, inherited)];
                 let present = bitmaps.iter().filter(|(flag, _)| flags & flag != 0);
                 for (i, (_, bits)) in present.enumerate() {
                     put_bits(b, at::BITMAPS + i * BITMAP_BYTES, bits);

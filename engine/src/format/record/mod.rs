@@ -249,8 +249,7 @@ pub const RECORD_BYTES_MAX: usize = {
 pub const LEAF_BYTES_MAX: usize = leaf_bytes(LEAF_BITMAPS);
 
 const fn leaf_bytes(flags: u8) -> usize {
-    layout::leaf::at::BITMAPS
-        + (flags & LEAF_BITMAPS).count_ones() as usize * BITMAP_BYTES
+    layout::leaf::at::BITMAPS + (flags & LEAF_BITMAPS).count_ones() as usize * BITMAP_BYTES
 }
 
 /// Which bitmaps a LEAF record carries: those that are not empty.
