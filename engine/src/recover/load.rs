@@ -136,7 +136,7 @@ pub(crate) fn load(
     let tails = tail_segments(&records, &tail_writes, &geo)?;
     report.open_segments = tails.len() as u32;
     let volume_rows = volume_rows(&records)?;
-    report.volumes = volume_rows.len() as u32;
+    report.volumes = volume_rows.iter().filter(|(.., dead)| !dead).count() as u32;
     let pages = Pages::of(&records, segments.freed, &geo)?;
     report.leaf_pages = pages.len() as u64;
     let sealed: Vec<Seal> = segments.sealed.into_values().collect();
@@ -456,7 +456,7 @@ fn tail_segments(
     Ok(tails)
 }
 
-/// A volume, its next sequence number, and the LSN of its record.
+/// A volume or snapshot, its next sequence number, the LSN of its record, and whether it was deleted.
 type VolumeRow = (VolumeInfo, u64, u64, bool);
 
 /// The volume table: the last word about each volume.
@@ -511,16 +511,17 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
                     *next = (*next).max(vseq + 1);
                 }
             }
-            OwnedRecord::VolumeDelete { volume, .. } => {
-                // What a snapshot has passes to others: that is done again.
-                match table.get(volume) {
-                    Some((info, ..)) if info.snapshot.is_some() => _ = dead.insert(*volume),
-                    _ => _ = table.remove(volume),
-                }
-            }
+            // What a snapshot has passes to others: that is done again.
+            OwnedRecord::VolumeDelete { volume, .. } => _ = dead.insert(*volume),
             _ => {}
         }
     }
+    // The log cuts snapshots out of the volume that they were taken of, also of one that is gone.
+    let lines = table.values().filter_map(|(info, ..)| Some(info.snapshot?.line));
+    let lines: HashSet<u32> = lines.collect();
+    table.retain(|id, (info, ..)| {
+        info.snapshot.is_some() || !dead.contains(id) || lines.contains(id)
+    });
     let row = |(id, (info, vseq, lsn))| (info, vseq, lsn, dead.contains(&id));
     Ok(table.into_iter().map(row).collect())
 }

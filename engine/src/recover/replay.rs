@@ -14,7 +14,7 @@ use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
-use crate::volume::{Volume, Volumes};
+use crate::volume::{Volume, VolumeState, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
@@ -214,6 +214,7 @@ pub(super) fn replay(
             }
         }
     }
+    state.take_out_deleted();
     let beyond = |volume: &&Volume| volume.map.used_from(&state.slab, volume.blocks()) > 0;
     if state.volumes.iter().any(|volume| beyond(&volume)) {
         return Err(OpenError::Record { lsn: state.last_lsn });
@@ -463,6 +464,17 @@ impl Replay {
                 let (from, to) = (leaf * per_leaf, ((leaf + 1) * per_leaf).min(VOLUME_BLOCKS));
                 volume.map.touch(&mut self.slab, Lba(from));
                 volume.map.zero(&mut self.slab, from, to, keep, &mut |_| {});
+            }
+        }
+    }
+
+    /// Volumes that are deleted were there for their snapshots' sake. Nothing of theirs was counted.
+    fn take_out_deleted(&mut self) {
+        let deleted = |v: &&Volume| v.info.snapshot.is_none() && v.state == VolumeState::Dying;
+        let deleted: Vec<u32> = self.volumes.iter().filter(deleted).map(|v| v.info.id).collect();
+        for id in deleted {
+            if let Some(mut volume) = self.volumes.take_out(id) {
+                volume.map.let_go(&mut self.slab, usize::MAX);
             }
         }
     }
