@@ -367,10 +367,8 @@ impl Engine {
         {
             steps -= 1;
             let Some(candidate) = self.slab.tick() else { continue };
-            let Candidate { volume, leaf, shared, index, page, cold } = candidate;
-            if self.leaf_writer.is_pending(&self.geo, page)
-                || self.is_leaf_under_way(volume, leaf, shared)
-            {
+            let Candidate { leaf, index, page, cold } = candidate;
+            if self.leaf_writer.is_pending(&self.geo, page) || self.is_leaf_under_way(leaf) {
                 continue;
             }
             if !cold {
@@ -388,21 +386,16 @@ impl Engine {
         dropped > 0 || (more && warm)
     }
 
-    /// Whether a record under way is about this leaf; of one that several maps share, about the same
-    /// leaf of any volume.
-    fn is_leaf_under_way(&self, volume: u32, leaf: u64, shared: bool) -> bool {
+    /// Whether a record under way is about this leaf, of any volume: several may share it.
+    fn is_leaf_under_way(&self, leaf: u64) -> bool {
         if self.planted.has(Plant::DropBusyLeaves) {
             return false;
         }
         let first = leaf * LEAF_BLOCKS as u64;
         let end = first + LEAF_BLOCKS as u64;
         self.effects_under_way().any(|effect| match effect {
-            Effect::Write { volume: of, lba, blocks, .. } => {
-                (shared || of == volume) && lba < end && first < lba + u64::from(blocks)
-            }
-            Effect::Zero { volume: of, lba, blocks, .. } => {
-                (shared || of == volume) && lba < end && first < lba + blocks
-            }
+            Effect::Write { lba, blocks, .. } => lba < end && first < lba + u64::from(blocks),
+            Effect::Zero { lba, blocks, .. } => lba < end && first < lba + blocks,
             _ => false,
         })
     }

@@ -24,8 +24,7 @@ struct Entry {
     /// Only a checkpoint still refers to it.
     left: bool,
     place: Place,
-    /// Whose it was first, and its number there.
-    volume: u32,
+    /// Its number in the volumes that have it.
     leaf: u64,
 }
 
@@ -54,12 +53,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A leaf in memory that has a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Whose it was first.
-    pub volume: u32,
-    /// Its number in the volume.
+    /// Its number in the volumes that have it.
     pub leaf: u64,
-    /// Whether it is that volume's alone.
-    pub shared: bool,
     /// Its place in memory.
     pub index: u32,
     /// Its page.
@@ -119,15 +114,15 @@ impl LeafSlab {
         self.geo = *geo;
     }
 
-    /// Makes a leaf of holes, for leaf number `leaf` of a volume; returns its number.
-    pub fn make(&mut self, volume: u32, leaf: u64) -> u32 {
+    /// Makes a leaf of holes, as leaf number `leaf`; returns its number.
+    pub fn make(&mut self, leaf: u64) -> u32 {
         let index = self.take();
         *self.leaf(index) = Leaf::new();
-        self.enter(volume, leaf, Place::Dense(index))
+        self.enter(leaf, Place::Dense(index))
     }
 
-    fn enter(&mut self, volume: u32, leaf: u64, place: Place) -> u32 {
-        let entry = Entry { refs: 1, left: false, place, volume, leaf };
+    fn enter(&mut self, leaf: u64, place: Place) -> u32 {
+        let entry = Entry { refs: 1, left: false, place, leaf };
         let id = match self.free_entries.pop() {
             Some(id) => {
                 self.entries[id as usize] = entry;
@@ -193,20 +188,20 @@ impl LeafSlab {
 
     /// A copy of a leaf in memory that only checkpoints refer to beside its volume, for that: it takes
     /// over what the leaf owns.
-    pub fn copy(&mut self, id: u32, volume: u32, leaf: u64) -> u32 {
-        let copy = self.copy_of(id, volume, leaf, false);
+    pub fn copy(&mut self, id: u32, leaf: u64) -> u32 {
+        let copy = self.copy_of(id, leaf, false);
         self.leave(id);
         copy
     }
 
     /// A copy of a leaf in memory for a child of the volume that goes on with it; it owns nothing.
-    pub fn copy_inherited(&mut self, id: u32, volume: u32, leaf: u64) -> u32 {
-        let copy = self.copy_of(id, volume, leaf, true);
+    pub fn copy_inherited(&mut self, id: u32, leaf: u64) -> u32 {
+        let copy = self.copy_of(id, leaf, true);
         self.part(id);
         copy
     }
 
-    fn copy_of(&mut self, id: u32, volume: u32, leaf: u64, inherits: bool) -> u32 {
+    fn copy_of(&mut self, id: u32, leaf: u64, inherits: bool) -> u32 {
         let Place::Dense(from) = self.at(id) else {
             unreachable!("a leaf is read before it is copied")
         };
@@ -218,7 +213,7 @@ impl LeafSlab {
         let index = self.take();
         *self.leaf(index) = content;
         self.owners[index as usize].written = self.owners[from as usize].written;
-        self.enter(volume, leaf, Place::Dense(index))
+        self.enter(leaf, Place::Dense(index))
     }
 
     /// Takes a place in memory.
@@ -340,8 +335,8 @@ impl LeafSlab {
         self.owners[index].warmth = warmth.saturating_sub(1);
         let index = index as u32;
         let page = self.get(index).page().filter(|_| used)?;
-        let Entry { refs, volume, leaf, .. } = self.entries[id as usize];
-        Some(Candidate { volume, leaf, shared: refs > 1, index, page, cold: warmth == 0 })
+        let leaf = self.entries[id as usize].leaf;
+        Some(Candidate { leaf, index, page, cold: warmth == 0 })
     }
 
     /// A leaf that is not in memory has another page now, which says all that is known.
@@ -364,10 +359,10 @@ impl LeafSlab {
     }
 
     /// Makes a leaf that is not in memory; returns its number.
-    pub fn make_away(&mut self, volume: u32, leaf: u64, content: PagedLeaf) -> u32 {
+    pub fn make_away(&mut self, leaf: u64, content: PagedLeaf) -> u32 {
         self.count(content.page);
         let away = self.store_away(content);
-        self.enter(volume, leaf, Place::Away(away))
+        self.enter(leaf, Place::Away(away))
     }
 
     fn store_away(&mut self, leaf: PagedLeaf) -> u32 {

@@ -328,7 +328,7 @@ impl VolumeMap {
         self.owned += content.owned();
         self.kept += content.kept();
         self.dense += 1;
-        let id = slab.make_away(self.volume, leaf, content);
+        let id = slab.make_away(leaf, content);
         self.set_slot(slab, lba, id + LEAF);
         true
     }
@@ -384,7 +384,7 @@ impl VolumeMap {
         }
         let (number, slot, _) = split(Lba(lba));
         let content = slab.away_leaf(away).inherited();
-        let id = slab.make_away(self.volume, lba / LEAF_BLOCKS as u64, content);
+        let id = slab.make_away(lba / LEAF_BLOCKS as u64, content);
         let node = Self::node_mut(&mut self.nodes, slab, number);
         let parents = std::mem::replace(&mut node[slot], id + LEAF) - LEAF;
         self.dense += 1;
@@ -493,12 +493,12 @@ impl VolumeMap {
         let raw = node[slot];
         let id = if raw < LEAF {
             self.dense += 1;
-            slab.make(self.volume, leaf)
+            slab.make(leaf)
         } else if inherits {
             self.dense += 1;
-            slab.copy_inherited(raw - LEAF, self.volume, leaf)
+            slab.copy_inherited(raw - LEAF, leaf)
         } else if slab.is_shared(raw - LEAF) {
-            slab.copy(raw - LEAF, self.volume, leaf)
+            slab.copy(raw - LEAF, leaf)
         } else {
             raw - LEAF
         };
