@@ -205,7 +205,7 @@ fn check_leaf(
     let entries = loaded.replay.slab.get(index);
     let mut blocks: Vec<(u64, u32, u64)> = (0..LEAF_BLOCKS)
         .filter_map(|i| match entries.get(i) {
-            Mapping::Block { pbn, crc } if entries.owns(i) => {
+            Mapping::Block { pbn, crc } if entries.owns(i) && is_seen(loaded, volume, leaf, i) => {
                 Some((pbn, crc, leaf * LEAF_BLOCKS as u64 + i as u64))
             }
             _ => None,
@@ -236,6 +236,24 @@ fn check_leaf(
             report.listed.push(BadBlock { volume, lba, segment, offset: offset(pbn), device });
         }
     }
+}
+
+/// Whether somebody can read block `i` of a leaf that `volume` maps: it, or one that inherits it. What only
+/// a deleted snapshot still maps may have been overwritten since.
+fn is_seen(loaded: &Loaded, volume: &Volume, leaf: u64, i: usize) -> bool {
+    let inherits = |child: &&Volume| {
+        !child.map.is_different(leaf)
+            || match child.map.leaf(&loaded.replay.slab, leaf).0 {
+                LeafState::Dense(index) => {
+                    let entries = loaded.replay.slab.get(index);
+                    matches!(entries.get(i), Mapping::Block { .. }) && !entries.owns(i)
+                }
+                _ => false,
+            }
+    };
+    let children = volume.children.iter().filter_map(|child| loaded.replay.volumes.get(*child));
+    volume.state != VolumeState::Dying
+        || children.filter(inherits).any(|child| is_seen(loaded, child, leaf, i))
 }
 
 /// The layout of a pool, from its superblocks alone.

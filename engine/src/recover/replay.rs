@@ -215,8 +215,12 @@ pub(super) fn replay(
         }
     }
     state.take_out_deleted();
-    let beyond = |volume: &&Volume| volume.map.used_from(&state.slab, volume.blocks()) > 0;
-    if state.volumes.iter().any(|volume| beyond(&volume)) {
+    // Of what is dying summaries may bring back what was discarded.
+    let beyond = |volume: &Volume| {
+        let used = volume.map.used_from(&state.slab, volume.blocks()) > 0;
+        used && volume.state != VolumeState::Dying
+    };
+    if state.volumes.iter().any(beyond) {
         return Err(OpenError::Record { lsn: state.last_lsn });
     }
     state.count_live();
