@@ -9,7 +9,7 @@
 //! 1. A leaf that was ever written to is never "untouched" again: metadata compaction must
 //!    state its holes, or an older summary would bring its blocks back.
 //! 2. A leaf that has a page says what the page says: every change takes the page from it.
-//! 3. What recovery knows of a leaf that is away is in its page and in the patch on top of it (see
+//! 3. What is known of a leaf that is away is in its page and in the patch on top of it (see
 //!    `unread.rs`); a leaf in memory has no patch.
 //! 4. `Leaf::mapped` and `Leaf::kept` equal the number of such entries.
 

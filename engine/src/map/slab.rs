@@ -434,6 +434,12 @@ impl LeafSlab {
         }
     }
 
+    /// Notes that data of a leaf that is not in memory lies elsewhere than its page says.
+    pub fn note_moved(&mut self, away: u32, block: usize, to: Mapping) {
+        let unread = self.away_mut(away).unread.get_or_insert_with(|| Box::new(Unread::counted()));
+        unread.note_moved(block, to);
+    }
+
     /// Forgets a leaf that is not in memory.
     fn forget(&mut self, away: u32) {
         self.uncount(self.away_leaf(away).page);

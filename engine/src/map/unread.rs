@@ -1,5 +1,7 @@
-//! What recovery knows of a leaf that it did not read: its page, and on top of that what was logged
-//! since.
+//! What is known of a leaf that is not in memory: its page, and on top of that what was logged since.
+//!
+//! While the pool serves that is only where blocks were moved that the leaf has of an older snapshot's:
+//! which these are is known without reading it.
 //!
 //! Opening reads no leaf pages. What the log says of a leaf is kept beside it until its page is read,
 //! for a request or because everything is counted after an opening (see [`crate::counting`]). Then
@@ -63,6 +65,11 @@ impl Unread {
         Self { lsn, counted: false, entries: Vec::new() }
     }
 
+    /// A leaf that was counted, whose page says all.
+    pub(super) fn counted() -> Self {
+        Self { lsn: 0, counted: true, entries: Vec::new() }
+    }
+
     /// The LSN at which the page is right.
     #[must_use]
     pub fn lsn(&self) -> u64 {
@@ -77,7 +84,15 @@ impl Unread {
 
     /// Notes what the record `lsn` says of `block`; returns whether that is sure.
     pub(super) fn note(&mut self, block: usize, lsn: u64, mapping: Mapping) -> bool {
-        let entry = Entry { block: block as u16, sure: lsn > self.lsn, mapping };
+        self.enter(Entry { block: block as u16, sure: lsn > self.lsn, mapping })
+    }
+
+    /// Notes that `block` lies elsewhere than the page says.
+    pub(super) fn note_moved(&mut self, block: usize, mapping: Mapping) {
+        self.enter(Entry { block: block as u16, sure: true, mapping });
+    }
+
+    fn enter(&mut self, entry: Entry) -> bool {
         match self.entries.binary_search_by_key(&entry.block, |e| e.block) {
             Ok(i) => self.entries[i] = entry,
             Err(i) => self.entries.insert(i, entry),

@@ -141,54 +141,44 @@ impl Engine {
         self.recount_held(cut.line);
     }
 
-    /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if a
-    /// leaf must be read first, which begins then.
+    /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if the
+    /// owner's leaf must be read first, which begins then. Those who inherit it are known without.
     pub(crate) fn move_block(&mut self, owner: u32, lba: Lba, from: Mapping, to: Mapping) -> bool {
         let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
-        // First whether all are there: either all are switched or none.
-        for switch in [false, true] {
-            let mut all_here = true;
-            self.moving.clear();
-            self.moving.push(owner);
-            while let Some(node) = self.moving.pop() {
-                let Some(volume) = self.volumes.get(node) else { continue };
-                if node == owner || volume.map.is_different(leaf) {
-                    match volume.map.leaf(&self.slab, leaf).0 {
-                        LeafState::Dense(index) => {
-                            let content = self.slab.get(index);
-                            // In the second round the owner's is switched already.
-                            if content.get(block) != from {
-                                continue;
-                            }
-                            if switch {
-                                let owns = content.owns(block);
-                                let content = self.slab.get_mut(index);
-                                let _ = if owns {
-                                    content.set(block, to)
-                                } else {
-                                    content.inherit(block, to)
-                                };
-                            }
+        self.moving.clear();
+        self.moving.push(owner);
+        while let Some(node) = self.moving.pop() {
+            let Some(volume) = self.volumes.get(node) else { continue };
+            if node == owner || volume.map.is_different(leaf) {
+                match volume.map.leaf(&self.slab, leaf).0 {
+                    LeafState::Dense(index) => {
+                        let content = self.slab.get(index);
+                        if content.get(block) != from {
+                            continue;
                         }
-                        LeafState::Away(away) => {
-                            let paged = self.slab.away_leaf(away);
-                            let data = paged.bit(block) == (false, false);
-                            if !data || (node != owner && paged.owns(block)) {
-                                continue;
-                            }
+                        let owns = content.owns(block);
+                        let content = self.slab.get_mut(index);
+                        let _ =
+                            if owns { content.set(block, to) } else { content.inherit(block, to) };
+                    }
+                    LeafState::Away(away) => {
+                        let paged = self.slab.away_leaf(away);
+                        let data = paged.bit(block) == (false, false);
+                        if node == owner && data {
                             let page = paged.page;
                             self.request_leaf(node, leaf, page);
-                            all_here = false;
+                            return false;
                         }
-                        _ => continue,
+                        if !data || paged.owns(block) {
+                            continue;
+                        }
+                        self.slab.note_moved(away, block, to);
                     }
-                }
-                if let Some(volume) = self.volumes.get(node) {
-                    self.moving.extend_from_slice(&volume.children);
+                    _ => continue,
                 }
             }
-            if !all_here {
-                return false;
+            if let Some(volume) = self.volumes.get(node) {
+                self.moving.extend_from_slice(&volume.children);
             }
         }
         true
