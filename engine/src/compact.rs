@@ -77,6 +77,11 @@ impl Compaction {
         self.chain.segments.len() as u32 + u32::from(self.chain.next_segment != NO_SEGMENT)
     }
 
+    /// Whether leaves are still being stated.
+    pub(crate) fn is_stating(&self) -> bool {
+        self.stage == Stage::Stating
+    }
+
     /// Whether the new chain takes `bytes` bytes of new records now. While it is being stated, a
     /// page is left to the statements: a flood of discards would otherwise take every one that a
     /// flush gives back, and the compaction would never end.
@@ -272,6 +277,11 @@ impl Engine {
                     && self.planted.has(Plant::CompactWithoutSettings)
                 {
                     *settings = VolumeSettings::default();
+                }
+                if let Record::Snapshot { deleted, .. } = &mut record
+                    && self.planted.has(Plant::ReviveDeleted)
+                {
+                    *deleted = false;
                 }
                 compaction.chain.append(
                     bufs,

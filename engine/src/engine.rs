@@ -31,7 +31,7 @@ use crate::leaf_writer::LeafWriter;
 use crate::limits::{BATCHES, FLUSH_WAITERS, READS, RMWS, SUMMARIES, USER_STREAMS};
 use crate::map::{LeafSlab, Mapping};
 use crate::meta_chain::{MetaChain, Remains};
-use crate::plant::Planted;
+use crate::plant::{Plant, Planted};
 use crate::read::Reads;
 use crate::resize::Shrinking;
 use crate::rewrite::Rewriter;
@@ -342,8 +342,8 @@ impl Engine {
             Token::LeafRead(i) => return self.leaf_read_done(bufs, i, result),
             _ => {}
         }
-        let ignored = matches!(token, Token::BatchData { .. })
-            && self.planted.has(crate::plant::Plant::IgnoreWriteErrors);
+        let ignored =
+            matches!(token, Token::BatchData { .. }) && self.planted.has(Plant::IgnoreWriteErrors);
         if let Err(error) = result
             && !ignored
         {
@@ -571,7 +571,7 @@ impl Engine {
             self.segs.born(self.geo.locate(pbn).0);
         }
         match old.mapping {
-            Mapping::Block { pbn, .. } if old.owned => {
+            Mapping::Block { pbn, .. } if old.owned || self.planted.has(Plant::InheritedDies) => {
                 self.segs.died(self.geo.locate(pbn).0, lsn);
             }
             Mapping::Kept => self.kept -= 1,

@@ -119,6 +119,22 @@ pub enum Plant {
     RemoveTooSoon,
     /// When the journal moves to another device, its blocks on the old one are forgotten.
     JournalForgetsOld,
+    /// A block that a snapshot has too dies when it is overwritten.
+    InheritedDies,
+    /// Snapshots that are to be one instant are logged one by one.
+    SplitGroup,
+    /// Replay takes snapshots after everything else that was logged.
+    CutLate,
+    /// A deleted snapshot's blocks die, also those that others go on with.
+    PassNothing,
+    /// A deleted snapshot is taken apart while a checkpoint states it.
+    DieWhileStating,
+    /// A checkpoint states a deleted snapshot as if it were not.
+    ReviveDeleted,
+    /// A block that was moved is switched in the map of its owner alone.
+    MoveOwnerOnly,
+    /// Blocks that several maps have are moved while a checkpoint states these.
+    MoveWhileStating,
 }
 
 impl Plant {
@@ -179,6 +195,14 @@ impl Plant {
         Self::JoinTooSoon,
         Self::RemoveTooSoon,
         Self::JournalForgetsOld,
+        Self::InheritedDies,
+        Self::SplitGroup,
+        Self::CutLate,
+        Self::PassNothing,
+        Self::DieWhileStating,
+        Self::ReviveDeleted,
+        Self::MoveOwnerOnly,
+        Self::MoveWhileStating,
     ];
 }
 

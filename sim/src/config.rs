@@ -85,6 +85,14 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SwitchBeforeSeal
         | Plant::UsersTakeReserve
         | Plant::TakeReserved => Some(Theme::Clean),
+        Plant::InheritedDies
+        | Plant::SplitGroup
+        | Plant::CutLate
+        | Plant::PassNothing
+        | Plant::DieWhileStating
+        | Plant::ReviveDeleted
+        | Plant::MoveOwnerOnly
+        | Plant::MoveWhileStating => Some(Theme::Snapshots),
         Plant::ScrubKeepsPage => Some(Theme::Damage),
         Plant::ForgetPatches => Some(Theme::Paging),
         _ => None,

@@ -214,6 +214,13 @@ pub(super) fn replay(
             }
         }
     }
+    if input.planted.has(Plant::CutLate) {
+        for change in input.changes {
+            if let OwnedRecord::Snapshot { volume, line, .. } = *change {
+                state.cut(volume, line);
+            }
+        }
+    }
     state.take_out_deleted();
     // Of what is dying summaries may bring back what was discarded.
     let beyond = |volume: &Volume| {
@@ -419,6 +426,7 @@ impl Replay {
                 }
                 self.zero(id, lsn, lba, end, keep);
             }
+            OwnedRecord::Snapshot { .. } if self.planted.has(Plant::CutLate) => {}
             OwnedRecord::Snapshot { volume, line, .. } => self.cut(volume, line),
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref marks, .. } => {

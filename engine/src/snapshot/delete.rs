@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::format::record::{LeafBits, marked};
 use crate::leaf_loader::Paging;
 use crate::map::{LEAF_BLOCKS, LeafState, Mapping, VolumeMap};
+use crate::plant::Plant;
 
 /// Leaves that pass in one turn.
 const LEAVES: usize = 64;
@@ -42,7 +43,8 @@ impl Engine {
     pub(crate) fn advance_dying(&mut self) {
         // What nobody has counted yet can't die. And a checkpoint states snapshot and child as they were
         // when it began, which it can only while both are there.
-        if self.opening || self.is_counting() || self.compaction.is_some() {
+        let stated = self.compaction.is_some() && !self.planted.has(Plant::DieWhileStating);
+        if self.opening || self.is_counting() || stated {
             return;
         }
         let Some(&id) = self.dying.front() else { return };
@@ -105,7 +107,11 @@ impl Engine {
             LeafState::Away(away) => self.slab.away_leaf(away).owned_bits(),
             _ => return Passed::Yes,
         };
-        let inherited = child.map_or([0; LEAF_BLOCKS / 64], |child| self.inherited(child, leaf));
+        let mut inherited =
+            child.map_or([0; LEAF_BLOCKS / 64], |child| self.inherited(child, leaf));
+        if self.planted.has(Plant::PassNothing) {
+            inherited = LeafBits::default();
+        }
         let passes: LeafBits = std::array::from_fn(|i| owned[i] & inherited[i]);
         let dies: LeafBits = std::array::from_fn(|i| owned[i] & !inherited[i]);
         if let LeafState::Away(away) = state

@@ -8,18 +8,21 @@
 //! 1. Records are applied in the order of their LSNs, so the map is cut exactly where the log is.
 //! 2. Snapshots that are taken in one call are records of one journal block with nothing in between: after
 //!    a crash all of them are there or none, and no write lies between two of them.
-//! 3. A snapshot is never written to. What it owns dies when it is deleted and its child does not have
+//! 3. All that map a block map the same copy of it, in memory and in every checkpoint.
+//! 4. A snapshot is never written to. What it owns dies when it is deleted and its child does not have
 //!    it.
 
 mod delete;
 
 use crate::batch::{Effect, Waiter};
+use crate::compact::Compaction;
 use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::journal::RECORD_BYTES;
 use crate::format::record::{Record, volume_bytes};
 use crate::limits::{NAME_BYTES, VOLUMES};
 use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
+use crate::plant::Plant;
 use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState};
 use flagstone_block::{Buffers, Durability, Lba, Tag, VolumeId};
 
@@ -80,7 +83,7 @@ impl Engine {
         }
         // A batch of their own: it has room for as many records as fit one block.
         self.close_batch(bufs);
-        let batch = self.batch_with_room(bufs, bytes, false)?;
+        let mut batch = self.batch_with_room(bufs, bytes, false)?;
         let first = self.next_volume;
         for spec in specs {
             let id = self.next_volume;
@@ -101,6 +104,10 @@ impl Engine {
             let record: Record<'_> = snapshot.record(cut.lsn);
             self.log_encoded(bufs, batch, Effect::Snapshot { volume: id }, &record);
             self.volumes.insert(snapshot);
+            if self.planted.has(Plant::SplitGroup) {
+                self.close_batch(bufs);
+                batch = self.batch_with_room(bufs, bytes, false)?;
+            }
         }
         self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
         Ok(VolumeId(first))
@@ -142,9 +149,15 @@ impl Engine {
     }
 
     /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if the
-    /// owner's leaf must be read first, which begins then. Those who inherit it are known without.
+    /// owner's leaf must be read first, which begins then. Those who inherit it are known without. False
+    /// as well while a checkpoint states the leaves: all must be in it with the same copy.
     pub(crate) fn move_block(&mut self, owner: u32, lba: Lba, from: Mapping, to: Mapping) -> bool {
         let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
+        let inherited = self.volumes.get(owner).is_some_and(|owner| !owner.children.is_empty());
+        let stating = self.compaction.as_ref().is_some_and(Compaction::is_stating);
+        if inherited && stating && !self.planted.has(Plant::MoveWhileStating) {
+            return false;
+        }
         self.moving.clear();
         self.moving.push(owner);
         while let Some(node) = self.moving.pop() {
@@ -177,7 +190,9 @@ impl Engine {
                     _ => continue,
                 }
             }
-            if let Some(volume) = self.volumes.get(node) {
+            if let Some(volume) = self.volumes.get(node)
+                && !self.planted.has(Plant::MoveOwnerOnly)
+            {
                 self.moving.extend_from_slice(&volume.children);
             }
         }
