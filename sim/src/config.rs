@@ -77,7 +77,8 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SuperblockOnOneDevice
         | Plant::JoinTooSoon
         | Plant::RemoveTooSoon
-        | Plant::JournalForgetsOld => Some(Theme::Disks),
+        | Plant::JournalForgetsOld
+        | Plant::MoveWhileStating => Some(Theme::Disks),
         Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
         Plant::SwitchBlindly
         | Plant::MoveAsNew
@@ -91,8 +92,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::PassNothing
         | Plant::DieWhileStating
         | Plant::ReviveDeleted
-        | Plant::MoveOwnerOnly
-        | Plant::MoveWhileStating => Some(Theme::Snapshots),
+        | Plant::MoveOwnerOnly => Some(Theme::Snapshots),
         Plant::ScrubKeepsPage => Some(Theme::Damage),
         Plant::ForgetPatches => Some(Theme::Paging),
         _ => None,
