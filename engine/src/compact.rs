@@ -16,7 +16,7 @@
 //! summaries, and without them old ones would bring discarded blocks back.
 
 use crate::engine::Engine;
-use crate::format::record::{LeafMarks, RECORD_BYTES_MAX, Record, write_bytes};
+use crate::format::record::{LeafMarks, RECORD_BYTES_MAX, Record, STATED, write_bytes};
 use crate::leaf_loader::Paging;
 use crate::limits::{
     CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_LOG_DIVISOR, USER_STREAMS,
@@ -402,7 +402,7 @@ impl Engine {
                     }
                     let blocks = (end * LEAF_BLOCKS as u64 - lba) as u32;
                     let keep = state == LeafState::AllKept;
-                    let record = Record::Zero { volume: id, lsn, lba, blocks, keep, vseq: 0 };
+                    let record = Record::Zero { volume: id, lsn, lba, blocks, keep, vseq: STATED };
                     let forgotten = self.planted.has(Plant::CompactWithoutHoles);
                     let record = (!forgotten).then_some(Statement::Plain(record));
                     return Some((Cursor::Leaves { map: number, leaf: end }, record));

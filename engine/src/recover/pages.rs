@@ -7,6 +7,7 @@ use crate::counting::{Counting, Known};
 use crate::error::OpenError;
 use crate::format::journal::pool_tag;
 use crate::format::leaf::Header;
+use crate::format::record::STATED;
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafPage, LeafState, PagedLeaf};
@@ -92,7 +93,7 @@ pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
                 }
                 volume
             }
-            OwnedRecord::Zero { volume, lsn, .. } if lsn == input.pages.lsn => volume,
+            OwnedRecord::Zero { volume, vseq: STATED, .. } => volume,
             _ => continue,
         };
         statements.entry(id).or_default().push(change);

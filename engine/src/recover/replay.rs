@@ -6,7 +6,7 @@ use super::pages::{self, Pages};
 use super::records::OwnedRecord;
 use crate::counting::Counting;
 use crate::error::OpenError;
-use crate::format::record::{Seal, marked};
+use crate::format::record::{STATED, Seal, marked};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
@@ -71,7 +71,7 @@ impl Input<'_> {
         let per_leaf = LEAF_BLOCKS as u64;
         let leaves = |change: &OwnedRecord| match *change {
             OwnedRecord::Leaf { volume, lba, .. } => (volume, lba / per_leaf, lba / per_leaf + 1),
-            OwnedRecord::Zero { volume, lsn, lba, blocks, .. } if lsn == self.pages.lsn => {
+            OwnedRecord::Zero { volume, lba, blocks, vseq: STATED, .. } => {
                 let end = lba.saturating_add(u64::from(blocks)).div_ceil(per_leaf);
                 (volume, lba / per_leaf, end)
             }

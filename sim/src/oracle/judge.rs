@@ -1,6 +1,6 @@
 //! Judging what a recovery found, and going on from there.
 
-use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, base, never_written};
+use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, Volume, base, never_written};
 use crate::content::{Place, describe_bytes, is_zero};
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{StatusKind, VolumeSettings};
@@ -112,6 +112,7 @@ impl Oracle {
             return Err("two volumes have the same number".into());
         }
         self.judge_new_volumes(&there)?;
+        self.judge_groups(&there)?;
         let survived = self.newest_survivor(&there, bounds)?;
         self.judge_prefix(&there, survived)?;
         self.adopt(&there);
@@ -128,6 +129,20 @@ impl Oracle {
             }
             if !volume.sizes.iter().any(|&(size, _)| size == found.size) {
                 return Err(format!("volume {id} has {} bytes, which it never had", found.size));
+            }
+        }
+        Ok(())
+    }
+
+    /// Snapshots that were taken in one call are all there, or none.
+    fn judge_groups(&self, there: &BTreeMap<u32, &FoundVolume>) -> Result<(), String> {
+        let taken = || self.volumes.iter().filter(|(_, v)| v.line.is_some() && v.created != BASE);
+        for (id, one) in taken().filter(|(id, _)| there.contains_key(id)) {
+            let left = |(other, v): &(&u32, &Volume)| {
+                v.created == one.created && v.deleted.is_none() && !there.contains_key(other)
+            };
+            if let Some((other, _)) = taken().find(left) {
+                return Err(format!("snapshot {id} is there, but not {other}, taken with it"));
             }
         }
         Ok(())

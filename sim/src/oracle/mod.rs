@@ -279,16 +279,18 @@ impl Oracle {
         Ok(op)
     }
 
-    /// Whether everything about a volume was answered, so that a snapshot of it has what it has.
+    /// Whether it is certain what a snapshot of a volume has: of writes under way all, if they are of whole
+    /// blocks. What must read first comes when it has.
     #[must_use]
-    pub fn is_quiet(&self, id: u32) -> bool {
+    pub fn is_certain(&self, id: u32) -> bool {
         let Some(volume) = self.volumes.get(&id) else { return false };
         let answered = |op: OpId| self.op(op).answered != NEVER;
-        let last = |history: &History| history.versions.last().is_none_or(|v| answered(v.op));
+        let part = |v: &Version| matches!(v.content, Content::Bytes(_)) && !answered(v.op);
+        let whole = |history: &History| !history.versions.iter().any(part);
         volume.deleted.is_none()
             && answered(volume.created)
             && volume.sizes.iter().all(|&(_, op)| answered(op))
-            && volume.blocks.values().all(last)
+            && volume.blocks.values().all(whole)
     }
 
     /// The volume that this is a snapshot of, or the volume itself.
@@ -303,16 +305,19 @@ impl Oracle {
         self.volumes.values().any(|v| v.line == Some(id) && v.deleted.is_none())
     }
 
-    /// Snapshots of quiet volumes were accepted in one call: number, name and identity of each.
+    /// Snapshots of volumes of which all is certain were accepted in one call: number, name and identity of each.
     pub fn snapshot(&mut self, taken: &[(u32, u32, String, [u8; 16])]) -> OpId {
         let op = self.accept();
         self.snapshots_taken = true;
         for (line, id, name, uuid) in taken {
             let Some(volume) = self.volumes.get(line) else { continue };
             let size = volume.sizes.last().map_or(0, |&(size, _)| size);
+            let answered = |v: &Version| self.op(v.op).answered != NEVER;
             let now = |history: &History| {
-                let version = history.versions.last()?.clone();
-                Some(History { versions: vec![Version { op, ..version }], seen: 0, found: None })
+                let oldest = history.versions.iter().rposition(answered).unwrap_or(0);
+                let mut versions = history.versions.get(oldest..)?.to_vec();
+                versions.first_mut()?.op = op;
+                Some(History { versions, seen: 0, found: None })
             };
             let blocks = volume.blocks.iter();
             let blocks = blocks.filter_map(|(&lba, history)| Some((lba, now(history)?))).collect();

@@ -195,12 +195,12 @@ impl World {
         Ok(Submitted::Taken(id))
     }
 
-    /// Submits snapshots of those of these volumes that are quiet.
+    /// Submits snapshots of those of these volumes of which it is certain what these have.
     pub fn snapshot(&mut self, volumes: &[u32]) -> Check<Submitted<()>> {
-        let quiet: Vec<u32> =
-            volumes.iter().copied().filter(|&volume| self.oracle.is_quiet(volume)).collect();
+        let certain = |volume: &u32| self.oracle.is_certain(*volume);
+        let certain: Vec<u32> = volumes.iter().copied().filter(certain).collect();
         let tag = self.peek_tag();
-        let named: Vec<(u32, String, [u8; 16])> = quiet
+        let named: Vec<(u32, String, [u8; 16])> = certain
             .into_iter()
             .map(|volume| {
                 let mut uuid = [0; 16];

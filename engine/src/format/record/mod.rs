@@ -53,6 +53,9 @@ pub struct LeafMarks {
     pub inherited: LeafBits,
 }
 
+/// Place in a volume's order of what no request but a checkpoint says: all of these are higher.
+pub const STATED: u64 = 0;
+
 /// A decoded record, borrowing checksums and names from the block it lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
