@@ -450,18 +450,15 @@ impl Replay {
         }
     }
 
-    /// Those that a statement about a leaf is about: the node that it names, and its children as far
-    /// as they have the leaf of it, in a map that is made without pages.
+    /// Those that a statement about a leaf is about, in a map that is made without pages: the node that it
+    /// names, and its children of whose leaf the checkpoint says nothing else. In the log they may seem to
+    /// differ, by what was discarded.
     fn sharers(&self, node: u32, leaf: u64) -> Vec<u32> {
         let (mut sharers, mut next) = (vec![node], 0);
         while let Some(&node) = sharers.get(next) {
             next += 1;
             let Some(volume) = self.volumes.get(node) else { continue };
-            let shares = |child: &&u32| {
-                let map = self.volumes.get(**child).map(|child| &child.map);
-                map.is_some_and(|map| !map.is_different(leaf))
-                    && !self.stated.contains(&(**child, leaf))
-            };
+            let shares = |child: &&u32| !self.stated.contains(&(**child, leaf));
             sharers.extend(volume.children.iter().filter(shares));
         }
         sharers
