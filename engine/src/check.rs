@@ -203,15 +203,15 @@ fn check_leaf(
 ) {
     let geo = &loaded.geo;
     let entries = loaded.replay.slab.get(index);
-    let mut blocks: Vec<(u64, u32, u64)> = (0..LEAF_BLOCKS)
-        .filter_map(|i| match entries.get(i) {
-            Mapping::Block { pbn, crc } if entries.owns(i) && is_seen(loaded, volume, leaf, i) => {
-                Some((pbn, crc, leaf * LEAF_BLOCKS as u64 + i as u64))
-            }
-            _ => None,
+    let mut blocks: Vec<(u64, u32, u64, &Volume)> = (0..LEAF_BLOCKS)
+        .filter(|&i| entries.owns(i))
+        .filter_map(|i| {
+            let Mapping::Block { pbn, crc } = entries.get(i) else { return None };
+            let reader = reader(loaded, volume, leaf, i)?;
+            Some((pbn, crc, leaf * LEAF_BLOCKS as u64 + i as u64, reader))
         })
         .collect();
-    blocks.sort_unstable();
+    blocks.sort_unstable_by_key(|&(pbn, ..)| pbn);
     let offset = |pbn: u64| {
         let (segment, block) = geo.locate(pbn);
         geo.segment_offset(segment, block)
@@ -223,7 +223,7 @@ fn check_leaf(
         .collect();
     let mut results = Vec::new();
     io.read_many(&mut reads, &mut results);
-    for ((&(pbn, crc, lba), read), result) in blocks.iter().zip(&reads).zip(results) {
+    for ((&(pbn, crc, lba, reader), read), result) in blocks.iter().zip(&reads).zip(results) {
         report.blocks += 1;
         let device = result.err();
         if device.is_none() && crate::format::crc32(read.into) == crc {
@@ -232,15 +232,18 @@ fn check_leaf(
         report.bad_blocks += 1;
         if report.listed.len() < PROBLEMS_LISTED {
             let (segment, _) = geo.locate(pbn);
-            let volume = volume.info.name.clone();
+            let volume = reader.info.name.clone();
             report.listed.push(BadBlock { volume, lba, segment, offset: offset(pbn), device });
         }
     }
 }
 
-/// Whether somebody can read block `i` of a leaf that `volume` maps: it, or one that inherits it. What only
-/// a deleted snapshot still maps may have been overwritten since.
-fn is_seen(loaded: &Loaded, volume: &Volume, leaf: u64, i: usize) -> bool {
+/// Who can read block `i` of a leaf that `volume` maps: it, or one that inherits it. What only a deleted
+/// snapshot still maps may have been overwritten since.
+fn reader<'a>(loaded: &'a Loaded, volume: &'a Volume, leaf: u64, i: usize) -> Option<&'a Volume> {
+    if volume.state != VolumeState::Dying {
+        return Some(volume);
+    }
     let inherits = |child: &&Volume| {
         !child.map.is_different(leaf)
             || match child.map.leaf(&loaded.replay.slab, leaf).0 {
@@ -252,8 +255,7 @@ fn is_seen(loaded: &Loaded, volume: &Volume, leaf: u64, i: usize) -> bool {
             }
     };
     let children = volume.children.iter().filter_map(|child| loaded.replay.volumes.get(*child));
-    volume.state != VolumeState::Dying
-        || children.filter(inherits).any(|child| is_seen(loaded, child, leaf, i))
+    children.filter(inherits).find_map(|child| reader(loaded, child, leaf, i))
 }
 
 /// The layout of a pool, from its superblocks alone.
