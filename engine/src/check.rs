@@ -9,7 +9,7 @@ use crate::error::OpenError;
 use crate::format::leaf::Header;
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping, Verdict, VolumeMap};
+use crate::map::{LEAF_BLOCKS, Leaf, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::Planted;
 use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
@@ -382,6 +382,16 @@ pub enum Inconsistency {
         /// Sum over the maps.
         mapped: u64,
     },
+    /// A block is nobody's: it is not the leaf's own, and the parent does not have it.
+    #[error("volume {volume}: block {i} of leaf {leaf} is inherited, but the parent has another")]
+    Inherited {
+        /// Number of the volume or snapshot.
+        volume: u32,
+        /// Number of the leaf.
+        leaf: u64,
+        /// Block in it.
+        i: usize,
+    },
     /// Something is mapped or kept beyond the end of a volume.
     #[error("volume {volume} has blocks beyond its end")]
     Beyond {
@@ -390,7 +400,51 @@ pub enum Inconsistency {
     },
 }
 
+/// The data blocks of a leaf, and where they lie.
+fn blocks_of(leaf: &Leaf) -> impl Iterator<Item = (usize, u64)> {
+    (0..LEAF_BLOCKS).filter_map(|i| match leaf.get(i) {
+        Mapping::Block { pbn, .. } => Some((i, pbn)),
+        _ => None,
+    })
+}
+
 impl Engine {
+    /// What a leaf says, if it was counted and can be read.
+    fn content(
+        &self,
+        state: LeafState,
+        read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
+        page: &mut [u8],
+    ) -> Option<Leaf> {
+        match state {
+            LeafState::Dense(index) => Some(self.slab.get(index).clone()),
+            LeafState::Away(away) => {
+                let place = self.slab.away_leaf(away).page;
+                let (segment, block) = self.geo.locate(place.pbn);
+                let unread = self.slab.unread(away);
+                if unread.is_some_and(|unread| !unread.is_counted())
+                    || !read(self.geo.segment_offset(segment, block), page)
+                {
+                    return None;
+                }
+                let (_, mut content, crc) = Header::decode(self.pool_tag, page).ok()?;
+                if let Some(unread) = unread {
+                    unread.clone().apply(&mut content, false, |_| Verdict::Good);
+                }
+                (crc == place.crc).then_some(content)
+            }
+            _ => Some(Leaf::new()),
+        }
+    }
+
+    fn leaf_owns(&self, state: LeafState, i: usize) -> bool {
+        match state {
+            LeafState::Dense(index) => self.slab.get(index).owns(i),
+            LeafState::Away(away) => self.slab.away_leaf(away).owns(i),
+            _ => false,
+        }
+    }
+
     /// Recounts everything that is kept as a counter. For tests and the simulator: it walks all
     /// maps.
     ///
@@ -410,40 +464,26 @@ impl Engine {
         read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
     ) -> Result<(), Inconsistency> {
         let mut page = vec![0; self.geo.leaf_page_blocks() as usize * BLOCK_SIZE];
+        let mut content = |state| self.content(state, read, &mut page);
         let (mut complete, mut left, mut blocks) = (true, 0, 0);
         let mut mapped = vec![0u32; self.segs.len() as usize];
         for map in self.volumes.iter().map(|v| &v.map).chain(self.graves.iter()) {
             let mut leaf = 0;
             while leaf < map.leaves() {
                 let (state, leaves) = map.leaf(&self.slab, leaf);
-                let (place, content) = match state {
-                    LeafState::Dense(index) => {
-                        let content = self.slab.get(index);
-                        (content.page(), Some(content.clone()))
-                    }
+                let found = content(state);
+                let place = match state {
+                    LeafState::Dense(index) => self.slab.get(index).page(),
                     LeafState::Away(away) => {
-                        let place = self.slab.away_leaf(away).page;
-                        let (segment, block) = self.geo.locate(place.pbn);
-                        let found = read(self.geo.segment_offset(segment, block), &mut page)
-                            .then(|| Header::decode(self.pool_tag, &page).ok())
-                            .flatten();
-                        let right = found.filter(|(.., crc)| *crc == place.crc);
-                        let unread = self.slab.unread(away);
-                        let uncounted = unread.is_some_and(|unread| !unread.is_counted());
+                        let uncounted = self.slab.unread(away).is_some_and(|u| !u.is_counted());
                         if uncounted && map.is_different(leaf) {
                             left += 1;
                             blocks += self.slab.away_leaf(away).owned();
                         }
-                        complete &= right.is_some() || uncounted;
-                        let counted = right.filter(|_| !uncounted).map(|(_, mut content, _)| {
-                            if let Some(unread) = unread {
-                                unread.clone().apply(&mut content, false, |_| Verdict::Good);
-                            }
-                            content
-                        });
-                        (Some(place), counted)
+                        complete &= found.is_some() || uncounted;
+                        Some(self.slab.away_leaf(away).page)
                     }
-                    _ => (None, None),
+                    _ => None,
                 };
                 if let Some(place) = place {
                     let segment = self.geo.locate(place.pbn).0;
@@ -452,17 +492,27 @@ impl Engine {
                         return Err(Inconsistency::State { segment, state });
                     }
                 }
-                for i in 0..LEAF_BLOCKS {
-                    let owns = match state {
-                        LeafState::Dense(index) => self.slab.get(index).owns(i),
-                        LeafState::Away(away) => self.slab.away_leaf(away).owns(i),
-                        _ => false,
-                    };
-                    if let Some(Mapping::Block { pbn, .. }) = content.as_ref().map(|c| c.get(i))
-                        && owns
-                        && map.is_different(leaf)
-                    {
+                let found = found.filter(|_| map.is_different(leaf));
+                for (i, pbn) in found.iter().flat_map(blocks_of) {
+                    if self.leaf_owns(state, i) {
                         mapped[self.geo.locate(pbn).0 as usize] += 1;
+                        continue;
+                    }
+                    // What is inherited is the parent's, or that one's parent's if it is being taken apart.
+                    let mut node = self.volumes.get(map.volume());
+                    loop {
+                        node = node.and_then(|child| self.volumes.get(child.parent?));
+                        let Some(parent) = node else {
+                            return Err(Inconsistency::Inherited { volume: map.volume(), leaf, i });
+                        };
+                        let Some(theirs) = content(parent.map.leaf(&self.slab, leaf).0) else {
+                            break;
+                        };
+                        match theirs.get(i) {
+                            Mapping::Block { pbn: same, .. } if same == pbn => break,
+                            Mapping::Hole if parent.state == VolumeState::Dying => {}
+                            _ => node = None,
+                        }
                     }
                 }
                 leaf += leaves;

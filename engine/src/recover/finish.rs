@@ -159,8 +159,11 @@ impl Engine {
         }
         let kept = loaded.replay.volumes.iter().map(Volume::kept).sum();
         let touched = loaded.replay.volumes.iter().map(|v| v.map.touched()).sum();
-        let dead = loaded.replay.volumes.iter().filter(|v| v.state == VolumeState::Dying);
-        let dying = dead.map(|volume| volume.info.id).collect();
+        // Children first: one of them may be half taken apart, and its parent's children must not be
+        // looked for in what is left of it.
+        let volumes = &loaded.replay.volumes;
+        let dies = |id: &u32| volumes.get(*id).is_some_and(|v| v.state == VolumeState::Dying);
+        let dying = volumes.parents_first(u64::MAX).into_iter().rev().filter(dies).collect();
         let (out, done) = Self::new_queues();
         Ok(Self {
             geo,

@@ -9,7 +9,9 @@
 //! Invariants:
 //! 1. At any time a block is owned by the snapshot, or by the child, but not by nobody.
 //! 2. [`Volumes::owner`](crate::volume::Volumes::owner) knows how far it has come.
-//! 3. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing
+//! 3. One is taken apart at a time, to the end, and none before a child that has begun to be: what is
+//!    passed goes to the nearest child.
+//! 4. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing
 //!    passes, so that it states snapshot and child as they were at the same time.
 
 use crate::engine::Engine;
