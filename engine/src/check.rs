@@ -499,7 +499,8 @@ impl Engine {
                         continue;
                     }
                     // What is inherited is the parent's, or that one's parent's if it is being taken apart.
-                    let mut node = self.volumes.get(map.volume());
+                    let Some(child) = self.volumes.get(map.volume()) else { continue };
+                    let mut node = Some(child);
                     loop {
                         node = node.and_then(|child| self.volumes.get(child.parent?));
                         let Some(parent) = node else {

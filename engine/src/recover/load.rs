@@ -465,6 +465,11 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
     ordered.sort_by_key(|r| r.lsn());
     let mut table: BTreeMap<u32, (VolumeInfo, u64, u64)> = BTreeMap::new();
     let mut dead = HashSet::new();
+    let checkpoints = ordered.iter().filter_map(|record| match record {
+        OwnedRecord::Checkpoint { lsn } => Some(*lsn),
+        _ => None,
+    });
+    let checkpoint = checkpoints.max().unwrap_or(0);
     for record in ordered {
         match record {
             OwnedRecord::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name } => {
@@ -511,8 +516,14 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
                     *next = (*next).max(vseq + 1);
                 }
             }
-            // What a snapshot has passes to others: that is done again.
-            OwnedRecord::VolumeDelete { volume, .. } => _ = dead.insert(*volume),
+            // What a snapshot has passes to others: that is done again, unless the checkpoint, which would
+            // have stated it, was made when it was over.
+            OwnedRecord::VolumeDelete { volume, lsn } if *lsn > checkpoint => {
+                dead.insert(*volume);
+            }
+            OwnedRecord::VolumeDelete { volume, .. } if !dead.contains(volume) => {
+                table.remove(volume);
+            }
             _ => {}
         }
     }

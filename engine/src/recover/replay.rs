@@ -332,7 +332,8 @@ impl Replay {
 
     /// A snapshot is taken. What was cloned from it begins.
     fn cut(&mut self, snapshot: u32, line: u32) {
-        if !self.formed.insert(snapshot) {
+        // One that was gone before the checkpoint cuts nothing.
+        if self.volumes.get(snapshot).is_none() || !self.formed.insert(snapshot) {
             return;
         }
         let Some(volume) = self.volumes.get_mut(line) else { return };
