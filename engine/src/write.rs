@@ -106,9 +106,10 @@ impl Engine {
 
     /// Segments that only metadata may take: a whole copy of the chain that a checkpoint would
     /// write, its reserved next segment, one for the present chain to grow into meanwhile, and
-    /// those for a page of every leaf.
+    /// those for a page of every leaf; and again what lies on devices that are being emptied, since
+    /// a checkpoint that moves it from there gets nothing back for it.
     pub(crate) fn reserve(&self) -> u32 {
-        self.chain_segments(0) + 2 + self.leaf_segments(0)
+        self.chain_segments(0) + 2 + self.leaf_segments(0) + self.segs.meta_leaving()
     }
 
     /// Segments that the pages of all leaves take, those of requests under way and of reservations
