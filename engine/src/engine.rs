@@ -449,6 +449,13 @@ impl Engine {
         self.again |= self.rmws.held_until().is_some();
     }
 
+    /// Whether a part of a block that was taken is held until there is space for it, for as long as
+    /// [`Engine::set_full_wait_ns`] says at most. Requests about that block are `Busy` until then.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.rmws.held_until().is_some()
+    }
+
     /// Blocks that were written and are dead, in segments that are not free.
     fn dead_blocks(&self) -> u64 {
         let open = self.open.iter().flatten();

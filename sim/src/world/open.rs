@@ -251,7 +251,8 @@ impl World {
                         let what = format!("opening wrote to the journal: {counters:?}");
                         return Err(self.fail(what));
                     }
-                    self.rebuild_due = false;
+                    // With a damaged summary it did without, and the next tries again.
+                    self.rebuild_due &= touched && !report.rebuilt;
                     self.tainted_at_open = before.tainted_reads;
                     self.compactions_at_open = counters.compactions;
                     engine.set_device_discard(self.config.discard);
