@@ -40,6 +40,7 @@ use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, Sealing, SegmentTable};
 use crate::space::Space;
 use crate::stop::Stop;
+use crate::summary_copies::SummaryCopies;
 use crate::super_write::SuperWrite;
 use crate::token::Token;
 use crate::volume::{VolumeInfo, Volumes};
@@ -228,6 +229,7 @@ pub struct Engine {
     pub(crate) leaf_loader: LeafLoader,
     pub(crate) counting: Option<Counting>,
     pub(crate) rebuild: Rebuild,
+    pub(crate) summary_copies: SummaryCopies,
     /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
     /// the summaries of.
     pub(crate) log_since: u64,
@@ -398,6 +400,7 @@ impl Engine {
                 self.advance_shrinks(bufs);
                 self.advance_change(bufs);
                 self.advance_evacuation(bufs);
+                self.advance_summary_copies();
                 self.advance_scrub(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);

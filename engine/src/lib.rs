@@ -36,6 +36,7 @@ mod space;
 mod status;
 mod stop;
 mod stream;
+mod summary_copies;
 mod super_write;
 mod token;
 mod volume;

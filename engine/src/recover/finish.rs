@@ -26,6 +26,7 @@ use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::stream::user_streams;
+use crate::summary_copies::SummaryCopies;
 use crate::super_write::SuperWrite;
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand, join_offset, split_offset};
 use std::collections::VecDeque;
@@ -202,6 +203,7 @@ impl Engine {
             leaf_loader,
             counting: loaded.replay.counting,
             rebuild: Rebuild::default(),
+            summary_copies: SummaryCopies::new(loaded.replay.summaries > 0),
             log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock),
             flush: FlushState::new(loaded.last_lsn),
@@ -327,7 +329,7 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
         row.first_lsn = first.lsn;
         row.mean_lsn = described.mean_lsn;
         row.footer_crc = footer_crc;
-        let seal = row.seal(tail.segment, loaded.valid_lsn, false);
+        let seal = row.seal(tail.segment, loaded.valid_lsn, false, None);
         loaded.unkept.push(OwnedRecord::Seal(seal));
     }
     loaded.tails.extend(resumed);

@@ -184,8 +184,11 @@ impl World {
         if floor || told || self.moved_bad() || self.device_failed || self.disk.is_damaged() {
             return Ok(());
         }
+        // What was damaged for a while, and is repaired, is not tried for ever.
+        let damaged = self.disk.counters().tainted_reads > self.tainted_at_open;
         let left = self.engine().devices().find(|device| device.leaving);
         match left {
+            Some(device) if device.stuck && damaged => Ok(()),
             Some(device) => {
                 Err(self.fail(format!("at rest, but {device:?} is not empty: {usage:?}")))
             }

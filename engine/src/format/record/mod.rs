@@ -33,6 +33,7 @@ const VOLUME_WAITS: u8 = 1;
 const LEAF_KEPT: u8 = 1;
 const LEAF_HOLES: u8 = 2;
 const SEAL_STATED: u8 = 1;
+const SEAL_COPIED: u8 = 2;
 /// Bytes of a leaf bitmap.
 const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
 
@@ -187,6 +188,17 @@ pub struct Seal {
     pub mean_lsn: u64,
     /// Stated by a checkpoint: the leaf pages that it names hold all of the entries already.
     pub stated: bool,
+    /// Where there is a copy of the summary, on another device.
+    pub copy: Option<SummaryCopy>,
+}
+
+/// Where a copy of a summary lies: in a segment of copies, one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SummaryCopy {
+    /// Number of that segment.
+    pub segment: u32,
+    /// Its place there, in summaries.
+    pub slot: u8,
 }
 
 /// Bytes that a WRITE record of `blocks` blocks takes.
