@@ -236,7 +236,7 @@ fn check_leaf(
 /// # Errors
 /// See [`OpenError`].
 pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
-    let superblock = crate::recover::superblock(io, &mut RecoveryReport::default())?;
+    let superblock = crate::recover::superblock(io, false, &mut RecoveryReport::default())?;
     Ok(Geometry::of(&superblock, |device| io.device_bytes(device))?)
 }
 

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::compact::Compaction;
 use crate::counting::{Counting, Rebuild};
+use crate::degraded::Degraded;
 use crate::devices::{Change, Evacuation};
 use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
@@ -68,6 +69,8 @@ pub enum PoolState {
     Running,
     /// A write or flush failed: reads go on, everything else is refused until reopened.
     Failed(DeviceError),
+    /// A device is missing: reads go on, everything else is refused.
+    Degraded,
     /// A clean stop is under way.
     Stopping,
     /// Stopped; every buffer was given back.
@@ -230,6 +233,7 @@ pub struct Engine {
     pub(crate) counting: Option<Counting>,
     pub(crate) rebuild: Rebuild,
     pub(crate) summary_copies: SummaryCopies,
+    pub(crate) degraded: Degraded,
     /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
     /// the summaries of.
     pub(crate) log_since: u64,
@@ -302,6 +306,9 @@ impl Engine {
             self.flush.write_begun(device);
         }
         let token = token.encode(device);
+        if self.degraded.is_missing(device) {
+            return self.degraded.refuse(token);
+        }
         self.out.push_back(DeviceIo { device: device as u8, token, command });
     }
 
@@ -382,8 +389,12 @@ impl Engine {
     pub fn pump(&mut self, bufs: &mut impl Buffers, now_ns: u64) {
         self.now_ns = now_ns;
         self.note_requests();
+        while let Some((token, result)) = self.take_refused() {
+            self.device_done(bufs, token, result);
+        }
         self.retire(bufs);
-        if self.failed.is_some() {
+        if self.is_read_only() {
+            self.again = false;
             self.advance_paging();
             self.drain_failed(bufs);
         } else {
@@ -428,8 +439,8 @@ impl Engine {
     /// only a request or a completion can bring work.
     #[must_use]
     pub fn next_timer_ns(&self) -> Option<u64> {
-        if self.failed.is_some() {
-            return None;
+        if self.is_read_only() {
+            return self.has_refused().then_some(self.now_ns);
         }
         if self.again || (!self.graves.is_empty() && !self.leaf_loader.is_reading()) {
             return Some(self.now_ns);
@@ -473,6 +484,7 @@ impl Engine {
         match (self.failed, self.stop.is_begun(), self.is_stopped()) {
             (_, _, true) => PoolState::Stopped,
             (Some(error), _, _) => PoolState::Failed(error),
+            (None, false, _) if self.is_degraded() => PoolState::Degraded,
             (None, true, _) => PoolState::Stopping,
             (None, false, _) => PoolState::Running,
         }
@@ -551,6 +563,9 @@ impl Engine {
         }
         if self.stop.is_begun() {
             return Err(SubmitError::Stopping);
+        }
+        if self.is_degraded() {
+            return Err(SubmitError::ReadOnly);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod clean;
 mod compact;
 mod control;
 mod counting;
+mod degraded;
 mod devices;
 mod discard;
 mod engine;
@@ -50,7 +51,7 @@ pub use check::{
 pub use control::VolumeSpec;
 pub use devices::{DeviceInfo, NewDevice};
 pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks};
-pub use error::{FormatError, IoFault, OpenError, SubmitError};
+pub use error::{FormatError, IoFault, Needed, OpenError, SubmitError};
 pub use geometry::{Extent, Geometry, GeometryError};
 pub use recover::{FormatOptions, OpenOptions, RecoveryReport, identify};
 pub use resize::Shrink;

@@ -119,6 +119,10 @@ pub enum Plant {
     RemoveTooSoon,
     /// When the journal moves to another device, its blocks on the old one are forgotten.
     JournalForgetsOld,
+    /// A pool that is opened without a device cuts the log at the first data that lies there.
+    CutAtMissing,
+    /// A pool that is opened without a device leaves out summaries that lie there.
+    SkipMissingSummaries,
 }
 
 impl Plant {
@@ -179,6 +183,8 @@ impl Plant {
         Self::JoinTooSoon,
         Self::RemoveTooSoon,
         Self::JournalForgetsOld,
+        Self::CutAtMissing,
+        Self::SkipMissingSummaries,
     ];
 }
 

@@ -50,7 +50,7 @@ pub(crate) struct SummaryCopies {
 impl SummaryCopies {
     /// Of a pool with summaries that nobody knows the copies of.
     pub(crate) fn new(uncovered: bool) -> Self {
-        Self { wants_checkpoint: uncovered, ..Self::default() }
+        Self { next: u32::MAX, wants_checkpoint: uncovered, ..Self::default() }
     }
 
     /// Segments that hold copies.
@@ -70,6 +70,7 @@ impl SummaryCopies {
         self.copied.retain(|copied| copied.place.segment != segment);
         self.old -= usize::from(at < self.old);
         if at == self.segments.len() {
+            // Nothing of the one that is last now is left.
             self.next = u32::MAX;
         }
         Some(segment)
@@ -164,8 +165,9 @@ impl Engine {
     /// to.
     fn first_pending_copy(&self) -> usize {
         let pending = |copied: &&Copied| {
-            self.sealing.iter().any(|sealing| sealing.segment == copied.of)
-                || self.is_switching(copied.of)
+            let is_sealing = self.sealing.iter().any(|sealing| sealing.segment == copied.of);
+            (is_sealing || self.is_switching(copied.of))
+                && self.segs.row(copied.of).generation == copied.generation
         };
         let segments = &self.summary_copies.segments;
         let place = |copied: &Copied| segments.iter().position(|s| *s == copied.place.segment);
@@ -175,13 +177,12 @@ impl Engine {
 
     /// A checkpoint begins: its leaf pages will hold what all summaries say whose seal is retired.
     pub(crate) fn begin_summary_copies(&mut self) {
-        let old = self.first_pending_copy();
+        let (old, slots) = (self.first_pending_copy(), self.copy_slots());
         let copies = &mut self.summary_copies;
         copies.wants_checkpoint = false;
-        copies.old = old;
-        if old == copies.segments.len() {
-            copies.next = u32::MAX;
-        }
+        // The one being filled goes on being filled.
+        let full = copies.segments.len() - usize::from(copies.next < slots);
+        copies.old = old.min(full);
     }
 
     /// It counts.

@@ -242,6 +242,12 @@ impl Replay {
                 });
                 let copied = place.is_some_and(|offset| io.read_at(offset, read.into).is_ok());
                 if !copied || !whole(read.into) {
+                    let device = geo.device_of(seal.segment);
+                    if self.planted.has(Plant::SkipMissingSummaries)
+                        && device.is_some_and(|device| io.device_bytes(device).is_none())
+                    {
+                        continue;
+                    }
                     let (segment, generation) = (seal.segment, seal.generation);
                     return Err(OpenError::SummaryDamaged { segment, generation });
                 }

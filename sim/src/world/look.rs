@@ -14,17 +14,7 @@ impl World {
     /// Reads every block that was ever written, of every volume, straight from the freshly
     /// opened engine. With damage on the disk, damaged blocks may be missing, and nothing else.
     pub(super) fn look(&mut self) -> Check<Found> {
-        let mut found = Found::default();
-        for volume in self.engine().volumes() {
-            found.volumes.push(FoundVolume {
-                id: volume.id,
-                name: volume.name.clone(),
-                uuid: volume.uuid,
-                size: volume.size,
-                settings: volume.settings,
-            });
-        }
-        found.volumes.sort_by_key(|volume| volume.id);
+        let mut found = Found { volumes: self.found_volumes(), ..Found::default() };
         // Before the engine, at work meanwhile, has taken what is left.
         let Some(buffer) = self.arena.alloc(RUN as u32) else {
             return Err(self.fail("the arena is too small"));
@@ -46,6 +36,22 @@ impl World {
         }
         self.arena.free(buffer);
         Ok(found)
+    }
+
+    /// The volumes, by their numbers.
+    pub(super) fn found_volumes(&mut self) -> Vec<FoundVolume> {
+        let mut volumes: Vec<FoundVolume> = Vec::new();
+        for volume in self.engine().volumes() {
+            volumes.push(FoundVolume {
+                id: volume.id,
+                name: volume.name.clone(),
+                uuid: volume.uuid,
+                size: volume.size,
+                settings: volume.settings,
+            });
+        }
+        volumes.sort_by_key(|volume| volume.id);
+        volumes
     }
 
     fn look_at(
