@@ -321,6 +321,7 @@ mod tests {
              on-full = \"error\"\n\
              full-wait = 5\n\
              device-discard = \"off\"\n\
+             degraded-read-only = true\n\
              log-level = \"warn\"\n\
              log-format = \"json\"\n",
         )
