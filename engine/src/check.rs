@@ -263,7 +263,7 @@ fn reader<'a>(loaded: &'a Loaded, volume: &'a Volume, leaf: u64, i: usize) -> Op
 /// # Errors
 /// See [`OpenError`].
 pub fn geometry(io: &mut dyn BlockIo) -> Result<Geometry, OpenError> {
-    let superblock = crate::recover::superblock(io, &mut RecoveryReport::default())?;
+    let superblock = crate::recover::superblock(io, false, &mut RecoveryReport::default())?;
     Ok(Geometry::of(&superblock, |device| io.device_bytes(device))?)
 }
 

@@ -117,6 +117,7 @@ impl Engine {
         let record = Record::Checkpoint { lsn };
         chain.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
         self.leaving_checkpoint_begun();
+        self.begin_summary_copies();
         self.begin_leaf_pages();
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
@@ -171,6 +172,7 @@ impl Engine {
             || (self.is_reserve_short() && self.leaf_pages_are_loose())
             || self.scrub.wants_checkpoint()
             || self.leaving_wants_checkpoint()
+            || self.copies_want_checkpoint()
     }
 
     /// Blocks of log after which a checkpoint is due.
@@ -252,6 +254,7 @@ impl Engine {
         let segs = &mut self.segs;
         self.meta_remains = Some(old.end(bufs, |segment| segs.release(segment)));
         self.end_leaf_pages();
+        self.end_summary_copies();
         self.meta_baseline = self.meta.segments.len();
         self.again = true;
         self.counters.compactions += 1;
@@ -330,7 +333,8 @@ impl Engine {
                 let switching = self.is_switching(segment);
                 let sealed = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
                 let in_maps = !switching && row.in_map_lsn <= compaction.lsn;
-                let seal = row.seal(segment, lsn, in_maps);
+                let copy = self.summary_copies.of(segment, row.generation).filter(|_| !in_maps);
+                let seal = row.seal(segment, lsn, in_maps, copy);
                 let record = Statement::Plain(Record::SegmentSeal(seal));
                 let record = (sealed || switching).then_some(record);
                 (Cursor::Segments { segment: segment + 1 }, record)

@@ -138,7 +138,7 @@ impl Engine {
     /// nothing that is dead is given back before.
     #[must_use]
     pub fn is_counting(&self) -> bool {
-        self.counting.is_some()
+        self.counting.is_some() && !self.is_degraded()
     }
 
     /// Whether the counting can't end, because of a leaf whose page can't be read. As long as one that
@@ -311,7 +311,7 @@ impl Engine {
     /// A leaf of a volume that is there can't be read: the next opening makes the map anew. Of a pool
     /// that has failed, no page that was written last is what counts then.
     pub(crate) fn want_rebuild(&mut self) {
-        if !self.rebuild.wanted && self.failed.is_none() {
+        if !self.rebuild.wanted && !self.is_read_only() {
             self.rebuild.wanted = true;
             self.again = true;
         }

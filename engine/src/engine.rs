@@ -18,6 +18,7 @@ use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::compact::Compaction;
 use crate::counting::{Counting, Rebuild};
+use crate::degraded::Degraded;
 use crate::devices::{Change, Evacuation};
 use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
@@ -40,6 +41,7 @@ use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, Sealing, SegmentTable};
 use crate::space::Space;
 use crate::stop::Stop;
+use crate::summary_copies::SummaryCopies;
 use crate::super_write::SuperWrite;
 use crate::token::Token;
 use crate::volume::{VolumeInfo, Volumes};
@@ -67,6 +69,8 @@ pub enum PoolState {
     Running,
     /// A write or flush failed: reads go on, everything else is refused until reopened.
     Failed(DeviceError),
+    /// A device is missing: reads go on, everything else is refused.
+    Degraded,
     /// A clean stop is under way.
     Stopping,
     /// Stopped; every buffer was given back.
@@ -234,6 +238,8 @@ pub struct Engine {
     pub(crate) leaf_loader: LeafLoader,
     pub(crate) counting: Option<Counting>,
     pub(crate) rebuild: Rebuild,
+    pub(crate) summary_copies: SummaryCopies,
+    pub(crate) degraded: Degraded,
     /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
     /// the summaries of.
     pub(crate) log_since: u64,
@@ -306,6 +312,9 @@ impl Engine {
             self.flush.write_begun(device);
         }
         let token = token.encode(device);
+        if self.degraded.is_missing(device) {
+            return self.degraded.refuse(token);
+        }
         self.out.push_back(DeviceIo { device: device as u8, token, command });
     }
 
@@ -386,8 +395,12 @@ impl Engine {
     pub fn pump(&mut self, bufs: &mut impl Buffers, now_ns: u64) {
         self.now_ns = now_ns;
         self.note_requests();
+        while let Some((token, result)) = self.take_refused() {
+            self.device_done(bufs, token, result);
+        }
         self.retire(bufs);
-        if self.failed.is_some() {
+        if self.is_read_only() {
+            self.again = false;
             self.advance_paging();
             self.drain_failed(bufs);
         } else {
@@ -404,6 +417,7 @@ impl Engine {
                 self.advance_shrinks(bufs);
                 self.advance_change(bufs);
                 self.advance_evacuation(bufs);
+                self.advance_summary_copies();
                 self.advance_scrub(bufs);
                 self.advance_meta(bufs);
                 self.advance_superblock(bufs);
@@ -433,8 +447,8 @@ impl Engine {
     /// only a request or a completion can bring work.
     #[must_use]
     pub fn next_timer_ns(&self) -> Option<u64> {
-        if self.failed.is_some() {
-            return None;
+        if self.is_read_only() {
+            return self.has_refused().then_some(self.now_ns);
         }
         let graves = !self.graves.is_empty() && !self.leaf_loader.is_reading();
         if self.again || graves || self.dying_goes_on() || !self.forks.is_empty() {
@@ -458,6 +472,13 @@ impl Engine {
         self.again |= self.rmws.held_until().is_some();
     }
 
+    /// Whether a part of a block that was taken is held until there is space for it, for as long as
+    /// [`Engine::set_full_wait_ns`] says at most. Requests about that block are `Busy` until then.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.rmws.held_until().is_some()
+    }
+
     /// Blocks that were written and are dead, in segments that are not free.
     fn dead_blocks(&self) -> u64 {
         let open = self.open.iter().flatten();
@@ -472,6 +493,7 @@ impl Engine {
         match (self.failed, self.stop.is_begun(), self.is_stopped()) {
             (_, _, true) => PoolState::Stopped,
             (Some(error), _, _) => PoolState::Failed(error),
+            (None, false, _) if self.is_degraded() => PoolState::Degraded,
             (None, true, _) => PoolState::Stopping,
             (None, false, _) => PoolState::Running,
         }
@@ -557,6 +579,9 @@ impl Engine {
         }
         if self.stop.is_begun() {
             return Err(SubmitError::Stopping);
+        }
+        if self.is_degraded() {
+            return Err(SubmitError::ReadOnly);
         }
         Ok(())
     }

@@ -84,13 +84,16 @@ pub enum SubmitError {
     HasSnapshots,
     /// A snapshot can't be written to.
     #[error("a snapshot can only be read")]
-    ReadOnly,
+    IsSnapshot,
     /// So many snapshots, or none, can't be taken at once.
     #[error("one call takes one to about thirty snapshots: their names must fit one block")]
     TooManySnapshots,
     /// The device failed a write or a flush; the pool accepts nothing more until it is reopened.
     #[error("the pool's device failed; reopen the pool")]
     Failed,
+    /// A device is missing; the pool is only read.
+    #[error("a device of the pool is missing: it is only read")]
+    ReadOnly,
     /// A clean stop has begun.
     #[error("the pool is being closed")]
     Stopping,
@@ -142,6 +145,24 @@ fn name(device: usize, uuid: &[u8; 16], label: &Label, bytes: Option<u64>) -> St
     format!("device {device} of the pool ({uuid}{label}{bytes})")
 }
 
+/// What a missing device is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Needed {
+    /// The journal.
+    #[error("it holds the journal")]
+    Journal,
+    /// The metadata chain.
+    #[error("it holds metadata")]
+    Metadata,
+    /// Summaries of which there is no copy.
+    #[error(
+        "it alone knows what was written to it since the last checkpoint, so that no block could be \
+         trusted to be the newest"
+    )]
+    Log,
+}
+
 /// Why a pool could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -174,6 +195,23 @@ pub enum OpenError {
         bytes: u64,
         /// What it was called.
         label: Label,
+    },
+    /// A device of the pool is not there, and without it the pool can't even be read.
+    #[error(
+        "{} is missing, and without it the pool can't be read either: {needed}",
+        name(*device, uuid, label, Some(*bytes))
+    )]
+    DeviceNeeded {
+        /// Its number.
+        device: usize,
+        /// Its identity.
+        uuid: [u8; 16],
+        /// Its size.
+        bytes: u64,
+        /// What it was called.
+        label: Label,
+        /// What for.
+        needed: Needed,
     },
     /// What is there in a device's place is another one.
     #[error("{} is not the one that was given for it", name(*device, uuid, label, None))]

@@ -278,7 +278,7 @@ impl Engine {
     /// Whether `more` leaves may be brought to memory beside those that are there or on their way.
     pub(crate) fn has_leaf_room(&self, more: u64) -> bool {
         let Some(limit) = self.leaf_loader.limit else { return true };
-        if self.failed.is_some() || self.is_counting_stuck() {
+        if self.is_read_only() || self.is_counting_stuck() {
             // Requests go on, but no checkpoint will make room.
             return true;
         }

@@ -135,6 +135,10 @@ pub enum Plant {
     MoveOwnerOnly,
     /// Blocks that several maps have are moved while a checkpoint states these.
     MoveWhileStating,
+    /// A pool that is opened without a device cuts the log at the first data that lies there.
+    CutAtMissing,
+    /// A pool that is opened without a device leaves out summaries that lie there.
+    SkipMissingSummaries,
 }
 
 impl Plant {
@@ -203,6 +207,8 @@ impl Plant {
         Self::ReviveDeleted,
         Self::MoveOwnerOnly,
         Self::MoveWhileStating,
+        Self::CutAtMissing,
+        Self::SkipMissingSummaries,
     ];
 }
 

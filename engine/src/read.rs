@@ -158,15 +158,15 @@ impl Engine {
                 };
                 let offset = self.geo.segment_offset(segment, block);
                 let (device, offset) = split_offset(offset);
-                self.out.push_back(DeviceIo {
-                    device: device as u8,
-                    token: token.encode(device),
-                    command: DeviceCommand::Read {
-                        offset,
-                        buffer: buffer.part(run_first, run_blocks),
-                    },
-                });
+                let buffer = buffer.part(run_first, run_blocks);
                 self.io_in_flight += 1;
+                let token = token.encode(device);
+                if self.degraded.is_missing(device) {
+                    self.degraded.refuse(token);
+                } else {
+                    let command = DeviceCommand::Read { offset, buffer };
+                    self.out.push_back(DeviceIo { device: device as u8, token, command });
+                }
                 if reader != Reader::Rewriter {
                     self.counters.blocks_read += u64::from(run_blocks);
                 }

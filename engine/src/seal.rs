@@ -9,8 +9,7 @@ use crate::limits::RECLAIM_LEAVES;
 use crate::map::{LeafState, Reclaim};
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState};
-use crate::token::Token;
-use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand};
+use flagstone_block::{BLOCK_SIZE, Buffers};
 
 const SEGMENT_FREE_BYTES: usize = 32;
 /// Leaves of a map that no longer counts let go in one turn.
@@ -29,6 +28,8 @@ impl Engine {
         row.first_lsn = open.first_lsn;
         row.mean_lsn = open.described().mean_lsn;
         row.footer_crc = footer_crc;
+        let generation = row.generation;
+        let writes = self.write_summary(open.segment, generation, open.summary);
         self.sealing.push(Sealing {
             segment: open.segment,
             summary: Some(open.summary),
@@ -37,11 +38,8 @@ impl Engine {
             resumed: open.in_meta > 0,
             moved: false,
             stage: SealStage::Writing,
+            writes,
         });
-        let offset = self.geo.segment_offset(open.segment, shape.data_blocks);
-        let buffer = open.summary.part(0, shape.summary_blocks());
-        self.flush.dirty(self.now_ns, buffer.len() as u64);
-        self.emit(Token::Summary(open.segment), DeviceCommand::Write { offset, buffer });
     }
 
     /// The footer and the entries of a sealed segment's summary; `None` if it is not the one that
@@ -63,6 +61,10 @@ impl Engine {
 
     pub(crate) fn summary_written(&mut self, segment: u32) {
         if let Some(sealing) = self.sealing.iter_mut().find(|s| s.segment == segment) {
+            sealing.writes -= 1;
+            if sealing.writes > 0 {
+                return;
+            }
             let unflushed = self.planted.has(Plant::SealBeforeFlush)
                 || (sealing.moved && self.planted.has(Plant::SealMovedBeforeFlush));
             sealing.stage = if unflushed { SealStage::Durable } else { SealStage::Written };
@@ -86,8 +88,9 @@ impl Engine {
             let Ok(batch) = self.batch_with_room(bufs, SEGMENT_SEAL_BYTES, true) else { return };
             let segment = self.sealing[k].segment;
             let row = *self.segs.row(segment);
+            let copy = self.summary_copies.of(segment, row.generation);
             self.log(bufs, batch, Effect::SegmentSeal { segment }, |lsn| {
-                Record::SegmentSeal(row.seal(segment, lsn, false))
+                Record::SegmentSeal(row.seal(segment, lsn, false, copy))
             });
             self.sealing[k].stage = SealStage::Logged(self.batch_jseq(batch));
         }

@@ -125,7 +125,7 @@ impl Engine {
         let over = match self.stop.stage {
             Stage::Finished => true,
             Stage::Running | Stage::Stopped => false,
-            _ => self.failed.is_some() && self.flight.is_empty(),
+            _ => self.is_read_only() && self.flight.is_empty(),
         };
         if !over || self.io_in_flight > 0 || !self.reads.is_idle() || !self.out.is_empty() {
             return;

@@ -107,9 +107,11 @@ impl Engine {
 
     /// Segments that only metadata may take: a whole copy of the chain that a checkpoint would
     /// write, its reserved next segment, one for the present chain to grow into meanwhile, and
-    /// those for a page of every leaf.
+    /// those for a page of every leaf; and again what lies on devices that are being emptied, since
+    /// a checkpoint that moves it from there gets nothing back for it; and those for copies of summaries.
     pub(crate) fn reserve(&self) -> u32 {
-        self.chain_segments(0) + 2 + self.leaf_segments(0)
+        let pages = self.chain_segments(0) + 2 + self.leaf_segments(0);
+        pages + self.segs.meta_leaving() + self.copy_segments_left()
     }
 
     /// Segments that the pages of all leaves take, those of requests under way and of reservations
@@ -174,7 +176,10 @@ impl Engine {
     pub(crate) fn meta_segments(&self) -> (u32, u32) {
         let chain = self.compaction.as_ref().map_or(0, Compaction::segments);
         let maps = self.segs.maps();
-        (self.segs.meta() - maps - chain, maps - self.leaf_writer.segments())
+        (
+            self.segs.meta() - maps - chain - self.copy_segments_taken(),
+            maps - self.leaf_writer.segments(),
+        )
     }
 
     /// As [`Engine::usable_blocks`], with `leaves` more leaves in the map, and beside `segments` more
@@ -185,7 +190,8 @@ impl Engine {
         let pages = self.leaf_segments(leaves);
         let maps = maps.max(pages);
         let reserve = self.chain_segments(leaves) + 2 + pages + self.cleaner_reserve();
-        let meta = chains + maps + reserve + segments;
+        let copies = self.copy_segments().max(self.copy_segments_taken());
+        let meta = chains + maps + reserve + copies + segments;
         let usable = u64::from(self.geo.capacity.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }

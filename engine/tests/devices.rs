@@ -7,8 +7,8 @@ use flagstone_block::{
     join_offset,
 };
 use flagstone_engine::{
-    DeviceInfo, Engine, FormatOptions, NewDevice, OpenError, SubmitError, VolumeSettings,
-    VolumeSpec, identify,
+    DeviceInfo, Engine, FormatOptions, IoFault, Needed, NewDevice, OpenError, OpenOptions,
+    PoolState, SubmitError, VolumeSettings, VolumeSpec, identify,
 };
 use std::collections::BTreeSet;
 use support::{Arena, Disk, OPEN};
@@ -40,10 +40,14 @@ impl Pool {
         Self::open(disks)
     }
 
-    fn open(mut disks: Devices<Disk>) -> Self {
+    fn open(disks: Devices<Disk>) -> Self {
+        Self::try_open(disks, &OPEN).unwrap()
+    }
+
+    fn try_open(mut disks: Devices<Disk>, options: &OpenOptions) -> Result<Self, OpenError> {
         let mut arena = Arena::new(4096);
-        let (engine, _) = Engine::open(&mut disks, &mut arena, &OPEN).unwrap();
-        Self { engine, arena, disks, now_ns: 1, tag: 0 }
+        let (engine, _) = Engine::open(&mut disks, &mut arena, options)?;
+        Ok(Self { engine, arena, disks, now_ns: 1, tag: 0 })
     }
 
     /// The process dies.
@@ -72,11 +76,15 @@ impl Pool {
     }
 
     fn wait(&mut self, tag: Tag) {
+        assert_eq!(self.answer(tag), Ok(()));
+    }
+
+    fn answer(&mut self, tag: Tag) -> Result<(), IoFault> {
         for _ in 0..100_000 {
             self.turn();
             if let Some(done) = self.engine.next_completion() {
-                assert_eq!((done.tag, done.result), (tag, Ok(())));
-                return;
+                assert_eq!(done.tag, tag);
+                return done.result;
             }
         }
         panic!("never answered");
@@ -116,7 +124,13 @@ impl Pool {
     }
 
     fn verify(&mut self, volume: VolumeId, blocks: u64, version: u8) {
+        assert_eq!(self.read_all(volume, blocks, version), blocks);
+    }
+
+    /// Reads a whole volume: each block is right, or an error. Returns how many are right.
+    fn read_all(&mut self, volume: VolumeId, blocks: u64, version: u8) -> u64 {
         let buffer = self.arena.alloc(1).unwrap();
+        let mut right = 0;
         for block in 0..blocks {
             let tag = self.next_tag();
             while let Err(error) =
@@ -125,12 +139,17 @@ impl Pool {
                 assert_eq!(error, SubmitError::Busy);
                 self.turn();
             }
-            self.wait(tag);
+            if let Err(fault) = self.answer(tag) {
+                assert_eq!(fault, IoFault::BadBlock { lba: block });
+                continue;
+            }
             let bytes = self.arena.bytes(buffer);
             assert_eq!(bytes[..8], block.to_le_bytes(), "block {block}");
             assert!(bytes[8..].iter().all(|byte| *byte == version), "block {block}");
+            right += 1;
         }
         self.arena.free(buffer);
+        right
     }
 
     fn add(&mut self, uuid: u8, bytes: u64) -> usize {
@@ -321,4 +340,131 @@ fn devices_that_nobody_wrote_to_are_not_flushed() {
     }
     assert_eq!(written, flushed);
     assert!(written.len() < 3, "{written:?}");
+}
+
+const DEGRADED: OpenOptions = OpenOptions { degraded: true, ..OPEN };
+
+/// How often each disk was written to.
+fn writes(disks: &Devices<Disk>) -> Vec<u64> {
+    disks.0.iter().flatten().map(|disk| disk.writes).collect()
+}
+
+#[test]
+fn without_a_device_what_lies_on_the_others_is_read_and_nothing_is_written() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(60 * MIB);
+    let blocks = 50 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.settle();
+    pool.fill(volume, blocks, 2);
+    let mut killed = pool.disks;
+    let missing = killed.0[1].take().unwrap();
+    let refused = Pool::try_open(Devices(killed.0.clone()), &OPEN).err().unwrap();
+    assert!(matches!(refused, OpenError::DeviceMissing { device: 1, .. }), "{refused}");
+    let before = writes(&killed);
+
+    let mut pool = Pool::try_open(killed, &DEGRADED).unwrap();
+    assert_eq!(pool.engine.state(), PoolState::Degraded);
+    let right = pool.read_all(volume, blocks, 2);
+    assert!(right > blocks / 3 && right < blocks * 9 / 10, "{right} of {blocks}");
+    let data = [0; BLOCK_SIZE];
+    let (arena, engine) = (&mut pool.arena, &mut pool.engine);
+    let written = engine.write(arena, Tag(1 << 40), volume, 0, &data, Durability::Completed);
+    assert_eq!(written, Err(SubmitError::ReadOnly));
+    assert_eq!(engine.remove_device(Tag(1 << 40), 1), Err(SubmitError::ReadOnly));
+    let tag = pool.next_tag();
+    pool.engine.flush(tag).unwrap();
+    pool.wait(tag);
+    pool.settle();
+    let mut disks = pool.stop();
+    assert_eq!(writes(&disks), before);
+
+    // With it, everything is there, and it takes writes again.
+    disks.put(1, missing);
+    let mut pool = Pool::try_open(disks, &DEGRADED).unwrap();
+    assert_eq!(pool.engine.state(), PoolState::Running);
+    pool.verify(volume, blocks, 2);
+    pool.fill(volume, blocks, 3);
+    pool.verify(volume, blocks, 3);
+}
+
+#[test]
+fn what_was_written_to_a_missing_device_since_the_checkpoint_is_never_shown_as_it_was() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(30 * MIB);
+    let blocks = 24 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.settle();
+    let mut opened = 0;
+    for version in 2..12 {
+        pool.fill(volume, blocks, version);
+        for missing in 1..3 {
+            let mut disks = Devices(pool.disks.0.clone());
+            disks.0[missing] = None;
+            // Where copies could not be made it says so, rather than to guess.
+            match Pool::try_open(disks, &DEGRADED) {
+                Ok(mut left) => {
+                    opened += 1;
+                    assert!(left.read_all(volume, blocks, version) > blocks / 4);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        pool.settle();
+    }
+    assert_eq!(opened, 20);
+    assert!(pool.engine.counters().compactions < 12, "{:?}", pool.engine.counters());
+}
+
+#[test]
+fn a_pool_can_not_be_read_without_its_journal() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(20 * MIB);
+    pool.fill(volume, 1000, 1);
+    pool.engine.set_device_name(0, "/dev/first");
+    let mut disks = pool.stop();
+    disks.0[0] = None;
+    let error = Pool::try_open(disks, &DEGRADED).err().unwrap();
+    assert!(
+        matches!(error, OpenError::DeviceNeeded { device: 0, needed: Needed::Journal, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("/dev/first"), "{error}");
+}
+
+#[test]
+fn a_dead_device_fails_its_own_blocks_also_when_the_pool_takes_no_more_writes() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(60 * MIB);
+    let blocks = 50 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.settle();
+    pool.disks.0[2] = None;
+    let right = pool.read_all(volume, blocks, 1);
+    assert!(right > blocks / 3 && right < blocks, "{right} of {blocks}");
+    assert_eq!(pool.engine.state(), PoolState::Running);
+    // Sooner or later something is written there.
+    for block in 0.. {
+        let tag = pool.next_tag();
+        let (arena, engine) = (&mut pool.arena, &mut pool.engine);
+        let (at, data) = (block * BLOCK_SIZE as u64, [7; BLOCK_SIZE]);
+        match engine.write(arena, tag, volume, at, &data, Durability::Completed) {
+            Ok(_) if pool.answer(tag).is_err() => break,
+            Ok(_) => {}
+            Err(SubmitError::Busy) => drop(pool.turn()),
+            Err(error) => {
+                assert_eq!(error, SubmitError::Failed);
+                break;
+            }
+        }
+    }
+    assert!(matches!(pool.engine.state(), PoolState::Failed(_)));
+    let buffer = pool.arena.alloc(1).unwrap();
+    let mut read = 0;
+    for block in 0..blocks {
+        let tag = pool.next_tag();
+        pool.engine.read(&mut pool.arena, tag, volume, Lba(block), buffer).unwrap();
+        read += u64::from(pool.answer(tag).is_ok());
+    }
+    assert!(read > blocks / 3 && read < blocks, "{read} of {blocks}");
 }

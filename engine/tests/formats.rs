@@ -3,7 +3,7 @@
 
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::format::field::Layout;
-use flagstone_engine::format::record::{Record, Records, Seal, layout};
+use flagstone_engine::format::record::{Record, Records, Seal, SummaryCopy, layout};
 use flagstone_engine::format::segment::{Footer, SegmentShape};
 use flagstone_engine::format::superblock::Superblock;
 use flagstone_engine::format::{device, journal, leaf, meta, segment, superblock};
@@ -81,7 +81,7 @@ proptest! {
             3 => Record::VolumeResize { volume, lsn, size: n[2], vseq: n[3] },
             9 => Record::VolumeSet { volume, lsn, settings: settings(&n), vseq: n[4] },
             4 => Record::VolumeDelete { volume, lsn },
-            5 => Record::SegmentSeal(Seal { segment: n[2] as u32, lsn, class: n[3] as u8, entries: n[4] as u16, generation: n[5], first_lsn: n[6], footer_crc: n[7] as u32, mean_lsn: n[8], stated: n[9] % 2 == 0 }),
+            5 => Record::SegmentSeal(Seal { segment: n[2] as u32, lsn, class: n[3] as u8, entries: n[4] as u16, generation: n[5], first_lsn: n[6], footer_crc: n[7] as u32, mean_lsn: n[8], stated: n[9] % 2 == 0, copy: (n[9] % 3 == 0).then(|| SummaryCopy { segment: n[8] as u32, slot: n[7] as u8 }) }),
             6 => Record::SegmentFree { segment: n[2] as u32, lsn, generation: n[3] },
             7 => {
                 let kept = if n[3] % 2 == 0 { [0; 8] } else { std::array::from_fn(|i| n[i + 8] | 1) };

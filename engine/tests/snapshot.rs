@@ -54,8 +54,8 @@ fn a_snapshot_stays_as_it_was() {
     verify(&mut world, &expected);
 
     let refused = world.write(first, 0, &block(1)).unwrap_err();
-    assert_eq!(refused, SubmitError::ReadOnly);
-    assert_eq!(snapshot(&mut world, &[(first, "again")]), Err(SubmitError::ReadOnly));
+    assert_eq!(refused, SubmitError::IsSnapshot);
+    assert_eq!(snapshot(&mut world, &[(first, "again")]), Err(SubmitError::IsSnapshot));
     assert_eq!(snapshot(&mut world, &[(volume, "v@first")]), Err(SubmitError::VolumeExists));
 
     let mut world = world.kill();

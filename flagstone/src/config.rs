@@ -19,7 +19,7 @@ use crate::size::{SizeError, parse_size};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 12] = [
+pub const KEYS: [&str; 13] = [
     "pool",
     "nbd-socket",
     "nbd-listen",
@@ -30,6 +30,7 @@ pub const KEYS: [&str; 12] = [
     "on-full",
     "full-wait",
     "device-discard",
+    "degraded-read-only",
     "log-level",
     "log-format",
 ];
@@ -57,6 +58,8 @@ pub struct FileConfig {
     pub full_wait: Option<Duration>,
     /// `device-discard`: `auto`, `on` or `off`.
     pub device_discard: Option<DeviceDiscard>,
+    /// `degraded-read-only`.
+    pub degraded_read_only: Option<bool>,
     /// `log-level`.
     pub log_level: Option<String>,
     /// `log-format`.
@@ -198,6 +201,12 @@ impl FileConfig {
                     }
                 });
             }
+            "degraded-read-only" => {
+                let DeValue::Boolean(set) = value else {
+                    return Err(format!("expected true or false, found {}", value.type_str()));
+                };
+                self.degraded_read_only = Some(*set);
+            }
             "log-level" => {
                 let filter = string(value)?;
                 check_filter(filter).map_err(|error| error.to_string())?;
@@ -312,6 +321,7 @@ mod tests {
              on-full = \"error\"\n\
              full-wait = 5\n\
              device-discard = \"off\"\n\
+             degraded-read-only = true\n\
              log-level = \"warn\"\n\
              log-format = \"json\"\n",
         )
@@ -327,6 +337,7 @@ mod tests {
             on_full: Some(OnFull::Error),
             full_wait: Some(Duration::from_secs(5)),
             device_discard: Some(DeviceDiscard::Off),
+            degraded_read_only: Some(true),
             log_level: Some("warn".to_owned()),
             log_format: Some(LogFormat::Json),
         };

@@ -231,6 +231,14 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         let may_send = world.outstanding() < world.config.depth && (blocked == 0 || !in_flight);
         let mut moved = false;
         if may_send && (!in_flight || world.rng.percent(world.config.eager)) {
+            if blocked > 8
+                && world.engine().is_holding()
+                && let Some(at) = world.engine().next_timer_ns()
+            {
+                // What is about a block that waits for space waits with it, until that gives up.
+                world.now_ns = world.now_ns.max(at);
+                blocked = 1;
+            }
             if blocked > 8 {
                 let usage = world.engine().usage();
                 let what = "stuck: the engine is busy although nothing is under way";

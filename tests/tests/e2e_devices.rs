@@ -1,14 +1,16 @@
 //! Pools of several files: one is emptied and removed and another added under verified load, with
-//! `kill -9` in the middle; renamed files are found; a missing one is named.
+//! `kill -9` in the middle; renamed files are found; a missing one is named, and the pool read without it.
+//! The same with block devices.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flagstone_tests::daemon::{Config, Daemon, check_pool, directory, flagstone};
+use flagstone_tests::filesystem::Loop;
 use flagstone_tests::ledger::{Clock, Cut, Ledger};
 use flagstone_tests::load::{self, Plan, Shared};
-use flagstone_tests::programs::Output;
+use flagstone_tests::programs::{Need, Output, can_run};
 use flagstone_tests::random::Random;
 use flagstone_tests::{BLOCK, MIB};
 
@@ -195,4 +197,170 @@ fn a_device_whose_blocks_have_no_room_elsewhere_is_refused_with_the_reason() {
     verify_rest(&daemon);
     daemon.stop_cleanly();
     check_pool(&paths[0]);
+}
+
+#[test]
+fn without_a_file_the_rest_is_read_when_asked_and_nothing_is_written() {
+    let dir = directory();
+    let paths: Vec<PathBuf> = (0..3).map(|i| dir.path().join(format!("disk{i}"))).collect();
+    create(&paths, 96 * MIB);
+    let mut daemon = Config::new(&paths[0], dir.path()).start();
+    write_rest(&daemon);
+    // Again, so that there is something older to be shown by mistake.
+    let mut client = daemon.connect("rest");
+    let new = vec![0x5a; MIB as usize];
+    for at in (0..REST).step_by(2 * MIB as usize) {
+        client.write(at, &new, 0).unwrap();
+    }
+    drop(client);
+    daemon.kill();
+    let away = directory();
+    let aside = away.path().join("disk2");
+    std::fs::copy(&paths[2], &aside).unwrap();
+    std::fs::remove_file(&paths[2]).unwrap();
+    let sum = |path: &Path| crc32(&std::fs::read(path).unwrap());
+    let before = [sum(&paths[0]), sum(&paths[1])];
+
+    let config = Config::new(&paths[0], dir.path());
+    let refused = flagstone_tests::programs::finish(config.command());
+    assert!(!refused.status.success(), "{refused:?}");
+    for word in ["is missing", "disk2", "--degraded-read-only"] {
+        assert!(refused.err.contains(word), "{word}: {refused:?}");
+    }
+    let mut config = config;
+    config.args.push("--degraded-read-only".to_owned());
+    let mut daemon = config.start();
+    let states: Vec<String> = devices(&daemon).into_iter().map(|(_, state)| state).collect();
+    assert_eq!(states, ["present", "present", "missing"]);
+    let status = ok(daemon.control(&["pool", "status", "--json"])).out;
+    assert!(status.contains("\"degraded\"") && status.contains("disk2"), "{status}");
+    let mut client = daemon.connect("rest");
+    let (mut right, mut wrong) = (0, 0);
+    for at in (0..REST).step_by(BLOCK) {
+        match client.read(at, BLOCK as u32) {
+            Ok(bytes) => {
+                let whole = at / MIB * MIB;
+                let in_it = (at - whole) as usize..(at - whole) as usize + BLOCK;
+                let due = if (at / MIB).is_multiple_of(2) { &new } else { &rest(whole) };
+                assert!(bytes == due[in_it], "at {at}");
+                right += 1;
+            }
+            Err(errno) => {
+                assert_eq!(errno, 5, "at {at}");
+                wrong += 1;
+            }
+        }
+    }
+    assert!(right > wrong && wrong > 1000, "{right} right, {wrong} not");
+    assert_eq!(client.write(0, &new, 0), Err(1), "EPERM");
+    client.flush().unwrap();
+    let refused = daemon.control(&["volume", "create", "other", "--size", "1M"]);
+    assert!(!refused.status.success() && refused.err.contains("only read"), "{refused:?}");
+    drop(client);
+    daemon.stop_cleanly();
+    assert_eq!([sum(&paths[0]), sum(&paths[1])], before);
+
+    // With everything there the flag makes no difference.
+    std::fs::copy(&aside, &paths[2]).unwrap();
+    let mut daemon = config.start();
+    let mut client = daemon.connect("rest");
+    for at in (0..REST).step_by(MIB as usize) {
+        let due = if (at / MIB).is_multiple_of(2) { new.clone() } else { rest(at) };
+        assert!(client.read(at, MIB as u32).unwrap() == due, "at {at}");
+    }
+    client.write(0, &rest(0), 0).unwrap();
+    drop(client);
+    daemon.stop_cleanly();
+    check_pool(&paths[0]);
+
+    // Without the journal nothing can be told.
+    std::fs::remove_file(&paths[0]).unwrap();
+    let mut config = Config::new(&paths[1], dir.path());
+    config.args.push("--degraded-read-only".to_owned());
+    let refused = flagstone_tests::programs::finish(config.command());
+    assert!(refused.err.contains("holds the journal"), "{refused:?}");
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+#[test]
+fn block_devices_and_files_are_one_pool_and_found_again_under_other_names() {
+    let name = "block_devices_and_files_are_one_pool_and_found_again_under_other_names";
+    if !can_run(name, &[Need::Program("losetup"), Need::Root, Need::Loop]) {
+        return;
+    }
+    let (dir, images) = (directory(), directory());
+    let image = |i: u32| {
+        let path = images.path().join(format!("image{i}"));
+        std::fs::File::create(&path).unwrap().set_len(128 * MIB).unwrap();
+        path
+    };
+    let (one, two, three) = (image(1), image(2), image(3));
+    let file = dir.path().join("file");
+    let loops = [Loop::attach(&one), Loop::attach(&two)];
+    let paths = [file.clone(), loops[0].device().into(), loops[1].device().into()];
+    create(&paths, 128 * MIB);
+    let mut daemon = Config::new(&file, dir.path()).start();
+    assert_eq!(devices(&daemon).len(), 3, "found by what is on them");
+    write_rest(&daemon);
+    daemon.create_volume("v", BLOCKS * BLOCK as u64);
+    let (clock, mut ledger) = (Clock::default(), Ledger::default());
+    let mut random = Random::from_environment();
+    let stop = AtomicBool::new(false);
+    let shared = Shared { clock: &clock, stop: &stop, position: &|| 0 };
+    let seed = random.number();
+    let plan = Plan { connections: 3, depth: 8, blocks: BLOCKS, requests: u64::MAX, seed };
+    let third = Loop::attach(&three);
+    let address = daemon.address();
+    let result = std::thread::scope(|scope| {
+        let clients = scope.spawn(|| load::run(&plan, &address, "v", &shared, &mut ledger));
+        ok(daemon.control(&["pool", "add", third.device()]));
+        ok(daemon.control(&["pool", "remove", loops[0].device(), "--no-wait"]));
+        std::thread::sleep(Duration::from_millis(20 + random.below(200)));
+        daemon.kill();
+        stop.store(true, Ordering::Relaxed);
+        clients.join().expect("no panic")
+    });
+    result.unwrap_or_else(|why| panic!("before the kill: {why}"));
+
+    // Under each other's names, as far as the kernel gives them again.
+    drop((loops, third));
+    let loops = [Loop::attach(&three), Loop::attach(&two), Loop::attach(&one)];
+    let mut daemon = Config::new(&file, dir.path()).start();
+    let found = load::verify(&daemon.address(), "v", &ledger, Cut::Process);
+    ledger.settle(&found.unwrap_or_else(|why| panic!("after the kill: {why}")));
+    verify_rest(&daemon);
+    let gone = loops[2].device();
+    if devices(&daemon).iter().any(|(path, _)| path == gone) {
+        ok(daemon.control(&["pool", "remove", gone]));
+    }
+    let mut left: Vec<String> = devices(&daemon).into_iter().map(|(path, _)| path).collect();
+    left.sort();
+    let mut due = [text(&file), loops[0].device(), loops[1].device()];
+    due.sort_unstable();
+    assert_eq!(left, due);
+    load::verify(&daemon.address(), "v", &ledger, Cut::Process).unwrap();
+    verify_rest(&daemon);
+    daemon.stop_cleanly();
+
+    // A device that is gone leaves a name behind that can't be opened.
+    let [first, second, _] = loops;
+    let name = second.device().to_owned();
+    drop(second);
+    let mut config = Config::new(Path::new(&name), dir.path());
+    config.args.extend(["--pool".to_owned(), text(&file).to_owned()]);
+    config.args.push("--degraded-read-only".to_owned());
+    let mut daemon = config.start();
+    let states = devices(&daemon);
+    assert_eq!(states.iter().filter(|(_, state)| state == "missing").count(), 1, "{states:?}");
+    daemon.stop_cleanly();
+    let again = Loop::attach(&two);
+    check_pool(&file);
+    drop((first, again));
 }

@@ -190,8 +190,10 @@ impl Engine {
         row.mean_lsn = mean_lsn;
         row.footer_crc = footer_crc;
         let stage = SealStage::Writing;
+        let segment = output.segment;
+        let writes = self.write_summary(segment, generation, summary);
         self.sealing.push(Sealing {
-            segment: output.segment,
+            segment,
             summary: Some(summary),
             // No journal record refers to it before its seal.
             first_jseq: u64::MAX,
@@ -199,12 +201,8 @@ impl Engine {
             resumed: false,
             moved: true,
             stage,
+            writes,
         });
-        let segment = output.segment;
-        let offset = self.geo.segment_offset(segment, shape.data_blocks);
-        let buffer = summary.part(0, shape.summary_blocks());
-        self.flush.dirty(self.now_ns, buffer.len() as u64);
-        self.emit(Token::Summary(segment), DeviceCommand::Write { offset, buffer });
     }
 
     /// The seal record `lsn` of `segment` is retired: if moved blocks lie there, the map entries

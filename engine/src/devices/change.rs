@@ -188,6 +188,7 @@ impl Engine {
             Kind::Journal => {
                 self.geo.journal = change.geo.journal;
                 self.segs.set_primary(change.device);
+                self.want_copies();
             }
         }
         self.slab.grow(&self.geo);

@@ -16,7 +16,8 @@ use std::collections::VecDeque;
 pub(crate) struct Evacuation {
     /// Devices that are no more, for [`Engine::take_removed`].
     removed: VecDeque<usize>,
-    /// Metadata segments on devices that are being emptied when the last checkpoint began.
+    /// Metadata segments on devices that take nothing when the last checkpoint began; `None` if one
+    /// more such device has come since.
     before: Option<u32>,
     /// What was left on each device can't be moved.
     stuck: [bool; DEVICES],
@@ -47,7 +48,7 @@ impl Evacuation {
 impl Engine {
     /// Whether a checkpoint is due to move metadata from devices that are being emptied.
     pub(crate) fn leaving_wants_checkpoint(&self) -> bool {
-        let left = self.segs.meta_leaving();
+        let left = self.segs.meta_closed();
         if left == 0 || !self.graves.is_empty() || self.stop.is_begun() || self.is_counting() {
             return false;
         }
@@ -57,7 +58,7 @@ impl Engine {
 
     /// A checkpoint begins.
     pub(crate) fn leaving_checkpoint_begun(&mut self) {
-        self.evacuation.before = self.segs.any_leaving().then(|| self.segs.meta_leaving());
+        self.evacuation.before = self.segs.any_leaving().then(|| self.segs.meta_closed());
     }
 
     /// Does what only this module sees to, for devices that are being emptied.
@@ -70,6 +71,7 @@ impl Engine {
             && self.segs.free() > self.floor() + 1
         {
             self.segs.close(device);
+            self.evacuation.changed();
         }
         for stream in 0..USER_STREAMS {
             let open = self.open[stream].as_ref();

@@ -1,11 +1,12 @@
 //! Opening: from what was loaded to an engine that serves.
 
 use super::RecoveryReport;
-use super::load::{Loaded, Source, TailSegment, load};
+use super::load::{Loaded, Source, TailSegment, load, load_from};
 use super::records::OwnedRecord;
 use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::counting::Rebuild;
+use crate::degraded::Degraded;
 use crate::discard::Discards;
 use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
@@ -26,6 +27,7 @@ use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
 use crate::stop::Stop;
 use crate::stream::user_streams;
+use crate::summary_copies::SummaryCopies;
 use crate::super_write::SuperWrite;
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand, join_offset, split_offset};
@@ -45,6 +47,9 @@ pub struct OpenOptions {
     /// The map is made from the summaries of all segments, whatever the last checkpoint says, and
     /// a new checkpoint of it. Takes longer; for a checkpoint that is not to be trusted.
     pub rebuild: bool,
+    /// If devices are missing, the pool is opened without them, to be read only: nothing is written, and
+    /// what lies on them is an error. Otherwise it is not opened then.
+    pub degraded: bool,
     /// A deliberate bug; see [`crate::plant`].
     pub planted: Planted,
 }
@@ -60,6 +65,12 @@ impl Engine {
         bufs: &mut impl Buffers,
         options: &OpenOptions,
     ) -> Result<(Self, RecoveryReport), OpenError> {
+        if options.degraded {
+            let loaded = load_from(io, options.planted, Source::Checkpoint, true)?;
+            if loaded.missing.any() {
+                return Self::open_degraded(bufs, loaded, options);
+            }
+        }
         // After a kill the device may still hold back what is about to be read. Nothing may be
         // built on it, or given to a client, that a power cut can take away again.
         io.flush()?;
@@ -98,6 +109,21 @@ impl Engine {
         }
         engine.opening = false;
         engine.segs.bury_empty(engine.applied_lsn);
+        Ok((engine, report))
+    }
+
+    /// Opens what is left of a pool, to be read.
+    fn open_degraded(
+        bufs: &mut impl Buffers,
+        mut loaded: Loaded,
+        options: &OpenOptions,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        // Where their blocks lie is in the map, and nothing will be added to them.
+        loaded.tails.clear();
+        let report = loaded.report.clone();
+        let mut engine = Self::assemble(bufs, loaded, options)?;
+        engine.count_reservations();
+        engine.opening = false;
         Ok((engine, report))
     }
 
@@ -211,6 +237,8 @@ impl Engine {
             leaf_loader,
             counting: loaded.replay.counting,
             rebuild: Rebuild::default(),
+            degraded: Degraded::new(loaded.missing),
+            summary_copies: SummaryCopies::new(loaded.replay.summaries > 0),
             log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock),
             flush: FlushState::new(loaded.last_lsn),
@@ -336,7 +364,7 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
         row.first_lsn = first.lsn;
         row.mean_lsn = described.mean_lsn;
         row.footer_crc = footer_crc;
-        let seal = row.seal(tail.segment, loaded.valid_lsn, false);
+        let seal = row.seal(tail.segment, loaded.valid_lsn, false, None);
         loaded.unkept.push(OwnedRecord::Seal(seal));
     }
     loaded.tails.extend(resumed);

@@ -4,6 +4,7 @@ use super::pages::{self, Pages};
 use super::records::{OwnedRecord, Placed};
 use super::replay::{Input, Replay, replay};
 use super::{RecoveryReport, scan};
+use crate::degraded::{Missing, check_journal};
 use crate::error::OpenError;
 use crate::format::SEQUENCE_MAX;
 use crate::format::record::Seal;
@@ -57,6 +58,8 @@ pub(crate) struct Loaded {
     pub(crate) next_jseq: u64,
     pub(crate) chain: ChainEnd,
     pub(crate) journal_empty: bool,
+    /// Devices that are not there.
+    pub(crate) missing: Missing,
     /// What must go to the metadata chain before the journal may forget it, oldest first.
     pub(crate) unkept: Vec<OwnedRecord>,
 }
@@ -89,9 +92,32 @@ pub(crate) fn load(
     planted: Planted,
     source: Source,
 ) -> Result<Loaded, OpenError> {
+    load_from(io, planted, source, false)
+}
+
+/// As [`load`]; if it may be `degraded`, without the devices that are missing.
+pub(crate) fn load_from(
+    io: &mut dyn BlockIo,
+    planted: Planted,
+    source: Source,
+    degraded: bool,
+) -> Result<Loaded, OpenError> {
     let mut report = RecoveryReport::default();
-    let superblock = scan::superblock(io, &mut report)?;
+    let superblock = scan::superblock(io, degraded, &mut report)?;
     let geo = Geometry::of(&superblock, |device| io.device_bytes(device))?;
+    let missing = Missing::of(&superblock, io);
+    check_journal(&superblock, &missing)?;
+    let loaded = load_log(io, planted, source, (superblock, geo, missing), report);
+    loaded.map_err(|error| missing.explain(&superblock, &geo, error))
+}
+
+fn load_log(
+    io: &mut dyn BlockIo,
+    planted: Planted,
+    source: Source,
+    (superblock, geo, missing): (Superblock, Geometry, Missing),
+    mut report: RecoveryReport,
+) -> Result<Loaded, OpenError> {
     let journal = scan::journal(io, &geo, &superblock)?;
     let meta = scan::meta_chain(io, &geo, &superblock, journal.meta_pages, &mut report)?;
     report.meta_pages = meta.page;
@@ -120,7 +146,15 @@ pub(crate) fn load(
         let tail_writes = segments.tail_writes(&records, &geo)?;
         let unproven = match segments.cut_before(&records, &geo) {
             Some(first) => Some(first),
-            None => prove(io, &geo, &records, &tail_writes, proven, planted, &mut report)?,
+            None => {
+                let there: Vec<usize> = tail_writes
+                    .iter()
+                    .copied()
+                    .filter(|&i| !records[i].lies_on(&missing, &geo))
+                    .collect();
+                let tail = if planted.has(Plant::CutAtMissing) { &tail_writes } else { &there };
+                prove(io, &geo, &records, tail, proven, planted, &mut report)?
+            }
         };
         let Some(first) = unproven else { break (segments, tail_writes) };
         report.cut_at = records[first].jseq;
@@ -229,6 +263,7 @@ pub(crate) fn load(
         tails,
         chain,
         journal_empty,
+        missing,
         unkept,
     })
 }

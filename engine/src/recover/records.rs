@@ -1,6 +1,8 @@
 //! Records that outlive the block they were read from.
 
+use crate::degraded::Missing;
 use crate::format::record::{LeafMarks, Record, Seal};
+use crate::geometry::Geometry;
 use crate::volume::VolumeSettings;
 
 /// As [`Record`], owned.
@@ -87,6 +89,16 @@ pub(crate) enum OwnedRecord {
 pub(super) struct Placed {
     pub(super) record: OwnedRecord,
     pub(super) jseq: Option<u64>,
+}
+
+impl Placed {
+    /// Whether it says that data lies on a device that is missing.
+    pub(super) fn lies_on(&self, missing: &Missing, geo: &Geometry) -> bool {
+        match self.record {
+            OwnedRecord::Write { pbn, .. } => missing.holds(geo, geo.locate(pbn).0),
+            _ => false,
+        }
+    }
 }
 
 impl OwnedRecord {

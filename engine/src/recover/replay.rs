@@ -235,6 +235,22 @@ pub(super) fn replay(
     Ok(Some(state))
 }
 
+/// The footer and the entries of a summary, if it is the one that the seal names.
+fn summary_of<'a>(
+    pool: &[u8; 16],
+    geo: &Geometry,
+    seal: &Seal,
+    bytes: &'a [u8],
+) -> Option<(Footer, &'a [u8])> {
+    let (table, footer) = bytes.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
+    let (footer, crc) = Footer::decode(pool, seal.segment, &geo.shape, footer).ok()?;
+    let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
+    let right = crc == seal.footer_crc
+        && footer.generation == seal.generation
+        && crate::format::crc32(entries) == footer.entries_crc;
+    right.then_some((footer, entries))
+}
+
 impl Replay {
     fn read_summaries(
         &mut self,
@@ -256,24 +272,30 @@ impl Replay {
             .collect();
         let mut results = Vec::new();
         io.read_many(&mut reads, &mut results);
-        for ((seal, read), result) in seals.iter().zip(&reads).zip(&results) {
-            let damaged =
-                OpenError::SummaryDamaged { segment: seal.segment, generation: seal.generation };
-            if result.is_err() {
-                return Err(damaged);
+        for ((seal, read), result) in seals.iter().zip(&mut reads).zip(&results) {
+            let whole = |bytes: &[u8]| summary_of(pool, &geo, seal, bytes).is_some();
+            if result.is_err() || !whole(read.into) {
+                // Where it was copied to, if it was.
+                let place = seal.copy.filter(|copy| geo.has(copy.segment)).map(|copy| {
+                    let block = u32::from(copy.slot) * geo.shape.summary_blocks();
+                    geo.segment_offset(copy.segment, block)
+                });
+                let copied = place.is_some_and(|offset| io.read_at(offset, read.into).is_ok());
+                if !copied || !whole(read.into) {
+                    let device = geo.device_of(seal.segment);
+                    if self.planted.has(Plant::SkipMissingSummaries)
+                        && device.is_some_and(|device| io.device_bytes(device).is_none())
+                    {
+                        continue;
+                    }
+                    let (segment, generation) = (seal.segment, seal.generation);
+                    return Err(OpenError::SummaryDamaged { segment, generation });
+                }
             }
-            let (table, footer) = read.into.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
-            let (footer, crc) =
-                Footer::decode(pool, seal.segment, &geo.shape, footer).map_err(|_| damaged)?;
-            let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
-            if crc != seal.footer_crc
-                || footer.generation != seal.generation
-                || crate::format::crc32(entries) != footer.entries_crc
-            {
-                return Err(damaged);
+            if let Some((footer, entries)) = summary_of(pool, &geo, seal, read.into) {
+                self.segs.row_mut(seal.segment).mean_lsn = footer.mean_lsn;
+                into.push_back(Cursor::new(seal, &footer, entries));
             }
-            self.segs.row_mut(seal.segment).mean_lsn = footer.mean_lsn;
-            into.push_back(Cursor::new(seal, &footer, entries));
         }
         Ok(())
     }

@@ -67,9 +67,10 @@ pub fn identify(io: &mut dyn BlockIo) -> Result<Superblock, OpenError> {
 }
 
 /// The superblock that counts: the highest generation with a valid copy on any device. Every device
-/// that it names must be there, in its place.
+/// that it names must be there, in its place; or, to be `degraded`, those that are must.
 pub(crate) fn superblock(
     io: &mut dyn BlockIo,
+    degraded: bool,
     report: &mut RecoveryReport,
 ) -> Result<Superblock, OpenError> {
     let mut first_error = None;
@@ -87,6 +88,9 @@ pub(crate) fn superblock(
     for (device, row) in best.devices.iter() {
         let (bytes, label) = (row.bytes, row.label);
         if io.device_bytes(device).is_none() {
+            if degraded {
+                continue;
+            }
             return Err(OpenError::DeviceMissing { device, uuid: row.uuid, bytes, label });
         }
         // One without any valid copy can only be trusted to be the only one.

@@ -222,7 +222,7 @@ impl Engine {
     /// # Errors
     /// See [`ScrubRefused`].
     pub fn start_scrub(&mut self, rate: u64) -> Result<(), ScrubRefused> {
-        if self.failed.is_some() {
+        if self.is_read_only() {
             return Err(ScrubRefused::Failed);
         }
         if self.stop.is_begun() {

@@ -114,6 +114,8 @@ pub(crate) struct Sealing {
     /// Holds moved blocks; the map is switched to them when its seal record is retired.
     pub(crate) moved: bool,
     pub(crate) stage: SealStage,
+    /// Writes of the summary, or its copy, that are under way.
+    pub(crate) writes: u8,
 }
 
 /// How far a seal has come.

@@ -3,7 +3,8 @@
 //! ```text
 //! Free -> Open -> Sealing -> Sealed -> Dead -> Freeing -> Free
 //!   |-> Meta (chain of metadata pages, or reserved as its next segment) -> Free
-//!   \-> Map (leaf pages) -> Free
+//!   |-> Map (leaf pages) -> Free
+//!   \-> Copies (of summaries) -> Free
 //! ```
 //!
 //! Invariants (checked by `Engine::check` in tests):
@@ -20,7 +21,7 @@
 mod devices;
 
 use super::free::FreeList;
-use crate::format::record::Seal;
+use crate::format::record::{Seal, SummaryCopy};
 use crate::geometry::Geometry;
 use flagstone_block::DEVICES;
 use std::collections::VecDeque;
@@ -44,16 +45,18 @@ pub enum SegmentState {
     Meta,
     /// Holds leaf pages; its live count is that of the pages that the present chain names.
     Map,
+    /// Holds copies of summaries.
+    Copies,
     /// Holds nothing, and is not to be taken: its device is being removed, or was.
     Absent,
 }
 
 impl SegmentState {
     /// Number of states.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     fn is_metadata(self) -> bool {
-        matches!(self, Self::Meta | Self::Map)
+        matches!(self, Self::Meta | Self::Map | Self::Copies)
     }
 }
 
@@ -91,7 +94,13 @@ pub struct Segment {
 
 impl Segment {
     /// The record that it is sealed.
-    pub(crate) fn seal(&self, segment: u32, lsn: u64, stated: bool) -> Seal {
+    pub(crate) fn seal(
+        &self,
+        segment: u32,
+        lsn: u64,
+        stated: bool,
+        copy: Option<SummaryCopy>,
+    ) -> Seal {
         Seal {
             segment,
             lsn,
@@ -102,6 +111,7 @@ impl Segment {
             footer_crc: self.footer_crc,
             mean_lsn: self.mean_lsn,
             stated,
+            copy,
         }
     }
 }

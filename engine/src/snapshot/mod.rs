@@ -43,7 +43,7 @@ impl Engine {
     /// of volumes.
     ///
     /// # Errors
-    /// `Busy`, `NoSpace`, `NoVolume`, `ReadOnly` for a snapshot of a snapshot, `VolumeExists`,
+    /// `Busy`, `NoSpace`, `NoVolume`, `IsSnapshot` for a snapshot of a snapshot, `VolumeExists`,
     /// `VolumeName`, `TooManyVolumes`, `TooManySnapshots`, `ReservationUnbacked`, `Failed`, `Stopping`:
     /// nothing happened.
     pub fn snapshot_volumes(
@@ -202,6 +202,6 @@ impl Engine {
     /// A volume that may be written to.
     pub(crate) fn writable(&self, volume: VolumeId) -> Result<&Volume, SubmitError> {
         let volume = self.active(volume)?;
-        if volume.info.snapshot.is_some() { Err(SubmitError::ReadOnly) } else { Ok(volume) }
+        if volume.info.snapshot.is_some() { Err(SubmitError::IsSnapshot) } else { Ok(volume) }
     }
 }

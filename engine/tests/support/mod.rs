@@ -160,6 +160,7 @@ pub const OPEN: OpenOptions = OpenOptions {
     session: 7,
     map_memory: None,
     rebuild: false,
+    degraded: false,
     planted: flagstone_engine::plant::Planted::NONE,
 };
 

@@ -62,6 +62,8 @@ pub enum ErrorCode {
     TooManyVolumes,
     /// The pool's device failed.
     PoolFailed,
+    /// A device of the pool is missing, and it is only read.
+    PoolReadOnly,
     /// The daemon can't take the request now.
     Busy,
     /// The daemon is stopping.
@@ -100,7 +102,9 @@ impl ErrorCode {
             Self::PoolFull | Self::TooManyVolumes | Self::ReservationUnbacked => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
-            Self::PoolFailed | Self::Busy | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::PoolFailed | Self::PoolReadOnly | Self::Busy | Self::Stopping => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -353,14 +353,19 @@ async fn metrics_text(State(context): State<Context>) -> Result<Response, ApiErr
     get, path = "/healthz", tag = "daemon",
     responses(
         (status = 200, description = "Every pool serves", body = Health),
-        (status = 503, description = "A pool has failed, or the daemon is stopping", body = Health),
+        (status = 503, description = "A pool has failed or is degraded, or the daemon is stopping", body = Health),
     )
 )]
 async fn healthz(State(context): State<Context>) -> Result<Response, ApiError> {
     let snapshot = context.backend.snapshot(0).await?;
-    let failed = snapshot.pools.iter().any(|pool| pool.state == PoolState::Failed);
-    let (code, status) =
-        if failed { (StatusCode::SERVICE_UNAVAILABLE, "failed") } else { (StatusCode::OK, "ok") };
+    let any = |state| snapshot.pools.iter().any(|pool| pool.state == state);
+    let (code, status) = if any(PoolState::Failed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "failed")
+    } else if any(PoolState::Degraded) {
+        (StatusCode::SERVICE_UNAVAILABLE, "degraded")
+    } else {
+        (StatusCode::OK, "ok")
+    };
     Ok((code, axum::Json(Health { status: status.to_owned() })).into_response())
 }
 

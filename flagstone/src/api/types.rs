@@ -189,6 +189,8 @@ pub enum PoolState {
     Failed,
     /// Its file has been deleted: it is served as before, and gone when the daemon stops.
     Deleted,
+    /// Devices are missing: what lies on the others is read, and nothing is written.
+    Degraded,
 }
 
 impl PoolState {
@@ -199,6 +201,7 @@ impl PoolState {
             Self::Running => "running",
             Self::Failed => "failed",
             Self::Deleted => "deleted",
+            Self::Degraded => "degraded",
         }
     }
 }
@@ -210,7 +213,7 @@ pub struct PoolDevice {
     pub uuid: String,
     /// By which the daemon has opened it.
     pub path: String,
-    /// `present`; `leaving` while it is being emptied; `stuck` if something on it can't be moved
+    /// `present`; `missing` if it is not there, and the pool is read without it; `leaving` while it is being emptied; `stuck` if something on it can't be moved
     /// because it can't be read.
     pub state: String,
     /// Its size, as far as the pool uses it.

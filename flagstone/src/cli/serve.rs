@@ -49,6 +49,7 @@ Configuration file (TOML; what a flag also says, the flag decides):
   on-full = \"wait\"                        # or \"error\"; for volumes to be created
   full-wait = 60                          # seconds
   device-discard = \"auto\"                 # or \"on\" or \"off\"
+  degraded-read-only = false              # or true: without devices that are missing
   log-level = \"info\"
   log-format = \"json\"
 
@@ -104,6 +105,14 @@ pub struct Args {
     /// file has holes [default: auto]
     #[arg(long, value_enum, value_name = "WHEN")]
     device_discard: Option<DeviceDiscard>,
+
+    /// Serve a pool with a device missing without it, read-only; otherwise the daemon does not start
+    ///
+    /// Nothing is written. What lies on the missing device is an I/O error, everything else is read as it
+    /// was written last. The device with the journal can't be missing. With all devices there, the pool is
+    /// served as always.
+    #[arg(long)]
+    degraded_read_only: bool,
 
     #[command(flatten)]
     log: LogArgs,
@@ -168,6 +177,7 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
             .device_discard
             .or(file.device_discard)
             .unwrap_or(defaults.device_discard),
+        degraded: args.degraded_read_only || file.degraded_read_only.unwrap_or(defaults.degraded),
     };
     Ok(Settings { node, api_socket, first_volume: None })
 }

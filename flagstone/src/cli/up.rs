@@ -91,6 +91,7 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
             memory_bytes: args.memory.unwrap_or(defaults.memory_bytes),
             map_memory: args.map_memory.or(defaults.map_memory),
             device_discard: args.device_discard.unwrap_or(defaults.device_discard),
+            degraded: defaults.degraded,
             ..defaults
         },
         api_socket: dir.join(UP_API_SOCKET),

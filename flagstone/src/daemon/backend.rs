@@ -204,10 +204,11 @@ fn volume(status: VolumeStatus) -> Volume {
 }
 
 fn device(status: &DeviceStatus) -> PoolDevice {
-    let state = match (status.leaving, status.stuck) {
-        (false, _) => "present",
-        (true, false) => "leaving",
-        (true, true) => "stuck",
+    let state = match (status.missing, status.leaving, status.stuck) {
+        (true, ..) => "missing",
+        (false, false, _) => "present",
+        (false, true, false) => "leaving",
+        (false, true, true) => "stuck",
     };
     PoolDevice {
         uuid: uuid_text(status.uuid),
@@ -232,6 +233,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         ),
         node::PoolState::Running => (PoolState::Running, None),
         node::PoolState::Failed { reason } => (PoolState::Failed, Some(reason)),
+        node::PoolState::Degraded { reason } => (PoolState::Degraded, Some(reason)),
     };
     Pool {
         uuid: uuid_text(status.uuid),
@@ -307,6 +309,9 @@ fn api_error(error: ControlError) -> ApiError {
             ErrorCode::PoolFailed,
             "; when the device is well again, restart the daemon, which recovers the pool",
         ),
+        ControlError::PoolReadOnly => {
+            (ErrorCode::PoolReadOnly, "; restart the daemon when the device is there again")
+        }
         ControlError::DeviceSize => (ErrorCode::InvalidSize, ""),
         ControlError::NoSuchDevice { .. } => (ErrorCode::DeviceNotFound, ""),
         ControlError::DeviceRefused { .. } | ControlError::TooManyDevices => {

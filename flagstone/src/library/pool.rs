@@ -31,6 +31,9 @@ pub struct OpenOptions {
     pub full_wait: Duration,
     /// When the space of free segments is given back to the device.
     pub device_discard: DeviceDiscard,
+    /// A pool with a device missing is opened without it, to be read: nothing is written, and what lies
+    /// on the missing device is an I/O error. Otherwise it is not opened.
+    pub degraded: bool,
 }
 
 impl Default for OpenOptions {
@@ -40,6 +43,7 @@ impl Default for OpenOptions {
             map_memory: Some(1 << 30),
             full_wait: FULL_WAIT,
             device_discard: DeviceDiscard::default(),
+            degraded: false,
         }
     }
 }
@@ -181,6 +185,7 @@ impl Pool {
             map_memory: options.map_memory,
             full_wait: options.full_wait,
             device_discard: options.device_discard,
+            degraded: options.degraded,
             // There is no listener; the ring wants room for one.
             max_connections: 1,
             ..NodeConfig::default()

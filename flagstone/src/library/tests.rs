@@ -420,3 +420,45 @@ fn a_scrub_tells_what_is_damaged() {
     pool.close().expect("a clean stop");
     assert_eq!(pool.scrub(), Err(ControlError::Stopping));
 }
+
+#[test]
+fn without_a_device_a_pool_is_read_if_that_is_asked_for() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (path, second) = (directory.path().join("pool"), directory.path().join("second"));
+    let more_devices = vec![second.clone()];
+    let size_bytes = Some(96 * MIB);
+    let options = CreateOptions { size_bytes, more_devices, ..CreateOptions::default() };
+    let pool = Pool::create(&path, &options).expect("nothing is there");
+    let volume = pool.create_volume("v", 64 * MIB).expect("there is room");
+    for at in 0..60 {
+        volume.write(at * MIB, &pattern(at, 1 << 20)).expect("there is room");
+    }
+    pool.close().expect("a clean stop");
+    std::fs::remove_file(&second).expect("it is there");
+
+    let refused = Pool::open(&path, &OpenOptions::default()).expect_err("a device is missing");
+    assert!(refused.to_string().contains("second"), "{refused}");
+    let degraded = OpenOptions { degraded: true, ..OpenOptions::default() };
+    let pool = Pool::open(&path, &degraded).expect("it may do without");
+    let state = pool.status().expect("it is open").state;
+    assert!(matches!(state, crate::PoolState::Degraded { .. }), "{state:?}");
+    let volume = pool.volume("v").expect("it is there");
+    let mut right = 0;
+    for block in 0..60 * MIB / 4096 {
+        let mut into = [0; 4096];
+        match volume.read(block * 4096, &mut into) {
+            Ok(()) => {
+                let (at, from) = (block / 256, (block % 256 * 4096) as usize);
+                assert_eq!(into, pattern(at, 1 << 20)[from..from + 4096], "block {block}");
+                right += 1;
+            }
+            Err(error) => assert_eq!(error, IoError::Damaged { offset: block * 4096 }),
+        }
+    }
+    assert!((2000..14_000).contains(&right), "{right}");
+    assert_eq!(volume.write(0, b"new"), Err(IoError::ReadOnly));
+    volume.flush().expect("nothing was written");
+    let refused = pool.create_volume("w", MIB).expect_err("it is only read");
+    assert!(matches!(refused, ControlError::PoolReadOnly), "{refused}");
+    pool.close().expect("a clean stop");
+}

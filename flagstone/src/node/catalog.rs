@@ -19,6 +19,8 @@ pub(super) struct Entry {
     /// Index of its pool.
     pub(super) pool: u32,
     pub(super) id: VolumeId,
+    /// Its pool is only read.
+    pub(super) read_only: bool,
     /// Connections that have it open.
     pub(super) connections: u32,
 }
@@ -169,7 +171,7 @@ fn export(entry: &Entry) -> Export<'_> {
         name: &entry.name,
         description: "",
         size: entry.size,
-        read_only: false,
+        read_only: entry.read_only,
     }
 }
 
@@ -194,6 +196,7 @@ mod tests {
             size: 4096,
             pool: 1,
             id: VolumeId(id),
+            read_only: false,
             connections: 0,
         }
     }

@@ -54,6 +54,8 @@ pub struct DeviceStatus {
     pub stuck: bool,
     /// The journal lies there.
     pub journal: bool,
+    /// It is not there, and the pool is read without it. Its path is where it was last.
+    pub missing: bool,
 }
 
 /// Why a device was not added to a pool.
@@ -232,7 +234,8 @@ impl Pool {
     pub(super) fn device_statuses(&self) -> Vec<DeviceStatus> {
         let status = |info: flagstone_engine::DeviceInfo| {
             let member = self.member(info.device);
-            let path = member.map_or_else(PathBuf::new, |m| m.device.path().to_owned());
+            let last = || PathBuf::from(info.label.as_str());
+            let path = member.map_or_else(last, |m| m.device.path().to_owned());
             DeviceStatus {
                 number: info.device as u32,
                 uuid: info.uuid,
@@ -243,9 +246,25 @@ impl Pool {
                 leaving: info.leaving,
                 stuck: info.stuck,
                 journal: info.journal,
+                missing: member.is_none() && self.engine.is_degraded(),
             }
         };
         self.engine.devices().map(status).collect()
+    }
+
+    /// Which devices are missing, in words.
+    pub(super) fn missing(&self) -> String {
+        let statuses = self.device_statuses();
+        let missing = statuses.iter().filter(|status| status.missing);
+        let named = missing.map(|status| {
+            let uuid = uuid::Uuid::from_bytes(status.uuid).hyphenated();
+            format!("device {} ({uuid}, last at {})", status.number, status.path.display())
+        });
+        let named: Vec<String> = named.collect();
+        format!(
+            "{} is missing: the pool is only read, and what lies there is an I/O error",
+            named.join(" and ")
+        )
     }
 }
 
@@ -254,6 +273,7 @@ fn refusal(error: SubmitError) -> ControlError {
         SubmitError::Busy => ControlError::Overloaded,
         SubmitError::Stopping => ControlError::Stopping,
         SubmitError::Failed => ControlError::PoolFailed,
+        SubmitError::ReadOnly => ControlError::PoolReadOnly,
         error => ControlError::DeviceRefused { reason: error.to_string() },
     }
 }

@@ -38,6 +38,9 @@ pub enum IoError {
     /// is opened again.
     #[error("the pool's device has failed; open the pool again when it is well")]
     PoolFailed,
+    /// A device of the pool is missing, and it was opened to be read.
+    #[error("a device of the pool is missing, and the pool is only read")]
+    ReadOnly,
     /// The volume has been deleted.
     #[error("the volume was deleted")]
     VolumeDeleted,
@@ -59,6 +62,7 @@ impl From<IoError> for std::io::Error {
             IoError::VolumeDeleted => ErrorKind::NotFound,
             IoError::Closed => ErrorKind::NotConnected,
             IoError::Busy => ErrorKind::ResourceBusy,
+            IoError::ReadOnly => ErrorKind::ReadOnlyFilesystem,
             IoError::PoolFailed => ErrorKind::Other,
         };
         Self::new(kind, error)
@@ -72,6 +76,7 @@ impl From<SubmitError> for IoError {
             SubmitError::NoSpace => Self::NoSpace,
             SubmitError::NoVolume => Self::VolumeDeleted,
             SubmitError::Stopping => Self::Closed,
+            SubmitError::ReadOnly => Self::ReadOnly,
             _ => Self::PoolFailed,
         }
     }

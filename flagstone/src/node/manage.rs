@@ -54,6 +54,7 @@ impl Reactor {
                     size: info.size,
                     pool: p as u32,
                     id: VolumeId(info.id),
+                    read_only: pool.engine.is_degraded(),
                     connections: 0,
                 });
                 if !taken {
@@ -150,10 +151,12 @@ impl Reactor {
             return found.map(|p| p as u32).ok_or(ControlError::NoSuchPool { path });
         }
         let serving = (0..self.pools.len()).filter(|&p| self.is_serving(p));
-        serving
-            .max_by_key(|&p| self.pools[p].engine.available())
-            .map(|p| p as u32)
-            .ok_or(ControlError::PoolFailed)
+        serving.max_by_key(|&p| self.pools[p].engine.available()).map(|p| p as u32).ok_or_else(
+            || match self.pools.iter().any(|pool| pool.engine.is_degraded()) {
+                true => ControlError::PoolReadOnly,
+                false => ControlError::PoolFailed,
+            },
+        )
     }
 
     fn delete(&mut self, name: String, force: bool, reply: Reply<VolumeStatus>) {
@@ -218,6 +221,7 @@ impl Reactor {
                         size: *size_bytes,
                         pool: p,
                         id,
+                        read_only: false,
                         connections: 0,
                     },
                 })
@@ -334,6 +338,7 @@ impl Reactor {
             uuid: pool.engine.pool_uuid(),
             state: match pool.failure {
                 Some(error) => PoolState::Failed { reason: explain(error) },
+                None if pool.engine.is_degraded() => PoolState::Degraded { reason: pool.missing() },
                 None => PoolState::Running,
             },
             device_bytes: pool.members.iter().flatten().map(|m| m.device.size()).sum(),
@@ -414,6 +419,7 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         SubmitError::NoVolume => ControlError::NoSuchVolume { name },
         SubmitError::Stopping => ControlError::Stopping,
         SubmitError::Busy => ControlError::Overloaded,
+        SubmitError::ReadOnly => ControlError::PoolReadOnly,
         _ => ControlError::PoolFailed,
     }
 }

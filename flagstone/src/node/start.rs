@@ -102,6 +102,10 @@ pub enum StartError {
 fn told(error: &OpenError) -> String {
     match error {
         OpenError::Device(error) => explain(*error),
+        OpenError::DeviceMissing { .. } => format!(
+            "{error}: connect it, or give its path; with --degraded-read-only the pool is opened \
+             without it, to be read"
+        ),
         _ => error.to_string(),
     }
 }
@@ -245,10 +249,11 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
     let mut pools = Vec::with_capacity(config.pools.len());
     let gathered = gather(&config.pools, OpenMode::Exclusive)?;
     let count = gathered.len() as u64;
-    for Gathered { path, devices: mut io } in gathered {
+    for Gathered { path, devices: mut io, .. } in gathered {
         // Pools share the bound alike.
         let map_memory = config.map_memory.map(|bytes| bytes / count);
-        let options = OpenOptions { map_memory, ..OpenOptions::default() };
+        let degraded = config.degraded;
+        let options = OpenOptions { map_memory, degraded, ..OpenOptions::default() };
         let opened = Engine::open(&mut io, ring.buffers(), &options);
         let (mut engine, report) = opened.map_err(|error| match error {
             OpenError::Memory { blocks } => {
@@ -277,7 +282,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         let discards = all.into_iter().all(|m| config.device_discard.applies(&m.device));
         engine.set_device_discard(discards);
         tracing::info!(pool = %path.display(), devices = members.len(), ?report, "pool opened");
-        pools.push(Pool {
+        let pool = Pool {
             path,
             members,
             engine,
@@ -289,7 +294,11 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
             scrubbing: false,
             warning: Warning::default(),
             told_damage: false,
-        });
+        };
+        if pool.engine.is_degraded() {
+            tracing::warn!(pool = %pool.path.display(), "{}", pool.missing());
+        }
+        pools.push(pool);
     }
     let used = u64::from(arena_blocks - ring.buffers_ref().free_blocks());
     let needed = used + connection_blocks + u64::from(SHARED_BLOCKS_MIN);

@@ -1,10 +1,13 @@
 //! Which files and devices make up which pool: told by what is on them, not by what they are called.
 //!
-//! The devices of a pool may be given in any order. One that is not among them is looked for in the
-//! directories of those that are, so that a file that was renamed is found again.
+//! The devices of a pool may be given in any order. One that is not among them is looked for among the
+//! machine's block devices and in the directories of those that are, so that what was renamed is found
+//! again. So a path that leads nowhere, or to a dead device, is no error where a pool has a device that was
+//! not given by its path.
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -15,8 +18,10 @@ use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
 
 use super::offline::is_same;
 
-/// Files of a directory that are looked at for a device that is missing.
+/// Files of a directory, and block devices, that are looked at for a device that is missing.
 const SEARCH_MAX: usize = 4096;
+/// Where the kernel lists block devices.
+const BLOCK_DEVICES: &str = "/sys/class/block";
 
 /// The devices of one pool, as far as they were found.
 pub struct Gathered {
@@ -24,6 +29,8 @@ pub struct Gathered {
     pub path: PathBuf,
     /// The devices, by their numbers in the pool.
     pub devices: Devices<SyncDevice>,
+    /// So many of the pool's devices were not given: they were found otherwise, or are missing.
+    not_given: usize,
 }
 
 /// A device that was opened.
@@ -40,8 +47,16 @@ struct Candidate {
 /// [`DeviceOpenError`].
 pub fn gather(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Gathered>, DeviceOpenError> {
     let mut pools: Vec<(Option<[u8; 16]>, Vec<Candidate>)> = Vec::new();
+    let mut unopened = Vec::new();
     for path in paths {
-        let mut io = SyncDevice::new(Device::open(path, mode)?);
+        let mut io = match Device::open(path, mode) {
+            Ok(device) => SyncDevice::new(device),
+            Err(error) if is_for_certain(&error) => return Err(error),
+            Err(error) => {
+                unopened.push(error);
+                continue;
+            }
+        };
         let says = identify(&mut io).ok();
         let pool = says.map(|says| says.pool_uuid);
         let candidate = Candidate { io, says };
@@ -52,21 +67,43 @@ pub fn gather(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Gathered>, Device
     }
     let several = pools.iter().any(|(pool, _)| pool.is_some());
     let mut gathered = Vec::new();
+    let mut unknown = Vec::new();
     for (pool, candidates) in pools {
-        if pool.is_some() {
-            gathered.push(assemble(candidates, mode)?);
-            continue;
+        match pool {
+            Some(_) => gathered.push(assemble(candidates, mode)?),
+            None => unknown.extend(candidates),
         }
-        for Candidate { mut io, .. } in candidates {
-            let path = io.device().path().to_owned();
-            if several && is_wiped(&mut io) {
-                tracing::warn!(device = %path.display(), "not used: it belongs to no pool (any more)");
-                continue;
-            }
+    }
+    let mut not_given: usize = gathered.iter().map(|pool| pool.not_given).sum();
+    if unopened.len() > not_given {
+        return Err(unopened.swap_remove(0));
+    }
+    not_given -= unopened.len();
+    for error in unopened {
+        tracing::warn!(%error, "not used: it may have been a device of a pool");
+    }
+    for Candidate { mut io, .. } in unknown {
+        let device = io.device().path().display().to_string();
+        if several && is_wiped(&mut io) {
+            tracing::warn!(device, "not used: it belongs to no pool (any more)");
+        } else if not_given > 0 && is_dead(&mut io) {
+            not_given -= 1;
+            tracing::warn!(device, "not used: it can't be read");
+        } else {
             gathered.push(alone(io));
         }
     }
     Ok(gathered)
+}
+
+/// Whether opening failed for a reason that a device which died or was renamed would not give.
+fn is_for_certain(error: &DeviceOpenError) -> bool {
+    matches!(
+        error,
+        DeviceOpenError::PermissionDenied { .. }
+            | DeviceOpenError::InUse { .. }
+            | DeviceOpenError::WrongType { .. }
+    )
 }
 
 /// The devices of the pool that the one at `path` belongs to.
@@ -83,7 +120,7 @@ fn alone(io: SyncDevice) -> Gathered {
     let path = io.device().path().to_owned();
     let mut devices = Devices::default();
     devices.put(0, io);
-    Gathered { path, devices }
+    Gathered { path, devices, not_given: 0 }
 }
 
 /// Puts the devices of one pool in their places, and looks for those that are missing.
@@ -120,56 +157,97 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
         .map(|(_, row)| row.uuid)
         .collect();
     if !missing.is_empty() {
+        let mut busy = None;
         for found in search(&paths, &newest.pool_uuid, &missing) {
-            let mut io = SyncDevice::new(Device::open(&found, mode)?);
+            // There may be several names for one, of which only one can be opened.
+            let mut io = match Device::open(&found, mode) {
+                Ok(device) => SyncDevice::new(device),
+                Err(error) => {
+                    busy.get_or_insert(error);
+                    continue;
+                }
+            };
             let own = identify(&mut io).ok().map(|says| says.own().uuid);
-            if let Some(device) = own.and_then(|uuid| newest.devices.by_uuid(&uuid)) {
+            if let Some(device) = own.and_then(|uuid| newest.devices.by_uuid(&uuid))
+                && devices.get_mut(device).is_none()
+            {
                 tracing::info!(device = %found.display(), "found by what is on it");
                 devices.put(device, io);
             }
         }
+        let all = newest.devices.iter().all(|(device, _)| devices.get_mut(device).is_some());
+        if let Some(error) = busy.filter(|_| !all) {
+            return Err(error);
+        }
     }
-    Ok(Gathered { path, devices })
+    Ok(Gathered { path, devices, not_given: missing.len() })
 }
 
-/// Looks for devices of a pool among the files beside those that are known.
+/// Every block device of the machine.
+fn block_devices() -> impl Iterator<Item = PathBuf> {
+    let listed = std::fs::read_dir(BLOCK_DEVICES).into_iter().flatten().flatten();
+    let path = |entry: std::fs::DirEntry| {
+        // A slash in a name is written as an exclamation mark there.
+        Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"))
+    };
+    // Reading the size of one without a medium may take seconds.
+    let mut paths: Vec<PathBuf> =
+        listed.map(path).filter(|path| !path.starts_with("/dev/sr")).collect();
+    paths.sort_unstable();
+    paths.into_iter()
+}
+
+/// Looks for devices of a pool among the machine's block devices, and among the files beside those that
+/// are known.
 fn search(paths: &[PathBuf], pool: &[u8; 16], missing: &[[u8; 16]]) -> Vec<PathBuf> {
-    let mut found: Vec<([u8; 16], PathBuf)> = Vec::new();
+    let mut found: Vec<PathBuf> = Vec::new();
     let directory = |path: &PathBuf| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
     let directories: HashSet<PathBuf> = paths.iter().map(directory).collect();
+    let mut look = |path: PathBuf| {
+        if paths.iter().any(|known| is_same(known, &path)) {
+            return;
+        }
+        let Ok(glance) = Glance::at(&path) else { return };
+        let Ok(says) = identify(&mut { glance }) else { return };
+        if says.pool_uuid == *pool && missing.contains(&says.own().uuid) {
+            found.push(path);
+        }
+    };
+    // First, since a file found may be what is behind one of them.
+    block_devices().take(SEARCH_MAX).for_each(&mut look);
     for directory in directories {
         let Ok(entries) = std::fs::read_dir(&directory) else { continue };
-        for entry in entries.take(SEARCH_MAX).flatten() {
-            let path = entry.path();
-            let is_file = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file());
-            if !is_file || paths.iter().any(|known| is_same(known, &path)) {
-                continue;
-            }
-            let Ok(file) = File::open(&path) else { continue };
-            let Ok(says) = identify(&mut Glance(file)) else { continue };
-            let uuid = says.own().uuid;
-            let is_new = found.iter().all(|(other, _)| *other != uuid);
-            if says.pool_uuid == *pool && missing.contains(&uuid) && is_new {
-                found.push((uuid, path));
-            }
-        }
+        let is_file = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+        let files = entries.take(SEARCH_MAX).flatten().map(|entry| entry.path());
+        files.filter(is_file).for_each(&mut look);
     }
-    found.into_iter().map(|(_, path)| path).collect()
+    found
 }
 
-/// A file that is only looked at: without a lock, since it is probably none of ours.
-struct Glance(File);
+/// A file or device that is only looked at: without a lock, since it is probably none of ours.
+struct Glance {
+    file: File,
+    size: u64,
+}
+
+impl Glance {
+    fn at(path: &Path) -> std::io::Result<Self> {
+        let mut file = File::open(path)?;
+        let size = file.seek(SeekFrom::End(0))?;
+        Ok(Self { file, size })
+    }
+}
 
 impl BlockIo for Glance {
     fn size(&self) -> u64 {
-        self.0.metadata().map_or(0, |meta| meta.len())
+        self.size
     }
 
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
-        self.0.read_exact_at(into, offset).map_err(|_| DeviceError::OutOfRange { offset })
+        self.file.read_exact_at(into, offset).map_err(|_| DeviceError::OutOfRange { offset })
     }
 
     fn write_at(&mut self, offset: u64, _: &[u8]) -> Result<(), DeviceError> {
@@ -179,6 +257,12 @@ impl BlockIo for Glance {
     fn flush(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
+}
+
+/// Whether no place of a superblock can be read.
+fn is_dead(io: &mut SyncDevice) -> bool {
+    let mut block = [0; BLOCK_SIZE];
+    SLOTS.into_iter().flatten().all(|offset| io.read_at(offset, &mut block).is_err())
 }
 
 /// Whether every place of a superblock reads as zeroes, as a device's that was removed do.

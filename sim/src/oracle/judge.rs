@@ -119,6 +119,53 @@ impl Oracle {
         Ok(())
     }
 
+    /// Whether the volumes are such as may be there, whatever is in them.
+    ///
+    /// # Errors
+    /// In words, what was promised and is not so.
+    pub fn judge_volumes(&self, volumes: &[FoundVolume], bounds: Bounds) -> Result<(), String> {
+        let there: BTreeMap<u32, &FoundVolume> = volumes.iter().map(|v| (v.id, v)).collect();
+        self.judge_new_volumes(&there)?;
+        for (id, volume) in &self.volumes {
+            let created = self.required(volume.created, bounds);
+            let deleted = volume.deleted.is_some_and(|op| self.required(op, bounds));
+            match there.get(id) {
+                None if created && volume.deleted.is_none() => {
+                    return Err(format!("volume {id} ({:?}) is lost", volume.name));
+                }
+                Some(_) if deleted => {
+                    return Err(format!("volume {id} ({:?}) came back", volume.name));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what a block holds is a version that may be there.
+    ///
+    /// # Errors
+    /// In words, if it is none, or older than what was promised to be there.
+    pub fn judge_block(&self, place: Place, bytes: &[u8], bounds: Bounds) -> Result<(), String> {
+        let volume = self.volumes.get(&place.volume);
+        let Some(history) = volume.and_then(|volume| volume.blocks.get(&place.lba)) else {
+            return if is_zero(bytes) { Ok(()) } else { Err(never_written(place, bytes)) };
+        };
+        let is_required = |v: &Version| self.required(v.op, bounds);
+        let oldest = history.versions.iter().rposition(is_required).unwrap_or(0);
+        let fits = |v: &Version| v.content.matches(place, bytes);
+        if history.versions[oldest..].iter().any(fits) {
+            return Ok(());
+        }
+        Err(format!(
+            "block {} of volume {} holds {}; its versions are {}",
+            place.lba,
+            place.volume,
+            describe_bytes(bytes),
+            self.describe(place, oldest as u32)
+        ))
+    }
+
     fn judge_new_volumes(&self, there: &BTreeMap<u32, &FoundVolume>) -> Result<(), String> {
         for (id, found) in there {
             let Some(volume) = self.volumes.get(id) else {

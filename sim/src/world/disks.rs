@@ -119,7 +119,19 @@ impl World {
             DiskChange::Remove(uuid) if done => {
                 self.members.leaving.insert(uuid);
             }
+            // It is none of the pool's, so nobody flushes it.
+            DiskChange::Add(_) if !self.device_failed => self.take_strange_disks(),
             _ => {}
+        }
+    }
+
+    /// Takes away the disks that are none of the pool's.
+    fn take_strange_disks(&mut self) {
+        let devices: Vec<usize> = self.engine().devices().map(|device| device.device).collect();
+        for disk in self.disk.disks() {
+            if !devices.contains(&disk) {
+                self.disk.remove(disk);
+            }
         }
     }
 
@@ -159,11 +171,7 @@ impl World {
                 self.members.certain.insert(device.uuid);
             }
         }
-        for disk in self.disk.disks() {
-            if devices.iter().all(|device| device.device != disk) {
-                self.disk.remove(disk);
-            }
-        }
+        self.take_strange_disks();
         Ok(())
     }
 
@@ -176,8 +184,11 @@ impl World {
         if floor || told || self.moved_bad() || self.device_failed || self.disk.is_damaged() {
             return Ok(());
         }
+        // What was damaged for a while, and is repaired, is not tried for ever.
+        let damaged = self.disk.counters().tainted_reads > self.tainted_at_open;
         let left = self.engine().devices().find(|device| device.leaving);
         match left {
+            Some(device) if device.stuck && damaged => Ok(()),
             Some(device) => {
                 Err(self.fail(format!("at rest, but {device:?} is not empty: {usage:?}")))
             }

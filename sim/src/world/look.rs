@@ -14,18 +14,7 @@ impl World {
     /// Reads every block that was ever written, of every volume, straight from the freshly
     /// opened engine. With damage on the disk, damaged blocks may be missing, and nothing else.
     pub(super) fn look(&mut self) -> Check<Found> {
-        let mut found = Found::default();
-        let engine = self.engine.as_ref().expect("a pool is open");
-        for volume in engine.volumes().chain(engine.snapshots()) {
-            found.volumes.push(FoundVolume {
-                id: volume.id,
-                name: volume.name.clone(),
-                uuid: volume.uuid,
-                size: volume.size,
-                settings: volume.settings,
-            });
-        }
-        found.volumes.sort_by_key(|volume| volume.id);
+        let mut found = Found { volumes: self.found_volumes(), ..Found::default() };
         // Before the engine, at work meanwhile, has taken what is left.
         let Some(buffer) = self.arena.alloc(RUN as u32) else {
             return Err(self.fail("the arena is too small"));
@@ -47,6 +36,23 @@ impl World {
         }
         self.arena.free(buffer);
         Ok(found)
+    }
+
+    /// The volumes, by their numbers.
+    pub(super) fn found_volumes(&mut self) -> Vec<FoundVolume> {
+        let mut volumes: Vec<FoundVolume> = Vec::new();
+        let engine = self.engine.as_ref().expect("a pool is open");
+        for volume in engine.volumes().chain(engine.snapshots()) {
+            volumes.push(FoundVolume {
+                id: volume.id,
+                name: volume.name.clone(),
+                uuid: volume.uuid,
+                size: volume.size,
+                settings: volume.settings,
+            });
+        }
+        volumes.sort_by_key(|volume| volume.id);
+        volumes
     }
 
     fn look_at(

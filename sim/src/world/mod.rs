@@ -3,6 +3,7 @@
 //! Every request goes through [`World`], which tells the model what was accepted and what was
 //! answered, and every device command passes through it on its way to the disk and back.
 
+mod degraded;
 mod device;
 mod disks;
 mod look;
@@ -127,6 +128,12 @@ pub struct Stats {
     pub blocks_rewritten: u64,
     /// Disks that were emptied and removed.
     pub disks_removed: u64,
+    /// Pools that were looked at without a disk, those that could not be, and blocks that were missed.
+    pub degraded: u64,
+    /// See `degraded`.
+    pub needed: u64,
+    /// See `degraded`.
+    pub missed: u64,
 }
 
 impl Stats {
@@ -149,6 +156,9 @@ impl Stats {
         self.discards += other.discards;
         self.blocks_rewritten += other.blocks_rewritten;
         self.disks_removed += other.disks_removed;
+        self.degraded += other.degraded;
+        self.needed += other.needed;
+        self.missed += other.missed;
     }
 }
 

@@ -142,13 +142,14 @@ impl World {
         self.stats.recoveries += 1;
         let map_memory = self.config.map_memory;
         let (session, planted) = (self.rng.next(), planted(self.plant));
-        let options = OpenOptions { session, map_memory, rebuild: false, planted };
+        let options = OpenOptions { session, map_memory, rebuild: false, degraded: false, planted };
         Engine::open(&mut self.disk, &mut self.arena, &options)
     }
 
     /// Opens the pool and holds what it finds against the model. On the way the process may die
     /// again, and what is found may be compared with what another attempt finds.
     pub fn open(&mut self) -> Check<RecoveryReport> {
+        self.look_without_a_disk()?;
         let settled = self.disk.pending_blocks() == 0 && self.disk.is_sound();
         let exhaustive = settled && self.rng.percent(self.config.exhaustive);
         let twice = settled && (exhaustive || self.rng.one_in(8));
@@ -251,7 +252,8 @@ impl World {
                         let what = format!("opening wrote to the journal: {counters:?}");
                         return Err(self.fail(what));
                     }
-                    self.rebuild_due = false;
+                    // With a damaged summary it did without, and the next tries again.
+                    self.rebuild_due &= touched && !report.rebuilt;
                     self.tainted_at_open = before.tainted_reads;
                     self.compactions_at_open = counters.compactions;
                     engine.set_device_discard(self.config.discard);

@@ -543,6 +543,7 @@ impl World {
                 if self.bad_leaves_told < self.engine().counters().leaf_pages_bad =>
             {
                 self.bad_leaves_told += 1;
+                self.stats.bad_blocks += 1;
                 Ok(())
             }
             (IoFault::BadBlock { lba }, Some(place)) => {

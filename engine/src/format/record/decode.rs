@@ -132,6 +132,10 @@ impl<'a> Record<'a> {
                     footer_crc: get_u32(b, at::FOOTER_CRC),
                     mean_lsn: get_u64(b, at::MEAN_LSN),
                     stated: flags & SEAL_STATED != 0,
+                    copy: (flags & SEAL_COPIED != 0).then(|| SummaryCopy {
+                        segment: get_u32(b, at::COPY_SEGMENT),
+                        slot: b[at::COPY_SLOT],
+                    }),
                 })
             }
             SEGMENT_FREE => {

@@ -83,8 +83,13 @@ impl Record<'_> {
             Self::Checkpoint { lsn } => head(b, CHECKPOINT, 0, 0, 0, lsn),
             Self::SegmentSeal(seal) => {
                 use layout::segment_seal::at;
-                let flags = if seal.stated { SEAL_STATED } else { 0 };
-                head(b, SEGMENT_SEAL, flags, 0, 0, seal.lsn);
+                let stated = if seal.stated { SEAL_STATED } else { 0 };
+                let copied = if seal.copy.is_some() { SEAL_COPIED } else { 0 };
+                head(b, SEGMENT_SEAL, stated | copied, 0, 0, seal.lsn);
+                if let Some(copy) = seal.copy {
+                    put_u32(b, at::COPY_SEGMENT, copy.segment);
+                    b[at::COPY_SLOT] = copy.slot;
+                }
                 put_u64(b, at::MEAN_LSN, seal.mean_lsn);
                 put_u32(b, at::SEGMENT, seal.segment);
                 b[at::CLASS] = seal.class;

@@ -37,8 +37,8 @@ record_layouts! {
     }
     segment_seal, "record SEGMENT_SEAL" {
         TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;
-        SEGMENT: 16, 4; CLASS: 20, 1; ENTRIES: 22, 2; GENERATION: 24, 8; FIRST_LSN: 32, 8;
-        FOOTER_CRC: 40, 4; MEAN_LSN: 48, 8;
+        SEGMENT: 16, 4; CLASS: 20, 1; COPY_SLOT: 21, 1; ENTRIES: 22, 2; GENERATION: 24, 8;
+        FIRST_LSN: 32, 8; FOOTER_CRC: 40, 4; COPY_SEGMENT: 44, 4; MEAN_LSN: 48, 8;
     }
     segment_free, "record SEGMENT_FREE" {
         TYPE: 0, 1; FLAGS: 1, 1; COUNT: 2, 2; VOLUME: 4, 4; LSN: 8, 8;

@@ -36,6 +36,7 @@ const LEAF_HOLES: u8 = 2;
 const LEAF_INHERITED: u8 = 4;
 const SEAL_STATED: u8 = 1;
 const LEAF_BITMAPS: u8 = LEAF_KEPT | LEAF_HOLES | LEAF_INHERITED;
+const SEAL_COPIED: u8 = 2;
 /// Bytes of a leaf bitmap.
 const BITMAP_BYTES: usize = LEAF_BLOCKS / 8;
 
@@ -225,6 +226,17 @@ pub struct Seal {
     pub mean_lsn: u64,
     /// Stated by a checkpoint: the leaf pages that it names hold all of the entries already.
     pub stated: bool,
+    /// Where there is a copy of the summary, on another device.
+    pub copy: Option<SummaryCopy>,
+}
+
+/// Where a copy of a summary lies: in a segment of copies, one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SummaryCopy {
+    /// Number of that segment.
+    pub segment: u32,
+    /// Its place there, in summaries.
+    pub slot: u8,
 }
 
 /// Bytes that a WRITE record of `blocks` blocks takes.

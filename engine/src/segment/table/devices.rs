@@ -84,10 +84,14 @@ impl SegmentTable {
         self.rows_on(device).filter(dying).count() as u32
     }
 
-    /// Metadata segments of devices that take nothing.
+    /// Metadata segments of devices that are being emptied.
     pub(crate) fn meta_leaving(&self) -> u32 {
-        let leaving = self.leaving.iter().zip(self.metas).filter(|(leaving, _)| **leaving);
-        leaving.map(|(_, metas)| metas).sum()
+        sum_of(&self.leaving, &self.metas)
+    }
+
+    /// Those of them that lie on devices that take nothing, so that no more can come.
+    pub(crate) fn meta_closed(&self) -> u32 {
+        sum_of(&self.closed, &self.metas)
     }
 
     /// A device that is empty is no more: its numbers are anybody's.
@@ -126,4 +130,8 @@ impl SegmentTable {
         row.state = SegmentState::Absent;
         self.absent[usize::from(row.device)] += 1;
     }
+}
+
+fn sum_of(which: &[bool; DEVICES], counts: &[u32; DEVICES]) -> u32 {
+    which.iter().zip(counts).filter(|(is, _)| **is).map(|(_, count)| count).sum()
 }

@@ -166,6 +166,7 @@ const STATES: [SegmentState; SegmentState::COUNT] = [
     SegmentState::Freeing,
     SegmentState::Meta,
     SegmentState::Map,
+    SegmentState::Copies,
     SegmentState::Absent,
 ];
 
@@ -179,6 +180,7 @@ const fn state_name(state: SegmentState) -> &'static str {
         SegmentState::Freeing => "freeing",
         SegmentState::Meta => "metadata",
         SegmentState::Map => "map",
+        SegmentState::Copies => "copies",
         SegmentState::Absent => "absent",
     }
 }

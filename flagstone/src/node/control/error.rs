@@ -104,6 +104,9 @@ pub enum ControlError {
     /// The pool's device failed. A change that was under way may or may not have happened.
     #[error("the pool's device has failed; see the log")]
     PoolFailed,
+    /// A device of the pool is missing, and it was opened to be read.
+    #[error("a device of the pool is missing, and the pool is only read")]
+    PoolReadOnly,
     /// The pool's device has a size that no pool can have.
     #[error(
         "the device is smaller than the pool, or too large for it: a pool of up to 8 TiB can't \

@@ -51,6 +51,8 @@ pub struct NodeConfig {
     pub full_wait: Duration,
     /// When the space of free segments is given back to the device.
     pub device_discard: DeviceDiscard,
+    /// A pool with a device missing is opened without it, to be read only; otherwise it is not opened.
+    pub degraded: bool,
 }
 
 impl Default for NodeConfig {
@@ -66,6 +68,7 @@ impl Default for NodeConfig {
             on_full: OnFull::default(),
             full_wait: FULL_WAIT,
             device_discard: DeviceDiscard::default(),
+            degraded: false,
         }
     }
 }

@@ -42,6 +42,11 @@ pub enum PoolState {
         /// What happened.
         reason: String,
     },
+    /// Devices are missing: it is only read.
+    Degraded {
+        /// Which.
+        reason: String,
+    },
 }
 
 /// Percent of its capacity from which a pool is told to be full.

@@ -1,0 +1,229 @@
+//! Copies of summaries beside the journal, so that the loss of another device does not take away what
+//! was written there.
+//!
+//! What a segment holds that was sealed since the last checkpoint stands in its summary only. If that is
+//! gone with its device, nobody can tell which blocks were overwritten there, and not one block of the
+//! pool could be trusted to be the newest. So such summaries are written twice: to the end of their
+//! segment, and to a segment on the journal's device, without which nothing can be opened anyway.
+//!
+//! Invariants:
+//! 1. A seal names a copy only if a flush covered it, as it did the summary.
+//! 2. A segment of copies is free when a checkpoint counts whose leaf pages hold what all of its summaries
+//!    say, or when it is in the way of a device that is to be removed. No recovery depends on a copy: it
+//!    has the checksum that the seal names, or it is none.
+//! 3. There are at most [`Engine::copy_segments`] of them, which nobody else may take; when the last is
+//!    begun, a checkpoint is due.
+//!
+//! Copies that were made before the pool was opened are forgotten; a checkpoint follows.
+
+use crate::engine::Engine;
+use crate::format::record::SummaryCopy;
+use crate::geometry::Geometry;
+use crate::limits::{CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, COPIES_SEGMENTS_MIN};
+use crate::segment::{SealStage, SegmentState};
+use crate::token::Token;
+use flagstone_block::{BLOCK_BITS, Buffer, DeviceCommand};
+use std::collections::VecDeque;
+
+/// A summary that was copied.
+#[derive(Clone, Copy, Debug)]
+struct Copied {
+    of: u32,
+    generation: u64,
+    place: SummaryCopy,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct SummaryCopies {
+    /// Oldest first; the last is being filled.
+    segments: VecDeque<u32>,
+    /// Its next slot.
+    next: u32,
+    /// What they hold.
+    copied: Vec<Copied>,
+    /// So many of the segments are of no use once the checkpoint under way counts.
+    old: usize,
+    wants_checkpoint: bool,
+}
+
+impl SummaryCopies {
+    /// Of a pool with summaries that nobody knows the copies of.
+    pub(crate) fn new(uncovered: bool) -> Self {
+        Self { next: u32::MAX, wants_checkpoint: uncovered, ..Self::default() }
+    }
+
+    /// Segments that hold copies.
+    fn len(&self) -> u32 {
+        self.segments.len() as u32
+    }
+
+    /// Where the summary of a segment was copied to, if it was.
+    pub(crate) fn of(&self, segment: u32, generation: u64) -> Option<SummaryCopy> {
+        let is_it = |copied: &&Copied| (copied.of, copied.generation) == (segment, generation);
+        self.copied.iter().rev().find(is_it).map(|copied| copied.place)
+    }
+
+    /// Forgets a segment of copies.
+    fn forget(&mut self, at: usize) -> Option<u32> {
+        let segment = self.segments.remove(at)?;
+        self.copied.retain(|copied| copied.place.segment != segment);
+        self.old -= usize::from(at < self.old);
+        if at == self.segments.len() {
+            // Nothing of the one that is last now is left.
+            self.next = u32::MAX;
+        }
+        Some(segment)
+    }
+}
+
+impl Engine {
+    /// Whether a checkpoint should make copies unnecessary.
+    pub(crate) fn copies_want_checkpoint(&self) -> bool {
+        self.summary_copies.wants_checkpoint && self.copy_segments() > 0
+    }
+
+    /// Segments that copies take at most: none in a pool of one device, or one so small that it can't
+    /// spare any; otherwise what the log between two checkpoints takes, one more for what is sealed while
+    /// a checkpoint is under way, and one for what was being sealed when it began.
+    pub(crate) fn copy_segments(&self) -> u32 {
+        let Geometry { capacity, in_all, extents, .. } = &self.geo;
+        // Asked for every write: one device is usually the first.
+        let alone = extents[0].segments == *in_all || self.geo.devices().count() < 2;
+        if *capacity < COPIES_SEGMENTS_MIN || alone {
+            return 0;
+        }
+        let bytes = u64::from(self.geo.shape.blocks) << BLOCK_BITS;
+        let (least, most) = (CHECKPOINT_LOG_BYTES_MIN / bytes, CHECKPOINT_LOG_BYTES_MAX / bytes);
+        let capacity = u64::from(*capacity);
+        let log = (capacity / 8).clamp(least.min(capacity / 4), most);
+        (log / u64::from(self.copy_slots())) as u32 + 2
+    }
+
+    /// Those of them that are still to be taken.
+    pub(crate) fn copy_segments_left(&self) -> u32 {
+        self.copy_segments().saturating_sub(self.summary_copies.len())
+    }
+
+    /// Those that are taken.
+    pub(crate) fn copy_segments_taken(&self) -> u32 {
+        self.summary_copies.len()
+    }
+
+    fn copy_slots(&self) -> u32 {
+        (self.geo.shape.blocks / self.geo.shape.summary_blocks()).min(1 << 8)
+    }
+
+    /// Writes the summary of a segment that is being sealed, and a copy if it is to have one; returns
+    /// the number of writes.
+    pub(crate) fn write_summary(&mut self, segment: u32, generation: u64, summary: Buffer) -> u8 {
+        let shape = self.geo.shape;
+        let buffer = summary.part(0, shape.summary_blocks());
+        let mut places = [Some(self.geo.segment_offset(segment, shape.data_blocks)), None];
+        if let Some(place) = self.take_copy_slot(segment) {
+            let block = u32::from(place.slot) * shape.summary_blocks();
+            places[1] = Some(self.geo.segment_offset(place.segment, block));
+            self.summary_copies.copied.push(Copied { of: segment, generation, place });
+        }
+        let mut writes = 0;
+        for offset in places.into_iter().flatten() {
+            self.flush.dirty(self.now_ns, buffer.len() as u64);
+            self.emit(Token::Summary(segment), DeviceCommand::Write { offset, buffer });
+            writes += 1;
+        }
+        writes
+    }
+
+    fn take_copy_slot(&mut self, segment: u32) -> Option<SummaryCopy> {
+        let (most, primary) = (self.copy_segments(), self.geo.journal.device as usize);
+        if most == 0 || self.geo.device_of(segment) == Some(primary) {
+            return None;
+        }
+        let slots = self.copy_slots();
+        if self.summary_copies.segments.is_empty() || self.summary_copies.next >= slots {
+            if self.summary_copies.len() >= most {
+                self.summary_copies.wants_checkpoint = true;
+                return None;
+            }
+            let taken = self.segs.take(SegmentState::Copies)?;
+            if self.geo.device_of(taken) != Some(primary) {
+                // It would be no better there.
+                self.segs.release(taken);
+                return None;
+            }
+            self.summary_copies.segments.push_back(taken);
+            self.summary_copies.next = 0;
+            self.summary_copies.wants_checkpoint |= self.summary_copies.len() == most;
+        }
+        let slot = self.summary_copies.next as u8;
+        self.summary_copies.next += 1;
+        let segment = *self.summary_copies.segments.back()?;
+        Some(SummaryCopy { segment, slot })
+    }
+
+    /// The first segment of copies that holds one of a summary whose seal is not retired, or not switched
+    /// to.
+    fn first_pending_copy(&self) -> usize {
+        let pending = |copied: &&Copied| {
+            let is_sealing = self.sealing.iter().any(|sealing| sealing.segment == copied.of);
+            (is_sealing || self.is_switching(copied.of))
+                && self.segs.row(copied.of).generation == copied.generation
+        };
+        let segments = &self.summary_copies.segments;
+        let place = |copied: &Copied| segments.iter().position(|s| *s == copied.place.segment);
+        let pending = self.summary_copies.copied.iter().filter(pending);
+        pending.filter_map(place).min().unwrap_or(segments.len())
+    }
+
+    /// A checkpoint begins: its leaf pages will hold what all summaries say whose seal is retired.
+    pub(crate) fn begin_summary_copies(&mut self) {
+        let (old, slots) = (self.first_pending_copy(), self.copy_slots());
+        let copies = &mut self.summary_copies;
+        copies.wants_checkpoint = false;
+        // The one being filled goes on being filled.
+        let full = copies.segments.len() - usize::from(copies.next < slots);
+        copies.old = old.min(full);
+    }
+
+    /// It counts.
+    pub(crate) fn end_summary_copies(&mut self) {
+        while self.summary_copies.old > 0 {
+            let Some(segment) = self.summary_copies.forget(0) else { return };
+            self.segs.release(segment);
+        }
+    }
+
+    /// Lets go of copies that are in the way of a device that is to be removed, or that a pool which has
+    /// become small has no room for.
+    pub(crate) fn advance_summary_copies(&mut self) {
+        if self.summary_copies.segments.is_empty() {
+            return;
+        }
+        let most = self.copy_segments() as usize;
+        let writing: Vec<u32> = self
+            .sealing
+            .iter()
+            .filter(|sealing| sealing.stage == SealStage::Writing)
+            .filter_map(|s| {
+                let generation = self.segs.row(s.segment).generation;
+                Some(self.summary_copies.of(s.segment, generation)?.segment)
+            })
+            .collect();
+        for at in (0..self.summary_copies.segments.len()).rev() {
+            let segment = self.summary_copies.segments[at];
+            let in_the_way =
+                self.segs.is_leaving(segment) || self.summary_copies.segments.len() > most;
+            if in_the_way && !writing.contains(&segment) {
+                self.summary_copies.forget(at);
+                self.segs.release(segment);
+                self.summary_copies.wants_checkpoint |= most > 0;
+                self.again = true;
+            }
+        }
+    }
+
+    /// The journal lies elsewhere now, and what was sealed on its old device has no copies.
+    pub(crate) fn want_copies(&mut self) {
+        self.summary_copies.wants_checkpoint |= self.copy_segments() > 0;
+    }
+}
