@@ -153,7 +153,8 @@ impl Oracle {
         };
         let is_required = |v: &Version| self.required(v.op, bounds);
         let oldest = history.versions.iter().rposition(is_required).unwrap_or(0);
-        let fits = |v: &Version| v.content.matches(place, bytes);
+        let written = Place { volume: self.line(place.volume), ..place };
+        let fits = |v: &Version| v.content.matches(written, bytes);
         if history.versions[oldest..].iter().any(fits) {
             return Ok(());
         }
