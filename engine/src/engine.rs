@@ -257,6 +257,8 @@ pub struct Engine {
     /// but the metadata that it will name, in segments that are free in the old state too.
     pub(crate) opening: bool,
     pub(crate) failed: Option<DeviceError>,
+    /// The device whose failure that was.
+    pub(crate) failed_device: Option<usize>,
     pub(crate) stop: Stop,
     pub(crate) counters: Counters,
 }
@@ -356,6 +358,9 @@ impl Engine {
         if let Err(error) = result
             && !ignored
         {
+            if self.failed.is_none() {
+                self.failed_device = Some(device);
+            }
             self.fail(error);
         }
         match token {

@@ -63,7 +63,7 @@ pub enum SubmitError {
     DeviceUnfit(GeometryError),
     /// Without the device there would not be enough for a pool.
     #[error(
-        "without that device the pool would be too small: it needs {} segments",
+        "without that device the pool would be too small: the others need {} segments; add a device first",
         crate::limits::SEGMENTS_MIN
     )]
     LastDevice,

@@ -459,6 +459,8 @@ fn a_dead_device_fails_its_own_blocks_also_when_the_pool_takes_no_more_writes() 
         }
     }
     assert!(matches!(pool.engine.state(), PoolState::Failed(_)));
+    let failed: Vec<bool> = pool.devices().iter().map(|device| device.failed).collect();
+    assert_eq!(failed, [false, false, true]);
     let buffer = pool.arena.alloc(1).unwrap();
     let mut read = 0;
     for block in 0..blocks {

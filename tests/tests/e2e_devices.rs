@@ -153,6 +153,12 @@ fn renamed_files_are_found_and_a_missing_one_is_named() {
     assert_eq!(daemon.connect("v").read(0, content.len() as u32).unwrap(), content);
     daemon.stop_cleanly();
 
+    // A name that none of them had is a mistake.
+    let mut config = Config::new(&paths[0], dir.path());
+    config.args.extend(["--pool".to_owned(), "/nowhere/pool".to_owned()]);
+    let refused = flagstone_tests::programs::finish(config.command());
+    assert!(refused.err.contains("/nowhere/pool does not exist"), "{refused:?}");
+
     // Elsewhere it is found only if it is given.
     let other = directory();
     let moved = other.path().join("moved");

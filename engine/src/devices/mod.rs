@@ -68,6 +68,8 @@ pub struct DeviceInfo {
     pub stuck: bool,
     /// The journal lies there.
     pub journal: bool,
+    /// It failed a write or a flush, after which the pool takes no more.
+    pub failed: bool,
 }
 
 impl Engine {
@@ -84,6 +86,7 @@ impl Engine {
             stuck: row.state == DeviceState::Evacuating
                 && (self.evacuation.is_stuck(device) || self.is_counting_stuck()),
             journal: self.geo.journal.device as usize == device,
+            failed: self.failed_device == Some(device),
         })
     }
 

@@ -251,6 +251,7 @@ impl Engine {
             again: false,
             opening: true,
             failed: None,
+            failed_device: None,
             stop: Stop::new(),
             counters: Default::default(),
         })

@@ -213,7 +213,8 @@ pub struct PoolDevice {
     pub uuid: String,
     /// By which the daemon has opened it.
     pub path: String,
-    /// `present`; `missing` if it is not there, and the pool is read without it; `leaving` while it is being emptied; `stuck` if something on it can't be moved
+    /// `present`; `missing` if it is not there, and the pool is read without it; `failed` if it failed a
+    /// write or flush, after which the pool is only read; `leaving` while it is being emptied; `stuck` if something on it can't be moved
     /// because it can't be read.
     pub state: String,
     /// Its size, as far as the pool uses it.

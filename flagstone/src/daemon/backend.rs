@@ -204,11 +204,12 @@ fn volume(status: VolumeStatus) -> Volume {
 }
 
 fn device(status: &DeviceStatus) -> PoolDevice {
-    let state = match (status.missing, status.leaving, status.stuck) {
-        (true, ..) => "missing",
-        (false, false, _) => "present",
-        (false, true, false) => "leaving",
-        (false, true, true) => "stuck",
+    let state = match (status.leaving, status.stuck) {
+        _ if status.missing => "missing",
+        _ if status.failed => "failed",
+        (false, _) => "present",
+        (true, false) => "leaving",
+        (true, true) => "stuck",
     };
     PoolDevice {
         uuid: uuid_text(status.uuid),

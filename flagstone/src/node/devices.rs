@@ -6,7 +6,8 @@ use super::pool::{Changing, Member, Pool};
 use super::reactor::Reactor;
 use super::request::Name;
 use crate::pool::create::{self, CreateError, CreateOptions, Target};
-use flagstone_block::Tag;
+use crate::pool::explain;
+use flagstone_block::{DeviceError, Tag};
 use flagstone_engine::{IoFault, NewDevice, SubmitError};
 use flagstone_ring::Device;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,8 @@ pub struct DeviceStatus {
     pub journal: bool,
     /// It is not there, and the pool is read without it. Its path is where it was last.
     pub missing: bool,
+    /// It failed a write or a flush, after which the pool takes no more.
+    pub failed: bool,
 }
 
 /// Why a device was not added to a pool.
@@ -247,9 +250,20 @@ impl Pool {
                 stuck: info.stuck,
                 journal: info.journal,
                 missing: member.is_none() && self.engine.is_degraded(),
+                failed: info.failed,
             }
         };
         self.engine.devices().map(status).collect()
+    }
+
+    /// What a device failed with and, of several, which it was, in words.
+    pub(super) fn reason(&self, error: DeviceError) -> String {
+        let failed = self.engine.devices().find(|info| info.failed);
+        let member = failed.and_then(|info| self.member(info.device));
+        match member.filter(|_| self.members.iter().flatten().count() > 1) {
+            Some(member) => format!("{}: {}", member.device.path().display(), explain(error)),
+            None => explain(error),
+        }
     }
 
     /// Which devices are missing, in words.

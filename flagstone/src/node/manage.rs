@@ -10,7 +10,6 @@ use super::limits::LIST_VOLUMES;
 use super::reactor::Reactor;
 use super::request::Name;
 use crate::name::check_name;
-use crate::pool::explain;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
 use flagstone_engine::limits::VOLUME_BYTES;
 use flagstone_engine::{IoFault, Shrink, SubmitError, VolumeSettings, VolumeSpec};
@@ -337,7 +336,7 @@ impl Reactor {
             path: pool.path.clone(),
             uuid: pool.engine.pool_uuid(),
             state: match pool.failure {
-                Some(error) => PoolState::Failed { reason: explain(error) },
+                Some(error) => PoolState::Failed { reason: pool.reason(error) },
                 None if pool.engine.is_degraded() => PoolState::Degraded { reason: pool.missing() },
                 None => PoolState::Running,
             },

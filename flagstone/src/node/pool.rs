@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use super::control::{PoolStatus, Reply};
 use super::waiting::Waiting;
 use super::warning::Warning;
-use crate::pool::explain;
 
 /// A device of a pool.
 pub(super) struct Member {
@@ -75,7 +74,7 @@ impl Pool {
         if let PoolState::Failed(error) = self.engine.state() {
             tracing::error!(
                 pool = %self.path.display(),
-                error = explain(error),
+                error = self.reason(error),
                 "the pool has failed: it is only read from now on; when its device is well \
                  again, a restart recovers it"
             );

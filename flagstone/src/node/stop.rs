@@ -9,7 +9,6 @@ use super::connection::Phase;
 use super::control::{FailedPool, NodeExit};
 use super::limits::DRAIN_NS;
 use super::reactor::Reactor;
-use crate::pool::explain;
 use flagstone_block::Buffers;
 use flagstone_engine::PoolState;
 
@@ -110,7 +109,7 @@ impl Reactor {
         }
         let failed = self.pools.iter().filter_map(|pool| Some((pool, pool.failure?)));
         let failed: Vec<_> = failed
-            .map(|(pool, error)| FailedPool { path: pool.path.clone(), reason: explain(error) })
+            .map(|(pool, error)| FailedPool { path: pool.path.clone(), reason: pool.reason(error) })
             .collect();
         if !failed.is_empty() {
             return Err(NodeExit::FailedPools { pools: failed });

@@ -2,8 +2,8 @@
 //!
 //! The devices of a pool may be given in any order. One that is not among them is looked for among the
 //! machine's block devices and in the directories of those that are, so that what was renamed is found
-//! again. So a path that leads nowhere, or to a dead device, is no error where a pool has a device that was
-//! not given by its path.
+//! again. So a path that leads nowhere, or to a dead device, is no error if a device that was not given was
+//! known by it last.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Devices};
+use flagstone_engine::format::device::Label;
 use flagstone_engine::format::superblock::{FLAG_JOINING, SLOTS, Superblock};
 use flagstone_engine::identify;
 use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
@@ -29,8 +30,9 @@ pub struct Gathered {
     pub path: PathBuf,
     /// The devices, by their numbers in the pool.
     pub devices: Devices<SyncDevice>,
-    /// So many of the pool's devices were not given: they were found otherwise, or are missing.
-    not_given: usize,
+    /// What those of the pool's devices were called that were not given: they were found otherwise, or
+    /// are missing.
+    not_given: Vec<Label>,
 }
 
 /// A device that was opened.
@@ -53,7 +55,7 @@ pub fn gather(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Gathered>, Device
             Ok(device) => SyncDevice::new(device),
             Err(error) if is_for_certain(&error) => return Err(error),
             Err(error) => {
-                unopened.push(error);
+                unopened.push((path, error));
                 continue;
             }
         };
@@ -74,20 +76,19 @@ pub fn gather(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Gathered>, Device
             None => unknown.extend(candidates),
         }
     }
-    let mut not_given: usize = gathered.iter().map(|pool| pool.not_given).sum();
-    if unopened.len() > not_given {
-        return Err(unopened.swap_remove(0));
-    }
-    not_given -= unopened.len();
-    for error in unopened {
-        tracing::warn!(%error, "not used: it may have been a device of a pool");
+    let labels: Vec<Label> = gathered.iter().flat_map(|pool| pool.not_given.clone()).collect();
+    let was_one = |path: &Path| labels.contains(&Label::new(&path.display().to_string()));
+    for (path, error) in unopened {
+        if !was_one(path) {
+            return Err(error);
+        }
+        tracing::warn!(%error, "not used: a device of a pool was called so, and is looked for elsewhere");
     }
     for Candidate { mut io, .. } in unknown {
         let device = io.device().path().display().to_string();
         if several && is_wiped(&mut io) {
             tracing::warn!(device, "not used: it belongs to no pool (any more)");
-        } else if not_given > 0 && is_dead(&mut io) {
-            not_given -= 1;
+        } else if was_one(Path::new(&device)) && is_dead(&mut io) {
             tracing::warn!(device, "not used: it can't be read");
         } else {
             gathered.push(alone(io));
@@ -120,7 +121,7 @@ fn alone(io: SyncDevice) -> Gathered {
     let path = io.device().path().to_owned();
     let mut devices = Devices::default();
     devices.put(0, io);
-    Gathered { path, devices, not_given: 0 }
+    Gathered { path, devices, not_given: Vec::new() }
 }
 
 /// Puts the devices of one pool in their places, and looks for those that are missing.
@@ -150,12 +151,10 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
             }
         }
     }
-    let missing: Vec<[u8; 16]> = newest
-        .devices
-        .iter()
-        .filter(|(device, _)| devices.get_mut(*device).is_none())
-        .map(|(_, row)| row.uuid)
-        .collect();
+    let rows = newest.devices.iter();
+    let rows: Vec<_> = rows.filter(|(device, _)| devices.get_mut(*device).is_none()).collect();
+    let missing: Vec<[u8; 16]> = rows.iter().map(|(_, row)| row.uuid).collect();
+    let not_given = rows.iter().map(|(_, row)| row.label).collect();
     if !missing.is_empty() {
         let mut busy = None;
         for found in search(&paths, &newest.pool_uuid, &missing) {
@@ -180,7 +179,7 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
             return Err(error);
         }
     }
-    Ok(Gathered { path, devices, not_given: missing.len() })
+    Ok(Gathered { path, devices, not_given })
 }
 
 /// Every block device of the machine.
