@@ -7,8 +7,10 @@
 //! and a copy of it inherits all that it maps; of one that has changed, a checkpoint at most has a share, and
 //! a copy takes over what it owns.
 
+mod replayed;
+
 use super::differs::Differs;
-use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, PagedLeaf, Place, Unread};
+use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, Place};
 use crate::format::record::LeafBits;
 use crate::status::StatusKind;
 use flagstone_block::Lba;
@@ -313,88 +315,6 @@ impl VolumeMap {
         }
     }
 
-    /// Puts a leaf that nobody has read where there is none but perhaps the parent's; false if
-    /// there is one.
-    pub fn place_away(&mut self, slab: &mut LeafSlab, leaf: u64, content: PagedLeaf) -> bool {
-        let lba = leaf * LEAF_BLOCKS as u64;
-        if self.differs.has(leaf) {
-            return false;
-        }
-        self.place_empty(slab, leaf, false);
-        if content.mapped() == 0 && content.kept() == 0 {
-            return true;
-        }
-        self.mapped += content.mapped();
-        self.owned += content.owned();
-        self.kept += content.kept();
-        self.dense += 1;
-        let id = slab.make_away(leaf, content);
-        self.set_slot(slab, lba, id + LEAF);
-        true
-    }
-
-    /// Notes what the record `lsn` says of the blocks `lba..end` of one leaf, if that leaf is in a
-    /// page that nobody has read; false if it is not. A leaf that has no entries left needs its
-    /// page no more.
-    pub fn patch(
-        &mut self,
-        slab: &mut LeafSlab,
-        (lba, end): (u64, u64),
-        lsn: u64,
-        new: Mapping,
-    ) -> bool {
-        let leaf = lba / LEAF_BLOCKS as u64;
-        let LeafState::Away(away) = self.leaf(slab, leaf).0 else { return false };
-        let Some(read_lsn) = slab.unread(away).map(Unread::lsn) else { return false };
-        let sure = lsn > read_lsn;
-        // A discard never supersedes what the page says at its LSN or before.
-        if !sure && !matches!(new, Mapping::Block { .. }) {
-            return true;
-        }
-        let away = if sure { self.own_unread(slab, lba, away) } else { away };
-        let paged = slab.away_mut(away);
-        let Some(mut unread) = paged.unread.take() else { return false };
-        let before = (paged.mapped(), paged.kept(), paged.owned());
-        for block in lba..end {
-            let i = block as usize % LEAF_BLOCKS;
-            if unread.note(i, lsn, new) {
-                paged.set_kind(i, new);
-            }
-        }
-        paged.unread = Some(unread);
-        let (mapped, kept) = (paged.mapped(), paged.kept());
-        self.mapped = self.mapped + mapped - before.0;
-        self.owned = self.owned + paged.owned() - before.2;
-        self.kept = self.kept + kept - before.1;
-        let empty = match (mapped, kept) {
-            (0, 0) => Some(ALL_HOLE),
-            (0, kept) if kept == LEAF_BLOCKS as u64 => Some(ALL_KEPT),
-            _ => None,
-        };
-        if let Some(state) = empty {
-            self.drop_leaf(slab, lba, state);
-        }
-        true
-    }
-
-    /// The unread leaf of `lba`, which is at `away`, for this map alone.
-    fn own_unread(&mut self, slab: &mut LeafSlab, lba: u64, away: u32) -> u32 {
-        if !self.differ(Lba(lba)) {
-            return away;
-        }
-        let (number, slot, _) = split(Lba(lba));
-        let content = slab.away_leaf(away).inherited();
-        let id = slab.make_away(lba / LEAF_BLOCKS as u64, content);
-        let node = Self::node_mut(&mut self.nodes, slab, number);
-        let parents = std::mem::replace(&mut node[slot], id + LEAF) - LEAF;
-        self.dense += 1;
-        slab.part(parents);
-        match slab.at(id) {
-            Place::Away(away) => away,
-            Place::Dense(_) => unreachable!("it was just made"),
-        }
-    }
-
     /// A leaf that this map has of its parent, which is being taken apart, becomes its own.
     pub fn adopt(&mut self, slab: &mut LeafSlab, parent: &mut Self, leaf: u64) {
         let lba = Lba(leaf * LEAF_BLOCKS as u64);
@@ -437,30 +357,6 @@ impl VolumeMap {
             self.kept -= kept;
             self.drop_leaf(slab, lba, ALL_HOLE);
         }
-    }
-
-    /// Makes leaf number `leaf`, of which a statement says that it has no data, what that says.
-    pub fn place_empty(&mut self, slab: &mut LeafSlab, leaf: u64, keep: bool) {
-        let lba = leaf * LEAF_BLOCKS as u64;
-        let before = self.leaf(slab, leaf).0;
-        if let LeafState::Away(away) = before {
-            let paged = slab.away_leaf(away);
-            let (mapped, kept, owned) = (paged.mapped(), paged.kept(), paged.owned());
-            if self.differ(Lba(lba)) {
-                let (number, slot, _) = split(Lba(lba));
-                let node = Self::node_mut(&mut self.nodes, slab, number);
-                let parents = std::mem::replace(&mut node[slot], ALL_HOLE) - LEAF;
-                slab.part(parents);
-            } else {
-                self.owned -= owned;
-                self.drop_leaf(slab, lba, ALL_HOLE);
-            }
-            (self.mapped, self.kept) = (self.mapped - mapped, self.kept - kept);
-        } else if before == LeafState::AllKept {
-            self.kept -= LEAF_BLOCKS as u64;
-        }
-        self.set_slot(slab, lba, if keep { ALL_KEPT } else { ALL_HOLE });
-        self.kept += if keep { LEAF_BLOCKS as u64 } else { 0 };
     }
 
     /// Notes that the leaf of `lba` is about to be written to, so that a discard that is logged
