@@ -64,6 +64,7 @@ impl Engine {
             }
         }
         let blocks = self.charge(volume.0, lba, blocks)?;
+        let blocks = self.pace(blocks)?;
         let leaves = self.new_leaves(volume.0, lba.0, u64::from(blocks));
         self.charge_leaves(leaves)?;
         let stream = self.stream_of(volume.0, lba, blocks);

@@ -81,6 +81,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SealMovedBeforeFlush
         | Plant::SwitchBeforeSeal
         | Plant::UsersTakeReserve
+        | Plant::PaceForGood
         | Plant::TakeReserved => Some(Theme::Clean),
         Plant::ScrubKeepsPage => Some(Theme::Damage),
         Plant::ForgetPatches => Some(Theme::Paging),
