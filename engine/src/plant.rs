@@ -72,7 +72,7 @@ pub enum Plant {
     SwitchBeforeSeal,
     /// User writes take the segments that are reserved for the cleaner.
     UsersTakeReserve,
-    /// Writers wait for what the cleaner earns them, and it earns them nothing.
+    /// Writers wait for what the cleaner earns them even while it has nothing to do.
     PaceForGood,
     /// Volumes take what is reserved for others.
     TakeReserved,

@@ -82,9 +82,6 @@ impl Engine {
 
     /// The cleaner has read or copied `blocks` blocks of its victim.
     pub(super) fn earn(&mut self, blocks: u32) {
-        if self.planted.has(Plant::PaceForGood) {
-            return;
-        }
         let earned = u64::from(blocks) * self.cleaner.pace.gain * self.writers_part() / PARTS;
         let most = u64::from(self.geo.shape.data_blocks / 4).max(PACE_BLOCKS_MIN) * PARTS;
         let pace = &mut self.cleaner.pace;
@@ -108,14 +105,15 @@ impl Engine {
 
     /// How many of `blocks` blocks may be written now.
     pub(crate) fn pace(&mut self, blocks: u32) -> Result<u32, SubmitError> {
-        if self.cleaner.victim.is_none() {
+        let for_good = self.planted.has(Plant::PaceForGood);
+        if self.cleaner.victim.is_none() && !for_good {
             return Ok(blocks);
         }
         let parts = PARTS as i64;
         if self.cleaner.pace.credit >= parts {
             return Ok(blocks.min((self.cleaner.pace.credit / parts) as u32));
         }
-        if !self.is_pacing() {
+        if !(self.is_pacing() || for_good && self.is_pressed()) {
             return Ok(blocks);
         }
         self.counters.writes_paced += 1;
@@ -124,9 +122,6 @@ impl Engine {
 
     /// Whether what writers may write is what the cleaner earns them.
     pub(crate) fn is_pacing(&self) -> bool {
-        if self.planted.has(Plant::PaceForGood) {
-            return self.cleaner.victim.is_some();
-        }
         self.cleaner.victim.is_some()
             && self.io_in_flight > 0
             && self.now_ns.saturating_sub(self.cleaner.pace.earned_ns) < PACE_WAIT_NS
