@@ -150,6 +150,8 @@ pub struct Counters {
     /// Live blocks that it wrote again elsewhere. Write amplification is
     /// `1 + (blocks_moved + blocks_rewritten) / blocks_written`.
     pub blocks_moved: u64,
+    /// Times that a write was put off for what the cleaner had to do first.
+    pub writes_paced: u64,
     /// Blocks that it read, with the dead ones in between.
     pub clean_blocks_read: u64,
     /// Damaged blocks that it left where they are.

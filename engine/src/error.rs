@@ -181,7 +181,7 @@ pub enum OpenError {
     SuperblockStale {
         /// Generation of the newest superblock that was found.
         generation: u64,
-        /// Epoch that a journal block names.
+        /// Epoch that a journal block names, or a superblock that could not be read at first.
         epoch: u64,
     },
     /// A device of the pool is not there.

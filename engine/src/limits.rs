@@ -35,7 +35,7 @@ pub const SUMMARIES: usize = 12;
 pub const CLEAN_SPANS: usize = 16;
 /// See [`CLEAN_SPANS`].
 pub const CLEAN_RUN_BLOCKS: u32 = 64;
-/// Those of them that are being read at a time: more would only hold up the reads of others.
+/// Those of them that are being read at a time at most: more would only hold up the reads of others.
 pub const CLEAN_READS: usize = 4;
 /// Dead blocks that the cleaner reads along rather than issue another read.
 pub const CLEAN_GAP_BLOCKS: u32 = 8;
@@ -58,8 +58,19 @@ pub const CLEAN_SUMMARIES: usize = 2;
 pub const CLEAN_SCAN: u32 = 8192;
 /// Blocks that the cleaner copies in one step, so that it never holds up requests for long.
 pub const CLEAN_STEP_BLOCKS: u32 = 64;
-/// The cleaner keeps at least this many segments free for user writes.
-pub const CLEAN_AHEAD_SEGMENTS: u32 = 2;
+/// The cleaner tries to keep at least this many segments free for user writes: what it has emptied comes
+/// back a few segments at a time, since each waits for all outputs that its blocks went to.
+pub const CLEAN_AHEAD_SEGMENTS: u32 = 5;
+/// What writers may take for what the cleaner gains is at most this many times that, and at least one
+/// part in this many.
+pub const PACE_RATIO_MAX: u64 = 8;
+/// Blocks that writers may save up at least.
+pub const PACE_BLOCKS_MIN: u64 = 64;
+/// Emptied victims that wait for outputs to be sealed at most, while less than a quarter is left of what
+/// the cleaner tries to keep: more than there are outputs, so that sealing these as full as they are pays.
+pub const PACE_OWED_SEGMENTS: u32 = 8;
+/// A cleaner that has not got on for this long holds nobody up.
+pub const PACE_WAIT_NS: u64 = 1_000_000_000;
 /// Without a request for this long the cleaner works ahead: longer than the pauses within a burst,
 /// short enough that the pause between two is used, and by then the engine has flushed by itself.
 pub const IDLE_CLEAN_NS: u64 = 1_000_000_000;

@@ -72,6 +72,8 @@ pub enum Plant {
     SwitchBeforeSeal,
     /// User writes take the segments that are reserved for the cleaner.
     UsersTakeReserve,
+    /// Writers wait for what the cleaner earns them even while it has nothing to do.
+    PaceForGood,
     /// Volumes take what is reserved for others.
     TakeReserved,
     /// Changes of a volume's settings don't reach the metadata chain.
@@ -176,6 +178,7 @@ impl Plant {
         Self::SealMovedBeforeFlush,
         Self::SwitchBeforeSeal,
         Self::UsersTakeReserve,
+        Self::PaceForGood,
         Self::TakeReserved,
         Self::ForgetSettings,
         Self::CompactWithoutSettings,

@@ -93,6 +93,7 @@ impl Engine {
             meta_pages: self.meta.durable_pages(),
             meta_nonce: self.meta.nonce,
             journal_start: self.journal.tail_durable,
+            journal_flushed: self.journal.durable,
             next_lsn: self.next_lsn,
             next_generation: self.next_generation,
             next_volume: self.next_volume,

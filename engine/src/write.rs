@@ -65,6 +65,7 @@ impl Engine {
             }
         }
         let blocks = self.charge(volume.0, lba, blocks)?;
+        let blocks = self.pace(blocks)?;
         let (leaves, copies) = self.leaves_taken(volume.0, lba.0, u64::from(blocks));
         self.charge_leaves(leaves, copies)?;
         let stream = self.stream_of(volume.0, lba, blocks);

@@ -282,3 +282,23 @@ fn an_old_superblock_is_no_substitute_for_the_newest() {
     let (generation, epoch) = (newest - 1, 2);
     assert_eq!(error, OpenError::SuperblockStale { generation, epoch });
 }
+
+/// Whichever place of a superblock can't be read at an opening: afterwards all of them can. One of the
+/// older slot may hold the first copy of an update that was cut short, and must not come back as
+/// the newest when what it names is gone.
+#[test]
+fn an_opening_leaves_no_place_of_a_superblock_unreadable() {
+    for place in [0, 64 << 10, 1 << 20, (1 << 20) + (64 << 10)] {
+        let mut world = World::format(64 << 20, 1 << 20);
+        let volume = world.create("data", 1 << 20);
+        world.write(volume, 0, &block(1)).unwrap();
+        world.flush();
+        let mut disk = world.disk;
+        disk.write_at(place, &block(2)).unwrap();
+        let mut world = World::open(disk);
+        assert_eq!(world.report.superblocks_damaged, 1);
+        assert!(world.read(volume, 0, 1).unwrap() == block(1));
+        let report = flagstone_engine::check(&mut world.disk, &mut |_, _| {}).unwrap();
+        assert_eq!(report.recovery.superblocks_damaged, 0, "{place}");
+    }
+}

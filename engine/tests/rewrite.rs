@@ -247,7 +247,9 @@ fn a_pool_that_is_nearly_full_is_left_alone() {
     rest(&mut world);
     scan(&mut world, volume, &content);
     rest(&mut world);
-    assert_eq!(world.engine.counters().blocks_rewritten, 2 * REGION);
+    // The cleaner was at work, and some of it may lie in order already.
+    let rewritten = world.engine.counters().blocks_rewritten;
+    assert!((REGION..=2 * REGION).contains(&rewritten), "{rewritten}");
 }
 
 #[test]

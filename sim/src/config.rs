@@ -85,6 +85,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SealMovedBeforeFlush
         | Plant::SwitchBeforeSeal
         | Plant::UsersTakeReserve
+        | Plant::PaceForGood
         | Plant::TakeReserved => Some(Theme::Clean),
         Plant::InheritedDies
         | Plant::SplitGroup

@@ -72,6 +72,8 @@ impl Engine {
             crcs[4 * b..4 * b + 4].copy_from_slice(&crc.to_le_bytes());
         }
         run.blocks += blocks;
+        self.spend(blocks);
+        let run = &self.batches[i as usize].runs[stream];
         let pbn = run.pbn + u64::from(at);
         let (new_leaves, _) = self.leaves_taken(volume, lba, u64::from(blocks));
         self.batches[i as usize].new_leaves += new_leaves;

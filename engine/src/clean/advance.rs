@@ -7,8 +7,8 @@ use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::leaf_loader::Paging;
 use crate::limits::{
-    CLEAN_GAP_BLOCKS, CLEAN_READS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS,
-    CLEAN_SUMMARIES, LEAF_READS,
+    CLEAN_GAP_BLOCKS, CLEAN_RETRIES, CLEAN_RUN_BLOCKS, CLEAN_STEP_BLOCKS, CLEAN_SUMMARIES,
+    LEAF_READS,
 };
 use crate::map::Mapping;
 use crate::plant::Plant;
@@ -112,6 +112,7 @@ impl Engine {
             victim.summary = None;
             victim.stage = VictimStage::Moving;
             self.cleaner.victim = Some(victim);
+            self.pace_victim(self.cleaner.moves.len());
         } else if !retried && !self.stop.is_begun() {
             victim.stage = VictimStage::ReadingSummary { retried: true };
             self.read_summary(victim.segment, summary);
@@ -219,6 +220,7 @@ impl Engine {
             span.stage = SpanStage::Waiting;
             span.first = first;
             span.blocks = moves[count - 1].block - first + 1;
+            span.moves = count as u32;
             victim.next += count;
         }
         let window = first_move..victim.next;
@@ -231,7 +233,8 @@ impl Engine {
         let Some(victim) = &self.cleaner.victim else { return };
         let segment = victim.segment;
         let reading = |span: &&Span| span.stage == SpanStage::Reading;
-        let mut left = CLEAN_READS - self.cleaner.spans.iter().filter(reading).count();
+        let under_way = self.cleaner.spans.iter().filter(reading).count();
+        let mut left = self.clean_reads().saturating_sub(under_way);
         for i in 0..self.cleaner.spans.len() {
             let span = &mut self.cleaner.spans[i];
             if span.stage != SpanStage::Waiting || left == 0 {
@@ -248,10 +251,13 @@ impl Engine {
 
     /// A run of the victim was read, or could not be.
     pub(crate) fn clean_read_done(&mut self, i: u32, result: Result<(), DeviceError>) {
-        self.cleaner.spans[i as usize].stage = SpanStage::Ready;
+        let span = &mut self.cleaner.spans[i as usize];
+        span.stage = SpanStage::Ready;
+        let moves = std::mem::take(&mut span.moves);
         // A run that can't be read in one piece may be read block by block.
         let window = &mut self.cleaner.window;
         window.refused = result.is_err() && window.retries > 0;
+        self.earn(moves);
     }
 
     /// Copies what was read to outputs, as far as buffers and this turn's share go.
@@ -314,6 +320,7 @@ impl Engine {
                 }
             }
             self.cleaner.window = Window { at: at + 1, to, ..Window::default() };
+            self.earn(1);
         }
         self.cleaner.spans.iter_mut().for_each(|span| span.stage = SpanStage::Idle);
     }
@@ -351,6 +358,8 @@ impl Engine {
             self.counters.segments_cleaned += 1;
             self.cleaner.victim = None;
             self.again = true;
+            self.cleaner.emptied += 1;
+            self.close_outputs_if_owed();
         }
     }
 

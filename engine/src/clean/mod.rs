@@ -28,13 +28,15 @@
 //! 4. A segment of which something can't be read is set aside and tried once more when segments
 //!    run out; until then, and if it fails again, what is dead in it counts as lost. So a wait for
 //!    the cleaner always ends: with a free segment, or because nothing is left to try.
-//! 5. Outputs come from segments that user writes may not take ([`Engine::cleaner_reserve`]).
+//! 5. Outputs come from segments that user writes may not take ([`Engine::cleaner_reserve`]). Those that
+//!    are being filled are part of what is reserved, but for the last: there is always one more.
 
 mod advance;
 mod choose;
 mod idle;
 mod leaving;
 mod output;
+mod pace;
 
 use crate::engine::Engine;
 use crate::geometry::Geometry;
@@ -120,6 +122,8 @@ struct Span {
     /// First block in the segment, and how many.
     first: u32,
     blocks: u32,
+    /// Moves that it was read for, until they are counted as read.
+    moves: u32,
 }
 
 /// A write buffer: consecutive blocks of one output.
@@ -192,8 +196,11 @@ pub(crate) struct Cleaner {
     requested: bool,
     requested_ns: u64,
     leaving: leaving::Leaving,
+    pace: pace::Pace,
     /// Somebody was refused space since the last victim.
     starved: bool,
+    /// Victims that were emptied since an output was closed last.
+    emptied: u32,
     /// Mean lifetime of short-lived user data, in LSNs: the measure of hot and cold; 0 if not
     /// known yet.
     lifetime: u64,
@@ -214,6 +221,7 @@ impl Cleaner {
                 stage: SpanStage::Idle,
                 first: 0,
                 blocks: 0,
+                moves: 0,
             });
         }
         let mut chunks = Vec::with_capacity(CLEAN_CHUNKS);
@@ -251,7 +259,9 @@ impl Cleaner {
             requested: true,
             requested_ns: 0,
             leaving: leaving::Leaving::default(),
+            pace: pace::Pace::default(),
             starved: false,
+            emptied: 0,
             lifetime: 0,
         })
     }
@@ -310,6 +320,13 @@ impl Engine {
 
     /// Segments below which user writes take none.
     pub(crate) fn floor(&self) -> u32 {
+        // Outputs that are being filled are what was reserved, and still have room.
+        let filling = self.cleaner.filling.iter().flatten().count() as u32;
+        self.floor_at_rest() - filling.min(self.cleaner_reserve().saturating_sub(1))
+    }
+
+    /// As [`Engine::floor`], while the cleaner fills nothing.
+    fn floor_at_rest(&self) -> u32 {
         self.reserve() + self.cleaner_reserve()
     }
 
@@ -323,7 +340,7 @@ impl Engine {
     /// are not free yet.
     pub(crate) fn is_reserve_short(&self) -> bool {
         let outputs = self.cleaner.outputs.iter().filter(|o| o.stage != OutputStage::Idle).count();
-        self.segs.free_all() + self.segs.dying() + outputs as u32 + 1 < self.floor()
+        self.segs.free_all() + self.segs.dying() + outputs as u32 + 1 < self.floor_at_rest()
     }
 
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.

@@ -115,6 +115,7 @@ impl Engine {
         self.send_chunk(o);
         let output = &mut self.cleaner.outputs[o as usize];
         output.stage = OutputStage::Closing;
+        self.cleaner.emptied = 0;
         if self.cleaner.filling[output.class] == Some(o) {
             self.cleaner.filling[output.class] = None;
         }

@@ -44,7 +44,8 @@ layout! {
         JOURNAL_START: 128, 8; NEXT_LSN: 136, 8; NEXT_GENERATION: 144, 8; POSITION: 152, 8;
         META_NONCE: 160, 8; NEXT_VOLUME: 168, 4; JOURNAL_OLD_DEVICE: 172, 4;
         CHECKPOINT_PBN: 176, 8; CHECKPOINT_CRC: 184, 4; CHECKPOINT_LENGTH: 188, 4;
-        CHECKPOINT_LSN: 192, 8; JOURNAL_FROM: 200, 8; TABLE: 1024, 3072;
+        CHECKPOINT_LSN: 192, 8; JOURNAL_FROM: 200, 8;
+        JOURNAL_FLUSHED: 208, 8; TABLE: 1024, 3072;
     }
 }
 
@@ -100,6 +101,8 @@ pub struct Superblock {
     pub meta_nonce: u64,
     /// Sequence number of the first journal block that counts.
     pub journal_start: u64,
+    /// Journal blocks below this one were durable when this superblock was written.
+    pub journal_flushed: u64,
     /// No record with this LSN or above exists outside the journal.
     pub next_lsn: u64,
     /// Next segment generation.
@@ -152,6 +155,7 @@ impl Superblock {
         put_u64(block, at::META_PAGES, self.meta_pages);
         put_u64(block, at::META_NONCE, self.meta_nonce);
         put_u64(block, at::JOURNAL_START, self.journal_start);
+        put_u64(block, at::JOURNAL_FLUSHED, self.journal_flushed);
         put_u64(block, at::NEXT_LSN, self.next_lsn);
         put_u64(block, at::NEXT_GENERATION, self.next_generation);
         put_u32(block, at::NEXT_VOLUME, self.next_volume);
@@ -190,8 +194,10 @@ impl Superblock {
                 return Err(DecodeError::Field { at: at as u16 });
             }
         }
-        if get_u64(block, at::JOURNAL_FROM) >= super::SEQUENCE_MAX {
-            return Err(DecodeError::Field { at: at::JOURNAL_FROM as u16 });
+        for at in [at::JOURNAL_FROM, at::JOURNAL_FLUSHED] {
+            if get_u64(block, at) >= super::SEQUENCE_MAX {
+                return Err(DecodeError::Field { at: at as u16 });
+            }
         }
         let devices = DeviceTable::decode(block)?;
         for field in [at::DEVICE, at::JOURNAL_DEVICE, at::JOURNAL_OLD_DEVICE] {
@@ -222,6 +228,7 @@ impl Superblock {
             meta_pages: get_u64(block, at::META_PAGES),
             meta_nonce: get_u64(block, at::META_NONCE),
             journal_start: get_u64(block, at::JOURNAL_START),
+            journal_flushed: get_u64(block, at::JOURNAL_FLUSHED),
             next_lsn: get_u64(block, at::NEXT_LSN),
             next_generation: get_u64(block, at::NEXT_GENERATION),
             next_volume: get_u32(block, at::NEXT_VOLUME),

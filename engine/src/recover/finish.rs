@@ -13,6 +13,7 @@ use crate::error::OpenError;
 use crate::flush::FlushState;
 use crate::format::journal::pool_tag;
 use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::format::superblock::{FLAG_JOINING, Superblock};
 use crate::graves::Graves;
 use crate::journal::Journal;
 use crate::leaf_loader::{LeafLoader, leaves_in};
@@ -298,7 +299,9 @@ impl super::load::TailBlock {
 
 /// Writes the superblock that counts to those of its places that don't hold it: because they are
 /// damaged, or because a crash cut its update short, so that there is one copy only. Those of the
-/// other slot are older and are replaced by the next update. Doing it twice is harmless.
+/// other slot are older and are replaced by the next update; but where one can't be read nobody knows
+/// that. It may be the first copy of an update that was cut short, and must not be there again, as the
+/// newest, after what it names was overwritten: it is replaced now. Doing it twice is harmless.
 fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenError> {
     let superblock = &loaded.superblock;
     let (mut block, mut found) = ([0; BLOCK_SIZE], [0; BLOCK_SIZE]);
@@ -313,6 +316,35 @@ fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenE
         }
     }
     if repaired {
+        io.flush()?;
+    }
+    let mut replaced = false;
+    for device in loaded.geo.devices() {
+        let [one, two, _] = loaded.geo.superblock_places(device, superblock.generation + 1);
+        for offset in [one, two] {
+            let position = split_offset(offset).1;
+            let mut read = || match io.read_at(offset, &mut found) {
+                Ok(()) => Superblock::decode(position, &found).ok(),
+                Err(_) => None,
+            };
+            match read().or_else(read) {
+                // It could not be read before.
+                Some(newer)
+                    if newer.generation > superblock.generation
+                        && newer.flags & FLAG_JOINING == 0 =>
+                {
+                    let (generation, epoch) = (superblock.generation, newer.meta_epoch);
+                    return Err(OpenError::SuperblockStale { generation, epoch });
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            superblock.on(device).encode(position, &mut block);
+            io.write_at(offset, &block)?;
+            replaced = true;
+        }
+    }
+    if replaced {
         io.flush()?;
     }
     Ok(())

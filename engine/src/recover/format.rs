@@ -69,6 +69,7 @@ impl Engine {
             meta_pages: 1,
             meta_nonce: options.nonce,
             journal_start: 1,
+            journal_flushed: 1,
             next_lsn: 1,
             next_generation: 1,
             next_volume: 1,

@@ -141,7 +141,9 @@ pub(super) fn journal(
     let mut slots: Vec<Option<JournalBlock>> = Vec::new();
     slots.resize_with(ring as usize, || None);
     let mut bytes = vec![0; READ_BYTES];
-    let (mut tail, mut flushed, mut last_seen) = (start, start, start.saturating_sub(1));
+    let (mut tail, mut last_seen) = (start, start.saturating_sub(1));
+    // A superblock knows of a flush that no later block tells of.
+    let mut flushed = start.max(superblock.journal_flushed);
     let mut meta_pages = superblock.meta_pages;
     let mut again = [0; BLOCK_SIZE];
     let JournalPlace { device, old, from } = superblock.journal;

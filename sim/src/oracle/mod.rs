@@ -216,17 +216,18 @@ impl Oracle {
     }
 
     /// A change of part of one block did not happen. Nothing can have been accepted for that
-    /// block since.
+    /// block since, but for a shrink, which waits.
     ///
     /// # Errors
     /// In words, if something was.
     pub fn undo(&mut self, op: OpId, place: Place) -> Result<(), String> {
-        let history =
-            self.volumes.get_mut(&place.volume).and_then(|v| v.blocks.get_mut(&place.lba));
-        let Some(history) = history else { return Ok(()) };
-        match history.versions.last() {
-            Some(last) if last.op == op => {
-                history.versions.pop();
+        let Some(volume) = self.volumes.get_mut(&place.volume) else { return Ok(()) };
+        let Some(history) = volume.blocks.get_mut(&place.lba) else { return Ok(()) };
+        let sizes = &volume.sizes;
+        let cut = |version: &Version| sizes.iter().any(|(_, op)| *op == version.op);
+        match history.versions.iter().rposition(|version| !cut(version)) {
+            Some(at) if history.versions[at].op == op => {
+                history.versions.remove(at);
                 Ok(())
             }
             _ => Err(format!(

@@ -559,6 +559,7 @@ impl World {
                 self.oracle.undo(op, place).map_err(|what| self.fail(what))
             }
             (IoFault::NoSpace | IoFault::Gone, Some(place)) => {
+                self.stats.full += u64::from(fault == IoFault::NoSpace);
                 self.oracle.undo(op, place).map_err(|what| self.fail(what))
             }
             _ => Err(self.fail(format!("a request failed: {fault}"))),
