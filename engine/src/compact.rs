@@ -122,7 +122,9 @@ impl Engine {
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
         let stated = |volume: &&Volume| volume.state != VolumeState::Creating;
-        let frozen = self.volumes.iter().filter(stated).map(|volume| volume.map.fork()).collect();
+        let (mut frozen, spare) = (std::mem::take(&mut self.spare_frozen), &mut self.spare_forks);
+        let volumes = self.volumes.iter().filter(stated);
+        frozen.extend(volumes.map(|volume| volume.map.fork(spare.pop())));
         let (cursor, stage) = (Cursor::Volumes { slot: 0 }, Stage::Stating);
         self.compaction = Some(Compaction { chain, frozen, lsn, cursor, stage });
         true
@@ -248,8 +250,9 @@ impl Engine {
         self.compaction = Some(compaction);
     }
 
-    fn switch_chain(&mut self, bufs: &mut impl Buffers, compaction: Compaction) {
-        self.forks.extend(compaction.frozen);
+    fn switch_chain(&mut self, bufs: &mut impl Buffers, mut compaction: Compaction) {
+        self.forks.extend(compaction.frozen.drain(..));
+        self.spare_frozen = compaction.frozen;
         let old = std::mem::replace(&mut self.meta, compaction.chain);
         let segs = &mut self.segs;
         self.meta_remains = Some(old.end(bufs, |segment| segs.release(segment)));

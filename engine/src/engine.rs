@@ -204,6 +204,9 @@ pub struct Engine {
     pub(crate) moving: Vec<u32>,
     /// Maps as they were when the last checkpoint began, being taken apart.
     pub(crate) forks: VecDeque<crate::map::VolumeMap>,
+    /// The memory of some that were let go, for the next checkpoint's.
+    pub(crate) spare_forks: Vec<crate::map::VolumeMap>,
+    pub(crate) spare_frozen: Vec<crate::map::VolumeMap>,
     pub(crate) kept: u64,
     pub(crate) space: Space,
     pub(crate) shrinks: VecDeque<Shrinking>,

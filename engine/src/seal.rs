@@ -14,6 +14,8 @@ use flagstone_block::{BLOCK_SIZE, Buffers};
 const SEGMENT_FREE_BYTES: usize = 32;
 /// Leaves of a map that no longer counts let go in one turn.
 const FORK_LEAVES: usize = 256;
+/// Forks whose memory is kept for the next checkpoint.
+const SPARE_FORKS: usize = 64;
 
 impl Engine {
     /// Ends the open segment of a stream: sends its last batch and its summary.
@@ -156,8 +158,11 @@ impl Engine {
     /// Takes the maps that a checkpoint has stated apart, a few leaves per turn.
     pub(crate) fn advance_forks(&mut self) {
         let Some(fork) = self.forks.front_mut() else { return };
-        if fork.let_go(&mut self.slab, FORK_LEAVES) {
-            self.forks.pop_front();
+        if fork.let_go(&mut self.slab, FORK_LEAVES)
+            && let Some(fork) = self.forks.pop_front()
+            && self.spare_forks.len() < SPARE_FORKS
+        {
+            self.spare_forks.push(fork);
         }
     }
 

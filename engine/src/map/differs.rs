@@ -7,8 +7,25 @@ const WORDS: usize = NODE_LEAVES / 64;
 
 /// A bit per leaf, set when the map changes it for the first time. What is not set is the parent's: a
 /// checkpoint states nothing about it, and a change copies it.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Differs(Vec<Option<Box<[Word; WORDS]>>>);
+
+impl Clone for Differs {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+
+    /// Allocates nothing if `self` was as large as `source` is.
+    fn clone_from(&mut self, source: &Self) {
+        self.0.resize_with(source.0.len(), || None);
+        for (to, from) in self.0.iter_mut().zip(&source.0) {
+            match (to, from) {
+                (Some(to), Some(from)) => **to = **from,
+                (to, from) => to.clone_from(from),
+            }
+        }
+    }
+}
 
 fn split(leaf: u64) -> (usize, usize, Word) {
     let slot = leaf as usize % NODE_LEAVES;

@@ -9,11 +9,15 @@
 //! 1. A leaf that more than one map node refers to is not changed but copied.
 //! 2. Numbers, and places in memory, are given out again only when nobody refers to them.
 
+use super::tree::Node;
 use super::{LEAF_BLOCKS, Leaf, LeafPage, Mapping, PagedLeaf, Unread};
 use crate::format::record::LeafBits;
 use crate::geometry::Geometry;
+use std::sync::Arc;
 
 const CHUNK_LEAVES: usize = 64;
+/// Nodes kept for the next copies: 2 KiB each.
+const SPARE_NODES: usize = 256;
 /// Passes of the clock that a leaf survives after it was used.
 const WARM: u8 = 2;
 
@@ -80,6 +84,8 @@ pub struct LeafSlab {
     /// Those that are not in memory, with their numbers.
     away: Vec<(PagedLeaf, u32)>,
     away_free: Vec<u32>,
+    /// Nodes that nobody refers to any more, so that a checkpoint needs no memory.
+    nodes: Vec<Node>,
     /// Leaves with a page, by the segment that it lies in.
     paged: Vec<u32>,
     /// Where the clock stands.
@@ -102,6 +108,7 @@ impl LeafSlab {
             clean: 0,
             away: Vec::new(),
             away_free: Vec::new(),
+            nodes: Vec::new(),
             paged: vec![0; geo.segments as usize],
             hand: 0,
             geo: *geo,
@@ -150,6 +157,20 @@ impl LeafSlab {
     #[must_use]
     pub fn at(&self, id: u32) -> Place {
         self.entries[id as usize].place
+    }
+
+    /// A copy of a node.
+    pub(super) fn copy_node(&mut self, node: &Node) -> Node {
+        let mut copy = self.nodes.pop().unwrap_or_else(|| Arc::clone(node));
+        *Arc::make_mut(&mut copy) = **node;
+        copy
+    }
+
+    /// Takes a node that a map has let go, for the next copy.
+    pub(super) fn keep_node(&mut self, mut node: Node) {
+        if self.nodes.len() < SPARE_NODES && Arc::get_mut(&mut node).is_some() {
+            self.nodes.push(node);
+        }
     }
 
     /// Another map node refers to a leaf.

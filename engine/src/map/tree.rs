@@ -25,7 +25,8 @@ const LEAF: u32 = 3;
 /// Leaves that certainly lie beyond the last node: more than the largest volume has.
 const BEYOND_LEAVES: u64 = 1 << 40;
 
-type Node = Arc<[u32; NODE_LEAVES]>;
+/// What the slots of a node's leaves say.
+pub(super) type Node = Arc<[u32; NODE_LEAVES]>;
 
 /// What a leaf's slot in the tree says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,14 +123,19 @@ impl VolumeMap {
         let node = nodes[node].get_or_insert_with(|| Arc::new([UNTOUCHED; NODE_LEAVES]));
         if Arc::get_mut(node).is_none() {
             node.iter().filter(|&&slot| slot >= LEAF).for_each(|slot| slab.share(slot - LEAF));
+            *node = slab.copy_node(node);
         }
         Arc::make_mut(node)
     }
 
-    /// A map that says the same, and shares everything.
+    /// A map that says the same, and shares everything, in the memory of one that was let go.
     #[must_use]
-    pub fn fork(&self) -> Self {
-        Self { nodes: self.nodes.clone(), differs: self.differs.clone(), ..*self }
+    pub fn fork(&self, spare: Option<Self>) -> Self {
+        let (mut nodes, mut differs) =
+            spare.map(|map| (map.nodes, map.differs)).unwrap_or_default();
+        nodes.clone_from(&self.nodes);
+        differs.clone_from(&self.differs);
+        Self { nodes, differs, ..*self }
     }
 
     /// The map as it is now becomes that of `snapshot`, and the parent of this one.
@@ -182,7 +188,9 @@ impl VolumeMap {
                     *slot = ALL_HOLE;
                 }
             }
-            self.nodes.pop();
+            if let Some(Some(node)) = self.nodes.pop() {
+                slab.keep_node(node);
+            }
         }
         true
     }
@@ -700,7 +708,7 @@ mod tests {
         let mut head = VolumeMap::new(1);
         head.set(&mut slab, Lba(0), block(10));
         head.set(&mut slab, Lba(1), block(11));
-        let mut fork = head.fork();
+        let mut fork = head.fork(None);
         assert_eq!(head.change_takes(&slab, 0), Takes::Copy);
         let old = head.set(&mut slab, Lba(0), block(12));
         assert_eq!(old, Replaced { mapping: block(10), owned: true });
@@ -709,7 +717,7 @@ mod tests {
         assert_eq!(head.change_takes(&slab, 0), Takes::Nothing);
         assert!(fork.let_go(&mut slab, usize::MAX));
         assert_eq!((slab.leaves(), slab.used()), (1, 1));
-        let fork = head.fork();
+        let fork = head.fork(None);
         assert_eq!(dead(&mut head, &mut slab), [11, 12]);
         assert_eq!(fork.get(&slab, Lba(0)), block(12));
     }
@@ -722,7 +730,7 @@ mod tests {
         head.set(&mut slab, Lba(0), block(10));
         let mut first = head.snapshot(2);
         head.set(&mut slab, Lba(1), block(11));
-        let mut fork = head.fork();
+        let mut fork = head.fork(None);
         head.set(&mut slab, Lba(2), block(12));
         let mut second = head.snapshot(3);
         head.set(&mut slab, Lba(1), block(13));

@@ -211,6 +211,8 @@ impl Engine {
             dying,
             moving: Vec::with_capacity(16),
             forks: VecDeque::new(),
+            spare_forks: Vec::new(),
+            spare_frozen: Vec::new(),
             kept,
             space: Default::default(),
             shrinks: VecDeque::new(),
