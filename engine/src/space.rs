@@ -41,7 +41,7 @@ pub(crate) struct Space {
 pub struct VolumeUsage {
     /// Blocks that hold data.
     pub mapped: u64,
-    /// Those of them that no other volume shares: all of them, as long as there are no snapshots.
+    /// Those of them that none of its snapshots has; of a snapshot, that no older one has.
     pub exclusive: u64,
     /// Zeroes whose space is kept.
     pub kept: u64,
@@ -55,9 +55,9 @@ impl Engine {
     pub fn volume_usage(&self, id: VolumeId) -> Option<VolumeUsage> {
         let volume = self.volumes.get(id.0)?;
         let block = BLOCK_SIZE as u64;
-        let mapped = volume.map.mapped() * block;
+        let (mapped, exclusive) = (volume.map.mapped() * block, volume.map.owned() * block);
         let (kept, held) = (volume.map.kept() * block, volume.held * block);
-        Some(VolumeUsage { mapped, exclusive: mapped, kept, held })
+        Some(VolumeUsage { mapped, exclusive, kept, held })
     }
 
     /// Rises whenever a request that was refused for want of space may have become possible. A

@@ -26,5 +26,5 @@ pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
 pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
     ControlError, DeviceDiscard, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange,
-    Shrink, VolumeStatus,
+    Shrink, SnapshotStatus, VolumeStatus,
 };

@@ -27,11 +27,14 @@ impl NbdEndpoints {
     }
 }
 
+/// What RFC 3986 allows in a path besides, and a snapshot's name has.
+const IN_PATH: &[u8] = b"@";
+
 /// `nbd+unix:///EXPORT?socket=PATH`.
 #[must_use]
 pub fn unix_uri(export: &str, socket: &Path) -> String {
     let mut uri = String::from("nbd+unix:///");
-    percent_encode(&mut uri, export.as_bytes(), b"");
+    percent_encode(&mut uri, export.as_bytes(), IN_PATH);
     uri.push_str("?socket=");
     percent_encode(&mut uri, socket.as_os_str().as_bytes(), b"/");
     uri
@@ -48,7 +51,7 @@ pub fn tcp_uri(export: &str, address: SocketAddr) -> String {
         let _ = write!(uri, "{address}");
     }
     uri.push('/');
-    percent_encode(&mut uri, export.as_bytes(), b"");
+    percent_encode(&mut uri, export.as_bytes(), IN_PATH);
     uri
 }
 
@@ -83,6 +86,8 @@ mod tests {
     fn tcp_uris_name_a_reachable_host() {
         let uri = |address: &str| tcp_uri("v", address.parse().unwrap());
         assert_eq!(uri("10.0.0.1:10809"), "nbd://10.0.0.1:10809/v");
+        let snapshot = tcp_uri("v@s", "10.0.0.1:10809".parse().unwrap());
+        assert_eq!(snapshot, "nbd://10.0.0.1:10809/v@s");
         assert_eq!(uri("0.0.0.0:10809"), "nbd://localhost:10809/v");
         assert_eq!(uri("[::1]:10809"), "nbd://[::1]:10809/v");
         assert_eq!(uri("[::]:10809"), "nbd://localhost:10809/v");

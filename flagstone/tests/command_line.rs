@@ -18,6 +18,10 @@ const COMMANDS: &[&[&str]] = &[
     &["volume", "show"],
     &["volume", "resize"],
     &["volume", "delete"],
+    &["snapshot", "create"],
+    &["snapshot", "list"],
+    &["snapshot", "show"],
+    &["snapshot", "delete"],
     &["api-doc"],
     &["completions"],
     &["man"],
@@ -55,6 +59,13 @@ fn wrong_usage_is_told_and_costs_nothing() {
         (&["volume", "create", "a", "--size", "1.5G"], "1536M"),
         (&["volume", "create", "a", "--size", "0"], "more than 0"),
         (&["volume", "create", "a", "--size", "-1"], "\"-1\" is not a size"),
+        (&["snapshot", "create"], "VOLUME"),
+        (&["snapshot", "create", "a"], "a"),
+        (&["snapshot", "create", "a", "b", "c"], "a name for its snapshot"),
+        (&["snapshot", "create", "a", "b@c"], "VOLUME@SNAPSHOT"),
+        (&["snapshot", "show", "a"], "there is no '@'"),
+        (&["snapshot", "delete", "a@"], "behind the '@'"),
+        (&["snapshot", "list", "a@b"], "VOLUME@SNAPSHOT"),
         (&["pool", "create", "p", "--segment-size", "3M"], "power of two"),
         (&["serve", "--pool", "p", "--nbd-listen", "nowhere"], "127.0.0.1:10809"),
         (&["serve", "--pool", "p", "--max-connections", "0"], "0 is not in"),
@@ -81,6 +92,10 @@ fn without_a_daemon_the_status_says_so() {
         &["volume", "create", "a", "--size", "1G", "--api", socket],
         &["volume", "resize", "a", "--size", "1G", "--api", socket],
         &["volume", "delete", "a", "--api", socket],
+        &["snapshot", "create", "a", "b", "--api", socket],
+        &["snapshot", "list", "--api", socket],
+        &["snapshot", "show", "a@b", "--api", socket],
+        &["snapshot", "delete", "a@b", "--api", socket],
     ] {
         let ran = here(args).failed(6, "flagstone serve");
         assert!(ran.stderr.contains(socket), "{ran:?}");
@@ -116,4 +131,6 @@ fn manual_pages_completions_and_the_api_document_are_made() {
     }
     let document = run(dir.path(), &["api-doc"]).succeeded().json();
     assert!(document["paths"]["/v1/volumes/{name}"]["patch"].is_object());
+    assert!(document["paths"]["/v1/snapshots"]["post"].is_object());
+    assert!(document["paths"]["/v1/snapshots/{name}"]["delete"].is_object());
 }

@@ -28,7 +28,9 @@ pub const FUA: u16 = 1;
 /// Command flag: zeroes must stay allocated.
 pub const NO_HOLE: u16 = 2;
 
-/// Error values (NBD proto, "Error values").
+/// Error values (NBD proto, "Error values"): not permitted.
+pub const EPERM: u32 = 1;
+/// I/O error.
 pub const EIO: u32 = 5;
 /// Invalid request.
 pub const EINVAL: u32 = 22;

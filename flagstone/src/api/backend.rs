@@ -7,6 +7,7 @@ use std::pin::Pin;
 use super::devices::{AddDevice, DeviceAction};
 use super::errors::ApiError;
 use super::scrub::Scrub;
+use super::snapshots::{NewSnapshot, SnapshotInfo};
 use super::types::{CreateVolume, Pool, Volume};
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
@@ -63,6 +64,24 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Deletes a volume; durable when answered. With `force` its clients are disconnected.
     fn delete_volume(&self, name: String, force: bool) -> Reply<()>;
+
+    /// Takes snapshots, all of one instant, all or none; durable when answered.
+    fn take_snapshots(&self, wanted: Vec<NewSnapshot>) -> Reply<Vec<SnapshotInfo>>;
+
+    /// `limit` snapshots at most, of one volume or of all, by name, behind the one called `after`,
+    /// which need not be there.
+    fn snapshots(
+        &self,
+        volume: Option<String>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Reply<Vec<SnapshotInfo>>;
+
+    /// One snapshot, by its name with the volume's.
+    fn one_snapshot(&self, name: String) -> Reply<SnapshotInfo>;
+
+    /// Deletes a snapshot; durable when answered. With `force` its clients are disconnected.
+    fn delete_snapshot(&self, name: String, force: bool) -> Reply<()>;
 
     /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
     fn grow_pool(&self, pool: String) -> Reply<Pool>;

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use super::devices::{AddDevice, DeviceAction};
 use super::errors::{ApiError, ErrorBody};
 use super::scrub::{Scrub, StartScrub};
+use super::snapshots::{CreateSnapshots, SnapshotInfo, SnapshotList, SnapshotQuery};
 use super::types::{
     CreateVolume, ListQuery, PAGE_VOLUMES, Pool, PoolList, Shrink, Status, UpdateVolume, Volume,
     VolumeList,
@@ -270,6 +271,49 @@ impl Client {
     /// [`ClientError`].
     pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), ClientError> {
         let path = format!("/v1/volumes/{name}?force={force}");
+        self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
+    }
+
+    /// Takes snapshots, all of one instant.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_snapshots(
+        &self,
+        request: &CreateSnapshots,
+    ) -> Result<SnapshotList, ClientError> {
+        Ok(self.call(Method::POST, "/v1/snapshots", Some(request)).await?.1)
+    }
+
+    /// One page of the snapshots. The names in `query` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn snapshot_page(&self, query: &SnapshotQuery) -> Result<SnapshotList, ClientError> {
+        let mut path = format!("/v1/snapshots?limit={}", query.limit.unwrap_or(PAGE_VOLUMES));
+        for (field, value) in [("&volume=", &query.volume), ("&after=", &query.after)] {
+            if let Some(value) = value {
+                path.push_str(field);
+                path.push_str(value);
+            }
+        }
+        Ok(self.get(&path).await?.1)
+    }
+
+    /// One snapshot. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo, ClientError> {
+        Ok(self.get(&format!("/v1/snapshots/{name}")).await?.1)
+    }
+
+    /// Deletes a snapshot. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/snapshots/{name}?force={force}");
         self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 

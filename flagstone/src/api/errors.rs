@@ -40,6 +40,20 @@ pub enum ErrorCode {
     VolumeExists,
     /// Clients are connected to the volume.
     VolumeInUse,
+    /// The volume has snapshots, which must be deleted first.
+    VolumeHasSnapshots,
+    /// No snapshot of that name.
+    SnapshotNotFound,
+    /// A snapshot of that name exists.
+    SnapshotExists,
+    /// Clients are connected to the snapshot.
+    SnapshotInUse,
+    /// That can't be done to a snapshot, which is only read.
+    ReadOnlySnapshot,
+    /// No snapshots were asked for, or too many to be one instant.
+    SnapshotCount,
+    /// Snapshots of one instant were asked for of volumes of several pools.
+    DifferentPools,
     /// The new size is smaller, and the volume must or can't shrink so.
     ShrinkRefused,
     /// The reservation can't be that volume's.
@@ -85,16 +99,23 @@ impl ErrorCode {
             | Self::InvalidName
             | Self::InvalidSize
             | Self::InvalidReservation => StatusCode::BAD_REQUEST,
-            Self::InvalidBody => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::InvalidBody | Self::SnapshotCount => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound | Self::DeviceNotFound => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NotFound
+            | Self::VolumeNotFound
+            | Self::SnapshotNotFound
+            | Self::PoolNotFound
+            | Self::DeviceNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::VolumeExists
             | Self::VolumeInUse
+            | Self::VolumeHasSnapshots
+            | Self::SnapshotExists
+            | Self::SnapshotInUse
+            | Self::ReadOnlySnapshot
+            | Self::DifferentPools
             | Self::ShrinkRefused
             | Self::DeviceUnfit
             | Self::DeviceRefused
@@ -113,9 +134,11 @@ impl ErrorCode {
     #[must_use]
     pub const fn exit(self) -> Exit {
         match self {
-            Self::NotFound | Self::VolumeNotFound | Self::PoolNotFound | Self::DeviceNotFound => {
-                Exit::NotFound
-            }
+            Self::NotFound
+            | Self::VolumeNotFound
+            | Self::SnapshotNotFound
+            | Self::PoolNotFound
+            | Self::DeviceNotFound => Exit::NotFound,
             Self::Internal | Self::Unknown | Self::PoolFailed => Exit::Failure,
             Self::InvalidName | Self::InvalidSize | Self::InvalidReservation => Exit::Usage,
             _ => Exit::Refused,
@@ -146,6 +169,17 @@ impl ApiError {
         Self::new(
             ErrorCode::VolumeNotFound,
             format!("there is no volume \"{name}\"; `flagstone volume list` shows what there is"),
+        )
+    }
+
+    /// There is no snapshot `name`.
+    #[must_use]
+    pub fn snapshot_not_found(name: &str) -> Self {
+        Self::new(
+            ErrorCode::SnapshotNotFound,
+            format!(
+                "there is no snapshot \"{name}\"; `flagstone snapshot list` shows what there is"
+            ),
         )
     }
 

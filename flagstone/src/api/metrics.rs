@@ -70,7 +70,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 28] = [
+const POOL_GAUGES: [PoolGauge; 29] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -100,6 +100,7 @@ const POOL_GAUGES: [PoolGauge; 28] = [
         p.discarded_bytes
     }),
     ("pool_scrub_repairs", "Damaged metadata written anew since opening", |p| p.scrub_repairs),
+    ("pool_snapshots", "Snapshots of the pool's volumes", |p| u64::from(p.snapshots)),
     ("pool_counting", "1 while live blocks are counted after opening", |p| u64::from(p.counting)),
     ("pool_map_damaged", "1 if a part of the map can't be read until the next opening", |p| {
         u64::from(p.map_damaged)
@@ -118,7 +119,7 @@ const POOL_GAUGES: [PoolGauge; 28] = [
 const VOLUME_GAUGES: [VolumeGauge; 6] = [
     ("volume_size_bytes", "Size that clients see", |v| v.size_bytes),
     ("volume_mapped_bytes", "Bytes of the volume that hold data", |v| v.mapped_bytes),
-    ("volume_exclusive_bytes", "Bytes of it that no other volume shares", |v| v.exclusive_bytes),
+    ("volume_exclusive_bytes", "Bytes of it that none of its snapshots has", |v| v.exclusive_bytes),
     ("volume_kept_bytes", "Bytes of zeroes whose space is kept", |v| v.kept_bytes),
     ("volume_reserved_bytes", "Bytes that no other volume may take", |v| v.reserved_bytes),
     ("volume_connections", "NBD connections that use the volume", |v| u64::from(v.connections)),

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod routes;
 pub mod scrub;
 pub mod server;
+pub mod snapshots;
 pub mod types;
 
 #[cfg(test)]

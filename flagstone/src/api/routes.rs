@@ -20,6 +20,7 @@ use super::devices;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::scrub;
+use super::snapshots;
 use super::types::{
     CreateVolume, DeleteQuery, Health, ListQuery, OnFull, PAGE_VOLUMES, Pool, PoolList, PoolState,
     Shrink, Status, UpdateVolume, Volume, VolumeList,
@@ -58,6 +59,7 @@ impl Context {
     ),
     tags(
         (name = "volumes", description = "Thin volumes, each an NBD export"),
+        (name = "snapshots", description = "Volumes as they were at one instant, each a read-only NBD export"),
         (name = "pools", description = "The files and devices that volumes live on"),
         (name = "daemon", description = "The daemon itself"),
     )
@@ -68,6 +70,8 @@ fn endpoints() -> (Router<Context>, Document) {
     OpenApiRouter::with_openapi(Info::openapi())
         .routes(routes!(create_volume, list_volumes))
         .routes(routes!(show_volume, update_volume, delete_volume))
+        .routes(routes!(snapshots::create_snapshots, snapshots::list_snapshots))
+        .routes(routes!(snapshots::show_snapshot, snapshots::delete_snapshot))
         .routes(routes!(list_pools))
         .routes(routes!(grow_pool))
         .routes(routes!(devices::add_device))
@@ -257,7 +261,7 @@ async fn update_volume(
         (status = 204, description = "Deleted, and durable"),
         (status = 400, description = "invalid_name, invalid_query", body = ErrorBody),
         (status = 404, description = "volume_not_found", body = ErrorBody),
-        (status = 409, description = "volume_in_use", body = ErrorBody),
+        (status = 409, description = "volume_in_use, volume_has_snapshots", body = ErrorBody),
         (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
     )
 )]
@@ -383,7 +387,7 @@ async fn unknown_method(method: Method, uri: Uri) -> ApiError {
     )
 }
 
-fn check_name(text: &str) -> Result<(), ApiError> {
+pub(super) fn check_name(text: &str) -> Result<(), ApiError> {
     name::check_name(text).map_err(|error| ApiError::new(ErrorCode::InvalidName, error.to_string()))
 }
 
@@ -459,7 +463,7 @@ fn body_error(rejection: &JsonRejection) -> ApiError {
 }
 
 /// Query parameters, with the API's own errors.
-struct Query<T>(T);
+pub(super) struct Query<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;

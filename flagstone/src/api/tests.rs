@@ -20,6 +20,7 @@ use super::errors::{ApiError, ErrorCode};
 use super::routes::{self, Context};
 use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
+use super::snapshots::{CreateSnapshots, NewSnapshot, SnapshotInfo, SnapshotQuery};
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
 use crate::exit::Exit;
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
@@ -28,6 +29,7 @@ use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 #[derive(Default)]
 struct Fake {
     volumes: Mutex<BTreeMap<String, Volume>>,
+    snapshots: Mutex<BTreeMap<String, SnapshotInfo>>,
     scrub: Mutex<Scrub>,
     failed: bool,
 }
@@ -43,7 +45,20 @@ fn volume(name: &str, size_bytes: u64) -> Volume {
         kept_bytes: 0,
         reserved_bytes: 0,
         on_full: OnFull::Wait,
+        snapshots: 0,
         connections: u32::from(name == "busy"),
+        uris: vec![format!("nbd+unix:///{name}?socket=/s")],
+    }
+}
+
+fn snapshot(name: &str) -> SnapshotInfo {
+    SnapshotInfo {
+        name: name.to_owned(),
+        uuid: "00000000-0000-4000-8000-000000000001".to_owned(),
+        pool: "/p".to_owned(),
+        size_bytes: 4096,
+        mapped_bytes: 0,
+        connections: 0,
         uris: vec![format!("nbd+unix:///{name}?socket=/s")],
     }
 }
@@ -74,6 +89,7 @@ impl Backend for Fake {
             waiting: 1,
             provisioned_bytes: 9,
             volumes: self.volumes.lock().unwrap().len() as u32,
+            snapshots: 0,
             direct_io: true,
             segments: 20,
             segments_free: 10,
@@ -150,6 +166,48 @@ impl Backend for Fake {
                 answer(Ok(()))
             }
         }
+    }
+
+    fn take_snapshots(&self, wanted: Vec<NewSnapshot>) -> Reply<Vec<SnapshotInfo>> {
+        let mut snapshots = self.snapshots.lock().unwrap();
+        let taken = wanted.into_iter().map(|new| {
+            let name = format!("{}@{}", new.volume, new.name);
+            if !self.volumes.lock().unwrap().contains_key(&new.volume) {
+                return Err(ApiError::volume_not_found(&new.volume));
+            }
+            if snapshots.contains_key(&name) {
+                return Err(ApiError::new(ErrorCode::SnapshotExists, "it is there"));
+            }
+            let made = snapshot(&name);
+            snapshots.insert(name, made.clone());
+            Ok(made)
+        });
+        answer(taken.collect())
+    }
+
+    fn snapshots(
+        &self,
+        volume: Option<String>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Reply<Vec<SnapshotInfo>> {
+        let snapshots = self.snapshots.lock().unwrap();
+        let meant = |name: &&String| {
+            after.as_ref().is_none_or(|after| *name > after)
+                && volume.as_ref().is_none_or(|volume| name.starts_with(&format!("{volume}@")))
+        };
+        let listed = snapshots.iter().filter(|(name, _)| meant(name)).take(limit);
+        answer(Ok(listed.map(|(_, snapshot)| snapshot.clone()).collect()))
+    }
+
+    fn one_snapshot(&self, name: String) -> Reply<SnapshotInfo> {
+        let found = self.snapshots.lock().unwrap().get(&name).cloned();
+        answer(found.ok_or_else(|| ApiError::snapshot_not_found(&name)))
+    }
+
+    fn delete_snapshot(&self, name: String, _: bool) -> Reply<()> {
+        let gone = self.snapshots.lock().unwrap().remove(&name);
+        answer(gone.map(drop).ok_or_else(|| ApiError::snapshot_not_found(&name)))
     }
 
     fn grow_pool(&self, pool: String) -> Reply<Pool> {
@@ -243,6 +301,38 @@ fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request<Full<Byt
 }
 
 #[tokio::test]
+async fn snapshots_are_paged() {
+    let daemon = Daemon::start(Fake::default());
+    let client = daemon.client();
+    for name in ["a", "b"] {
+        let request = CreateVolume {
+            name: name.to_owned(),
+            size_bytes: 4096,
+            pool: None,
+            on_full: None,
+            reserved_bytes: None,
+        };
+        client.create_volume(&request).await.unwrap();
+    }
+    let new =
+        |volume: &str, i: u32| NewSnapshot { volume: volume.to_owned(), name: format!("s{i}") };
+    let snapshots = (0..3).flat_map(|i| [new("a", i), new("b", i)]).collect();
+    let taken = client.create_snapshots(&CreateSnapshots { snapshots }).await.unwrap();
+    assert_eq!(taken.snapshots.len(), 6);
+    let mut query =
+        SnapshotQuery { volume: Some("b".to_owned()), limit: Some(2), ..SnapshotQuery::default() };
+    let page = client.snapshot_page(&query).await.unwrap();
+    assert_eq!(page.next.as_deref(), Some("b@s1"));
+    query.after = page.next;
+    let page = client.snapshot_page(&query).await.unwrap();
+    assert_eq!((page.snapshots[0].name.as_str(), page.next), ("b@s2", None));
+    assert_eq!(client.snapshot("a@s0").await.unwrap().name, "a@s0");
+    client.delete_snapshot("a@s0", false).await.unwrap();
+    let error = client.snapshot("a@s0").await.unwrap_err();
+    assert_eq!(error.exit(), Exit::NotFound);
+}
+
+#[tokio::test]
 async fn every_request_has_its_answer() {
     let daemon = Daemon::start(Fake::default());
     let demo = json!({"name": "demo", "size_bytes": 8192}).to_string();
@@ -252,6 +342,11 @@ async fn every_request_has_its_answer() {
     let extra = json!({"name": "x", "size_bytes": 4096, "colour": "red"}).to_string();
     let negative = json!({"name": "x", "size_bytes": -1}).to_string();
     let huge = json!({"name": "x".repeat(routes::BODY_BYTES_MAX), "size_bytes": 1}).to_string();
+    let shots = |volume: &str, name: &str| {
+        json!({"snapshots": [{"volume": volume, "name": name}]}).to_string()
+    };
+    let (shot, no_shot) = (shots("demo", "one"), shots("nobody", "one"));
+    let (bad_shot, long_shot) = (shots("demo", "a@b"), shots("demo", &"x".repeat(124)));
     let busy = json!({"name": "busy", "size_bytes": 4096}).to_string();
     let cases: &[(&str, &str, &str, u16, &str)] = &[
         ("POST", "/v1/volumes", &demo, 201, ""),
@@ -268,6 +363,26 @@ async fn every_request_has_its_answer() {
         ("GET", "/v1/volumes", "", 200, ""),
         ("GET", "/v1/volumes?limit=1&after=a", "", 200, ""),
         ("GET", "/v1/volumes?limit=0", "", 400, "invalid_query"),
+        ("POST", "/v1/snapshots", &shot, 201, ""),
+        ("POST", "/v1/snapshots", &shot, 409, "snapshot_exists"),
+        ("POST", "/v1/snapshots", &bad_shot, 400, "invalid_name"),
+        ("POST", "/v1/snapshots", &long_shot, 400, "invalid_name"),
+        ("POST", "/v1/snapshots", &no_shot, 404, "volume_not_found"),
+        ("POST", "/v1/snapshots", "{}", 422, "invalid_body"),
+        ("GET", "/v1/snapshots", "", 200, ""),
+        ("GET", "/v1/snapshots?volume=demo&limit=1&after=demo@a", "", 200, ""),
+        ("GET", "/v1/snapshots?volume=a@b", "", 400, "invalid_name"),
+        ("GET", "/v1/snapshots?limit=1001", "", 400, "invalid_query"),
+        ("GET", "/v1/snapshots?colour=red", "", 400, "invalid_query"),
+        ("GET", "/v1/snapshots/demo@one", "", 200, ""),
+        ("GET", "/v1/snapshots/demo%40one", "", 200, ""),
+        ("GET", "/v1/snapshots/demo", "", 400, "invalid_name"),
+        ("GET", "/v1/volumes/demo@one", "", 400, "invalid_name"),
+        ("PATCH", "/v1/snapshots/demo@one", "{}", 405, "method_not_allowed"),
+        ("DELETE", "/v1/snapshots/demo@one?force=perhaps", "", 400, "invalid_query"),
+        ("DELETE", "/v1/snapshots/demo@one?force=true", "", 204, ""),
+        ("DELETE", "/v1/snapshots/demo@one", "", 404, "snapshot_not_found"),
+        ("GET", "/v1/snapshots/demo@one", "", 404, "snapshot_not_found"),
         ("GET", "/v1/volumes?limit=1001", "", 400, "invalid_query"),
         ("GET", "/v1/volumes?limit=-1", "", 400, "invalid_query"),
         ("GET", "/v1/volumes?first=1", "", 400, "invalid_query"),
@@ -439,6 +554,8 @@ fn the_document_describes_every_path_and_error() {
         "/v1/pools/{pool}/devices/{device}/keep",
         "/v1/pools/{pool}/grow",
         "/v1/pools/{pool}/scrub",
+        "/v1/snapshots",
+        "/v1/snapshots/{name}",
         "/v1/status",
         "/v1/volumes",
         "/v1/volumes/{name}",

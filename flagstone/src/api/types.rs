@@ -134,8 +134,7 @@ pub struct Volume {
     pub size_bytes: u64,
     /// Bytes that hold data, in whole blocks.
     pub mapped_bytes: u64,
-    /// Those that no other volume shares: equal to `mapped_bytes`, as long as there are no
-    /// snapshots.
+    /// Those that none of its snapshots has: equal to `mapped_bytes`, as long as there are none.
     #[serde(default)]
     pub exclusive_bytes: u64,
     /// Bytes of zeroes whose space is kept.
@@ -147,6 +146,9 @@ pub struct Volume {
     /// What becomes of writes when the pool is full.
     #[serde(default)]
     pub on_full: OnFull,
+    /// Snapshots of it.
+    #[serde(default)]
+    pub snapshots: u32,
     /// NBD connections that use it now.
     pub connections: u32,
     /// Where clients reach it, ready to paste: the unix socket's URI first.
@@ -274,6 +276,9 @@ pub struct Pool {
     pub provisioned_bytes: u64,
     /// Volumes in it.
     pub volumes: u32,
+    /// Snapshots of them.
+    #[serde(default)]
+    pub snapshots: u32,
     /// The device is driven past the page cache (`O_DIRECT`).
     pub direct_io: bool,
     /// Segments of the log.

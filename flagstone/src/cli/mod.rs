@@ -13,6 +13,7 @@ mod man;
 mod pool;
 mod ready;
 mod serve;
+mod snapshot;
 mod up;
 mod volume;
 
@@ -75,7 +76,7 @@ Exit status:
   4  the pool is damaged, or there is no pool (at that path, or in what is there)
   5  the target holds data and --force was not given
   6  no daemon answers at the control socket
-  7  the daemon has no such volume or pool
+  7  the daemon has no such volume, snapshot or pool
   8  the daemon refused the request
   A daemon that a second signal ends at once exits with 128 plus the signal's number.";
 
@@ -87,6 +88,8 @@ enum Command {
     Pool(pool::Command),
     #[command(subcommand)]
     Volume(volume::Command),
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     Bench(Box<BenchArgs>),
     ApiDoc(api_doc::Args),
     Completions(completions::Args),
@@ -115,6 +118,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args, json).map(|()| Exit::Success),
             Command::Pool(command) => pool::run(command, json),
             Command::Volume(command) => volume::run(command, json).map(|()| Exit::Success),
+            Command::Snapshot(command) => snapshot::run(command, json).map(|()| Exit::Success),
             Command::Bench(args) => {
                 bench::run(&args, json)?;
                 Ok(Exit::Success)

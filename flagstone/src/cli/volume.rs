@@ -160,8 +160,8 @@ pub struct ResizeArgs {
 
 /// Delete a volume and its data
 ///
-/// Refused while clients are connected, unless --force is given: then they are disconnected.
-/// There is no way back.
+/// Refused while clients are connected, unless --force is given: then they are disconnected. Refused
+/// as well while it has snapshots: delete these first. There is no way back.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   flagstone volume delete scratch")]
@@ -215,7 +215,8 @@ fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
         return Ok(output::json(&list)?);
     }
     let VolumeList { volumes, next } = list;
-    let mut table = Table::new(&["NAME", "SIZE>", "MAPPED>", "RESERVED>", "CLIENTS>", "URI"]);
+    let mut table =
+        Table::new(&["NAME", "SIZE>", "MAPPED>", "RESERVED>", "SNAPSHOTS>", "CLIENTS>", "URI"]);
     for volume in volumes {
         // One row per URI, so that each can be pasted; the figures stand in the first.
         let mut cells = vec![
@@ -223,11 +224,12 @@ fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
             Human(volume.size_bytes).to_string(),
             Human(volume.mapped_bytes).to_string(),
             Human(volume.reserved_bytes).to_string(),
+            volume.snapshots.to_string(),
             volume.connections.to_string(),
         ];
         for uri in volume.uris {
             cells.push(uri);
-            table.row(std::mem::replace(&mut cells, vec![String::new(); 5]));
+            table.row(std::mem::replace(&mut cells, vec![String::new(); 6]));
         }
     }
     output::line(&table.render())?;
@@ -307,6 +309,7 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
          kept zeroes  {}\n\
          reserved     {}\n\
          when full    {}\n\
+         snapshots    {}\n\
          clients      {}\n\
          pool         {}\n\
          uuid         {}\n\
@@ -319,6 +322,7 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
         Human(volume.kept_bytes),
         Human(volume.reserved_bytes),
         volume.on_full.as_str(),
+        volume.snapshots,
         volume.connections,
         volume.pool,
         volume.uuid,

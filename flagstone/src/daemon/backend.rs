@@ -6,11 +6,13 @@ use crate::api::backend::{Backend, Created, Reply, Snapshot};
 use crate::api::devices::{AddDevice, DeviceAction};
 use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
+use crate::api::snapshots::{NewSnapshot, SnapshotInfo};
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
-    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, VolumeStatus,
+    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink,
+    SnapshotStatus, VolumeStatus,
 };
 use crate::pool::create::CreateError;
 use crate::uri::NbdEndpoints;
@@ -130,6 +132,54 @@ impl Backend for NodeBackend {
         Box::pin(async move { node.delete_volume(name, force).await.map(drop).map_err(api_error) })
     }
 
+    fn take_snapshots(&self, wanted: Vec<NewSnapshot>) -> Reply<Vec<SnapshotInfo>> {
+        let node = self.node.clone();
+        let with_uuid = |new: NewSnapshot| node::NewSnapshot {
+            volume: new.volume,
+            name: new.name,
+            uuid: *uuid::Uuid::new_v4().as_bytes(),
+        };
+        let wanted = wanted.into_iter().map(with_uuid).collect();
+        Box::pin(async move {
+            let taken = node.take_snapshots(wanted).await.map_err(api_error)?;
+            Ok(taken.into_iter().map(snapshot).collect())
+        })
+    }
+
+    fn snapshots(
+        &self,
+        volume: Option<String>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Reply<Vec<SnapshotInfo>> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            let found = node.snapshots(volume, after, limit).await.map_err(api_error)?;
+            Ok(found.into_iter().map(snapshot).collect())
+        })
+    }
+
+    fn one_snapshot(&self, name: String) -> Reply<SnapshotInfo> {
+        let node = self.node.clone();
+        Box::pin(async move { node.snapshot(name).await.map(snapshot).map_err(api_error) })
+    }
+
+    fn delete_snapshot(&self, name: String, force: bool) -> Reply<()> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            node.delete_snapshot(name, force).await.map(drop).map_err(|error| match error {
+                ControlError::InUse { connections } => ApiError::new(
+                    ErrorCode::SnapshotInUse,
+                    format!(
+                        "{connections} clients have the snapshot open; disconnect them first, or \
+                         delete it with --force"
+                    ),
+                ),
+                error => api_error(error),
+            })
+        })
+    }
+
     fn grow_pool(&self, wanted: String) -> Reply<Pool> {
         let backend = self.clone();
         Box::pin(async move {
@@ -198,6 +248,19 @@ fn volume(status: VolumeStatus) -> Volume {
         kept_bytes: status.kept_bytes,
         reserved_bytes: status.settings.reserved,
         on_full: status.settings.on_full.into(),
+        snapshots: status.snapshots,
+        connections: status.connections,
+        uris: status.uris,
+    }
+}
+
+fn snapshot(status: SnapshotStatus) -> SnapshotInfo {
+    SnapshotInfo {
+        name: status.name,
+        uuid: uuid_text(status.uuid),
+        pool: status.pool.display().to_string(),
+        size_bytes: status.size_bytes,
+        mapped_bytes: status.mapped_bytes,
         connections: status.connections,
         uris: status.uris,
     }
@@ -255,6 +318,7 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         waiting: status.waiting,
         provisioned_bytes: status.provisioned_bytes,
         volumes: status.volumes,
+        snapshots: status.snapshots,
         direct_io: status.direct_io,
         segments: status.segments,
         segments_free: status.segments_free,
@@ -275,7 +339,25 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
 fn api_error(error: ControlError) -> ApiError {
     let (code, advice) = match &error {
         ControlError::NoSuchVolume { name } => return ApiError::volume_not_found(name),
+        ControlError::NoSuchSnapshot { name } => return ApiError::snapshot_not_found(name),
         ControlError::Stopping => return ApiError::stopping(),
+        ControlError::SnapshotExists { .. } => {
+            (ErrorCode::SnapshotExists, "; choose another name, or delete it first")
+        }
+        ControlError::BadSnapshotName { .. } => (ErrorCode::InvalidName, ""),
+        ControlError::IsSnapshot { .. } => (ErrorCode::ReadOnlySnapshot, ""),
+        ControlError::HasSnapshots { .. } => (
+            ErrorCode::VolumeHasSnapshots,
+            "; `flagstone snapshot list VOLUME` shows them, `flagstone snapshot delete` deletes them",
+        ),
+        ControlError::SnapshotCount => (ErrorCode::SnapshotCount, ""),
+        ControlError::SnapshotUnbacked { .. } => (
+            ErrorCode::ReservationUnbacked,
+            "; make the reservation smaller, delete snapshots or volumes, or grow the pool",
+        ),
+        ControlError::DifferentPools { .. } => {
+            (ErrorCode::DifferentPools, "; take their snapshots one by one")
+        }
         ControlError::NoSuchPool { .. } => (ErrorCode::PoolNotFound, ""),
         ControlError::NameTaken { .. } => (ErrorCode::VolumeExists, ""),
         ControlError::BadName { .. } => (ErrorCode::InvalidName, ""),

@@ -14,8 +14,9 @@ use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, prepare_device};
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
-    self, ControlError, DeviceDiscard, FULL_WAIT, LocalSender, NodeConfig, NodeExit, NodeHandle,
-    PoolStatus, ScrubAction, SettingsChange, Shrink, StartError, VolumeStatus,
+    self, ControlError, DeviceDiscard, FULL_WAIT, LocalSender, NewSnapshot, NodeConfig, NodeExit,
+    NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, SnapshotStatus, StartError,
+    VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -111,7 +112,7 @@ pub struct Pool {
 
 /// The node, stopped when nobody needs it any more.
 pub(super) struct Inner {
-    node: NodeHandle,
+    pub(super) node: NodeHandle,
     pub(super) sender: LocalSender,
     /// As many as the reactor takes at a time, so that its mailbox has room.
     pub(super) permits: Semaphore,
@@ -272,9 +273,56 @@ impl Pool {
     /// open fail with [`IoError::VolumeDeleted`](crate::IoError::VolumeDeleted).
     ///
     /// # Errors
-    /// [`ControlError`]: there is none, or the pool has failed.
+    /// [`ControlError`]: there is none, it has snapshots, or the pool has failed.
     pub fn delete_volume(&self, name: &str) -> Result<(), ControlError> {
         block_on(self.inner.node.delete_volume(name.to_owned(), true)).map(drop)
+    }
+
+    /// Takes snapshots of volumes, given with the names of their snapshots: all of one instant, all or
+    /// none, durable when this returns. No write to any of the volumes lies between two of them, and
+    /// nothing is copied. They are called `VOLUME@SNAPSHOT`.
+    ///
+    /// # Errors
+    /// [`ControlError`]: a volume is not there, a snapshot of that name is, there are none or too many to be
+    /// one instant (about thirty are not), or the pool is full, failed or only read.
+    pub fn take_snapshots(
+        &self,
+        wanted: &[(&str, &str)],
+    ) -> Result<Vec<SnapshotStatus>, ControlError> {
+        let new = |&(volume, name): &(&str, &str)| NewSnapshot {
+            volume: volume.to_owned(),
+            name: name.to_owned(),
+            uuid: *uuid::Uuid::new_v4().as_bytes(),
+        };
+        block_on(self.inner.node.take_snapshots(wanted.iter().map(new).collect()))
+    }
+
+    /// Opens a snapshot, `VOLUME@SNAPSHOT`. It can be read; everything else is
+    /// [`IoError::IsSnapshot`](crate::IoError::IsSnapshot).
+    ///
+    /// # Errors
+    /// [`ControlError::NoSuchSnapshot`], [`ControlError::Stopping`] if the pool is closed.
+    pub fn snapshot(&self, name: &str) -> Result<Volume, ControlError> {
+        let found = block_on(self.inner.node.snapshot(name.to_owned()))?;
+        Ok(Volume::of_snapshot(&self.inner, &found))
+    }
+
+    /// The snapshots of a volume, or of all, as they are now, by name.
+    ///
+    /// # Errors
+    /// [`ControlError::NoSuchVolume`], [`ControlError::Stopping`] if the pool is closed.
+    pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotStatus>, ControlError> {
+        block_on(self.inner.node.snapshots(volume.map(str::to_owned), None, usize::MAX))
+    }
+
+    /// Deletes a snapshot, `VOLUME@SNAPSHOT`; durable when this returns. The space of what only it had
+    /// comes back in the background. Requests of handles that are open fail with
+    /// [`IoError::VolumeDeleted`](crate::IoError::VolumeDeleted).
+    ///
+    /// # Errors
+    /// [`ControlError`]: there is none, or the pool has failed.
+    pub fn delete_snapshot(&self, name: &str) -> Result<(), ControlError> {
+        block_on(self.inner.node.delete_snapshot(name.to_owned(), true)).map(drop)
     }
 
     /// The pool as it is now.

@@ -462,3 +462,48 @@ fn without_a_device_a_pool_is_read_if_that_is_asked_for() {
     assert!(matches!(refused, ControlError::PoolReadOnly), "{refused}");
     pool.close().expect("a clean stop");
 }
+
+#[test]
+fn snapshots_stay_as_they_were_through_closing_and_opening() {
+    let (site, pool) = Site::new(128 * MIB);
+    let (a, b) = (pool.create_volume("a", 4 * MIB), pool.create_volume("b", 4 * MIB));
+    let (a, b) = (a.expect("there is room"), b.expect("there is room"));
+    let (old, new) = (pattern(1, 1 << 20), pattern(2, 1 << 20));
+    a.write(5000, &old).expect("there is room");
+    b.write(0, &old).expect("there is room");
+    let first = a.snapshot("first").expect("there is room");
+    assert_eq!((first.name(), first.size()), ("a@first", 4 * MIB));
+    a.write(5000, &new).expect("there is room");
+    let taken = pool.take_snapshots(&[("a", "both"), ("b", "both")]).expect("there is room");
+    assert_eq!([&*taken[0].name, &*taken[1].name], ["a@both", "b@both"]);
+    b.discard(0, 4 * MIB).expect("it lies in the volume");
+    block_on(a.snapshot_async("first")).expect_err("it is there");
+
+    assert_eq!(first.write(0, &old), Err(IoError::IsSnapshot));
+    assert_eq!(first.discard(0, MIB), Err(IoError::IsSnapshot));
+    assert_eq!(first.write_zeroes(0, MIB), Err(IoError::IsSnapshot));
+    assert_eq!(first.flush(), Ok(()));
+    assert_eq!(first.read(4 * MIB, &mut [0; 1]), Err(IoError::OutOfRange));
+    assert!(matches!(first.snapshot("x"), Err(ControlError::BadSnapshotName { .. })));
+    assert!(matches!(pool.volume("a@first"), Err(ControlError::IsSnapshot { .. })));
+    assert!(matches!(pool.snapshot("a@x"), Err(ControlError::NoSuchSnapshot { .. })));
+    assert_eq!(pool.delete_volume("a"), Err(ControlError::HasSnapshots { snapshots: 2 }));
+    pool.close().expect("a clean stop");
+
+    let pool = site.open();
+    let names: Vec<_> =
+        pool.snapshots(None).expect("it is open").into_iter().map(|found| found.name).collect();
+    assert_eq!(names, ["a@both", "a@first", "b@both"]);
+    assert_eq!(pool.snapshots(Some("b")).expect("it is open").len(), 1);
+    for (name, offset, content) in
+        [("a@first", 5000, &old), ("a@both", 5000, &new), ("b@both", 0, &old)]
+    {
+        let snapshot = pool.snapshot(name).expect("it is there");
+        assert!(read(&snapshot, offset, MIB) == **content, "{name}");
+        pool.delete_snapshot(name).expect("it is there");
+        assert_eq!(snapshot.read(0, &mut [0; 1]), Err(IoError::VolumeDeleted), "{name}");
+    }
+    assert!(read(&pool.volume("a").expect("it is there"), 5000, MIB) == new);
+    pool.delete_volume("a").expect("it has none");
+    pool.close().expect("a clean stop");
+}

@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use super::block_on::block_on;
 use super::pool::Inner;
 use crate::node::local::{LocalOp, LocalRequest};
-use crate::node::{IoError, VolumeStatus};
+use crate::node::{ControlError, IoError, NewSnapshot, SnapshotStatus, VolumeStatus};
 
-/// An open volume. Clones are the same volume.
+/// An open volume or snapshot. Clones are the same one.
 ///
 /// Offsets and lengths are bytes and need no alignment, but a write that covers only a part of a
 /// 4096-byte block has to read the rest of it first. Requests under way at the same time may
@@ -42,6 +42,15 @@ impl fmt::Debug for Volume {
 
 impl Volume {
     pub(super) fn new(inner: &Arc<Inner>, status: &VolumeStatus) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            name: status.name.as_str().into(),
+            handle: status.handle,
+            size_bytes: status.size_bytes,
+        }
+    }
+
+    pub(super) fn of_snapshot(inner: &Arc<Inner>, status: &SnapshotStatus) -> Self {
         Self {
             inner: Arc::clone(inner),
             name: status.name.as_str().into(),
@@ -108,6 +117,18 @@ impl Volume {
         block_on(self.zero(offset, len, ZeroMode::MayUnmap)).map(drop)
     }
 
+    /// Takes a snapshot called `name` and opens it: this volume with all writes that were answered
+    /// before, for ever. It is durable when this returns, and can be opened again with
+    /// [`Pool::snapshot`](super::Pool::snapshot). [`Pool::take_snapshots`](super::Pool::take_snapshots)
+    /// takes those of several volumes at one instant.
+    ///
+    /// # Errors
+    /// [`ControlError`]: there is a snapshot of that name, this is one itself, or the pool is full or
+    /// failed.
+    pub fn snapshot(&self, name: &str) -> Result<Self, ControlError> {
+        block_on(self.snapshot_async(name))
+    }
+
     /// As [`Volume::read`]: fills `into`, whose length says how much, and gives it back.
     ///
     /// # Errors
@@ -163,6 +184,25 @@ impl Volume {
         len: u64,
     ) -> impl Future<Output = Result<(), IoError>> + Send + 'static {
         self.zero(offset, len, ZeroMode::MayUnmap)
+    }
+
+    /// As [`Volume::snapshot`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn snapshot_async(
+        &self,
+        name: &str,
+    ) -> impl Future<Output = Result<Self, ControlError>> + Send + use<> {
+        let inner = Arc::clone(&self.inner);
+        let (volume, name) = (self.name.to_string(), name.to_owned());
+        async move {
+            let uuid = *uuid::Uuid::new_v4().as_bytes();
+            let wanted = vec![NewSnapshot { volume, name, uuid }];
+            let taken = inner.node.take_snapshots(wanted).await?;
+            let status = taken.into_iter().next().ok_or(ControlError::SnapshotCount)?;
+            Ok(Self::of_snapshot(&inner, &status))
+        }
     }
 
     fn zero(

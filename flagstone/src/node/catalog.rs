@@ -1,4 +1,4 @@
-//! The volumes that are exported, by name, over all pools.
+//! The volumes and snapshots that are exported, by name, over all pools.
 //!
 //! Ordered by name and kept in step with the engines by [`super::manage`]; asked during
 //! handshakes and by the control API, never on the data path. Nothing here walks all volumes: what
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::rc::Rc;
 
-/// One exported volume.
+/// One exported volume or snapshot.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) name: Rc<str>,
@@ -19,7 +19,11 @@ pub(super) struct Entry {
     /// Index of its pool.
     pub(super) pool: u32,
     pub(super) id: VolumeId,
-    /// Its pool is only read.
+    /// The volume that it is a snapshot of.
+    pub(super) line: Option<VolumeId>,
+    /// How many snapshots of it there are.
+    pub(super) snapshots: u32,
+    /// It is a snapshot, or its pool is only read.
     pub(super) read_only: bool,
     /// Connections that have it open.
     pub(super) connections: u32,
@@ -36,41 +40,47 @@ pub(super) fn handle(pool: u32, id: VolumeId) -> u64 {
     u64::from(pool) << 32 | u64::from(id.0)
 }
 
-/// What a pool's volumes come to.
+/// What a pool's volumes and snapshots come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) volumes: u32,
-    /// Sum of their sizes.
+    pub(super) snapshots: u32,
+    /// Sum of the volumes' sizes.
     pub(super) bytes: u64,
 }
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    /// All volumes, those that are being deleted among them.
+    /// All volumes and snapshots, those that are being deleted among them.
     entries: HashMap<u64, Entry>,
-    /// What is exported, by name: handles.
+    /// The volumes that are exported, by name: handles.
     exported: BTreeMap<Rc<str>, u64>,
-    /// Names of the volumes that are being deleted: there, but not to be opened any more.
+    /// The snapshots that are, by name, so that those of one volume lie together.
+    snapshots: BTreeMap<Rc<str>, u64>,
+    /// Names of those that are being deleted: there, but not to be opened any more.
     leaving: HashSet<Rc<str>>,
     /// Of what is exported, by pool.
     totals: Vec<Totals>,
 }
 
 impl Catalog {
-    /// Whether a volume of that name is there, exported or not.
+    /// Whether a volume or snapshot of that name is there, exported or not.
     pub(super) fn is_taken(&self, name: &str) -> bool {
-        self.exported.contains_key(name) || self.leaving.contains(name)
+        self.exported.contains_key(name)
+            || self.snapshots.contains_key(name)
+            || self.leaving.contains(name)
     }
 
-    /// Adds a volume; false if there is one of that name.
+    /// Adds a volume or snapshot; false if there is one of that name. A snapshot comes after its volume.
     pub(super) fn insert(&mut self, entry: Entry) -> bool {
         if self.is_taken(&entry.name) {
             return false;
         }
         let handle = entry.handle();
         self.count(&entry, true);
-        self.exported.insert(Rc::clone(&entry.name), handle);
+        let names = if entry.line.is_some() { &mut self.snapshots } else { &mut self.exported };
+        names.insert(Rc::clone(&entry.name), handle);
         self.entries.insert(handle, entry);
         true
     }
@@ -81,6 +91,14 @@ impl Catalog {
             self.totals.resize(pool + 1, Totals::default());
         }
         let totals = &mut self.totals[pool];
+        if let Some(line) = entry.line {
+            let volume = self.entries.get_mut(&self::handle(entry.pool, line));
+            let counts = [Some(&mut totals.snapshots), volume.map(|volume| &mut volume.snapshots)];
+            for count in counts.into_iter().flatten() {
+                *count = if comes { *count + 1 } else { *count - 1 };
+            }
+            return;
+        }
         // A pool may promise more bytes than a number holds.
         match comes {
             true => {
@@ -99,23 +117,24 @@ impl Catalog {
         self.totals.get(pool).copied().unwrap_or_default()
     }
 
-    /// The volume is being deleted.
+    /// The volume or snapshot is being deleted.
     pub(super) fn withdraw(&mut self, handle: u64) {
         let Some(entry) = self.entries.get(&handle).cloned() else { return };
-        if self.exported.remove(&entry.name).is_some() {
+        let names = if entry.line.is_some() { &mut self.snapshots } else { &mut self.exported };
+        if names.remove(&entry.name).is_some() {
             self.count(&entry, false);
             self.leaving.insert(entry.name);
         }
     }
 
-    /// The volume's deletion did not happen.
+    /// The deletion did not happen.
     pub(super) fn restore(&mut self, handle: u64) {
         if let Some(entry) = self.remove(handle) {
             self.insert(entry);
         }
     }
 
-    /// Takes out a volume that was withdrawn.
+    /// Takes out what was withdrawn.
     pub(super) fn remove(&mut self, handle: u64) -> Option<Entry> {
         let entry = self.entries.get(&handle)?;
         if !self.leaving.remove(&entry.name) {
@@ -129,11 +148,16 @@ impl Catalog {
         self.entries.get(self.exported.get(name)?)
     }
 
+    /// The exported snapshot of that name.
+    pub(super) fn snapshot(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(self.snapshots.get(name)?)
+    }
+
     pub(super) fn get(&self, handle: u64) -> Option<&Entry> {
         self.entries.get(&handle)
     }
 
-    /// A client has opened the volume, or closed it.
+    /// A client has opened the volume or snapshot, or closed it.
     pub(super) fn opened(&mut self, handle: u64, opened: bool) {
         if let Some(entry) = self.entries.get_mut(&handle) {
             match opened {
@@ -157,10 +181,36 @@ impl Catalog {
         self.entries.insert(handle, entry);
     }
 
-    /// What is exported, by name, behind the volume called `name`, which need not be there.
+    /// The volumes that are exported, by name, behind the one called `name`, which need not be there.
     pub(super) fn from(&self, name: Option<&str>) -> impl Iterator<Item = &Entry> {
+        self.range(&self.exported, name)
+    }
+
+    /// The snapshots that are exported, by name, behind the one called `name`, which need not be there;
+    /// those of one volume, or all.
+    pub(super) fn snapshots_from<'a>(
+        &'a self,
+        volume: Option<&'a Entry>,
+        name: Option<&str>,
+    ) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        let first = volume.map(|volume| format!("{}@", volume.name));
+        // The `@` alone is no snapshot's name, and sorts before all that begin with it.
+        let start = name.into_iter().chain(first.as_deref()).max();
+        let of_it = move |entry: &&Entry| {
+            volume.is_none_or(|volume| {
+                entry.line.is_some_and(|line| handle(entry.pool, line) == volume.handle())
+            })
+        };
+        self.range(&self.snapshots, start).take_while(of_it)
+    }
+
+    fn range<'a>(
+        &'a self,
+        names: &'a BTreeMap<Rc<str>, u64>,
+        name: Option<&str>,
+    ) -> impl Iterator<Item = &'a Entry> + use<'a> {
         let start = name.map_or(Bound::Unbounded, Bound::Excluded);
-        let handles = self.exported.range::<str, _>((start, Bound::Unbounded));
+        let handles = names.range::<str, _>((start, Bound::Unbounded));
         handles.filter_map(|(_, handle)| self.entries.get(handle))
     }
 }
@@ -177,11 +227,19 @@ fn export(entry: &Entry) -> Export<'_> {
 
 impl Exports for Catalog {
     fn find(&self, name: &str) -> Option<Export<'_>> {
-        self.named(name).map(export)
+        self.named(name).or_else(|| self.snapshot(name)).map(export)
     }
 
     fn after(&self, name: Option<&str>) -> Option<Export<'_>> {
-        self.from(name).next().map(export)
+        let both = [self.from(name).next(), self.snapshots_from(None, name).next()];
+        both.into_iter().flatten().min_by_key(|entry| &entry.name).map(export)
+    }
+
+    /// The only volume, whether it has snapshots or not.
+    fn default_export(&self) -> Option<Export<'_>> {
+        let mut volumes = self.from(None);
+        let first = volumes.next()?;
+        volumes.next().is_none().then(|| export(first))
     }
 }
 
@@ -196,6 +254,8 @@ mod tests {
             size: 4096,
             pool: 1,
             id: VolumeId(id),
+            line: None,
+            snapshots: 0,
             read_only: false,
             connections: 0,
         }
@@ -216,6 +276,46 @@ mod tests {
     }
 
     #[test]
+    fn snapshots_are_exported_between_volumes_and_listed_beside_them() {
+        let mut catalog = Catalog::default();
+        for (i, name) in ["a", "a-1", "ab", "b"].into_iter().enumerate() {
+            assert!(catalog.insert(entry(name, i as u32)));
+        }
+        for (i, (name, line)) in
+            [("ab@y", 2), ("a@2", 0), ("a-1@x", 1), ("a@1", 0)].into_iter().enumerate()
+        {
+            let line = Some(VolumeId(line));
+            assert!(catalog.insert(Entry { line, ..entry(name, 10 + i as u32) }));
+        }
+        assert!(!catalog.insert(entry("a@1", 20)));
+        let names = |entries: Vec<&Entry>| entries.iter().map(|e| e.name.to_string()).collect();
+        let of = |volume: Option<&str>, after: Option<&str>| -> Vec<String> {
+            let volume = volume.map(|name| catalog.named(name).expect("it is there"));
+            names(catalog.snapshots_from(volume, after).collect())
+        };
+        assert_eq!(of(Some("a"), None), ["a@1", "a@2"]);
+        assert_eq!(of(Some("a"), Some("a@1")), ["a@2"]);
+        assert_eq!(of(Some("a"), Some("a@2")), [""; 0]);
+        assert_eq!(of(Some("b"), None), [""; 0]);
+        assert_eq!(of(None, Some("a@1")), ["a@2", "ab@y"]);
+        let volumes: Vec<String> = names(catalog.from(None).collect());
+        assert_eq!(volumes, ["a", "a-1", "ab", "b"]);
+        let mut exports = vec![catalog.after(None).expect("there are some").name];
+        while let Some(next) = catalog.after(exports.last().copied()) {
+            exports.push(next.name);
+        }
+        assert_eq!(exports, ["a", "a-1", "a-1@x", "a@1", "a@2", "ab", "ab@y", "b"]);
+        assert!(catalog.named("a@1").is_none() && catalog.snapshot("a").is_none());
+        assert_eq!(catalog.totals(1), Totals { volumes: 4, snapshots: 4, bytes: 4 * 4096 });
+        assert_eq!(catalog.named("a").map(|a| a.snapshots), Some(2));
+        let first = catalog.snapshot("a@1").expect("it is there").handle();
+        catalog.withdraw(first);
+        assert_eq!(catalog.named("a").map(|a| a.snapshots), Some(1));
+        catalog.restore(first);
+        assert_eq!(catalog.named("a").map(|a| a.snapshots), Some(2));
+    }
+
+    #[test]
     fn a_volume_that_is_being_deleted_keeps_its_name_but_is_not_exported() {
         let mut catalog = Catalog::default();
         catalog.insert(entry("a", 1));
@@ -231,9 +331,9 @@ mod tests {
         catalog.withdraw(a);
         assert!(catalog.remove(a).is_some());
         assert!(!catalog.is_taken("a"));
-        assert_eq!(catalog.totals(1), Totals { volumes: 1, bytes: 4096 });
+        assert_eq!(catalog.totals(1), Totals { volumes: 1, snapshots: 0, bytes: 4096 });
         catalog.resize(handle(1, VolumeId(2)), 8192);
-        assert_eq!(catalog.totals(1), Totals { volumes: 1, bytes: 8192 });
+        assert_eq!(catalog.totals(1), Totals { volumes: 1, snapshots: 0, bytes: 8192 });
         assert_eq!(catalog.totals(0), Totals::default());
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn errno(failure: Failure) -> Errno {
     match failure {
         Failure::Submit(SubmitError::NoSpace) | Failure::Io(IoFault::NoSpace) => Errno::NoSpace,
         Failure::Submit(SubmitError::OutOfRange) => Errno::Inval,
-        Failure::Submit(SubmitError::ReadOnly) => Errno::Perm,
+        Failure::Submit(SubmitError::ReadOnly | SubmitError::IsSnapshot) => Errno::Perm,
         // The volume was deleted, or the pool is being closed: there is no use in trying again.
         Failure::Submit(SubmitError::NoVolume | SubmitError::Stopping)
         | Failure::Io(IoFault::Gone) => Errno::Shutdown,

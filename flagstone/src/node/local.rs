@@ -41,7 +41,10 @@ pub enum IoError {
     /// A device of the pool is missing, and it was opened to be read.
     #[error("a device of the pool is missing, and the pool is only read")]
     ReadOnly,
-    /// The volume has been deleted.
+    /// It is a snapshot; nothing happened.
+    #[error("a snapshot can only be read")]
+    IsSnapshot,
+    /// The volume or snapshot has been deleted.
     #[error("the volume was deleted")]
     VolumeDeleted,
     /// The pool is closed, or is being closed.
@@ -62,7 +65,7 @@ impl From<IoError> for std::io::Error {
             IoError::VolumeDeleted => ErrorKind::NotFound,
             IoError::Closed => ErrorKind::NotConnected,
             IoError::Busy => ErrorKind::ResourceBusy,
-            IoError::ReadOnly => ErrorKind::ReadOnlyFilesystem,
+            IoError::ReadOnly | IoError::IsSnapshot => ErrorKind::ReadOnlyFilesystem,
             IoError::PoolFailed => ErrorKind::Other,
         };
         Self::new(kind, error)
@@ -77,6 +80,7 @@ impl From<SubmitError> for IoError {
             SubmitError::NoVolume => Self::VolumeDeleted,
             SubmitError::Stopping => Self::Closed,
             SubmitError::ReadOnly => Self::ReadOnly,
+            SubmitError::IsSnapshot => Self::IsSnapshot,
             _ => Self::PoolFailed,
         }
     }

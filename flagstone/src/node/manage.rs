@@ -1,25 +1,44 @@
 //! Control requests: volumes made, set and deleted, and questions answered. Their size is changed in
-//! [`super::resize`].
+//! [`super::resize`], their snapshots taken in [`super::snapshots`].
 
 use super::catalog::Entry;
 use super::control::{
     ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, SettingsChange,
-    VolumeStatus,
+    SnapshotStatus, VolumeStatus,
 };
 use super::limits::LIST_VOLUMES;
 use super::reactor::Reactor;
 use super::request::Name;
+use super::snapshots::Shot;
 use crate::name::check_name;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
 use flagstone_engine::limits::VOLUME_BYTES;
 use flagstone_engine::{IoFault, Shrink, SubmitError, VolumeSettings, VolumeSpec};
 use std::path::PathBuf;
 
-/// A change of the set of volumes that an engine could not take yet.
+/// A change of the set of volumes and snapshots that an engine could not take yet.
 pub(super) struct PendingChange {
     pub(super) pool: u32,
     pub(super) kind: Kind,
-    pub(super) reply: Reply<VolumeStatus>,
+    pub(super) asker: Asker,
+}
+
+/// Who waits for a change.
+pub(super) enum Asker {
+    Volume(Reply<VolumeStatus>),
+    Snapshot(Reply<SnapshotStatus>),
+    Snapshots(Reply<Vec<SnapshotStatus>>),
+}
+
+impl Asker {
+    /// Nothing came of it.
+    pub(super) fn refuse(self, error: ControlError) {
+        match self {
+            Self::Volume(reply) => answer(reply, Err(error)),
+            Self::Snapshot(reply) => answer(reply, Err(error)),
+            Self::Snapshots(reply) => answer(reply, Err(error)),
+        }
+    }
 }
 
 pub(super) enum Kind {
@@ -27,12 +46,13 @@ pub(super) enum Kind {
     Delete { handle: u64, volume: VolumeId },
     Resize { handle: u64, volume: VolumeId, size_bytes: u64, shrink: Shrink },
     Set { handle: u64, volume: VolumeId, settings: VolumeSettings },
+    Snapshot { shots: Vec<Shot> },
 }
 
 /// A change that an engine has taken; answered when it is durable.
 pub(super) struct Change {
     made: Made,
-    reply: Reply<VolumeStatus>,
+    asker: Asker,
 }
 
 enum Made {
@@ -40,10 +60,11 @@ enum Made {
     Deleted { handle: u64 },
     Resized { handle: u64, size_bytes: u64 },
     Set { handle: u64 },
+    Snapshots { pool: u32, first: VolumeId, shots: Vec<Shot> },
 }
 
 impl Reactor {
-    /// Enters every volume of every pool. A name that two pools have is served from the first.
+    /// Enters every volume of every pool, and their snapshots. A name that two pools have is served from the first.
     pub(super) fn fill_catalog(&mut self) {
         for (p, pool) in self.pools.iter().enumerate() {
             for info in pool.engine.volumes() {
@@ -53,6 +74,8 @@ impl Reactor {
                     size: info.size,
                     pool: p as u32,
                     id: VolumeId(info.id),
+                    line: None,
+                    snapshots: 0,
                     read_only: pool.engine.is_degraded(),
                     connections: 0,
                 });
@@ -65,6 +88,7 @@ impl Reactor {
                 }
             }
         }
+        self.fill_snapshots();
     }
 
     pub(super) fn read_mail(&mut self) {
@@ -76,8 +100,19 @@ impl Reactor {
                     answer(reply, Ok(entries.map(|entry| self.status_of(entry)).collect()));
                 }
                 ControlRequest::GetVolume { name, reply } => {
-                    let found = self.catalog.named(&name).map(|entry| self.status_of(entry));
-                    answer(reply, found.ok_or(ControlError::NoSuchVolume { name }));
+                    answer(reply, self.volume_named(&name).map(|entry| self.status_of(entry)));
+                }
+                ControlRequest::ListSnapshots { volume, after, limit, reply } => {
+                    answer(reply, self.list_snapshots(volume, after.as_deref(), limit));
+                }
+                ControlRequest::GetSnapshot { name, reply } => {
+                    answer(reply, self.get_snapshot(name));
+                }
+                ControlRequest::TakeSnapshots { wanted, reply } => {
+                    self.take_snapshots(wanted, reply);
+                }
+                ControlRequest::DeleteSnapshot { name, force, reply } => {
+                    self.delete_snapshot(name, force, reply);
                 }
                 ControlRequest::PoolStatus { reply } => {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));
@@ -141,7 +176,7 @@ impl Reactor {
         let defaults = VolumeSettings { on_full: self.default_on_full, reserved: 0 };
         let settings = change.applied_to(defaults);
         let kind = Kind::Create { name, size_bytes, uuid, settings };
-        self.submit_change(PendingChange { pool, kind, reply });
+        self.submit_change(PendingChange { pool, kind, asker: Asker::Volume(reply) });
     }
 
     fn pool_for(&self, wanted: Option<PathBuf>) -> Result<u32, ControlError> {
@@ -159,12 +194,20 @@ impl Reactor {
     }
 
     fn delete(&mut self, name: String, force: bool, reply: Reply<VolumeStatus>) {
-        let Some(entry) = self.catalog.named(&name) else {
-            return answer(reply, Err(ControlError::NoSuchVolume { name }));
-        };
+        match self.volume_named(&name).cloned() {
+            Ok(entry) => self.delete_entry(&entry, force, Asker::Volume(reply)),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    /// Deletes a volume or a snapshot.
+    pub(super) fn delete_entry(&mut self, entry: &Entry, force: bool, asker: Asker) {
         let (handle, pool, volume) = (entry.handle(), entry.pool, entry.id);
+        if entry.snapshots > 0 {
+            return asker.refuse(ControlError::HasSnapshots { snapshots: entry.snapshots });
+        }
         if entry.connections > 0 && !force {
-            return answer(reply, Err(ControlError::InUse { connections: entry.connections }));
+            return asker.refuse(ControlError::InUse { connections: entry.connections });
         }
         for c in 0..self.connections.len() as u32 {
             if self.connections[c as usize].opened.is_some_and(|opened| opened.handle == handle) {
@@ -172,12 +215,13 @@ impl Reactor {
             }
         }
         self.catalog.withdraw(handle);
-        self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, reply });
+        self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, asker });
     }
 
     fn set(&mut self, name: String, change: SettingsChange, reply: Reply<VolumeStatus>) {
-        let Some(entry) = self.catalog.named(&name) else {
-            return answer(reply, Err(ControlError::NoSuchVolume { name }));
+        let entry = match self.volume_named(&name) {
+            Ok(entry) => entry,
+            Err(error) => return answer(reply, Err(error)),
         };
         let (handle, pool, volume) = (entry.handle(), entry.pool, entry.id);
         let Some(info) = self.pools[pool as usize].engine.volume(volume) else {
@@ -187,7 +231,7 @@ impl Reactor {
         self.submit_change(PendingChange {
             pool,
             kind: Kind::Set { handle, volume, settings },
-            reply,
+            asker: Asker::Volume(reply),
         });
     }
 
@@ -201,12 +245,12 @@ impl Reactor {
     }
 
     pub(super) fn submit_change(&mut self, change: PendingChange) {
-        let PendingChange { pool: p, kind, reply } = change;
+        let PendingChange { pool: p, kind, asker } = change;
         let pool = &mut self.pools[p as usize];
         pool.touched = true;
         // The name is only known once there is an entry, and the entry once the engine agrees.
         let placeholder = Made::Deleted { handle: u64::MAX };
-        let name = self.changes.insert(Change { made: placeholder, reply });
+        let name = self.changes.insert(Change { made: placeholder, asker });
         let tag = Name::Control(name).tag();
         let bufs = self.ring.buffers();
         let outcome = match &kind {
@@ -220,6 +264,8 @@ impl Reactor {
                         size: *size_bytes,
                         pool: p,
                         id,
+                        line: None,
+                        snapshots: 0,
                         read_only: false,
                         connections: 0,
                     },
@@ -237,26 +283,39 @@ impl Reactor {
                 .engine
                 .set_volume(bufs, tag, *volume, *settings)
                 .map(|()| Made::Set { handle: *handle }),
+            Kind::Snapshot { shots } => {
+                let specs: Vec<_> = shots.iter().map(Shot::spec).collect();
+                pool.engine.snapshot_volumes(bufs, tag, &specs).map(|first| Made::Snapshots {
+                    pool: p,
+                    first,
+                    shots: Vec::new(),
+                })
+            }
         };
         match outcome {
-            Ok(made) => {
+            Ok(mut made) => {
                 if let Made::Resized { handle, size_bytes } = made {
                     self.resize_begun(handle, size_bytes);
+                }
+                if let (Made::Snapshots { shots: taken, .. }, Kind::Snapshot { shots }) =
+                    (&mut made, kind)
+                {
+                    *taken = shots;
                 }
                 if let Some(change) = self.changes.get_mut(name) {
                     change.made = made;
                 }
             }
             Err(error) => {
-                let Some(Change { reply, .. }) = self.changes.remove(name) else { return };
+                let Some(Change { asker, .. }) = self.changes.remove(name) else { return };
                 if error == SubmitError::Busy {
-                    return self.pending_changes.push_back(PendingChange { pool: p, kind, reply });
+                    return self.pending_changes.push_back(PendingChange { pool: p, kind, asker });
                 }
                 if let Kind::Delete { handle, .. } = kind {
                     self.catalog.restore(handle);
                 }
                 let size_bytes = self.size_of(p, &kind);
-                answer(reply, Err(refusal(error, &kind, size_bytes)));
+                asker.refuse(refusal(error, &kind, size_bytes));
             }
         }
     }
@@ -269,27 +328,25 @@ impl Reactor {
             Kind::Delete { volume, .. }
             | Kind::Resize { volume, .. }
             | Kind::Set { volume, .. } => engine.volume(*volume).map_or(0, |info| info.size),
+            Kind::Snapshot { .. } => 0,
         }
     }
 
     /// An engine has made a change durable, or failed to.
     pub(super) fn change_done(&mut self, change: u32, result: Result<(), IoFault>) {
-        let Some(Change { made, reply, .. }) = self.changes.remove(change) else { return };
-        if let Made::Resized { handle, size_bytes } = made {
-            return self.resized(handle, size_bytes, result, reply);
-        }
-        if result.is_err() {
-            return answer(reply, Err(ControlError::PoolFailed));
-        }
-        match made {
-            Made::Resized { .. } => {}
-            Made::Created { entry } => {
+        let Some(Change { made, asker }) = self.changes.remove(change) else { return };
+        match (made, asker, result) {
+            (Made::Resized { handle, size_bytes }, Asker::Volume(reply), result) => {
+                self.resized(handle, size_bytes, result, reply);
+            }
+            (_, asker, Err(_)) => asker.refuse(ControlError::PoolFailed),
+            (Made::Created { entry }, Asker::Volume(reply), Ok(())) => {
                 let status = self.status_of(&entry);
                 tracing::info!(volume = &*entry.name, bytes = entry.size, "volume created");
                 self.catalog.insert(entry);
                 answer(reply, Ok(status));
             }
-            Made::Set { handle } => {
+            (Made::Set { handle }, Asker::Volume(reply), Ok(())) => {
                 let Some(entry) = self.catalog.get(handle) else {
                     return answer(reply, Err(ControlError::PoolFailed));
                 };
@@ -299,13 +356,22 @@ impl Reactor {
                 self.wake_waiting();
                 answer(reply, Ok(status));
             }
-            Made::Deleted { handle } => {
-                let Some(entry) = self.catalog.remove(handle) else {
-                    return answer(reply, Err(ControlError::PoolFailed));
-                };
-                tracing::info!(volume = &*entry.name, "volume deleted");
-                answer(reply, Ok(self.status_of(&entry)));
+            (Made::Snapshots { pool, first, shots }, Asker::Snapshots(reply), Ok(())) => {
+                answer(reply, Ok(self.snapshots_taken(pool, first, shots)));
             }
+            (Made::Deleted { handle }, asker, Ok(())) => {
+                let Some(entry) = self.catalog.remove(handle) else {
+                    return asker.refuse(ControlError::PoolFailed);
+                };
+                tracing::info!(name = &*entry.name, "deleted");
+                match asker {
+                    Asker::Volume(reply) => answer(reply, Ok(self.status_of(&entry))),
+                    Asker::Snapshot(reply) => answer(reply, Ok(self.snapshot_status(&entry))),
+                    Asker::Snapshots(_) => {}
+                }
+            }
+            // Nobody asks for one thing and waits for another.
+            (_, asker, Ok(())) => asker.refuse(ControlError::PoolFailed),
         }
     }
 
@@ -321,6 +387,7 @@ impl Reactor {
             mapped_bytes: usage.mapped,
             exclusive_bytes: usage.exclusive,
             kept_bytes: usage.kept,
+            snapshots: entry.snapshots,
             settings: settings.unwrap_or_default(),
             connections: entry.connections,
             uris: self.endpoints.uris(&entry.name),
@@ -354,6 +421,7 @@ impl Reactor {
             waiting: pool.waiting.len() as u32,
             provisioned_bytes: totals.bytes,
             volumes: totals.volumes,
+            snapshots: totals.snapshots,
             direct_io: pool.members.iter().flatten().all(|m| m.device.is_direct()),
             segments: usage.segments,
             segments_free: usage.segments_free,
@@ -395,6 +463,10 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
     let (name, size_bytes) = match kind {
         Kind::Create { name, size_bytes, .. } => (name.clone(), *size_bytes),
         Kind::Resize { size_bytes, .. } => (String::new(), *size_bytes),
+        Kind::Snapshot { shots } => {
+            let names: Vec<_> = shots.iter().map(|shot| shot.name.as_str()).collect();
+            return snapshot_refusal(error, names.join(", "));
+        }
         Kind::Delete { .. } | Kind::Set { .. } => (String::new(), 0),
     };
     match error {
@@ -406,7 +478,7 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
             let reserved_bytes = match kind {
                 Kind::Create { settings, .. } | Kind::Set { settings, .. } => settings.reserved,
                 Kind::Resize { .. } => return ControlError::ShrinkReserved { size_bytes },
-                Kind::Delete { .. } => 0,
+                Kind::Delete { .. } | Kind::Snapshot { .. } => 0,
             };
             ControlError::BadReservation { reserved_bytes, size_bytes: volume_bytes }
         }
@@ -415,6 +487,30 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         }
         SubmitError::VolumeHasData { bytes } => ControlError::ShrinkHasData { bytes, size_bytes },
         SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
+        SubmitError::NoVolume => ControlError::NoSuchVolume { name },
+        // One was asked for that is not known yet.
+        SubmitError::HasSnapshots => ControlError::HasSnapshots { snapshots: 1 },
+        SubmitError::Stopping => ControlError::Stopping,
+        SubmitError::Busy => ControlError::Overloaded,
+        SubmitError::ReadOnly => ControlError::PoolReadOnly,
+        _ => ControlError::PoolFailed,
+    }
+}
+
+/// As [`refusal`], of snapshots with these names.
+fn snapshot_refusal(error: SubmitError, name: String) -> ControlError {
+    match error {
+        SubmitError::NoSpace => ControlError::NoSpace,
+        // Somebody else's are being taken.
+        SubmitError::VolumeExists => ControlError::SnapshotExists { name },
+        SubmitError::VolumeName => ControlError::BadSnapshotName { name },
+        SubmitError::IsSnapshot => ControlError::IsSnapshot { name },
+        SubmitError::TooManySnapshots => ControlError::SnapshotCount,
+        SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
+        SubmitError::ReservationUnbacked { available } => {
+            ControlError::SnapshotUnbacked { available_bytes: available }
+        }
+        // It was deleted meanwhile.
         SubmitError::NoVolume => ControlError::NoSuchVolume { name },
         SubmitError::Stopping => ControlError::Stopping,
         SubmitError::Busy => ControlError::Overloaded,

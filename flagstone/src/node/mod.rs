@@ -23,6 +23,7 @@ mod run;
 mod scrub;
 mod serve;
 mod slab;
+mod snapshots;
 mod start;
 mod stop;
 mod submit;
@@ -31,8 +32,9 @@ mod waiting;
 mod warning;
 
 pub use control::{
-    ControlError, ControlRequest, FULL_WAIT, FailedPool, NodeConfig, NodeExit, NodeHandle,
-    NodeStats, PoolState, PoolStatus, SettingsChange, VolumeStatus, WARNINGS,
+    ControlError, ControlRequest, FULL_WAIT, FailedPool, NewSnapshot, NodeConfig, NodeExit,
+    NodeHandle, NodeStats, PoolState, PoolStatus, SettingsChange, SnapshotStatus, VolumeStatus,
+    WARNINGS,
 };
 pub use discard::DeviceDiscard;
 pub use flagstone_engine::{OnFull, Shrink, VolumeSettings};

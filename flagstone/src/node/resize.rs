@@ -6,7 +6,7 @@
 
 use super::connection::Phase;
 use super::control::{ControlError, Reply, VolumeStatus};
-use super::manage::{Kind, PendingChange, answer, check_size};
+use super::manage::{Asker, Kind, PendingChange, answer, check_size};
 use super::reactor::Reactor;
 use flagstone_engine::{IoFault, Shrink};
 
@@ -18,8 +18,9 @@ impl Reactor {
         shrink: Shrink,
         reply: Reply<VolumeStatus>,
     ) {
-        let Some(entry) = self.catalog.named(&name) else {
-            return answer(reply, Err(ControlError::NoSuchVolume { name }));
+        let entry = match self.volume_named(&name) {
+            Ok(entry) => entry,
+            Err(error) => return answer(reply, Err(error)),
         };
         if let Err(error) = check_size(size_bytes) {
             return answer(reply, Err(error));
@@ -31,7 +32,7 @@ impl Reactor {
         }
         // Even the same size goes to the engine: another change of it may be under way.
         let kind = Kind::Resize { handle, volume, size_bytes, shrink };
-        self.submit_change(PendingChange { pool, kind, reply });
+        self.submit_change(PendingChange { pool, kind, asker: Asker::Volume(reply) });
     }
 
     /// The engine has taken a resize.

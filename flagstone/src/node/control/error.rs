@@ -12,6 +12,62 @@ pub enum ControlError {
         /// The name asked for.
         name: String,
     },
+    /// No snapshot of that name.
+    #[error("there is no snapshot {name:?}")]
+    NoSuchSnapshot {
+        /// The name asked for, with the volume's.
+        name: String,
+    },
+    /// A snapshot of that name exists already.
+    #[error("there is a snapshot {name:?} already")]
+    SnapshotExists {
+        /// The name asked for, with the volume's.
+        name: String,
+    },
+    /// Not a name that a snapshot can have.
+    #[error("{name:?} can't be a snapshot's name")]
+    BadSnapshotName {
+        /// The name asked for, with the volume's.
+        name: String,
+    },
+    /// What was asked for can't be done to a snapshot.
+    #[error("{name:?} is a snapshot, which can only be read and deleted")]
+    IsSnapshot {
+        /// Its name, with the volume's.
+        name: String,
+    },
+    /// The volume has snapshots, which go first.
+    #[error("the volume has {snapshots} snapshots, which must be deleted first")]
+    HasSnapshots {
+        /// How many.
+        snapshots: u32,
+    },
+    /// None were asked for, or so many that they can't be one instant.
+    #[error(
+        "one call takes one snapshot to about thirty, of volumes of one pool: their names must fit \
+         one block of the log"
+    )]
+    SnapshotCount,
+    /// The pool can't back the reservations of the volumes beside their snapshots.
+    #[error(
+        "the pool can't back what is reserved for the volumes beside their snapshots: it has \
+         {available_bytes} bytes, and what is reserved may all be overwritten"
+    )]
+    SnapshotUnbacked {
+        /// What it could back in addition.
+        available_bytes: u64,
+    },
+    /// The volumes to be snapshotted at one instant lie in different pools.
+    #[error(
+        "the volumes {first:?} and {second:?} lie in different pools, and one instant is one only \
+         within a pool"
+    )]
+    DifferentPools {
+        /// A volume.
+        first: String,
+        /// Another, of another pool.
+        second: String,
+    },
     /// No pool at that path.
     #[error("there is no pool at {}", path.display())]
     NoSuchPool {

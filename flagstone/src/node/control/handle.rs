@@ -12,8 +12,8 @@ use super::super::files::PoolFile;
 use super::super::limits::LIST_VOLUMES;
 use super::super::scrub::ScrubAction;
 use super::{
-    ControlError, ControlRequest, NodeExit, NodeStats, PoolStatus, Reply, SettingsChange,
-    VolumeStatus,
+    ControlError, ControlRequest, NewSnapshot, NodeExit, NodeStats, PoolStatus, Reply,
+    SettingsChange, SnapshotStatus, VolumeStatus,
 };
 use flagstone_engine::{ScrubReport, Shrink};
 
@@ -159,6 +159,64 @@ impl NodeHandle {
     /// [`ControlError`].
     pub async fn volume(&self, name: String) -> Result<VolumeStatus, ControlError> {
         self.ask(|reply| ControlRequest::GetVolume { name, reply }).await
+    }
+
+    /// See [`ControlRequest::TakeSnapshots`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn take_snapshots(
+        &self,
+        wanted: Vec<NewSnapshot>,
+    ) -> Result<Vec<SnapshotStatus>, ControlError> {
+        self.ask(|reply| ControlRequest::TakeSnapshots { wanted, reply }).await
+    }
+
+    /// See [`ControlRequest::ListSnapshots`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn snapshots(
+        &self,
+        volume: Option<String>,
+        mut after: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<SnapshotStatus>, ControlError> {
+        let mut snapshots = Vec::new();
+        loop {
+            // As the volumes are asked for.
+            let part = (limit - snapshots.len()).min(LIST_VOLUMES);
+            let (volume, from) = (volume.clone(), after.take());
+            let page =
+                |reply| ControlRequest::ListSnapshots { volume, after: from, limit: part, reply };
+            let page = self.ask(page).await?;
+            let is_last = page.len() < part;
+            snapshots.extend(page);
+            if is_last || snapshots.len() == limit {
+                return Ok(snapshots);
+            }
+            after = snapshots.last().map(|snapshot| snapshot.name.clone());
+        }
+    }
+
+    /// See [`ControlRequest::GetSnapshot`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn snapshot(&self, name: String) -> Result<SnapshotStatus, ControlError> {
+        self.ask(|reply| ControlRequest::GetSnapshot { name, reply }).await
+    }
+
+    /// See [`ControlRequest::DeleteSnapshot`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn delete_snapshot(
+        &self,
+        name: String,
+        force: bool,
+    ) -> Result<SnapshotStatus, ControlError> {
+        self.ask(|reply| ControlRequest::DeleteSnapshot { name, force, reply }).await
     }
 
     /// See [`ControlRequest::PoolStatus`].

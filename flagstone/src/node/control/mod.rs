@@ -23,7 +23,7 @@ use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
 pub use error::{ControlError, FailedPool, NodeExit};
 pub use handle::NodeHandle;
 pub(super) use handle::Post;
-pub use status::{NodeStats, PoolState, PoolStatus, VolumeStatus, WARNINGS};
+pub use status::{NodeStats, PoolState, PoolStatus, SnapshotStatus, VolumeStatus, WARNINGS};
 
 /// How long writes wait for space unless told otherwise.
 pub const FULL_WAIT: Duration = Duration::from_secs(60);
@@ -90,6 +90,25 @@ impl SettingsChange {
             on_full: self.on_full.unwrap_or(settings.on_full),
             reserved: self.reserved_bytes.unwrap_or(settings.reserved),
         }
+    }
+}
+
+/// A snapshot to be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// Name of the volume.
+    pub volume: String,
+    /// Name of the snapshot, without the volume's; see [`crate::name::check_name`].
+    pub name: String,
+    /// Its identity.
+    pub uuid: [u8; 16],
+}
+
+impl NewSnapshot {
+    /// `VOLUME@SNAPSHOT`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}@{}", self.volume, self.name)
     }
 }
 
@@ -162,6 +181,41 @@ pub enum ControlRequest {
         name: String,
         /// The volume.
         reply: Reply<VolumeStatus>,
+    },
+    /// Take snapshots, all at one instant, all or none. Answered when they are durable.
+    TakeSnapshots {
+        /// Which; the volumes must be of one pool.
+        wanted: Vec<NewSnapshot>,
+        /// The snapshots, in the same order.
+        reply: Reply<Vec<SnapshotStatus>>,
+    },
+    /// The snapshots behind one, ordered by name, `VOLUME@SNAPSHOT`.
+    ListSnapshots {
+        /// Those of this volume only.
+        volume: Option<String>,
+        /// Where to go on: the last name of the page before, or nothing.
+        after: Option<String>,
+        /// As in [`ControlRequest::ListVolumes`].
+        limit: usize,
+        /// The snapshots.
+        reply: Reply<Vec<SnapshotStatus>>,
+    },
+    /// One snapshot.
+    GetSnapshot {
+        /// Which, `VOLUME@SNAPSHOT`.
+        name: String,
+        /// The snapshot.
+        reply: Reply<SnapshotStatus>,
+    },
+    /// Delete a snapshot. Answered when that is durable; the space of what only it had comes back
+    /// in the background.
+    DeleteSnapshot {
+        /// Which, `VOLUME@SNAPSHOT`.
+        name: String,
+        /// Close the connections that have it open, instead of refusing.
+        force: bool,
+        /// The snapshot as it was.
+        reply: Reply<SnapshotStatus>,
     },
     /// All pools, in the order they were given.
     PoolStatus {

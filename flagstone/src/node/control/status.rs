@@ -18,10 +18,12 @@ pub struct VolumeStatus {
     pub size_bytes: u64,
     /// Bytes of it that hold data.
     pub mapped_bytes: u64,
-    /// Those that it shares with no other volume: all of them, as long as there are no snapshots.
+    /// Those that none of its snapshots has: what would be free if it were alone.
     pub exclusive_bytes: u64,
     /// Bytes of zeroes whose space it keeps.
     pub kept_bytes: u64,
+    /// Snapshots of it.
+    pub snapshots: u32,
     /// What its owner has set.
     pub settings: VolumeSettings,
     /// NBD connections that have it open.
@@ -29,6 +31,27 @@ pub struct VolumeStatus {
     /// Where it can be reached; NBD URIs.
     pub uris: Vec<String>,
     /// What [`crate::node::local::LocalRequest`] calls it; never that of another volume.
+    pub(crate) handle: u64,
+}
+
+/// One snapshot as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotStatus {
+    /// Its name with its volume's, `VOLUME@SNAPSHOT`, which is also its export's.
+    pub name: String,
+    /// Its identity for ever.
+    pub uuid: [u8; 16],
+    /// The path of its pool, as given in [`NodeConfig::pools`](super::NodeConfig::pools).
+    pub pool: PathBuf,
+    /// Bytes: what the volume had then.
+    pub size_bytes: u64,
+    /// Bytes of it that hold data.
+    pub mapped_bytes: u64,
+    /// NBD connections that have it open.
+    pub connections: u32,
+    /// Where it can be read; NBD URIs.
+    pub uris: Vec<String>,
+    /// As in [`VolumeStatus`].
     pub(crate) handle: u64,
 }
 
@@ -89,6 +112,8 @@ pub struct PoolStatus {
     pub provisioned_bytes: u64,
     /// Number of volumes.
     pub volumes: u32,
+    /// Number of their snapshots.
+    pub snapshots: u32,
     /// The device is driven past the page cache (`O_DIRECT`).
     pub direct_io: bool,
     /// Segments, and how many of them are free.

@@ -4,4 +4,5 @@ mod control;
 mod faults;
 mod harness;
 mod io;
+mod snapshots;
 mod waiting;

@@ -1,0 +1,219 @@
+//! Snapshots with the clients that people use: what they hold, that they are only read, that those of
+//! one command are one instant, and that they survive a kill and leave nothing behind.
+
+use std::fs;
+use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use flagstone_tests::daemon::{Daemon, check_pool, directory};
+use flagstone_tests::nbd::{EPERM, FUA};
+use flagstone_tests::programs::{Need, can_run, command, finish, run};
+use flagstone_tests::{BLOCK, LIMIT, MIB};
+use serde_json::Value;
+
+const VOLUME: u64 = 32 * MIB;
+
+/// What a command of the control API says in JSON.
+fn ask(daemon: &Daemon, args: &[&str]) -> Value {
+    let output = daemon.control(&[args, &["--json"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_str(&output.out).unwrap()
+}
+
+fn used(daemon: &Daemon) -> u64 {
+    ask(daemon, &["pool", "status"])["pools"][0]["used_bytes"].as_u64().unwrap()
+}
+
+/// Space comes back in the background.
+fn until_used(daemon: &Daemon, wanted: u64) {
+    let start = Instant::now();
+    while used(daemon) != wanted {
+        assert!(start.elapsed() < LIMIT, "{} are used and not {wanted}", used(daemon));
+        std::thread::yield_now();
+    }
+}
+
+fn qemu_io(uri: &str, commands: &[&str]) -> flagstone_tests::programs::Output {
+    let mut program = command("qemu-io");
+    program.args(["-f", "raw", uri]);
+    for text in commands {
+        program.args(["-c", text]);
+    }
+    finish(program)
+}
+
+#[test]
+fn real_clients_read_a_volume_as_it_was() {
+    let programs = ["qemu-io", "nbdcopy", "nbdinfo"].map(Need::Program);
+    if !can_run("real_clients_read_a_volume_as_it_was", &programs) {
+        return;
+    }
+    let dir = directory();
+    let mut daemon = Daemon::with_volume(dir.path(), 256 * MIB, VOLUME);
+    let empty = used(&daemon);
+    let wrote = qemu_io(&daemon.uri("v"), &["write -P 17 0 8M", "write -P 34 20M 64k", "flush"]);
+    assert!(wrote.status.success(), "{wrote:?}");
+    let image = |name: &str| dir.path().join(name);
+    let copy = |daemon: &Daemon, export: &str, name: &str| {
+        let path = image(name);
+        let _ = fs::remove_file(&path);
+        run("nbdcopy", [daemon.uri(export).as_str(), path.to_str().unwrap()]);
+        fs::read(path).unwrap()
+    };
+    let before = copy(&daemon, "v", "before");
+    let full = used(&daemon);
+    let taken = ask(&daemon, &["snapshot", "create", "v", "monday"]);
+    let uri = taken["snapshots"][0]["uris"][0].as_str().unwrap().to_owned();
+    assert_eq!(taken["snapshots"][0]["name"], "v@monday");
+    assert_eq!(used(&daemon), full, "a snapshot takes no space");
+    let wrote = qemu_io(
+        &daemon.uri("v"),
+        &["write -P 51 4k 1M", "discard 20M 64k", "write -P 68 30M 1M", "flush"],
+    );
+    assert!(wrote.status.success(), "{wrote:?}");
+    assert!(copy(&daemon, "v@monday", "snapshot") == before, "the snapshot has changed");
+    let after = copy(&daemon, "v", "after");
+    assert!(after != before);
+
+    let info: Value = serde_json::from_str(&run("nbdinfo", ["--json", &uri])).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(
+        (&export["export-name"], &export["export-size"]),
+        (&"v@monday".into(), &VOLUME.into())
+    );
+    assert_eq!(export["is_read_only"], true);
+    let list = run("nbdinfo", ["--list", "--json", &daemon.uri("")]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let listed: Vec<_> =
+        list["exports"].as_array().unwrap().iter().map(|export| &export["export-name"]).collect();
+    assert_eq!(listed, ["v", "v@monday"]);
+    let map: Value = serde_json::from_str(&run("nbdinfo", ["--map", "--json", &uri])).unwrap();
+    let number = |extent: &Value, field: &str| extent[field].as_u64().unwrap();
+    let data: Vec<_> = map
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|extent| extent["type"] == 0)
+        .map(|extent| (number(extent, "offset"), number(extent, "length")))
+        .collect();
+    assert_eq!(data, [(0, 8 * MIB), (20 * MIB, 64 << 10)]);
+    let refused = qemu_io(&uri, &["write -P 1 0 4k"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    let mut client = daemon.connect("v@monday");
+    assert_eq!(client.write(0, &[1; BLOCK], 0), Err(EPERM));
+    assert_eq!(client.write(0, &[1; BLOCK], FUA), Err(EPERM));
+    assert_eq!(client.trim(0, BLOCK as u32), Err(EPERM));
+    assert_eq!(client.zero(0, BLOCK as u32, 0), Err(EPERM));
+    assert!(client.read(0, BLOCK as u32).unwrap().iter().all(|&byte| byte == 17));
+
+    daemon.kill();
+    daemon.restart();
+    assert!(copy(&daemon, "v@monday", "snapshot") == before, "the kill has changed the snapshot");
+    assert!(copy(&daemon, "v", "now") == after, "the kill has changed the volume");
+    let shown = ask(&daemon, &["snapshot", "show", "v@monday"]);
+    assert_eq!(shown["mapped_bytes"], 8 * MIB + (64 << 10));
+    assert_eq!(ask(&daemon, &["volume", "show", "v"])["snapshots"], 1);
+
+    let output = daemon.control(&["volume", "delete", "v"]);
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    assert!(output.err.contains("flagstone snapshot list"), "{output:?}");
+    let output = daemon.control(&["snapshot", "create", "v", "monday"]);
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    let mut client = daemon.connect("v@monday");
+    let output = daemon.control(&["snapshot", "delete", "v@monday"]);
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    ask(&daemon, &["snapshot", "delete", "v@monday", "--force"]);
+    assert!(matches!(client.stream().read(&mut [0]), Ok(0) | Err(_)), "it is still connected");
+    assert!(copy(&daemon, "v", "now") == after, "the deletion has changed the volume");
+    // 8 MiB of it, with 1 MiB overwritten, and 1 MiB more.
+    until_used(&daemon, empty + 9 * MIB);
+    let output = daemon.control(&["snapshot", "show", "v@monday"]);
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    daemon.stop_cleanly();
+    check_pool(&daemon.config().pool);
+}
+
+/// A client counts: it writes each number to one volume after the other, and goes on when it has the answer.
+/// At one instant no volume is ahead of one before it, and the last is behind the first by one at most.
+#[test]
+fn snapshots_of_one_command_are_one_instant() {
+    const VOLUMES: usize = 32;
+    const ROUNDS: usize = 12;
+    let dir = directory();
+    let mut daemon = Daemon::with_volume(dir.path(), 256 * MIB, MIB);
+    let names: Vec<_> = (0..VOLUMES).map(|i| format!("c{i}")).collect();
+    for name in &names {
+        daemon.create_volume(name, MIB);
+    }
+    let empty = used(&daemon);
+    let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut seen = Vec::new();
+    std::thread::scope(|scope| {
+        let (mut clients, stop, count) =
+            (names.iter().map(|name| daemon.connect(name)).collect::<Vec<_>>(), &stop, &count);
+        scope.spawn(move || {
+            for number in 1_u64.. {
+                for client in &mut clients {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    client.write(0, &number.to_le_bytes().repeat(BLOCK / 8), 0).unwrap();
+                }
+                count.store(number, Ordering::Relaxed);
+            }
+        });
+        for round in 0..ROUNDS {
+            // Each has something new to tell.
+            let (start, from) = (Instant::now(), count.load(Ordering::Relaxed));
+            while count.load(Ordering::Relaxed) < from + 2 {
+                assert!(start.elapsed() < LIMIT, "nobody counts any more");
+                std::thread::yield_now();
+            }
+            let round = format!("r{round}");
+            let mut args = vec!["snapshot", "create"];
+            args.extend(names.iter().flat_map(|name| [name.as_str(), &round]));
+            let floor = count.load(Ordering::Relaxed);
+            ask(&daemon, &args);
+            seen.push((round, floor, count.load(Ordering::Relaxed)));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let numbers = |daemon: &Daemon, round: &str| -> Vec<u64> {
+        let read = |name: &String| {
+            let block = daemon.connect(&format!("{name}@{round}")).read(0, BLOCK as u32).unwrap();
+            let (words, _) = block.as_chunks::<8>();
+            assert!(words.iter().all(|word| *word == words[0]), "a torn block");
+            u64::from_le_bytes(words[0])
+        };
+        names.iter().map(read).collect()
+    };
+    let before: Vec<_> = seen.iter().map(|(round, ..)| numbers(&daemon, round)).collect();
+    for ((round, floor, ceiling), numbers) in seen.iter().zip(&before) {
+        assert!(numbers.is_sorted_by(|a, b| a >= b), "{round}: {numbers:?}");
+        let (first, last) = (numbers[0], numbers[VOLUMES - 1]);
+        assert!(first - last <= 1, "{round}: {numbers:?}");
+        // What was acknowledged before is in it, what was sent afterwards is not.
+        assert!(last >= *floor && first <= ceiling + 1, "{round}: {floor} {numbers:?} {ceiling}");
+    }
+    assert!(before.windows(2).all(|pair| pair[0][0] < pair[1][0]), "{before:?}");
+    daemon.kill();
+    daemon.restart();
+    for ((round, ..), before) in seen.iter().zip(&before) {
+        assert_eq!(&numbers(&daemon, round), before, "{round}");
+    }
+    let listed = ask(&daemon, &["snapshot", "list"]);
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), VOLUMES * ROUNDS);
+    let listed = ask(&daemon, &["snapshot", "list", "c1"]);
+    let listed = listed["snapshots"].as_array().unwrap();
+    assert!(listed.iter().all(|snapshot| snapshot["name"].as_str().unwrap().starts_with("c1@")));
+    assert_eq!(listed.len(), ROUNDS);
+    for (round, ..) in &seen {
+        for name in &names {
+            ask(&daemon, &["snapshot", "delete", &format!("{name}@{round}")]);
+        }
+    }
+    until_used(&daemon, empty + (VOLUMES * BLOCK) as u64);
+    daemon.stop_cleanly();
+    check_pool(&daemon.config().pool);
+}
