@@ -22,7 +22,13 @@ pub(crate) const FORMAT: FormatOptions =
 
 /// How an engine is opened; the number only has to differ from life to life.
 pub(crate) fn options(session: u64) -> OpenOptions {
-    OpenOptions { session, map_memory: None, rebuild: false, degraded: false, planted: Planted::NONE }
+    OpenOptions {
+        session,
+        map_memory: None,
+        rebuild: false,
+        degraded: false,
+        planted: Planted::NONE,
+    }
 }
 
 /// A command that the device has not finished.
