@@ -12,6 +12,7 @@ use flagstone::api::devices::{AddDevice, DeviceAction};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
+use flagstone::api::snapshots::{NewSnapshot, SnapshotInfo};
 use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
 use flagstone::name::check_name;
 use flagstone::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
@@ -24,7 +25,7 @@ use tower::ServiceExt as _;
 const METHODS: [Method; 6] =
     [Method::POST, Method::PATCH, Method::DELETE, Method::GET, Method::HEAD, Method::PUT];
 const TYPES: [&str; 4] = ["application/json", "text/plain", "", "application/json; charset=utf-8"];
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 11] = [
     "/v1/volumes",
     "/v1/volumes/demo",
     "/v1/volumes/busy",
@@ -34,6 +35,8 @@ const PATHS: [&str; 9] = [
     "/v1/openapi.json",
     "/metrics",
     "/healthz",
+    "/v1/snapshots",
+    "/v1/snapshots/demo@a",
 ];
 
 #[derive(Default)]
@@ -59,6 +62,7 @@ fn volume(name: String, size_bytes: u64) -> Volume {
         kept_bytes: 0,
         reserved_bytes: 0,
         on_full: OnFull::default(),
+        snapshots: 0,
         connections: u32::from(name == "busy"),
         uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
         name,
@@ -116,6 +120,38 @@ impl Backend for Fake {
         assert!(made.reserved_bytes.is_multiple_of(4096), "the caller checks reservations");
         volumes.insert(request.name, made.clone());
         answer(Ok(Created::New(made)))
+    }
+
+    fn take_snapshots(&self, wanted: Vec<NewSnapshot>) -> Reply<Vec<SnapshotInfo>> {
+        answer(match wanted.is_empty() {
+            true => Ok(Vec::new()),
+            false => Err(ApiError::new(ErrorCode::Busy, "not now")),
+        })
+    }
+
+    fn snapshots(
+        &self,
+        _volume: Option<String>,
+        _after: Option<String>,
+        _limit: usize,
+    ) -> Reply<Vec<SnapshotInfo>> {
+        answer(Ok(Vec::new()))
+    }
+
+    fn one_snapshot(&self, name: String) -> Reply<SnapshotInfo> {
+        answer(Ok(SnapshotInfo {
+            uuid: String::new(),
+            pool: "/p".to_owned(),
+            size_bytes: 4096,
+            mapped_bytes: 0,
+            connections: 0,
+            uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
+            name,
+        }))
+    }
+
+    fn delete_snapshot(&self, _name: String, _force: bool) -> Reply<()> {
+        answer(Ok(()))
     }
 
     fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
