@@ -5,6 +5,26 @@ use crate::format::device::Label;
 use crate::geometry::GeometryError;
 use flagstone_block::DeviceError;
 
+/// Why two volumes or snapshots can't be compared, or not now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiffError {
+    /// A part of the map is being read; ask again after the next completion. Never an error for a client.
+    #[error("busy: ask again after the next completion")]
+    Busy,
+    /// One of the two is not there.
+    #[error("no such volume or snapshot")]
+    NoVolume,
+    /// What says where these blocks lie can't be read.
+    #[error("what says where block {lba} and those behind it lie is damaged")]
+    Damaged {
+        /// The first block that it is about; 512 of them.
+        lba: u64,
+    },
+    /// The engine is stopping.
+    #[error("the pool is being closed")]
+    Stopping,
+}
+
 /// Why a request was not accepted. Nothing happened and no completion will follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

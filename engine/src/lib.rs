@@ -11,6 +11,7 @@ mod control;
 mod counting;
 mod degraded;
 mod devices;
+mod diff;
 mod discard;
 mod engine;
 mod error;
@@ -51,8 +52,9 @@ pub use check::{
 };
 pub use control::VolumeSpec;
 pub use devices::{DeviceInfo, NewDevice};
+pub use diff::{DiffExtent, DiffKind, DiffSpec};
 pub use engine::{Completion, Counters, Engine, PoolState, PoolUsage, own_blocks};
-pub use error::{FormatError, IoFault, Needed, OpenError, SubmitError};
+pub use error::{DiffError, FormatError, IoFault, Needed, OpenError, SubmitError};
 pub use geometry::{Extent, Geometry, GeometryError};
 pub use recover::{FormatOptions, OpenOptions, RecoveryReport, identify};
 pub use resize::Shrink;

@@ -166,6 +166,26 @@ impl Leaf {
         self.kept
     }
 
+    /// Which blocks have data.
+    #[must_use]
+    pub fn data(&self) -> LeafBits {
+        let mut bits = LeafBits::default();
+        for i in 0..LEAF_BLOCKS {
+            bits[i / 64] |= u64::from(self.raw(i) < KEPT) << (i % 64);
+        }
+        bits
+    }
+
+    /// Which blocks have the same mapping in `other`.
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> LeafBits {
+        let mut bits = LeafBits::default();
+        for i in 0..LEAF_BLOCKS {
+            bits[i / 64] |= u64::from(self.raw(i) == other.raw(i)) << (i % 64);
+        }
+        bits
+    }
+
     /// What the blocks are.
     #[must_use]
     pub fn marks(&self) -> LeafMarks {

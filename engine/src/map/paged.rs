@@ -53,6 +53,13 @@ impl PagedLeaf {
         LEAF_BLOCKS as u64 - ones(&self.holes) - self.kept()
     }
 
+    /// Which blocks have data.
+    #[must_use]
+    pub fn data(&self) -> LeafBits {
+        let kept = self.rare.as_ref().map_or(LeafBits::default(), |rare| rare.kept);
+        std::array::from_fn(|i| !(self.holes[i] | kept[i]))
+    }
+
     /// Blocks with data that is the leaf's own.
     #[must_use]
     pub fn owned(&self) -> u64 {

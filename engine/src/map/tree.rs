@@ -7,7 +7,10 @@
 //! and a copy of it inherits all that it maps; of one that has changed, a checkpoint at most has a share, and
 //! a copy takes over what it owns.
 
+mod compare;
 mod replayed;
+
+pub use compare::Unlike;
 
 use super::differs::Differs;
 use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, Place};

@@ -86,6 +86,8 @@ impl Engine {
         let mut batch = self.batch_with_room(bufs, bytes, false)?;
         let first = self.next_volume;
         for spec in specs {
+            // What is being rewritten would lie elsewhere than in the snapshot, and seem changed.
+            self.note_change(spec.volume.0, 0, u64::MAX);
             let id = self.next_volume;
             self.next_volume += 1;
             let Some(volume) = self.volumes.get(spec.volume.0) else { continue };
