@@ -22,9 +22,9 @@ pub mod size;
 pub mod uri;
 
 pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};
-pub use library::{CreateOptions, OpenOptions, Pool, PoolError, Volume};
+pub use library::{CreateOptions, Diff, OpenOptions, Pool, PoolError, Volume};
 pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
-    ControlError, DeviceDiscard, IoError, NodeExit, OnFull, PoolState, PoolStatus, SettingsChange,
-    Shrink, SnapshotStatus, VolumeStatus,
+    ControlError, DeviceDiscard, DiffExtent, DiffKind, DiffPage, DiffSide, IoError, NodeExit,
+    OnFull, PoolState, PoolStatus, SettingsChange, Shrink, SnapshotStatus, VolumeStatus,
 };

@@ -22,6 +22,7 @@ const COMMANDS: &[&[&str]] = &[
     &["snapshot", "list"],
     &["snapshot", "show"],
     &["snapshot", "delete"],
+    &["diff"],
     &["api-doc"],
     &["completions"],
     &["man"],
@@ -66,6 +67,11 @@ fn wrong_usage_is_told_and_costs_nothing() {
         (&["snapshot", "show", "a"], "there is no '@'"),
         (&["snapshot", "delete", "a@"], "behind the '@'"),
         (&["snapshot", "list", "a@b"], "VOLUME@SNAPSHOT"),
+        (&["diff"], "OLDER"),
+        (&["diff", "a@b"], "NEWER"),
+        (&["diff", "a@", "a"], "behind the '@'"),
+        (&["diff", "a", "b", "--from-nothing"], "cannot be used with"),
+        (&["diff", "a", "b", "--limit", "0"], "0 is not in"),
         (&["pool", "create", "p", "--segment-size", "3M"], "power of two"),
         (&["serve", "--pool", "p", "--nbd-listen", "nowhere"], "127.0.0.1:10809"),
         (&["serve", "--pool", "p", "--max-connections", "0"], "0 is not in"),
@@ -96,6 +102,7 @@ fn without_a_daemon_the_status_says_so() {
         &["snapshot", "list", "--api", socket],
         &["snapshot", "show", "a@b", "--api", socket],
         &["snapshot", "delete", "a@b", "--api", socket],
+        &["diff", "a@b", "a", "--api", socket],
     ] {
         let ran = here(args).failed(6, "flagstone serve");
         assert!(ran.stderr.contains(socket), "{ran:?}");
@@ -133,4 +140,5 @@ fn manual_pages_completions_and_the_api_document_are_made() {
     assert!(document["paths"]["/v1/volumes/{name}"]["patch"].is_object());
     assert!(document["paths"]["/v1/snapshots"]["post"].is_object());
     assert!(document["paths"]["/v1/snapshots/{name}"]["delete"].is_object());
+    assert!(document["paths"]["/v1/diff"]["get"].is_object());
 }

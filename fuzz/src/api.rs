@@ -9,12 +9,13 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
 use flagstone::api::devices::{AddDevice, DeviceAction};
+use flagstone::api::diff::{DiffPage, DiffQuery};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
 use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
 use flagstone::api::snapshots::{NewSnapshot, SnapshotInfo};
 use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
-use flagstone::name::check_name;
+use flagstone::name::{check_name, split_snapshot_name};
 use flagstone::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 use flagstone::size::check_blocks;
 use http_body_util::BodyExt as _;
@@ -148,6 +149,18 @@ impl Backend for Fake {
             uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
             name,
         }))
+    }
+
+    fn diff(&self, query: DiffQuery) -> Reply<DiffPage> {
+        for name in query.older.iter().chain([&query.newer]) {
+            let checked = match name.contains('@') {
+                true => split_snapshot_name(name).is_ok(),
+                false => check_name(name).is_ok(),
+            };
+            assert!(checked, "the caller checks names");
+        }
+        assert!(query.limit.is_none_or(|limit| limit > 0), "the caller checks limits");
+        answer(Err(ApiError::volume_not_found(&query.newer)))
     }
 
     fn delete_snapshot(&self, _name: String, _force: bool) -> Reply<()> {

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::devices::{AddDevice, DeviceAction};
+use super::diff::{DiffPage, DiffQuery};
 use super::errors::ApiError;
 use super::scrub::Scrub;
 use super::snapshots::{NewSnapshot, SnapshotInfo};
@@ -82,6 +83,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Deletes a snapshot; durable when answered. With `force` its clients are disconnected.
     fn delete_snapshot(&self, name: String, force: bool) -> Reply<()>;
+
+    /// What differs between two volumes or snapshots: one page of it.
+    fn diff(&self, query: DiffQuery) -> Reply<DiffPage>;
 
     /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
     fn grow_pool(&self, pool: String) -> Reply<Pool>;

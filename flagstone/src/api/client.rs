@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::devices::{AddDevice, DeviceAction};
+use super::diff::{DiffPage, DiffQuery};
 use super::errors::{ApiError, ErrorBody};
 use super::scrub::{Scrub, StartScrub};
 use super::snapshots::{CreateSnapshots, SnapshotInfo, SnapshotList, SnapshotQuery};
@@ -306,6 +307,22 @@ impl Client {
     /// [`ClientError`].
     pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo, ClientError> {
         Ok(self.get(&format!("/v1/snapshots/{name}")).await?.1)
+    }
+
+    /// One page of differences. The names in `query` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn diff(&self, query: &DiffQuery) -> Result<DiffPage, ClientError> {
+        let mut path = format!("/v1/diff?newer={}", query.newer);
+        let from = query.from.map(|from| from.to_string());
+        let limit = query.limit.map(|limit| limit.to_string());
+        for (field, value) in [("older", &query.older), ("from", &from), ("limit", &limit)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{field}={value}"));
+            }
+        }
+        Ok(self.get(&path).await?.1)
     }
 
     /// Deletes a snapshot. `name` must have been checked.

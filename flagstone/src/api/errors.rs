@@ -52,8 +52,10 @@ pub enum ErrorCode {
     ReadOnlySnapshot,
     /// No snapshots were asked for, or too many to be one instant.
     SnapshotCount,
-    /// Snapshots of one instant were asked for of volumes of several pools.
+    /// What is to be one instant, or to be compared, lies in several pools.
     DifferentPools,
+    /// A part of the map is damaged, and what is asked for can't be told.
+    MapDamaged,
     /// The new size is smaller, and the volume must or can't shrink so.
     ShrinkRefused,
     /// The reservation can't be that volume's.
@@ -126,7 +128,7 @@ impl ErrorCode {
             Self::PoolFailed | Self::PoolReadOnly | Self::Busy | Self::Stopping => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::MapDamaged | Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -139,7 +141,7 @@ impl ErrorCode {
             | Self::SnapshotNotFound
             | Self::PoolNotFound
             | Self::DeviceNotFound => Exit::NotFound,
-            Self::Internal | Self::Unknown | Self::PoolFailed => Exit::Failure,
+            Self::Internal | Self::Unknown | Self::PoolFailed | Self::MapDamaged => Exit::Failure,
             Self::InvalidName | Self::InvalidSize | Self::InvalidReservation => Exit::Usage,
             _ => Exit::Refused,
         }

@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod client;
 pub mod devices;
+pub mod diff;
 pub mod errors;
 pub mod metrics;
 pub mod routes;

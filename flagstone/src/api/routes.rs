@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 
 use super::backend::{Backend, Created};
 use super::devices;
+use super::diff;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
 use super::metrics;
 use super::scrub;
@@ -72,6 +73,7 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(snapshots::create_snapshots, snapshots::list_snapshots))
         .routes(routes!(snapshots::show_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(diff::diff))
         .routes(routes!(list_pools))
         .routes(routes!(grow_pool))
         .routes(routes!(devices::add_device))

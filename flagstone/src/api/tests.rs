@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::backend::{Backend, Created, Reply, Snapshot};
 use super::client::{Client, ClientError};
 use super::devices::{AddDevice, DeviceAction};
+use super::diff::{DiffExtent, DiffKind, DiffPage, DiffQuery, DiffSide};
 use super::errors::{ApiError, ErrorCode};
 use super::routes::{self, Context};
 use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
@@ -210,6 +211,26 @@ impl Backend for Fake {
         answer(gone.map(drop).ok_or_else(|| ApiError::snapshot_not_found(&name)))
     }
 
+    /// Every second block differs.
+    fn diff(&self, query: DiffQuery) -> Reply<DiffPage> {
+        let found = self.volumes.lock().unwrap().get(&query.newer).cloned();
+        let Some(volume) = found else {
+            return answer(Err(ApiError::volume_not_found(&query.newer)));
+        };
+        let side = |name: String| DiffSide {
+            name,
+            uuid: volume.uuid.clone(),
+            size_bytes: volume.size_bytes,
+        };
+        let limit = query.limit.unwrap_or(4096) as usize;
+        let mut left = (query.from.unwrap_or(0)..volume.size_bytes).step_by(8192);
+        let extent =
+            |offset_bytes| DiffExtent { offset_bytes, length_bytes: 4096, kind: DiffKind::Data };
+        let extents = left.by_ref().take(limit).map(extent).collect();
+        let (older, newer) = (query.older.map(side), side(query.newer));
+        answer(Ok(DiffPage { older, newer, extents, next: left.next() }))
+    }
+
     fn grow_pool(&self, pool: String) -> Reply<Pool> {
         let snapshot = self.snapshot(0);
         Box::pin(async move {
@@ -333,6 +354,33 @@ async fn snapshots_are_paged() {
 }
 
 #[tokio::test]
+async fn differences_are_paged() {
+    let daemon = Daemon::start(Fake::default());
+    let client = daemon.client();
+    let request = CreateVolume {
+        name: "a".to_owned(),
+        size_bytes: 10 * 4096,
+        pool: None,
+        on_full: None,
+        reserved_bytes: None,
+    };
+    client.create_volume(&request).await.unwrap();
+    let newer = "a".to_owned();
+    let mut query = DiffQuery { newer, limit: Some(2), ..DiffQuery::default() };
+    let mut offsets = Vec::new();
+    loop {
+        let page = client.diff(&query).await.unwrap();
+        assert!(page.extents.len() <= 2 && page.older.is_none() && page.newer.name == "a");
+        offsets.extend(page.extents.iter().map(|extent| extent.offset_bytes));
+        query.from = page.next;
+        if page.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(offsets, [0, 8192, 16384, 24576, 32768]);
+}
+
+#[tokio::test]
 async fn every_request_has_its_answer() {
     let daemon = Daemon::start(Fake::default());
     let demo = json!({"name": "demo", "size_bytes": 8192}).to_string();
@@ -378,6 +426,14 @@ async fn every_request_has_its_answer() {
         ("GET", "/v1/snapshots/demo%40one", "", 200, ""),
         ("GET", "/v1/snapshots/demo", "", 400, "invalid_name"),
         ("GET", "/v1/volumes/demo@one", "", 400, "invalid_name"),
+        ("GET", "/v1/diff?older=demo@one&newer=demo&from=0&limit=4096", "", 200, ""),
+        ("GET", "/v1/diff?newer=demo", "", 200, ""),
+        ("GET", "/v1/diff?newer=nobody", "", 404, "volume_not_found"),
+        ("GET", "/v1/diff?older=demo@one", "", 400, "invalid_query"),
+        ("GET", "/v1/diff?older=demo@&newer=demo", "", 400, "invalid_name"),
+        ("GET", "/v1/diff?newer=demo@a@b", "", 400, "invalid_name"),
+        ("GET", "/v1/diff?newer=demo&limit=4097", "", 400, "invalid_query"),
+        ("GET", "/v1/diff?newer=demo&from=-1", "", 400, "invalid_query"),
         ("PATCH", "/v1/snapshots/demo@one", "{}", 405, "method_not_allowed"),
         ("DELETE", "/v1/snapshots/demo@one?force=perhaps", "", 400, "invalid_query"),
         ("DELETE", "/v1/snapshots/demo@one?force=true", "", 204, ""),

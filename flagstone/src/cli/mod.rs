@@ -7,6 +7,7 @@
 mod api_args;
 mod api_doc;
 mod completions;
+mod diff;
 mod failure;
 mod log_args;
 mod man;
@@ -90,6 +91,7 @@ enum Command {
     Volume(volume::Command),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    Diff(diff::Args),
     Bench(Box<BenchArgs>),
     ApiDoc(api_doc::Args),
     Completions(completions::Args),
@@ -119,6 +121,7 @@ impl Cli {
             Command::Pool(command) => pool::run(command, json),
             Command::Volume(command) => volume::run(command, json).map(|()| Exit::Success),
             Command::Snapshot(command) => snapshot::run(command, json).map(|()| Exit::Success),
+            Command::Diff(args) => diff::run(args, json).map(|()| Exit::Success),
             Command::Bench(args) => {
                 bench::run(&args, json)?;
                 Ok(Exit::Success)

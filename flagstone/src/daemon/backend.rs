@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::api::backend::{Backend, Created, Reply, Snapshot};
 use crate::api::devices::{AddDevice, DeviceAction};
+use crate::api::diff::{DiffPage, DiffQuery};
 use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
 use crate::api::snapshots::{NewSnapshot, SnapshotInfo};
@@ -178,6 +179,13 @@ impl Backend for NodeBackend {
                 error => api_error(error),
             })
         })
+    }
+
+    fn diff(&self, query: DiffQuery) -> Reply<DiffPage> {
+        let node = self.node.clone();
+        Box::pin(
+            async move { node.diff(query.into()).await.map(DiffPage::from).map_err(api_error) },
+        )
     }
 
     fn grow_pool(&self, wanted: String) -> Reply<Pool> {
@@ -358,6 +366,11 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::DifferentPools { .. } => {
             (ErrorCode::DifferentPools, "; take their snapshots one by one")
         }
+        ControlError::NotComparable { .. } => (ErrorCode::DifferentPools, ""),
+        ControlError::MapDamaged { .. } => (
+            ErrorCode::MapDamaged,
+            "; `flagstone pool scrub` repairs metadata, or the next start of the daemon",
+        ),
         ControlError::NoSuchPool { .. } => (ErrorCode::PoolNotFound, ""),
         ControlError::NameTaken { .. } => (ErrorCode::VolumeExists, ""),
         ControlError::BadName { .. } => (ErrorCode::InvalidName, ""),

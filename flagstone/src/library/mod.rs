@@ -6,10 +6,12 @@
 //! power loss, and no byte is returned whose checksum was not verified.
 
 mod block_on;
+mod diff;
 mod pool;
 #[cfg(test)]
 mod tests;
 mod volume;
 
+pub use diff::Diff;
 pub use pool::{CreateOptions, OpenOptions, Pool, PoolError};
 pub use volume::Volume;

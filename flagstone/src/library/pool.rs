@@ -8,15 +8,15 @@ use std::time::Duration;
 use flagstone_engine::ScrubReport;
 use tokio::sync::Semaphore;
 
-use super::Volume;
 use super::block_on::block_on;
+use super::{Diff, Volume};
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, prepare_device};
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
-    self, ControlError, DeviceDiscard, FULL_WAIT, LocalSender, NewSnapshot, NodeConfig, NodeExit,
-    NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, SnapshotStatus, StartError,
-    VolumeStatus,
+    self, ControlError, DeviceDiscard, DiffTarget, FULL_WAIT, LocalSender, NewSnapshot, NodeConfig,
+    NodeExit, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, SnapshotStatus,
+    StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -323,6 +323,14 @@ impl Pool {
     /// [`ControlError`]: there is none, or the pool has failed.
     pub fn delete_snapshot(&self, name: &str) -> Result<(), ControlError> {
         block_on(self.inner.node.delete_snapshot(name.to_owned(), true)).map(drop)
+    }
+
+    /// What differs between two volumes or snapshots, of which the latter are called `VOLUME@SNAPSHOT`; with
+    /// `older` absent, everything that is mapped. What is wrong with the names the first item says.
+    #[must_use]
+    pub fn diff(&self, older: Option<&str>, newer: &str) -> Diff {
+        let target = |name: &str| DiffTarget::Name(name.to_owned());
+        Diff::new(&self.inner, older.map(target), target(newer))
     }
 
     /// The pool as it is now.

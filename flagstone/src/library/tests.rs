@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::block_on::block_on;
 use super::{CreateOptions, OpenOptions, Pool};
 use crate::IoError;
-use crate::node::{ControlError, OnFull, SettingsChange, Shrink};
+use crate::node::{ControlError, DiffExtent, DiffKind, OnFull, SettingsChange, Shrink};
 
 const MIB: u64 = 1 << 20;
 
@@ -506,4 +506,57 @@ fn snapshots_stay_as_they_were_through_closing_and_opening() {
     assert!(read(&pool.volume("a").expect("it is there"), 5000, MIB) == new);
     pool.delete_volume("a").expect("it has none");
     pool.close().expect("a clean stop");
+}
+
+#[test]
+fn differences_are_told_page_by_page() {
+    let (site, pool) = Site::new(256 * MIB);
+    let volume = pool.create_volume("v", 64 * MIB).expect("there is room");
+    let block = [7; 4096];
+    for lba in 0..6000 {
+        volume.write(lba * 8192, &block).expect("there is room");
+    }
+    let first = volume.snapshot("first").expect("there is room");
+    // More than a page of them, each alone; and a stretch that becomes zeroes.
+    for lba in 0..5000 {
+        volume.write(lba * 8192, &block).expect("there is room");
+    }
+    volume.discard(5000 * 8192, 100 * 8192).expect("it lies in the volume");
+    let second = volume.snapshot("second").expect("there is room");
+    volume.write(60 * MIB, &[1; 10_000]).expect("there is room");
+
+    let data = |offset, len| DiffExtent { offset, len, kind: DiffKind::Data };
+    let zero = |offset, len| DiffExtent { offset, len, kind: DiffKind::Zero };
+    let all =
+        |diff: super::Diff| diff.map(|extent| extent.expect("it is there")).collect::<Vec<_>>();
+    let mut due: Vec<_> = (0..5000).map(|lba| data(lba * 8192, 4096)).collect();
+    due.extend((5000..5100).map(|lba| zero(lba * 8192, 4096)));
+    assert_eq!(all(second.diff(Some(&first))), due);
+    assert_eq!(all(pool.diff(Some("v@first"), "v@second")), due);
+    due.push(data(60 * MIB, 12_288));
+    assert_eq!(all(pool.diff(Some("v@first"), "v")), due);
+    assert_eq!(all(volume.diff(Some(&first)).starting_at(5099 * 8192)), due[5099..]);
+    assert_eq!(all(volume.diff(Some(&second))), [data(60 * MIB, 12_288)]);
+    assert_eq!(all(first.diff(None)).len(), 6000);
+    assert_eq!(all(volume.diff(Some(&volume))), []);
+
+    let mut diff = first.diff(None);
+    let page = block_on(diff.next_page()).expect("it is there").expect("there are some");
+    assert_eq!((page.extents.len(), page.next), (4096, Some(4096 * 8192)));
+    assert_eq!((page.older, page.newer.name.as_str()), (None, "v@first"));
+    // The pages to come are of the same snapshot, not of another of its name.
+    pool.delete_snapshot("v@first").expect("it is there");
+    volume.snapshot("first").expect("there is room");
+    let gone = block_on(diff.next_page()).expect_err("it is gone");
+    assert_eq!(gone, ControlError::NoSuchSnapshot { name: "v@first".to_owned() });
+    assert!(matches!(block_on(diff.next_page()), Ok(None)), "it ends after an error");
+    let nobody = pool.diff(Some("v"), "w").next().expect("an error");
+    assert_eq!(nobody, Err(ControlError::NoSuchVolume { name: "w".to_owned() }));
+    pool.close().expect("a clean stop");
+
+    let pool = site.open();
+    assert_eq!(all(pool.diff(Some("v@second"), "v")), [data(60 * MIB, 12_288)]);
+    pool.close().expect("a clean stop");
+    let closed = pool.diff(None, "v").next().expect("an error");
+    assert_eq!(closed, Err(ControlError::Stopping));
 }

@@ -7,10 +7,11 @@ use flagstone_block::ZeroMode;
 use flagstone_ring::MailError;
 use tokio::sync::oneshot;
 
+use super::Diff;
 use super::block_on::block_on;
 use super::pool::Inner;
 use crate::node::local::{LocalOp, LocalRequest};
-use crate::node::{ControlError, IoError, NewSnapshot, SnapshotStatus, VolumeStatus};
+use crate::node::{ControlError, DiffTarget, IoError, NewSnapshot, SnapshotStatus, VolumeStatus};
 
 /// An open volume or snapshot. Clones are the same one.
 ///
@@ -127,6 +128,17 @@ impl Volume {
     /// failed.
     pub fn snapshot(&self, name: &str) -> Result<Self, ControlError> {
         block_on(self.snapshot_async(name))
+    }
+
+    /// What differs from an older one, of the same pool: one of its snapshots, or what it was cloned from.
+    /// Without one, everything that is mapped.
+    #[must_use]
+    pub fn diff(&self, older: Option<&Self>) -> Diff {
+        let target = |volume: &Self| DiffTarget::Handle {
+            name: volume.name.to_string(),
+            handle: volume.handle,
+        };
+        Diff::new(&self.inner, older.map(target), target(self))
     }
 
     /// As [`Volume::read`]: fills `into`, whose length says how much, and gives it back.

@@ -64,6 +64,12 @@ pub const REQUESTS_SHARED: usize = 8192;
 /// Volumes in one answer of the reactor to who lists them: what takes it a fraction of a millisecond.
 pub const LIST_VOLUMES: usize = 256;
 
+/// Extents in one page of differences.
+pub const DIFF_EXTENTS: usize = 4096;
+
+/// Pages of differences on their way at a time.
+pub const DIFF_WALKS: usize = 64;
+
 /// Requests of this process in flight, where it embeds the node.
 pub const LOCAL_REQUESTS: usize = 1024;
 

@@ -7,6 +7,7 @@ mod catalog;
 mod connection;
 pub mod control;
 pub mod devices;
+mod diff;
 mod discard;
 mod errno;
 mod files;
@@ -36,8 +37,9 @@ pub use control::{
     NodeHandle, NodeStats, PoolState, PoolStatus, SettingsChange, SnapshotStatus, VolumeStatus,
     WARNINGS,
 };
+pub use diff::{DiffPage, DiffQuery, DiffSide, DiffTarget};
 pub use discard::DeviceDiscard;
-pub use flagstone_engine::{OnFull, Shrink, VolumeSettings};
+pub use flagstone_engine::{DiffExtent, DiffKind, OnFull, Shrink, VolumeSettings};
 pub use local::IoError;
 pub use scrub::ScrubAction;
 pub(crate) use start::{LocalSender, start_local};

@@ -12,11 +12,12 @@
 //! starts requests, [`super::submit`] hands them to the engines, [`super::finish`] takes what
 //! they answer, [`super::run`] puts the pieces of long simple replies in order,
 //! [`super::transmit`] sends, [`super::local`] serves this process itself, [`super::manage`] performs
-//! control requests, [`super::stop`] ends it.
+//! control requests, [`super::diff`] walks for those that take long, [`super::stop`] ends it.
 
 use super::catalog::Catalog;
 use super::connection::{Connection, Phase};
 use super::control::{ControlRequest, NodeExit, NodeStats};
+use super::diff::Walks;
 use super::limits::{
     CONNECTION_BLOCKS, ENGINE_MARGIN_BLOCKS, HEADER_BLOCKS, RECEIVE_BLOCKS, REQUESTS_GUARANTEED,
     REQUESTS_SHARED, RESERVE_BLOCKS, RETRY_NS, WRITE_BYTES,
@@ -58,6 +59,8 @@ pub(super) struct Reactor {
     pub(super) changes: Slab<Change>,
     /// Control requests that an engine was too busy to take.
     pub(super) pending_changes: VecDeque<PendingChange>,
+    /// Pages of differences on their way.
+    pub(super) walks: Walks,
 
     /// Requests of this process itself.
     pub(super) local: Local,
@@ -131,6 +134,7 @@ impl Reactor {
             pieces: Slab::with_capacity(requests),
             changes: Slab::with_capacity(16),
             pending_changes: VecDeque::new(),
+            walks: Walks::new(),
             local: Local::new(parts.local),
             queue: VecDeque::with_capacity(parts.max_connections as usize),
             full_wait_ns: parts.full_wait_ns,
@@ -178,6 +182,7 @@ impl Reactor {
         self.hungry = false;
         self.engine_busy = false;
         let now_ns = self.ring.now_ns();
+        self.advance_walks();
         for _ in 0..ROUNDS {
             self.retry_changes();
             self.retry_waiting();

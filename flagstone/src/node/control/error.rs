@@ -68,6 +68,20 @@ pub enum ControlError {
         /// Another, of another pool.
         second: String,
     },
+    /// What is to be compared lies in different pools.
+    #[error("{older:?} and {newer:?} lie in different pools, which share nothing")]
+    NotComparable {
+        /// The older of the two.
+        older: String,
+        /// The newer.
+        newer: String,
+    },
+    /// Two volumes or snapshots can't be compared, because the map of one is damaged.
+    #[error("what says where block {lba} and those behind it lie is damaged")]
+    MapDamaged {
+        /// The first block that the damage is about.
+        lba: u64,
+    },
     /// No pool at that path.
     #[error("there is no pool at {}", path.display())]
     NoSuchPool {

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{oneshot, watch};
 
+use super::super::diff::{DiffPage, DiffQuery};
 use super::super::files::PoolFile;
 use super::super::limits::LIST_VOLUMES;
 use super::super::scrub::ScrubAction;
@@ -217,6 +218,14 @@ impl NodeHandle {
         force: bool,
     ) -> Result<SnapshotStatus, ControlError> {
         self.ask(|reply| ControlRequest::DeleteSnapshot { name, force, reply }).await
+    }
+
+    /// See [`ControlRequest::Diff`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn diff(&self, query: DiffQuery) -> Result<DiffPage, ControlError> {
+        self.ask(|reply| ControlRequest::Diff { query, reply }).await
     }
 
     /// See [`ControlRequest::PoolStatus`].

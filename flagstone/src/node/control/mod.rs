@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::devices::DeviceChange;
+use super::diff::{DiffPage, DiffQuery};
 use super::discard::DeviceDiscard;
 use super::scrub::ScrubAction;
 use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
@@ -216,6 +217,13 @@ pub enum ControlRequest {
         force: bool,
         /// The snapshot as it was.
         reply: Reply<SnapshotStatus>,
+    },
+    /// What differs between two volumes or snapshots.
+    Diff {
+        /// Between which, and where to begin.
+        query: DiffQuery,
+        /// A page of it.
+        reply: Reply<DiffPage>,
     },
     /// All pools, in the order they were given.
     PoolStatus {
