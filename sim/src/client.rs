@@ -173,6 +173,7 @@ impl Client {
                 let (offset, len) = range(world, size, false);
                 let extents_max = world.rng.pick(&[1, 3, 1000]);
                 world.status(volume, offset, len, extents_max)?;
+                world.compare_some()?;
                 None
             }
             8 if all < VOLUMES_MAX => Some(self.create(world)),

@@ -385,6 +385,8 @@ fn reckon(world: &mut World) -> Check {
     world.quiesce()?;
     world.check_state()?;
     world.check_evacuated()?;
+    world.compare_all()?;
+    world.quiesce()?;
     world.check_accounts()?;
     world.check_engine()?;
     if world.rng.one_in(4) {

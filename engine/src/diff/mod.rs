@@ -76,8 +76,8 @@ impl Engine {
     /// larger of the two.
     ///
     /// Appends what differs to `out`, in order, merged with its last extent where they touch, until
-    /// that has `extents_max`. Returns the offset of the first block that was not compared: at or behind
-    /// the end of the range if all was. Otherwise call again from there.
+    /// that has `extents_max`. Returns the offset of the first block that was not compared, to go on from;
+    /// `None` if all were.
     ///
     /// # Errors
     /// `Busy` if not a block could be compared before a page of the map is read: call again after the next
@@ -88,7 +88,7 @@ impl Engine {
         range: Range<u64>,
         out: &mut Vec<DiffExtent>,
         extents_max: usize,
-    ) -> Result<u64, DiffError> {
+    ) -> Result<Option<u64>, DiffError> {
         if self.stop.is_begun() {
             return Err(DiffError::Stopping);
         }
@@ -121,11 +121,13 @@ impl Engine {
             let stop = end.min((leaf + 1) * per_leaf);
             at = changes.append(leaf * per_leaf, at..stop, out, extents_max);
             if at < stop {
-                return Ok(at << BLOCK_BITS);
+                return Ok(Some(at << BLOCK_BITS));
             }
         }
-        let at = at.min(end);
-        if at == first && at < end { Err(DiffError::Busy) } else { Ok(at << BLOCK_BITS) }
+        if at >= end {
+            return Ok(None);
+        }
+        if at == first { Err(DiffError::Busy) } else { Ok(Some(at << BLOCK_BITS)) }
     }
 
     /// Blocks of the larger of the two.

@@ -182,22 +182,18 @@ impl Reactor {
     }
 
     fn step(&mut self, walk: &mut Walk) -> Step {
-        let end = walk.page.newer.size_bytes;
-        let end = end.max(walk.page.older.as_ref().map_or(0, |older| older.size_bytes));
         if !self.stop.is_running() {
             return Step::Over(Err(ControlError::Stopping));
         }
         let engine = &mut self.pools[walk.pool as usize].engine;
-        let range = walk.at..end.max(walk.at);
-        match engine.diff(&walk.spec, range, &mut walk.page.extents, walk.limit) {
-            Ok(next) => {
-                let over = next >= end || (next == walk.at && !walk.page.extents.is_empty());
+        match engine.diff(&walk.spec, walk.at..u64::MAX, &mut walk.page.extents, walk.limit) {
+            Ok(Some(next)) if walk.page.extents.len() < walk.limit => {
                 walk.at = next;
-                if over || walk.page.extents.len() == walk.limit {
-                    walk.page.next = (next < end).then_some(next);
-                    return Step::Over(Ok(()));
-                }
                 Step::GoesOn { busy: false }
+            }
+            Ok(next) => {
+                walk.page.next = next;
+                Step::Over(Ok(()))
             }
             Err(DiffError::Busy) => Step::GoesOn { busy: true },
             Err(DiffError::NoVolume) => {

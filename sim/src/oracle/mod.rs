@@ -20,6 +20,7 @@
 //!
 //! The model is deliberately ignorant of the log, the journal and the map.
 
+mod diff;
 mod judge;
 
 pub use judge::{Bounds, Found, FoundVolume};

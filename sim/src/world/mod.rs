@@ -5,6 +5,7 @@
 
 mod degraded;
 mod device;
+mod diff;
 mod disks;
 mod look;
 mod open;
@@ -222,6 +223,8 @@ pub struct World {
     /// Segments that the pool has at least, because a growth was answered, and at most.
     segments: (u32, u32),
     scrubbed: scrub::Seen,
+    /// A comparison under way.
+    comparing: Option<diff::Comparing>,
     members: disks::Members,
 }
 
@@ -263,6 +266,7 @@ impl World {
             compactions_at_open: 0,
             segments: (0, 0),
             scrubbed: scrub::Seen::default(),
+            comparing: None,
             members: disks::Members::default(),
         }
     }
@@ -331,6 +335,7 @@ impl World {
         self.slots.clear();
         self.vacant.clear();
         self.answers.clear();
+        self.comparing = None;
         self.any_touched = false;
     }
 }
