@@ -245,14 +245,17 @@ fn reader<'a>(loaded: &'a Loaded, volume: &'a Volume, leaf: u64, i: usize) -> Op
         return Some(volume);
     }
     let inherits = |child: &&Volume| {
-        !child.map.is_different(leaf)
-            || match child.map.leaf(&loaded.replay.slab, leaf).0 {
-                LeafState::Dense(index) => {
-                    let entries = loaded.replay.slab.get(index);
-                    matches!(entries.get(i), Mapping::Block { .. }) && !entries.owns(i)
-                }
-                _ => false,
+        if !child.map.is_different(leaf) {
+            return volume.map.has_leaf(leaf);
+        }
+        match child.map.leaf(&loaded.replay.slab, leaf).0 {
+            LeafState::Dense(index) => {
+                let entries = loaded.replay.slab.get(index);
+                matches!(entries.get(i), Mapping::Block { .. }) && !entries.owns(i)
             }
+            // What it had has passed to its child, which may inherit the rest from further up.
+            _ => child.state == VolumeState::Dying,
+        }
     };
     let children = volume.children.iter().filter_map(|child| loaded.replay.volumes.get(*child));
     children.filter(inherits).find_map(|child| reader(loaded, child, leaf, i))

@@ -287,8 +287,12 @@ impl Engine {
     }
 
     /// Whether a leaf may be read that nobody waits for yet. Where only a few fit it must not push
-    /// out what somebody does wait for: two that read ahead would do so to each other for ever.
+    /// out what somebody does wait for: two that read ahead would do so to each other for ever. Nor may it
+    /// take the last buffers: a checkpoint that needs one is what the others may be waiting for.
     fn has_prefetch_room(&self) -> bool {
+        if self.leaf_loader.reading >= LEAF_READS / 4 * 3 {
+            return false;
+        }
         match self.leaf_loader.limit {
             Some(limit) if limit < 4 * LEAF_READS => self.leaves_in_memory() < limit,
             _ => self.has_leaf_room(1),

@@ -291,7 +291,12 @@ impl Volumes {
         let cuts = self.snapshots(line);
         let at = cuts.partition_point(|(cut, _)| *cut < lsn);
         let taken = |id: u32| {
-            let has = |s: &Volume| s.state != VolumeState::Creating && leaf >= s.passed;
+            let has = |s: &Volume| match s.state {
+                VolumeState::Creating => false,
+                // What has passed to the child has left nothing behind, also after an opening.
+                VolumeState::Dying => leaf >= s.passed && s.map.has_leaf(leaf),
+                _ => true,
+            };
             self.get(id).is_some_and(has)
         };
         cuts[at..].iter().find(|(_, id)| taken(*id)).map_or(line, |(_, id)| *id)

@@ -203,3 +203,59 @@ fn a_group_is_one_instant() {
     }
     world.engine.check().unwrap();
 }
+
+/// Blocks of an older snapshot are moved while a younger one, which the volume inherits them through, is taken
+/// apart: in one life, and in the next after a checkpoint of half of it.
+#[test]
+fn what_is_moved_is_found_behind_a_snapshot_that_is_half_taken_apart() {
+    const LEAVES: u64 = 300;
+    // Few leaves stay in memory, so that taking apart waits for pages.
+    let options = OpenOptions { map_memory: Some(1 << 20), ..OPEN };
+    let leaf = |leaf: u64| leaf * (2 << 20);
+    for crash in [false, true] {
+        let mut world = World::format(64 << 20, 1 << 20);
+        world = World::open_with(world.stop(), &options).unwrap();
+        let volume = world.create("v", leaf(LEAVES));
+        let other = world.create("other", LEAVES * 20 * B);
+        // Between each two blocks of the volume those of the other, whose death has the cleaner come.
+        for i in 0..LEAVES {
+            world.write(volume, leaf(i), &block(1 + i)).unwrap();
+            (0..20).for_each(|j| world.write(other, (i * 20 + j) * B, &block(1)).unwrap());
+        }
+        let first = snapshot(&mut world, &[(volume, "v@first")]).unwrap();
+        for i in 0..LEAVES {
+            world.write(volume, leaf(i) + B, &block(10_000 + i)).unwrap();
+            world.write(volume, leaf(i) + 2 * B, &block(15_000 + i)).unwrap();
+        }
+        let second = snapshot(&mut world, &[(volume, "v@second")]).unwrap();
+        for i in 0..LEAVES {
+            // Half of it dies with the snapshot, half passes.
+            world.write(volume, leaf(i) + B, &block(20_000 + i)).unwrap();
+        }
+        let mut numbers = Numbers(5);
+        let overwrite = |world: &mut World, times: u64, numbers: &mut Numbers| {
+            for stamp in 0..times {
+                let lba = numbers.below(LEAVES * 20);
+                world.write(other, lba * B, &block(100 + stamp)).unwrap();
+            }
+        };
+        overwrite(&mut world, 4000, &mut numbers);
+        world.delete(second);
+        if crash {
+            world = World::open_with(world.disk, &options).unwrap();
+        }
+        let cleaned = world.engine.counters().segments_cleaned;
+        for _ in 0..200 {
+            overwrite(&mut world, 10, &mut numbers);
+            world.engine.check().unwrap();
+        }
+        assert!(world.engine.counters().segments_cleaned > cleaned);
+        for i in 0..LEAVES {
+            for id in [first, volume] {
+                assert!(world.read(id, i * 512, 1).unwrap() == block(1 + i), "{i} of {id:?}");
+            }
+            assert!(world.read(volume, i * 512 + 1, 1).unwrap() == block(20_000 + i));
+            assert!(world.read(volume, i * 512 + 2, 1).unwrap() == block(15_000 + i));
+        }
+    }
+}

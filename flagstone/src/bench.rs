@@ -141,6 +141,10 @@ struct JobArgs {
     #[arg(long)]
     verify: bool,
 
+    /// With --verify: note in this file what was written, and check what earlier runs with it wrote.
+    #[arg(long, value_name = "FILE", requires = "verify")]
+    ledger: Option<PathBuf>,
+
     /// Names the random numbers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
@@ -198,6 +202,7 @@ impl JobArgs {
             flush_every: self.flush_every,
             fua: self.fua,
             verify: self.verify,
+            ledger: self.ledger.clone(),
             seed: self.seed,
         }
     }
@@ -408,6 +413,7 @@ mod tests {
             &["--duration=-1s"],
             &["--interval=1ms"],
             &["--ops=0"],
+            &["--ledger=file"],
         ] {
             assert!(job(arguments).is_err(), "{arguments:?}");
         }

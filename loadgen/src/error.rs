@@ -5,7 +5,7 @@ use std::io;
 use flagstone_block::DeviceError;
 use flagstone_ring::{AddError, DeviceOpenError, RingError};
 
-use crate::{HandshakeError, ProtocolError, WorkloadError};
+use crate::{HandshakeError, LedgerFileError, ProtocolError, WorkloadError};
 
 /// Why a run did not come to its end. Requests that fail are counted, not reported here.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,9 @@ pub enum RunError {
     /// The job makes no sense, or not on this target.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
+    /// The file of a verified run's ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerFileError),
     /// The server can't be reached.
     #[error("can't connect to the server")]
     Connect(#[source] io::Error),

@@ -12,12 +12,12 @@ use flagstone_ring::{
 };
 
 use crate::{
-    RunError,
+    RunError, ledger_file,
     record::Recorder,
     report::{self, Report, Setup, Verification},
     rng::Rng,
     run::{self, Control, Driver, Limits, Observer},
-    verify::{Checked, Ledger, run_name},
+    verify::{Checked, Ledger},
     workload::{Generator, Kind, Operation, Workload},
 };
 
@@ -61,7 +61,7 @@ pub fn run_raw(
     }
     let mut setup = Setup::new(path.display().to_string(), workload, 1, requests);
     setup.direct = Some(device.is_direct());
-    let ledger = workload.verify.then(|| Ledger::new(run_name(workload.seed), requests));
+    let ledger = ledger_file::open(workload, requests)?;
     let mut driver = RawDriver {
         device,
         workload,
@@ -71,7 +71,9 @@ pub fn run_raw(
         checked: Checked::new(),
     };
     let drivers = std::slice::from_mut(&mut driver);
-    let outcome = run::drive(drivers, bytes, limits, None, observer)?;
+    let outcome = run::drive(drivers, bytes, limits, None, observer);
+    ledger.as_ref().map_or(Ok(()), |ledger| ledger_file::save(ledger, workload))?;
+    let outcome = outcome?;
     let verification = Verification::sum(std::iter::once(driver.checked));
     Ok(report::build(
         setup,

@@ -186,6 +186,26 @@ impl Ledger {
         Self { run, entries: (0..requests).map(|_| AtomicU64::new(0)).collect() }
     }
 
+    /// The ledger that `entries` of earlier runs make up. No write is under way any more.
+    pub(crate) fn resume(run: u64, entries: impl Iterator<Item = u64>) -> Self {
+        Self { run, entries: entries.map(|entry| AtomicU64::new(entry & !Entry::BUSY)).collect() }
+    }
+
+    /// Names the run, and those that go on with its ledger.
+    pub(crate) fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// How many blocks it is about.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// What it knows of each block, for [`Ledger::resume`].
+    pub(crate) fn entries(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().map(|entry| entry.load(Ordering::Acquire))
+    }
+
     fn entry(&self, request: u64) -> &AtomicU64 {
         &self.entries[request as usize]
     }

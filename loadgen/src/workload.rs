@@ -3,6 +3,8 @@
 //! Positions are counted in requests: request `i` covers the bytes
 //! `i * block_size .. (i + 1) * block_size`, so every request is aligned to its own size.
 
+use std::path::PathBuf;
+
 use crate::{
     distribution::{Distribution, DistributionError, Sampler},
     rng::Rng,
@@ -47,6 +49,8 @@ pub struct Workload {
     pub fua: bool,
     /// Writes are stamped and reads are checked.
     pub verify: bool,
+    /// With `verify`: the file that says what earlier runs wrote, and that this one adds to.
+    pub ledger: Option<PathBuf>,
     /// Names the random numbers.
     pub seed: u64,
 }
@@ -63,6 +67,7 @@ impl Default for Workload {
             flush_every: None,
             fua: false,
             verify: false,
+            ledger: None,
             seed: 1,
         }
     }

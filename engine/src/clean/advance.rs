@@ -111,8 +111,8 @@ impl Engine {
             self.summaries.push(summary);
             victim.summary = None;
             victim.stage = VictimStage::Moving;
+            self.pace_victim(victim.segment);
             self.cleaner.victim = Some(victim);
-            self.pace_victim(self.cleaner.moves.len());
         } else if !retried && !self.stop.is_begun() {
             victim.stage = VictimStage::ReadingSummary { retried: true };
             self.read_summary(victim.segment, summary);
@@ -158,10 +158,15 @@ impl Engine {
         true
     }
 
+    /// Who owns a block that is moved, if it is still there.
+    pub(super) fn owner_of(&self, moved: &Move) -> u32 {
+        self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1)
+    }
+
     /// Whether the map names the block where it was read; `None` if the leaf that would know is
     /// not in memory.
     pub(super) fn liveness(&self, segment: u32, moved: &Move) -> Option<bool> {
-        let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
+        let owner = self.owner_of(moved);
         let Some(volume) = self.volumes.get(owner) else { return Some(false) };
         let lba = Lba(moved.lba);
         if volume.map.is_away(&self.slab, lba) {
@@ -178,7 +183,7 @@ impl Engine {
         if let Some(live) = self.liveness(segment, &moved) {
             return Ok(live);
         }
-        let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
+        let owner = self.owner_of(&moved);
         let paging = self.leaves_here(owner, Lba(moved.lba), 1, true);
         if paging == Paging::Coming {
             let mut last = moved.leaf();
@@ -190,7 +195,7 @@ impl Engine {
                     if left == 0 {
                         break;
                     }
-                    let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
+                    let owner = self.owner_of(&moved);
                     self.prefetch_leaf(owner, Lba(moved.lba));
                 }
             }

@@ -264,11 +264,13 @@ impl Engine {
             at += 1;
         }
         let over = at == targets.len();
-        if !over {
+        // Leaves that are read for a switch that waits for a checkpoint would be gone again when that has ended,
+        // and it may need to read some itself.
+        if !over && !self.is_being_stated(self.owner_of(&targets[at].moved)) {
             let same_leaf = |a: &Target, b: &Target| a.moved.leaf() == b.moved.leaf();
             for leaf in targets[at..].chunk_by(same_leaf).take(LEAF_READS) {
                 let moved = &leaf[0].moved;
-                let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
+                let owner = self.owner_of(moved);
                 self.prefetch_leaf(owner, Lba(moved.lba));
             }
         }
@@ -288,7 +290,10 @@ impl Engine {
     /// read first.
     fn switch_entry(&mut self, segment: u32, block: u32, target: &Target, lsn: u64) -> bool {
         let moved = &target.moved;
-        let owner = self.volumes.owner(moved.volume, moved.lsn, moved.leaf().1);
+        let owner = self.owner_of(moved);
+        if self.is_being_stated(owner) {
+            return false;
+        }
         let same = self.segs.row(target.segment).generation == target.generation;
         let live = match self.liveness(target.segment, moved) {
             Some(live) => same && live,

@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! 1. It stops nobody for good: a write waits only while the cleaner empties a victim because segments
-//!    are few, something is under way whose end brings the next try, and the cleaner got on lately.
+//!    are few, something is under way whose end brings the next try, and the cleaner got on lately. However little
+//!    victims gain, [`PACE_RATIO_MAX`] of them earn a block.
 //! 2. It decides when, never whether: what a pool has room for is a matter of [`crate::space`].
 
 use super::idle::Need;
@@ -21,8 +22,9 @@ use crate::limits::{
 };
 use crate::plant::Plant;
 
-/// Parts of a block that are counted.
-const PARTS: u64 = 256;
+/// Parts of a block that are counted: what a single block of a victim with one dead block earns at the least is
+/// many of them, so that nothing is lost by rounding.
+const PARTS: u64 = 1 << 24;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -71,18 +73,20 @@ impl Engine {
         }
     }
 
-    /// A victim with `live` blocks is about to be read.
-    pub(super) fn pace_victim(&mut self, live: usize) {
-        let live = (live as u64).max(1);
-        let dead = u64::from(self.geo.shape.data_blocks).saturating_sub(live);
+    /// A victim is about to be read. What is live in it counts, not what is listed: of leaves that are not in
+    /// memory everything is, since nobody knows yet.
+    pub(super) fn pace_victim(&mut self, segment: u32) {
+        let live = u64::from(self.segs.row(segment).live).max(1);
+        let dead = u64::from(self.geo.shape.data_blocks).saturating_sub(live).max(1);
         // Each is read, and copied.
-        self.cleaner.pace.gain = dead * PARTS / (2 * live);
+        self.cleaner.pace.gain = (dead * PARTS).div_ceil(2 * live);
         self.cleaner.pace.earned_ns = self.now_ns;
     }
 
     /// The cleaner has read or copied `blocks` blocks of its victim.
     pub(super) fn earn(&mut self, blocks: u32) {
-        let earned = u64::from(blocks) * self.cleaner.pace.gain * self.writers_part() / PARTS;
+        let gained = u128::from(blocks) * u128::from(self.cleaner.pace.gain);
+        let earned = gained * u128::from(self.writers_part()) / u128::from(PARTS);
         let most = u64::from(self.geo.shape.data_blocks / 4).max(PACE_BLOCKS_MIN) * PARTS;
         let pace = &mut self.cleaner.pace;
         pace.credit = (pace.credit + earned as i64).min(most as i64);

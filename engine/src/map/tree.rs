@@ -228,6 +228,13 @@ impl VolumeMap {
         (self.nodes.len() * NODE_LEAVES) as u64
     }
 
+    /// Whether leaf number `leaf` has entries, in memory or not.
+    #[must_use]
+    pub fn has_leaf(&self, leaf: u64) -> bool {
+        let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
+        matches!(self.nodes.get(node), Some(Some(node)) if node[slot] >= LEAF)
+    }
+
     /// State of leaf number `leaf`, and how many leaves from it on share an absent node and so
     /// are certainly untouched (at least 1): what a walk may skip.
     #[must_use]

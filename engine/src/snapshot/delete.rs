@@ -8,7 +8,8 @@
 //!
 //! Invariants:
 //! 1. At any time a block is owned by the snapshot, or by the child, but not by nobody.
-//! 2. [`Volumes::owner`](crate::volume::Volumes::owner) knows how far it has come.
+//! 2. Of a leaf that has passed the snapshot has nothing left, in memory and in every checkpoint. Who looks for
+//!    the [owner](crate::volume::Volumes::owner) of a block, or for those who inherit it, looks past it.
 //! 3. One is taken apart at a time, to the end, and none before a child that has begun to be: what is
 //!    passed goes to the nearest child.
 //! 4. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing

@@ -150,14 +150,20 @@ impl Engine {
         self.recount_held(cut.line);
     }
 
+    /// Whether a checkpoint states leaves in which others may have inherited what `owner` has, so that nothing
+    /// of it is moved meanwhile.
+    pub(crate) fn is_being_stated(&self, owner: u32) -> bool {
+        let inherited = self.volumes.get(owner).is_some_and(|owner| !owner.children.is_empty());
+        let stating = self.compaction.as_ref().is_some_and(Compaction::is_stating);
+        inherited && stating && !self.planted.has(Plant::MoveWhileStating)
+    }
+
     /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if the
     /// owner's leaf must be read first, which begins then. Those who inherit it are known without. False
     /// as well while a checkpoint states the leaves: all must be in it with the same copy.
     pub(crate) fn move_block(&mut self, owner: u32, lba: Lba, from: Mapping, to: Mapping) -> bool {
         let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
-        let inherited = self.volumes.get(owner).is_some_and(|owner| !owner.children.is_empty());
-        let stating = self.compaction.as_ref().is_some_and(Compaction::is_stating);
-        if inherited && stating && !self.planted.has(Plant::MoveWhileStating) {
+        if self.is_being_stated(owner) {
             return false;
         }
         self.moving.clear();
@@ -189,6 +195,8 @@ impl Engine {
                         }
                         self.slab.note_moved(away, block, to);
                     }
+                    // What it had has passed to its child, which may inherit the rest from further up.
+                    _ if volume.state == VolumeState::Dying => {}
                     _ => continue,
                 }
             }

@@ -11,11 +11,10 @@ pub use exchange::ProtocolError;
 pub use handshake::HandshakeError;
 
 use crate::{
-    RunError,
+    RunError, ledger_file,
     report::{self, Report, Setup, Verification},
     run::{self, Limits, Observer},
     uri::NbdUri,
-    verify::{Ledger, run_name},
     workload::{Generator, Workload, WorkloadError, slice_of},
 };
 use exchange::Terms;
@@ -49,7 +48,7 @@ impl Default for NbdOptions {
 /// Blocks until the run is over; `observer` is called on this thread meanwhile.
 ///
 /// # Errors
-/// - `Workload`: nothing was sent.
+/// - `Workload`: nothing was sent. `Ledger`: nothing was written, or it could not be saved afterwards.
 /// - `Connect`, `Handshake`, `ReadOnly`, `NoFlush`, `NoFua`, `NoMultiConn`, `RequestLimits`:
 ///   nothing was read or written.
 /// - `Protocol`, `Io`, `Stalled`: the run broke off; writes may have been carried out.
@@ -80,7 +79,7 @@ pub fn run_nbd(
     check_export(&export, workload, count)?;
     let requests = workload.requests(export.size, count)?;
     let server_pid = options.server_pid.or_else(|| sockets.first().and_then(Socket::server_pid));
-    let ledger = workload.verify.then(|| Ledger::new(run_name(workload.seed), requests));
+    let ledger = ledger_file::open(workload, requests)?;
     let mut lines = sockets.into_iter().zip(0..).map(|(socket, index)| {
         let terms = Terms {
             workload,
@@ -105,7 +104,10 @@ pub fn run_nbd(
             Worker::new(lines.by_ref().take((end - first) as usize).collect())
         })
         .collect();
-    let outcome = run::drive(&mut workers, workload.block_size, limits, server_pid, observer)?;
+    let outcome = run::drive(&mut workers, workload.block_size, limits, server_pid, observer);
+    // Also of a run that broke off: that is when it is wanted.
+    ledger.as_ref().map_or(Ok(()), |ledger| ledger_file::save(ledger, workload))?;
+    let outcome = outcome?;
     let checked = workers.into_iter().flat_map(Worker::into_lines).map(Line::close);
     let verification = Verification::sum(checked);
     let setup = Setup::new(uri.to_string(), workload, count, requests);
