@@ -24,6 +24,18 @@ pub trait Exports {
     /// past the last. Their order doesn't change.
     fn after(&self, name: Option<&str>) -> Option<Export<'_>>;
 
+    /// The snapshot called `name` that an export's differences can be told from: one of the same volume, or
+    /// with its volume's name, `VOLUME@SNAPSHOT`, any. Its handle.
+    fn origin(&self, _export: u64, _name: &str) -> Option<u64> {
+        None
+    }
+
+    /// The name of such a snapshot of the same volume that comes behind `after`, also if that is gone, or
+    /// the first; `None` past the last.
+    fn origin_after(&self, _export: u64, _after: Option<&str>) -> Option<&str> {
+        None
+    }
+
     /// What the empty name stands for: the only export, if there is exactly one.
     fn default_export(&self) -> Option<Export<'_>> {
         let first = self.after(None)?;
@@ -46,5 +58,13 @@ impl<E: Exports + ?Sized> Exports for &E {
 
     fn after(&self, name: Option<&str>) -> Option<Export<'_>> {
         (**self).after(name)
+    }
+
+    fn origin(&self, export: u64, name: &str) -> Option<u64> {
+        (**self).origin(export, name)
+    }
+
+    fn origin_after(&self, export: u64, after: Option<&str>) -> Option<&str> {
+        (**self).origin_after(export, after)
     }
 }

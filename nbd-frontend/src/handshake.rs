@@ -7,10 +7,11 @@
 //!
 //! Source: NBD proto, "Fixed newstyle negotiation", "Option types", "Option reply types".
 
+use crate::context::{Contexts, Difference, Query, prefix};
 use crate::export::{Export, Exports};
 use crate::limits::{
-    HANDSHAKE_REPLY_BYTES, MAX_DESCRIPTION_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PAYLOAD_BYTES,
-    MAX_SKIPPED_OPTION_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES,
+    HANDSHAKE_REPLY_BYTES, MAX_DESCRIPTION_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_ORIGIN_BYTES,
+    MAX_PAYLOAD_BYTES, MAX_SKIPPED_OPTION_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES,
 };
 use crate::option::{self, InfoQuery, Refusal};
 use crate::proto::*;
@@ -47,8 +48,23 @@ enum Phase {
     Skipping { option: u32, left: u32, refusal: Refusal },
     /// The exports behind this one, or all, are still to be told.
     Listing { after: Option<String> },
+    /// The contexts for the snapshots behind this one, or all, are still to be told.
+    ListingContexts { export: u64, after: Option<String>, all: AllDifferences },
     /// Nothing more is accepted.
     Closed(CloseReason),
+}
+
+/// Which contexts that tell differences are to be listed.
+#[derive(Clone, Copy, Debug, Default)]
+struct AllDifferences {
+    flagstone: bool,
+    qemu: bool,
+}
+
+impl AllDifferences {
+    fn has(self, zeroes: bool) -> bool {
+        if zeroes { self.flagstone } else { self.qemu }
+    }
 }
 
 #[derive(Debug)]
@@ -58,8 +74,8 @@ pub(crate) struct Handshake {
     no_zeroes: bool,
     style: Style,
     options: u32,
-    /// The export that `base:allocation` was selected for.
-    context_of: Option<u64>,
+    /// The contexts that were selected, and for which export.
+    contexts: Option<(u64, Contexts)>,
     pub(crate) shutting_down: bool,
 }
 
@@ -71,7 +87,7 @@ impl Handshake {
             no_zeroes: false,
             style: Style::Simple,
             options: 0,
-            context_of: None,
+            contexts: None,
             shutting_down: false,
         }
     }
@@ -101,6 +117,10 @@ impl Handshake {
             Phase::Listing { ref mut after } => {
                 let after = after.take();
                 Received { consumed: 0, step: self.list(after, exports, out) }
+            }
+            Phase::ListingContexts { export, ref mut after, all } => {
+                let after = after.take();
+                Received { consumed: 0, step: self.list_contexts(export, after, all, exports, out) }
             }
             Phase::Closed(reason) => Received { consumed: 0, step: Step::Close(reason) },
         }
@@ -201,7 +221,7 @@ impl Handshake {
     fn finish(&mut self, option: u32, (kind, text): Refusal, out: &mut Out<'_>) -> Step {
         // "replaces all previously-set metadata contexts (including when this command fails)".
         if option == OPT_SET_META_CONTEXT {
-            self.context_of = None;
+            self.contexts = None;
         }
         put_reply(out, option, kind, &[text.as_bytes()]);
         if option == OPT_ABORT {
@@ -248,7 +268,7 @@ impl Handshake {
             size: export.size,
             read_only: export.read_only,
             style: self.style,
-            block_status: self.context_of == Some(export.handle),
+            contexts: self.contexts.filter(|(of, _)| *of == export.handle).unwrap_or_default().1,
         }
     }
 
@@ -351,23 +371,69 @@ impl Handshake {
         }
         let query = option::meta(data)?;
         let export = find(exports, query.name)?;
-        let matches =
-            query.names_allocation || (!select && (query.names_wildcard || query.queries == 0));
-        if matches {
-            // In a list the identifier is reserved.
-            let id: u32 = if select { BASE_ALLOCATION_ID } else { 0 };
-            put_reply(
-                out,
-                option,
-                REP_META_CONTEXT,
-                &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()],
-            );
+        let (mut contexts, mut all) = (Contexts::default(), AllDifferences::default());
+        if !select {
+            // Wildcards, and nothing at all, are for lists.
+            let everything = query.queries == 0;
+            all = AllDifferences { flagstone: everything, qemu: everything };
+            contexts.allocation = everything;
+            for text in query.texts() {
+                match text {
+                    Query::Base => contexts.allocation = true,
+                    Query::All { zeroes: true } => all.flagstone = true,
+                    Query::All { zeroes: false } => all.qemu = true,
+                    _ => {}
+                }
+            }
+        }
+        contexts.allocation |= query.texts().any(|text| text == Query::Allocation);
+        if contexts.allocation {
+            put_context(out, option, BASE_ALLOCATION_ID, BASE_ALLOCATION, "");
+        }
+        for text in query.texts() {
+            if let Query::Difference { origin: name, zeroes } = text
+                && !all.has(zeroes)
+                && let Some(origin) = exports.origin(export.handle, name)
+                && let Some(id) = contexts.select(Difference { origin, zeroes })
+            {
+                put_context(out, option, id, prefix(zeroes), name);
+            }
         }
         if select {
-            self.context_of = matches.then_some(export.handle);
+            self.contexts = (!contexts.is_empty()).then_some((export.handle, contexts));
+        } else if all.flagstone || all.qemu {
+            return Ok(self.list_contexts(export.handle, None, all, exports, out));
         }
         put_reply(out, option, REP_ACK, &[]);
         Ok(Step::Again)
+    }
+
+    fn list_contexts(
+        &mut self,
+        export: u64,
+        after: Option<String>,
+        all: AllDifferences,
+        exports: &dyn Exports,
+        out: &mut Out<'_>,
+    ) -> Step {
+        const LONGEST: usize = 20 + 4 + 32 + MAX_ORIGIN_BYTES;
+        let option = OPT_LIST_META_CONTEXT;
+        let mut last = after.as_deref();
+        while let Some(name) = exports.origin_after(export, last) {
+            if out.room() < 3 * LONGEST {
+                self.phase = Phase::ListingContexts { export, after: last.map(str::to_owned), all };
+                return Step::NeedRoom;
+            }
+            last = Some(name);
+            for zeroes in [true, false] {
+                if all.has(zeroes) && name.len() <= MAX_ORIGIN_BYTES {
+                    put_context(out, option, 0, prefix(zeroes), name);
+                }
+            }
+        }
+        self.phase = Phase::Options;
+        put_reply(out, option, REP_ACK, &[]);
+        Step::Again
     }
 
     fn transmission_flags(&self, export: &Export<'_>) -> u16 {
@@ -387,6 +453,13 @@ impl Handshake {
         }
         flags
     }
+}
+
+/// Tells of a context; in a list the identifier is reserved.
+fn put_context(out: &mut Out<'_>, option: u32, id: u32, prefix: &str, name: &str) {
+    let id = if option == OPT_SET_META_CONTEXT { id } else { 0 };
+    let parts = [&id.to_be_bytes()[..], prefix.as_bytes(), name.as_bytes()];
+    put_reply(out, option, REP_META_CONTEXT, &parts);
 }
 
 const UNKNOWN_EXPORT: Refusal = (REP_ERR_UNKNOWN, "no such export");

@@ -20,6 +20,7 @@
 //! Source: `doc/proto.md` of the NBD project, cited below by heading as "NBD proto", and its
 //! extension "extended headers". What is supported of it: `docs/protocols/nbd.md`.
 
+mod context;
 mod export;
 mod handshake;
 pub mod limits;
@@ -33,6 +34,7 @@ mod wire;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use context::{Context, Contexts, Difference};
 pub use export::{Export, Exports};
 pub use proto::Errno;
 pub use reply::{ReplyTo, Style};

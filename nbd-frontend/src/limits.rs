@@ -17,6 +17,12 @@ pub const MAX_OPTIONS: u32 = 256;
 /// `NBD_REP_ERR_TOO_BIG`.
 pub const MAX_META_QUERIES: u32 = 64;
 
+/// Contexts that tell what differs from a snapshot, of one connection; further ones are not selected.
+pub const MAX_DIFFERENCES: usize = 7;
+
+/// Longest name of a snapshot in the name of such a context.
+pub const MAX_ORIGIN_BYTES: usize = 255;
+
 /// Longest description that is sent of an export, in bytes; longer ones are cut.
 pub const MAX_DESCRIPTION_BYTES: usize = 1024;
 
@@ -47,6 +53,8 @@ const _: () = {
     assert!(MAX_UNFRAGMENTED_BYTES >= 65_536);
     assert!(MAX_SKIPPED_PAYLOAD_BYTES >= MAX_PAYLOAD_BYTES);
     assert!(MAX_OPTION_BYTES >= 2 * (4 + MAX_STRING_BYTES) + 4);
+    // As many contexts as can be selected, and an acknowledgement.
+    assert!(HANDSHAKE_REPLY_BYTES >= (MAX_DIFFERENCES + 1) * (20 + 4 + 32 + MAX_ORIGIN_BYTES) + 20);
     // Export, name, description, block size and acknowledgement, each behind a 20-byte header.
     assert!(
         HANDSHAKE_REPLY_BYTES

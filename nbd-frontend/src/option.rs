@@ -2,10 +2,10 @@
 //!
 //! Source: NBD proto, "Option types".
 
+use crate::context::Query;
 use crate::limits::{MAX_META_QUERIES, MAX_STRING_BYTES};
 use crate::proto::{
-    BASE_ALLOCATION, BASE_WILDCARD, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_NAME, REP_ERR_INVALID,
-    REP_ERR_TOO_BIG,
+    INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_NAME, REP_ERR_INVALID, REP_ERR_TOO_BIG,
 };
 use crate::wire::Fields;
 
@@ -29,10 +29,16 @@ pub(crate) struct MetaQuery<'a> {
     pub(crate) name: &'a str,
     /// Number of queries.
     pub(crate) queries: u32,
-    /// One of them is `base:allocation`.
-    pub(crate) names_allocation: bool,
-    /// One of them is `base:`.
-    pub(crate) names_wildcard: bool,
+    /// The queries, each behind its length.
+    texts: &'a [u8],
+}
+
+impl<'a> MetaQuery<'a> {
+    /// What the queries name.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = Query<'a>> {
+        let mut fields = Fields(self.texts);
+        std::iter::from_fn(move || counted(&mut fields).map(Query::of))
+    }
 }
 
 /// An export name: UTF-8 without NUL and not too long.
@@ -83,13 +89,9 @@ pub(crate) fn meta(data: &[u8]) -> Result<MetaQuery<'_>, Refusal> {
     if queries > MAX_META_QUERIES {
         return Err((REP_ERR_TOO_BIG, "too many metadata context queries"));
     }
-    let mut query =
-        MetaQuery { name: name(raw)?, queries, names_allocation: false, names_wildcard: false };
+    let query = MetaQuery { name: name(raw)?, queries, texts: fields.0 };
     for _ in 0..queries {
-        let text = counted(&mut fields).ok_or(MALFORMED)?;
-        // Unknown namespaces and leaf names must be ignored, so only equality matters.
-        query.names_allocation |= text == BASE_ALLOCATION.as_bytes();
-        query.names_wildcard |= text == BASE_WILDCARD.as_bytes();
+        counted(&mut fields).ok_or(MALFORMED)?;
     }
     if fields.0.is_empty() { Ok(query) } else { Err(MALFORMED) }
 }

@@ -105,12 +105,26 @@ pub const REPLY_TYPE_ERROR_OFFSET: u16 = REPLY_TYPE_FLAG_ERROR | 2;
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;
 
-/// The one metadata context there is. NBD proto, "`base:allocation` metadata context".
+/// The metadata context that every server has. NBD proto, "`base:allocation` metadata context".
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// The wildcard of its namespace, for `NBD_OPT_LIST_META_CONTEXT`.
 pub const BASE_WILDCARD: &str = "base:";
 /// The identifier under which [`BASE_ALLOCATION`] is selected.
 pub const BASE_ALLOCATION_ID: u32 = 1;
+
+/// What precedes a snapshot's name in the name of a context that tells what differs from it.
+pub const FLAGSTONE_DIFF: &str = "flagstone:diff:";
+/// The wildcard of its namespace.
+pub const FLAGSTONE_WILDCARD: &str = "flagstone:";
+/// The same as QEMU's server calls it. QEMU, `docs/interop/nbd.txt`.
+pub const QEMU_BITMAP: &str = "qemu:dirty-bitmap:";
+/// The wildcard of its namespace.
+pub const QEMU_WILDCARD: &str = "qemu:";
+
+/// A block differs: of `flagstone:diff:` and `qemu:dirty-bitmap:`.
+pub const STATE_DIRTY: u32 = 1 << 0;
+/// It differs, and reads as zeroes now: of `flagstone:diff:` only.
+pub const STATE_DIRTY_ZERO: u32 = 1 << 1;
 
 /// The values that an error field may have. NBD proto, "Error values".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

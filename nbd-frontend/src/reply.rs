@@ -2,7 +2,7 @@
 //!
 //! Each appends one message, or the part of one that precedes its data: the caller sends the
 //! data from where it lies. No function needs more than [`MAX_HEADER_BYTES`] of room except
-//! [`block_status`], which fills what there is.
+//! [`status_chunk`], which fills what there is.
 //!
 //! Source: NBD proto, "Simple reply message", "Structured reply chunk message", "Extended reply
 //! chunk message", "Structured reply types".
@@ -47,7 +47,7 @@ pub struct ReplyTo {
     pub offset: u64,
 }
 
-/// Room that any one function here needs, except [`block_status`].
+/// Room that any one function here needs, except [`status_chunk`].
 pub const MAX_HEADER_BYTES: usize = 128;
 
 fn simple(to: ReplyTo, error: u32, out: &mut Out<'_>) {
@@ -154,11 +154,11 @@ pub fn hole(style: Style, to: ReplyTo, offset: u64, len: u32, done: bool, out: &
 pub struct StatusExtent {
     /// Bytes, at least 1.
     pub len: u64,
-    /// `STATE_HOLE` and `STATE_ZERO` of [`crate::proto`].
+    /// `STATE_HOLE` and `STATE_ZERO` of [`crate::proto`], or those of the context.
     pub flags: u32,
 }
 
-/// Room that [`block_status`] needs for `extents` of them.
+/// Room that [`status_chunk`] needs for `extents` of them.
 #[must_use]
 pub const fn block_status_bytes(extents: usize) -> usize {
     32 + 8 + 16 * extents
@@ -167,13 +167,26 @@ pub const fn block_status_bytes(extents: usize) -> usize {
 /// Longest extent that a 32-bit descriptor can tell, a whole number of blocks.
 const MAX_COMPACT_EXTENT: u64 = 0xffff_f000;
 
-/// The final and only chunk of a BLOCK_STATUS reply for `base:allocation`: consecutive extents
-/// from the request's offset, as many as fit in `out`. At least one must be given and fit.
-///
-/// Chunked styles only. Returns how many extents were told; fewer than given is a valid reply.
+/// The final and only chunk of a BLOCK_STATUS reply for `base:allocation`; see [`status_chunk`].
 pub fn block_status(
     style: Style,
     to: ReplyTo,
+    extents: &[StatusExtent],
+    out: &mut Out<'_>,
+) -> usize {
+    status_chunk(style, to, BASE_ALLOCATION_ID, true, extents, out)
+}
+
+/// The chunk of a BLOCK_STATUS reply for the context `id`: consecutive extents from the request's
+/// offset, as many as fit in `out`. At least one must be given and fit. Each context that was selected
+/// has one; `done` marks the last.
+///
+/// Chunked styles only. Returns how many extents were told; fewer than given is a valid reply.
+pub fn status_chunk(
+    style: Style,
+    to: ReplyTo,
+    id: u32,
+    done: bool,
     extents: &[StatusExtent],
     out: &mut Out<'_>,
 ) -> usize {
@@ -190,12 +203,12 @@ pub fn block_status(
     debug_assert!(count > 0, "a status reply has at least one extent");
     let len = (prefix + each * count) as u32;
     if wide {
-        chunk(style, to, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS_EXT, len, out);
-        out.u32(BASE_ALLOCATION_ID);
+        chunk(style, to, done_flag(done), REPLY_TYPE_BLOCK_STATUS_EXT, len, out);
+        out.u32(id);
         out.u32(count as u32);
     } else {
-        chunk(style, to, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS, len, out);
-        out.u32(BASE_ALLOCATION_ID);
+        chunk(style, to, done_flag(done), REPLY_TYPE_BLOCK_STATUS, len, out);
+        out.u32(id);
     }
     for extent in &extents[..count] {
         if wide {

@@ -3,6 +3,7 @@
 //! See the crate's invariants. The transmission phase lives here; the handshake and the judging
 //! of requests have their own modules.
 
+use crate::context::Contexts;
 use crate::export::Exports;
 use crate::handshake::{GREETING, Handshake};
 use crate::limits::{MAX_PAYLOAD_BYTES, MAX_SKIPPED_PAYLOAD_BYTES};
@@ -66,8 +67,8 @@ pub struct Opened {
     pub read_only: bool,
     /// How replies are framed.
     pub style: Style,
-    /// `base:allocation` was selected.
-    pub block_status: bool,
+    /// What BLOCK_STATUS is to tell.
+    pub contexts: Contexts,
 }
 
 /// Payload of the WRITE that was announced last.
@@ -204,7 +205,7 @@ impl Session {
                     style: opened.style,
                     size: opened.size,
                     read_only: opened.read_only,
-                    block_status: opened.block_status,
+                    block_status: !opened.contexts.is_empty(),
                 };
                 self.phase = Phase::Header;
             }

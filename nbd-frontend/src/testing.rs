@@ -54,6 +54,21 @@ impl Exports for ExportList {
             Some(name) => self.nth(self.position(name)? + 1),
         }
     }
+
+    fn origin(&self, export: u64, name: &str) -> Option<u64> {
+        let of = self.nth(export as usize)?.name.split('@').next()?;
+        let own = self.position(&format!("{of}@{name}"));
+        own.or_else(|| self.position(name).filter(|_| name.contains('@'))).map(|at| at as u64)
+    }
+
+    fn origin_after(&self, export: u64, after: Option<&str>) -> Option<&str> {
+        let of = self.nth(export as usize)?.name.split('@').next()?;
+        let own = |name: &'_ str| name.strip_prefix(of)?.strip_prefix('@').map(str::len);
+        let names = self.0.iter().filter_map(|export| {
+            own(&export.name).map(|len| &export.name[export.name.len() - len..])
+        });
+        names.filter(|name| after.is_none_or(|after| *name > after)).min()
+    }
 }
 
 impl ExportList {

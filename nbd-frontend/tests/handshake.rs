@@ -3,7 +3,9 @@
 use flagstone_nbd::limits::*;
 use flagstone_nbd::proto::*;
 use flagstone_nbd::testing::{ExportList, encode};
-use flagstone_nbd::{CloseReason, Opened, Out, Session, Step, Style};
+use flagstone_nbd::{
+    CloseReason, Context, Contexts, Difference, Opened, Out, Session, Step, Style,
+};
 
 fn exports() -> ExportList {
     ExportList::one("vol", 1 << 30).with("frozen", 8192, true)
@@ -117,7 +119,7 @@ fn a_whole_handshake_is_golden() {
         size: 1 << 30,
         read_only: false,
         style: Style::Structured,
-        block_status: true,
+        contexts: Contexts::ALLOCATION,
     };
     assert_eq!(seen.steps, [Step::Opened(opened)]);
 }
@@ -247,7 +249,8 @@ fn go_refuses_and_then_accepts() {
     assert_eq!(kinds(&seen), [REP_INFO, REP_ACK]);
     assert!(matches!(
         seen.steps[..],
-        [Step::Opened(Opened { handle: 0, style: Style::Simple, block_status: false, .. })]
+        [Step::Opened(Opened { handle: 0, style: Style::Simple, contexts, .. })]
+                if contexts.is_empty()
     ));
 }
 
@@ -364,7 +367,7 @@ fn selected(sets: &[(&str, &[&str])]) -> bool {
     }
     let seen = send(&mut session, OPT_GO, &encode::info_data("vol", &[]));
     match seen.steps[..] {
-        [Step::Opened(opened)] => opened.block_status,
+        [Step::Opened(opened)] => !opened.contexts.is_empty(),
         _ => panic!("{seen:?}"),
     }
 }
@@ -378,6 +381,85 @@ fn a_meta_context_holds_for_its_export_until_replaced() {
     assert!(!selected(&[("vol", &["base:allocation"]), ("vol", &[])]));
     assert!(!selected(&[("vol", &["base:allocation"]), ("nope", &["base:allocation"])]));
     assert!(selected(&[("vol", &["base:allocation", "base:allocation"])]));
+}
+
+/// A volume with so many snapshots that their contexts take several buffers.
+fn with_snapshots(count: usize) -> ExportList {
+    let list = ExportList::one("vol", 1 << 20).with("other", 4096, false);
+    (0..count).fold(list.with("other@x", 4096, true), |list, i| {
+        list.with(&format!("vol@s{i:03}"), 1 << 20, true)
+    })
+}
+
+fn contexts_of(list: &ExportList, option: u32, name: &str, queries: &[&str]) -> Vec<String> {
+    let mut session = Session::new();
+    feed(&mut session, list, &encode::client_flags());
+    let mut bytes = Vec::new();
+    encode::option(&mut bytes, OPT_STRUCTURED_REPLY, &[]);
+    feed(&mut session, list, &bytes);
+    bytes.clear();
+    encode::option(&mut bytes, option, &encode::meta_data(name, queries));
+    let seen = feed(&mut session, list, &bytes);
+    let mut replies = replies(&seen.sent);
+    assert_eq!(replies.pop().map(|reply| reply.kind), Some(REP_ACK));
+    let text = |reply: &Reply| {
+        let id = u32::from_be_bytes(reply.data[..4].try_into().unwrap());
+        format!("{id} {}", String::from_utf8(reply.data[4..].to_vec()).unwrap())
+    };
+    replies.iter().map(text).collect()
+}
+
+#[test]
+fn differences_from_snapshots_are_listed_and_selected() {
+    let few = with_snapshots(2);
+    let list = |name, queries: &[&str]| contexts_of(&few, OPT_LIST_META_CONTEXT, name, queries);
+    let all = [
+        "0 base:allocation",
+        "0 flagstone:diff:s000",
+        "0 qemu:dirty-bitmap:s000",
+        "0 flagstone:diff:s001",
+        "0 qemu:dirty-bitmap:s001",
+    ];
+    assert_eq!(list("vol", &[]), all);
+    assert_eq!(list("vol@s001", &[]), all);
+    assert_eq!(list("vol", &["base:", "qemu:", "flagstone:diff:"]), all);
+    assert_eq!(list("vol", &["qemu:dirty-bitmap:"]), [all[2], all[4]]);
+    assert_eq!(list("vol", &["flagstone:", "flagstone:diff:s001"]), [all[1], all[3]]);
+    assert_eq!(list("vol", &["flagstone:diff:s001", "qemu:dirty-bitmap:no"]), [all[3]]);
+    assert_eq!(list("other", &[]), [all[0], "0 flagstone:diff:x", "0 qemu:dirty-bitmap:x"]);
+    assert_eq!(contexts_of(&with_snapshots(0), OPT_LIST_META_CONTEXT, "vol", &[]), [all[0]]);
+    let many = contexts_of(&with_snapshots(700), OPT_LIST_META_CONTEXT, "vol", &[]);
+    assert_eq!(many.len(), 1 + 2 * 700);
+    assert!(many.contains(&"0 qemu:dirty-bitmap:s699".to_owned()));
+
+    let set = |name, queries: &[&str]| contexts_of(&few, OPT_SET_META_CONTEXT, name, queries);
+    let queries = ["qemu:dirty-bitmap:s001", "base:allocation", "flagstone:diff:vol@s000"];
+    let due = ["1 base:allocation", "2 qemu:dirty-bitmap:s001", "3 flagstone:diff:vol@s000"];
+    assert_eq!(set("vol", &queries), due);
+    assert_eq!(set("vol@s000", &["qemu:dirty-bitmap:s000"]), ["2 qemu:dirty-bitmap:s000"]);
+    assert!(set("vol", &["qemu:dirty-bitmap:", "flagstone:", "qemu:dirty-bitmap:x"]).is_empty());
+    let names: Vec<_> = (0..20).map(|i| format!("qemu:dirty-bitmap:s{i:03}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let selected = contexts_of(&with_snapshots(20), OPT_SET_META_CONTEXT, "vol", &names);
+    assert_eq!(selected.len(), MAX_DIFFERENCES);
+}
+
+#[test]
+fn what_was_selected_is_told_when_the_export_is_opened() {
+    let list = with_snapshots(2);
+    let mut session = Session::new();
+    feed(&mut session, &list, &encode::client_flags());
+    let mut bytes = Vec::new();
+    encode::option(&mut bytes, OPT_STRUCTURED_REPLY, &[]);
+    let queries = ["flagstone:diff:s000", "qemu:dirty-bitmap:s001"];
+    encode::option(&mut bytes, OPT_SET_META_CONTEXT, &encode::meta_data("vol", &queries));
+    encode::option(&mut bytes, OPT_GO, &encode::info_data("vol", &[]));
+    let seen = feed(&mut session, &list, &bytes);
+    let [Step::Opened(Opened { contexts, .. })] = seen.steps[..] else { panic!("{seen:?}") };
+    let difference = |origin, zeroes| Context::Difference(Difference { origin, zeroes });
+    assert_eq!(contexts.nth(0), Some((difference(3, true), 2)));
+    assert_eq!(contexts.nth(1), Some((difference(4, false), 3)));
+    assert_eq!(contexts.nth(2), None);
 }
 
 #[test]

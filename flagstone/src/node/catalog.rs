@@ -225,9 +225,36 @@ fn export(entry: &Entry) -> Export<'_> {
     }
 }
 
+impl Catalog {
+    /// The volume itself, or the one that it is a snapshot of.
+    fn line_of(&self, handle: u64) -> Option<&Entry> {
+        let entry = self.get(handle)?;
+        match entry.line {
+            Some(line) => self.get(self::handle(entry.pool, line)),
+            None => Some(entry),
+        }
+    }
+}
+
 impl Exports for Catalog {
     fn find(&self, name: &str) -> Option<Export<'_>> {
         self.named(name).or_else(|| self.snapshot(name)).map(export)
+    }
+
+    fn origin(&self, export: u64, name: &str) -> Option<u64> {
+        let line = self.line_of(export)?;
+        let found = match name.contains('@') {
+            true => self.snapshot(name),
+            false => self.snapshot(&format!("{}@{name}", line.name)),
+        };
+        found.filter(|found| found.pool == line.pool).map(Entry::handle)
+    }
+
+    fn origin_after(&self, export: u64, after: Option<&str>) -> Option<&str> {
+        let line = self.line_of(export)?;
+        let after = after.map(|after| format!("{}@{after}", line.name));
+        let next = self.snapshots_from(Some(line), after.as_deref()).next()?;
+        next.name.split_once('@').map(|(_, name)| name)
     }
 
     fn after(&self, name: Option<&str>) -> Option<Export<'_>> {

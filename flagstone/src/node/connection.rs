@@ -13,7 +13,7 @@ use super::limits::{FETCH_BLOCKS, PIECE_BLOCKS};
 use super::request::{Current, Data};
 use super::run::Part;
 use flagstone_block::{BLOCK_SIZE, Buffer, VolumeId};
-use flagstone_nbd::{Errno, ReplyTo, Session};
+use flagstone_nbd::{Contexts, Errno, ReplyTo, Session};
 use flagstone_ring::{SocketId, TimerId};
 use std::collections::VecDeque;
 
@@ -33,7 +33,8 @@ pub(super) enum Reply {
     /// Data that continues a simple reply.
     More { data: Data, skip: u32, len: u32 },
     /// A BLOCK_STATUS to be answered when its turn to be sent comes.
-    Status { to: ReplyTo, offset: u64, len: u64, one: bool },
+    /// Its contexts have a chunk each; this is the next one's number.
+    Status { to: ReplyTo, offset: u64, len: u64, one: bool, context: u8 },
 }
 
 /// Where a connection is in its life.
@@ -54,6 +55,8 @@ pub(super) struct Opened {
     pub(super) pool: u32,
     pub(super) volume: VolumeId,
     pub(super) handle: u64,
+    /// What BLOCK_STATUS tells.
+    pub(super) contexts: Contexts,
 }
 
 /// See the module's documentation.

@@ -26,6 +26,7 @@ mod serve;
 mod slab;
 mod snapshots;
 mod start;
+mod status;
 mod stop;
 mod submit;
 mod transmit;

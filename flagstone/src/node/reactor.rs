@@ -27,12 +27,12 @@ use super::manage::{Change, PendingChange};
 use super::pool::Pool;
 use super::request::{Data, Name, Piece, Request};
 use super::slab::Slab;
+use super::status::Statuses;
 use super::stop::Stop;
 use crate::uri::NbdEndpoints;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
 use flagstone_engine::{OnFull, PoolState};
 use flagstone_nbd::Session;
-use flagstone_nbd::reply::StatusExtent;
 use flagstone_ring::{Event, ListenerId, Mailbox, Ring, SendPart, SocketId};
 use std::collections::VecDeque;
 
@@ -85,8 +85,9 @@ pub(super) struct Reactor {
     pub(super) payload: Vec<u8>,
     /// Handshake replies before they go to a header buffer.
     pub(super) handshake_out: Vec<u8>,
-    pub(super) extents: Vec<flagstone_engine::StatusExtent>,
-    pub(super) wire_extents: Vec<StatusExtent>,
+    pub(super) statuses: Statuses,
+    /// Connections whose next reply waits for a page of the map.
+    pub(super) stalled: Vec<u32>,
 
     pub(super) stop: Stop,
     pub(super) stats: NodeStats,
@@ -145,8 +146,8 @@ impl Reactor {
             listed: Vec::with_capacity(parts.max_connections as usize),
             payload: vec![0; WRITE_BYTES],
             handshake_out: vec![0; HEADER_BLOCKS as usize * flagstone_block::BLOCK_SIZE],
-            extents: Vec::with_capacity(super::limits::STATUS_EXTENTS),
-            wire_extents: Vec::with_capacity(super::limits::STATUS_EXTENTS),
+            statuses: Statuses::new(),
+            stalled: Vec::with_capacity(parts.max_connections as usize),
             stop: Stop::Running,
             stats: NodeStats::default(),
             ring,
@@ -192,6 +193,7 @@ impl Reactor {
                 break;
             }
         }
+        self.retry_stalled();
         self.transmit_listed();
         // Who is first to try again changes from turn to turn, so that nobody is always last.
         if self.queue.len() > 1 {

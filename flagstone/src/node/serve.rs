@@ -104,6 +104,7 @@ impl Reactor {
             pool: (opened.handle >> 32) as u32,
             volume: VolumeId(opened.handle as u32),
             handle: opened.handle,
+            contexts: opened.contexts,
         });
         self.catalog.opened(opened.handle, true);
     }
@@ -218,7 +219,8 @@ impl Reactor {
         let kind = match wanted.command {
             Command::BlockStatus { one } => {
                 self.stats.others += 1;
-                return self.reply(c, Reply::Status { to, offset: next, len: wanted.len, one });
+                let len = wanted.len;
+                return self.reply(c, Reply::Status { to, offset: next, len, one, context: 0 });
             }
             Command::Read { .. } if is_run => Kind::Run { begun: false },
             Command::Read { .. } => Kind::Read,

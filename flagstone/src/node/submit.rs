@@ -119,15 +119,15 @@ impl Reactor {
         };
         let engine = &self.pools[opened.pool as usize].engine;
         let near = (end - next).min(u64::from(PIECE_BLOCKS) * BLOCK_SIZE as u64);
-        engine.block_status(opened.volume, next, near, &mut self.extents, 1)?;
-        match self.extents.first() {
+        engine.block_status(opened.volume, next, near, &mut self.statuses.extents, 1)?;
+        match self.statuses.extents.first() {
             Some(extent) if extent.kind == StatusKind::Data => return Ok((extent.len, false)),
             Some(extent) if extent.len < near => return Ok((extent.len, true)),
             _ => {}
         }
         // Nothing near: how far does it go?
-        engine.block_status(opened.volume, next, end - next, &mut self.extents, 1)?;
-        Ok((self.extents.first().map_or(near, |extent| extent.len), true))
+        engine.block_status(opened.volume, next, end - next, &mut self.statuses.extents, 1)?;
+        Ok((self.statuses.extents.first().map_or(near, |extent| extent.len), true))
     }
 
     /// Fetches one piece of `next..limit`, as long as memory allows, of a READ up to `end`.

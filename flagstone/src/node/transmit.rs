@@ -6,10 +6,9 @@
 use super::connection::{Phase, Reply};
 use super::limits::{SEND_PARTS, STATUS_EXTENTS};
 use super::reactor::Reactor;
+use super::status::{Asked, Told};
 use flagstone_block::{Buffer, Buffers};
-use flagstone_engine::StatusKind;
-use flagstone_nbd::proto::{STATE_HOLE, STATE_ZERO};
-use flagstone_nbd::reply::{self, MAX_HEADER_BYTES, StatusExtent, block_status_bytes};
+use flagstone_nbd::reply::{self, MAX_HEADER_BYTES, block_status_bytes};
 use flagstone_nbd::{Errno, Out, Style};
 use flagstone_ring::SendPart;
 
@@ -58,6 +57,13 @@ impl Reactor {
         while let Some(c) = self.listed.pop() {
             self.connections[c as usize].listed = false;
             self.transmit(c);
+        }
+    }
+
+    /// Has those looked at again whose next reply waited.
+    pub(super) fn retry_stalled(&mut self) {
+        while let Some(c) = self.stalled.pop() {
+            self.list(c);
         }
     }
 
@@ -112,39 +118,54 @@ impl Reactor {
                     batch.push(SendPart { buffer: data.buffer, from, len });
                     connection.in_send.push(data);
                 }
-                Reply::Status { to, offset, len, one } => {
+                Reply::Status { to, offset, len, one, context } => {
                     // Asked for here, where there is room for the answer.
                     let wanted = if one { 1 } else { STATUS_EXTENTS };
                     if !out.is_empty() && out.room() < block_status_bytes(wanted) {
                         break;
                     }
-                    let answer = match connection.opened {
-                        Some(opened) => {
-                            let engine = &self.pools[opened.pool as usize].engine;
-                            let extents = &mut self.extents;
-                            engine.block_status(opened.volume, offset, len, extents, wanted).is_ok()
-                        }
-                        None => false,
-                    };
-                    if answer && !self.extents.is_empty() {
-                        self.wire_extents.clear();
-                        self.wire_extents.extend(self.extents.iter().map(|extent| StatusExtent {
-                            len: extent.len,
-                            flags: match extent.kind {
-                                StatusKind::Data => 0,
-                                StatusKind::Zero => STATE_ZERO,
-                                StatusKind::Hole => STATE_HOLE | STATE_ZERO,
-                            },
-                        }));
-                        reply::block_status(style, to, &self.wire_extents, &mut out);
-                    } else {
+                    let n = usize::from(context);
+                    let known = connection.opened.and_then(|opened| {
+                        let (context, id) = opened.contexts.nth(n)?;
+                        Some((opened, context, id, opened.contexts.nth(n + 1).is_none()))
+                    });
+                    let Some((opened, context, id, done)) = known else {
                         reply::error(style, to, Errno::Shutdown, &mut out);
+                        connection.outbox.pop_front();
+                        continue;
+                    };
+                    let asked = Asked { volume: opened.volume, offset, len, one };
+                    let pool = &mut self.pools[opened.pool as usize];
+                    match self.statuses.tell(&mut pool.engine, asked, context) {
+                        Told::Yes => {
+                            let extents = &self.statuses.wire;
+                            reply::status_chunk(style, to, id, done, extents, &mut out);
+                        }
+                        Told::Later => {
+                            // A page of the map was asked for.
+                            pool.touched = true;
+                            self.engine_busy = true;
+                            self.stalled.push(c);
+                            break;
+                        }
+                        Told::Failed(errno) => reply::error(style, to, errno, &mut out),
+                    }
+                    let failed = self.statuses.wire.is_empty();
+                    if !done && !failed {
+                        let context = n as u8 + 1;
+                        let next = Reply::Status { to, offset, len, one, context };
+                        connection.outbox[0] = next;
+                        continue;
                     }
                 }
             }
             connection.outbox.pop_front();
         }
         batch.headers_up_to(out.len());
+        if batch.count == 0 {
+            // The next reply waits.
+            return false;
+        }
         match self.ring.send_now(socket, &batch.parts[..batch.count]) {
             Ok(true) => {
                 while let Some(data) = self.connections[c as usize].in_send.pop() {
