@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use flagstone_tests::daemon::{Daemon, directory};
 use flagstone_tests::nbd::Client;
-use flagstone_tests::programs::{Need, can_run, run};
+use flagstone_tests::programs::{Need, can_run, command, find, run, succeed};
 use flagstone_tests::random::Random;
 use flagstone_tests::{BLOCK, MIB};
 use serde_json::Value;
@@ -197,5 +197,101 @@ fn little_of_a_huge_volume_is_told_at_once() {
     }
     println!("1,000 changed blocks of 1 TiB: {best:?}");
     assert!(best < Duration::from_millis(100), "{best:?}");
+    daemon.stop_cleanly();
+}
+
+/// What `nbdinfo --map=CONTEXT` says of an export: offset, length, flags; what differs alone.
+fn map(daemon: &Daemon, export: &str, context: &str) -> Vec<(u64, u64, u64)> {
+    let map = run("nbdinfo", [&format!("--map={context}"), "--json", &daemon.uri(export)]);
+    let map: Value = serde_json::from_str(&map).unwrap();
+    let number = |extent: &Value, field: &str| extent[field].as_u64().unwrap();
+    let all = map.as_array().unwrap();
+    let told: u64 = all.iter().map(|extent| number(extent, "length")).sum();
+    assert_eq!(told, VOLUME, "{context}");
+    let extent = |e: &Value| (number(e, "offset"), number(e, "length"), number(e, "type"));
+    all.iter().map(extent).filter(|(_, _, kind)| *kind != 0).collect()
+}
+
+#[test]
+fn nbd_clients_are_told_what_differs_from_a_snapshot() {
+    let test = "nbd_clients_are_told_what_differs_from_a_snapshot";
+    if !can_run(test, &["nbdinfo", "nbdsh"].map(Need::Program)) {
+        return;
+    }
+    let dir = directory();
+    let mut daemon = Daemon::with_volume(dir.path(), 512 * MIB, VOLUME);
+    let mut random = Random::from_environment();
+    let mut client = daemon.connect("v");
+    for name in ["a", "b"] {
+        change(&mut client, &mut random, 2000);
+        ask(&daemon, &["snapshot", "create", "v", name]);
+    }
+    change(&mut client, &mut random, 1000);
+    drop(client);
+    daemon.kill();
+    // Nothing of the map is in memory after the start, and little fits.
+    let exports = [("v@b", "a"), ("v", "a"), ("v", "b"), ("v@a", "b"), ("v@b", "b")];
+    let usual = daemon.config().clone();
+    for memory in ["128K", "1G"] {
+        let mut config = usual.clone();
+        config.args.extend(["--map-memory".to_owned(), memory.to_owned()]);
+        daemon = config.start();
+        for (export, from) in exports {
+            let page = ask(&daemon, &["diff", &format!("v@{from}"), export]);
+            let due = extents(&page);
+            let own: Vec<_> = due.iter().map(|e| (e.0, e.1, if e.2 { 1 } else { 3 })).collect();
+            assert_eq!(map(&daemon, export, &format!("flagstone:diff:{from}")), own);
+            assert_eq!(map(&daemon, export, &format!("flagstone:diff:v@{from}")), own);
+            let mut dirty: Vec<(u64, u64, u64)> = Vec::new();
+            for (offset, len, _) in due {
+                match dirty.last_mut() {
+                    Some((from, before, _)) if *from + *before == offset => *before += len,
+                    _ => dirty.push((offset, len, 1)),
+                }
+            }
+            assert_eq!(map(&daemon, export, &format!("qemu:dirty-bitmap:{from}")), dirty);
+        }
+        daemon.kill();
+    }
+    daemon = usual.start();
+
+    let list = run("nbdinfo", ["--json", &daemon.uri("v")]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let contexts = &list["exports"][0]["contexts"];
+    let due = ["base:allocation", "flagstone:diff:a", "qemu:dirty-bitmap:a"];
+    assert_eq!(contexts.as_array().unwrap().len(), 5, "{list}");
+    assert!(due.iter().all(|due| contexts.as_array().unwrap().contains(&(*due).into())), "{list}");
+
+    // As QEMU's block layer asks: what is dirty it shows as a hole.
+    if find("qemu-img").is_some() {
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},export=v,x-dirty-bitmap=qemu:dirty-bitmap:a",
+            daemon.config().nbd_socket().display()
+        );
+        let told = run("qemu-img", ["map", "--output=json", "--image-opts", &options]);
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let dirty = told.as_array().unwrap().iter().filter(|extent| extent["data"] == false);
+        let dirty = dirty.map(|e| (e["start"].as_u64().unwrap(), e["length"].as_u64().unwrap()));
+        let due = map(&daemon, "v", "qemu:dirty-bitmap:a").into_iter().map(|e| (e.0, e.1));
+        assert_eq!(dirty.collect::<Vec<_>>(), due.collect::<Vec<_>>());
+    }
+
+    // Several at once, one extent at a time, and ranges that are no whole blocks.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/differences.py");
+    let mut nbdsh = command("nbdsh");
+    nbdsh.args(["-c", &format!("exec(open({script:?}).read())")]);
+    nbdsh.env("EXPORT", daemon.uri("v"));
+    // It wants the Python that its library was made for.
+    let path = std::env::var("PATH").unwrap_or_default();
+    nbdsh.env("PATH", format!("/usr/bin:{path}"));
+    let told = succeed(nbdsh);
+    assert_eq!(told.trim(), "fine");
+
+    // A snapshot that is gone is offered no more, and told nothing of.
+    let output = daemon.control(&["snapshot", "delete", "v@a"]);
+    assert!(output.status.success(), "{output:?}");
+    let list = run("nbdinfo", ["--json", &daemon.uri("v")]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list["exports"][0]["contexts"].as_array().unwrap().len(), 3, "{list}");
     daemon.stop_cleanly();
 }
