@@ -26,5 +26,5 @@ pub use library::{CreateOptions, Diff, OpenOptions, Pool, PoolError, Volume};
 pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
     ControlError, DeviceDiscard, DiffExtent, DiffKind, DiffPage, DiffSide, IoError, NodeExit,
-    OnFull, PoolState, PoolStatus, SettingsChange, Shrink, SnapshotStatus, VolumeStatus,
+    OnFull, PoolState, PoolStatus, SettingsChange, Shrink, SnapshotStatus, Usage, VolumeStatus,
 };

@@ -15,6 +15,7 @@ use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
 use flagstone::api::snapshots::{NewSnapshot, SnapshotInfo};
 use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
+use flagstone::api::usage::Usage;
 use flagstone::name::{check_name, split_snapshot_name};
 use flagstone::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 use flagstone::size::check_blocks;
@@ -149,6 +150,15 @@ impl Backend for Fake {
             uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
             name,
         }))
+    }
+
+    fn usage(&self, name: String) -> Reply<Usage> {
+        let checked = match name.contains('@') {
+            true => split_snapshot_name(&name).is_ok(),
+            false => check_name(&name).is_ok(),
+        };
+        assert!(checked, "the caller checks names");
+        answer(Err(ApiError::volume_not_found(&name)))
     }
 
     fn diff(&self, query: DiffQuery) -> Reply<DiffPage> {

@@ -113,6 +113,15 @@ fn real_clients_read_a_volume_as_it_was() {
     assert!(copy(&daemon, "v", "now") == after, "the kill has changed the volume");
     let shown = ask(&daemon, &["snapshot", "show", "v@monday"]);
     assert_eq!(shown["mapped_bytes"], 8 * MIB + (64 << 10));
+    // 1 MiB of it was overwritten, 64 KiB discarded; the volume has 1 MiB more besides.
+    let alone = MIB + (64 << 10);
+    assert_eq!(shown["usage"]["exclusive_bytes"], alone, "{shown}");
+    assert_eq!(shown["usage"]["shared_bytes"], 7 * MIB, "{shown}");
+    assert_eq!(shown["usage"]["frees_bytes"], alone, "{shown}");
+    let shown = ask(&daemon, &["volume", "show", "v"]);
+    assert_eq!(shown["usage"]["exclusive_bytes"], 2 * MIB, "{shown}");
+    let listed = ask(&daemon, &["snapshot", "list", "--usage"]);
+    assert_eq!(listed["snapshots"][0]["usage"]["frees_bytes"], alone, "{listed}");
     assert_eq!(ask(&daemon, &["volume", "show", "v"])["snapshots"], 1);
 
     let output = daemon.control(&["volume", "delete", "v"]);

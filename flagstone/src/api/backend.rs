@@ -10,6 +10,7 @@ use super::errors::ApiError;
 use super::scrub::Scrub;
 use super::snapshots::{NewSnapshot, SnapshotInfo};
 use super::types::{CreateVolume, Pool, Volume};
+use super::usage::Usage;
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
 /// An answer to come.
@@ -86,6 +87,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What differs between two volumes or snapshots: one page of it.
     fn diff(&self, query: DiffQuery) -> Reply<DiffPage>;
+
+    /// What a volume or snapshot has alone.
+    fn usage(&self, name: String) -> Reply<Usage>;
 
     /// Takes the new space of a pool's device; durable when answered. `pool` is its UUID or path.
     fn grow_pool(&self, pool: String) -> Reply<Pool>;

@@ -23,6 +23,7 @@ use super::types::{
     CreateVolume, ListQuery, PAGE_VOLUMES, Pool, PoolList, Shrink, Status, UpdateVolume, Volume,
     VolumeList,
 };
+use super::usage::Usage;
 use crate::exit::Exit;
 
 /// Longest wait for the connection.
@@ -323,6 +324,14 @@ impl Client {
             }
         }
         Ok(self.get(&path).await?.1)
+    }
+
+    /// What a volume or snapshot has alone. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn usage(&self, name: &str) -> Result<Usage, ClientError> {
+        Ok(self.get(&format!("/v1/usage/{name}")).await?.1)
     }
 
     /// Deletes a snapshot. `name` must have been checked.

@@ -114,7 +114,7 @@ pub(super) async fn diff(
     context.backend.diff(query).await.map(axum::Json)
 }
 
-fn check_target(name: &str) -> Result<(), ApiError> {
+pub(super) fn check_target(name: &str) -> Result<(), ApiError> {
     let checked = match name.contains('@') {
         true => split_snapshot_name(name).map(drop).map_err(|error| error.to_string()),
         false => check_name(name).map_err(|error| error.to_string()),

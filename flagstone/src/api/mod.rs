@@ -17,6 +17,7 @@ pub mod scrub;
 pub mod server;
 pub mod snapshots;
 pub mod types;
+pub mod usage;
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,7 @@ use super::types::{
     CreateVolume, DeleteQuery, Health, ListQuery, OnFull, PAGE_VOLUMES, Pool, PoolList, PoolState,
     Shrink, Status, UpdateVolume, Volume, VolumeList,
 };
+use super::usage;
 use crate::node::SettingsChange;
 use crate::{name, size};
 
@@ -74,6 +75,7 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(snapshots::create_snapshots, snapshots::list_snapshots))
         .routes(routes!(snapshots::show_snapshot, snapshots::delete_snapshot))
         .routes(routes!(diff::diff))
+        .routes(routes!(usage::usage))
         .routes(routes!(list_pools))
         .routes(routes!(grow_pool))
         .routes(routes!(devices::add_device))

@@ -23,6 +23,7 @@ use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
 use super::snapshots::{CreateSnapshots, NewSnapshot, SnapshotInfo, SnapshotQuery};
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
+use super::usage::Usage;
 use crate::exit::Exit;
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
@@ -231,6 +232,19 @@ impl Backend for Fake {
         answer(Ok(DiffPage { older, newer, extents, next: left.next() }))
     }
 
+    fn usage(&self, name: String) -> Reply<Usage> {
+        answer(match self.volumes.lock().unwrap().get(&name) {
+            Some(volume) => Ok(Usage {
+                name,
+                uuid: volume.uuid.clone(),
+                exclusive_bytes: 1,
+                shared_bytes: 2,
+                frees_bytes: 3,
+            }),
+            None => Err(ApiError::volume_not_found(&name)),
+        })
+    }
+
     fn grow_pool(&self, pool: String) -> Reply<Pool> {
         let snapshot = self.snapshot(0);
         Box::pin(async move {
@@ -429,6 +443,11 @@ async fn every_request_has_its_answer() {
         ("GET", "/v1/diff?older=demo@one&newer=demo&from=0&limit=4096", "", 200, ""),
         ("GET", "/v1/diff?newer=demo", "", 200, ""),
         ("GET", "/v1/diff?newer=nobody", "", 404, "volume_not_found"),
+        ("GET", "/v1/usage/demo", "", 200, ""),
+        ("GET", "/v1/usage/nobody", "", 404, "volume_not_found"),
+        ("GET", "/v1/usage/a@b@c", "", 400, "invalid_name"),
+        ("GET", "/v1/usage/%ff", "", 400, "invalid_name"),
+        ("POST", "/v1/usage/demo", "", 405, "method_not_allowed"),
         ("GET", "/v1/diff?older=demo@one", "", 400, "invalid_query"),
         ("GET", "/v1/diff?older=demo@&newer=demo", "", 400, "invalid_name"),
         ("GET", "/v1/diff?newer=demo@a@b", "", 400, "invalid_name"),

@@ -16,6 +16,7 @@ mod ready;
 mod serve;
 mod snapshot;
 mod up;
+mod usage;
 mod volume;
 
 use std::process::ExitCode;

@@ -4,10 +4,12 @@ use clap::Subcommand;
 
 use super::Failure;
 use super::api_args::ApiArgs;
+use super::usage::{WithUsage, shared_lines};
 use crate::api::client::{Client, ClientError};
 use crate::api::types::{
     CreateVolume, ListQuery, OnFull, PAGE_VOLUMES, Shrink, UpdateVolume, Volume, VolumeList,
 };
+use crate::api::usage::Usage;
 use crate::exit::Exit;
 use crate::name::parse_name;
 use crate::output::{self, Table};
@@ -114,7 +116,10 @@ pub struct ListArgs {
     api: ApiArgs,
 }
 
-/// Show a volume and where it is served
+/// Show a volume, what it shares, and where it is served
+///
+/// Of what is mapped, `exclusive` is what no other volume or snapshot has, and `shared` what others have
+/// too; `frees` is what deleting it would give back. With --json the three are in `usage`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   nbdinfo \"$(flagstone volume show data --json | jq -r '.uris[0]')\"")]
@@ -259,8 +264,13 @@ async fn list_all(
 }
 
 fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
-    let volume = args.api.call(|client| async move { client.volume(&args.name).await })?;
-    print_volume(&volume, json)
+    let (volume, usage) = args.api.call(|client| async move {
+        Ok((client.volume(&args.name).await?, client.usage(&args.name).await?))
+    })?;
+    if json {
+        return Ok(output::json(&WithUsage { of: &volume, usage })?);
+    }
+    Ok(output::line(&describe(&volume, Some(&usage)))?)
 }
 
 fn resize(args: ResizeArgs, json: bool) -> Result<(), Failure> {
@@ -301,11 +311,17 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
     if json {
         return Ok(output::json(volume)?);
     }
-    let text = format!(
+    Ok(output::line(&describe(volume, None))?)
+}
+
+fn describe(volume: &Volume, usage: Option<&Usage>) -> String {
+    let exclusive = usage.map_or(volume.exclusive_bytes, |usage| usage.exclusive_bytes);
+    format!(
         "name         {}\n\
          size         {} ({} bytes)\n\
          mapped       {}\n\
          exclusive    {}\n\
+         {}\
          kept zeroes  {}\n\
          reserved     {}\n\
          when full    {}\n\
@@ -318,7 +334,8 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
         Human(volume.size_bytes),
         volume.size_bytes,
         Human(volume.mapped_bytes),
-        Human(volume.exclusive_bytes),
+        Human(exclusive),
+        usage.map_or(String::new(), shared_lines),
         Human(volume.kept_bytes),
         Human(volume.reserved_bytes),
         volume.on_full.as_str(),
@@ -327,8 +344,7 @@ fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
         volume.pool,
         volume.uuid,
         uris(volume),
-    );
-    Ok(output::line(&text)?)
+    )
 }
 
 fn uris(volume: &Volume) -> String {

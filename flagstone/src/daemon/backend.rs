@@ -9,6 +9,7 @@ use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
 use crate::api::snapshots::{NewSnapshot, SnapshotInfo};
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
+use crate::api::usage::Usage;
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
@@ -186,6 +187,14 @@ impl Backend for NodeBackend {
         Box::pin(
             async move { node.diff(query.into()).await.map(DiffPage::from).map_err(api_error) },
         )
+    }
+
+    fn usage(&self, name: String) -> Reply<Usage> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            let counted = node.usage(node::DiffTarget::Name(name)).await;
+            counted.map(Usage::from).map_err(api_error)
+        })
     }
 
     fn grow_pool(&self, wanted: String) -> Reply<Pool> {

@@ -560,3 +560,35 @@ fn differences_are_told_page_by_page() {
     let closed = pool.diff(None, "v").next().expect("an error");
     assert_eq!(closed, Err(ControlError::Stopping));
 }
+
+#[test]
+fn what_is_shared_is_counted_and_deletion_gives_back_the_rest() {
+    let (_site, pool) = Site::new(256 * MIB);
+    let volume = pool.create_volume("v", 64 * MIB).expect("there is room");
+    volume.write(0, &pattern(1, 8 << 20)).expect("there is room");
+    let first = volume.snapshot("first").expect("there is room");
+    volume.write(0, &pattern(2, 3 << 20)).expect("there is room");
+    volume.discard(7 * MIB, MIB).expect("it lies in the volume");
+    let second = volume.snapshot("second").expect("there is room");
+    volume.write(MIB, &pattern(3, 1 << 20)).expect("there is room");
+    let told = |volume: &super::Volume| {
+        let usage = volume.usage().expect("it is there");
+        assert_eq!(usage.name, volume.name());
+        (usage.exclusive_bytes / MIB, usage.shared_bytes / MIB, usage.frees_bytes / MIB)
+    };
+    assert_eq!(told(&first), (4, 4, 4));
+    assert_eq!(told(&second), (1, 6, 1));
+    assert_eq!(told(&volume), (1, 6, 1));
+    let used = || pool.status().expect("it is open").used_bytes;
+    let before = used();
+    pool.delete_snapshot("v@first").expect("it is there");
+    // What only it had comes back in the background.
+    while used() != before - 4 * MIB {
+        assert!(used() >= before - 4 * MIB);
+        std::thread::yield_now();
+    }
+    assert_eq!(told(&second), (1, 6, 1));
+    let gone = ControlError::NoSuchSnapshot { name: "v@first".to_owned() };
+    assert_eq!(first.usage(), Err(gone));
+    pool.close().expect("a clean stop");
+}

@@ -11,7 +11,9 @@ use super::Diff;
 use super::block_on::block_on;
 use super::pool::Inner;
 use crate::node::local::{LocalOp, LocalRequest};
-use crate::node::{ControlError, DiffTarget, IoError, NewSnapshot, SnapshotStatus, VolumeStatus};
+use crate::node::{
+    ControlError, DiffTarget, IoError, NewSnapshot, SnapshotStatus, Usage, VolumeStatus,
+};
 
 /// An open volume or snapshot. Clones are the same one.
 ///
@@ -134,11 +136,28 @@ impl Volume {
     /// Without one, everything that is mapped.
     #[must_use]
     pub fn diff(&self, older: Option<&Self>) -> Diff {
-        let target = |volume: &Self| DiffTarget::Handle {
-            name: volume.name.to_string(),
-            handle: volume.handle,
-        };
-        Diff::new(&self.inner, older.map(target), target(self))
+        Diff::new(&self.inner, older.map(Self::target), self.target())
+    }
+
+    /// What it has alone, what others have too, and what deleting it would give back.
+    ///
+    /// # Errors
+    /// [`ControlError`]: it is not there any more, or the pool is closed.
+    pub fn usage(&self) -> Result<Usage, ControlError> {
+        block_on(self.usage_async())
+    }
+
+    /// As [`Volume::usage`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn usage_async(&self) -> impl Future<Output = Result<Usage, ControlError>> + Send + use<> {
+        let (inner, target) = (Arc::clone(&self.inner), self.target());
+        async move { inner.node.usage(target).await }
+    }
+
+    fn target(&self) -> DiffTarget {
+        DiffTarget::Handle { name: self.name.to_string(), handle: self.handle }
     }
 
     /// As [`Volume::read`]: fills `into`, whose length says how much, and gives it back.

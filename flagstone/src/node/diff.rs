@@ -1,15 +1,12 @@
 //! Differences of volumes and snapshots: pages of them, walked in small steps between clients' requests.
-//!
-//! A page that is asked for is a walk, which takes one step of the engine's in a turn, whoever waits
-//! else; walks take turns. One whose asker has gone ends.
 
 use super::catalog::Entry;
 use super::control::{ControlError, Reply};
-use super::limits::{DIFF_EXTENTS, DIFF_WALKS};
+use super::limits::DIFF_EXTENTS;
 use super::manage::answer;
 use super::reactor::Reactor;
+use super::walks::{Step, Walk, missing};
 use flagstone_engine::{DiffError, DiffExtent, DiffSpec};
-use std::collections::VecDeque;
 
 /// A volume or snapshot that is compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,22 +68,20 @@ pub struct DiffPage {
 }
 
 /// A page on its way.
-pub(super) struct Walk {
-    pool: u32,
+pub(super) struct Comparison {
+    pub(super) pool: u32,
     spec: DiffSpec,
     at: u64,
     limit: usize,
     page: DiffPage,
-    reply: Reply<DiffPage>,
+    pub(super) reply: Reply<DiffPage>,
 }
 
-/// What a step came to.
-enum Step {
-    Over(Result<(), ControlError>),
-    /// It goes on, at once or when a page of the map is there.
-    GoesOn {
-        busy: bool,
-    },
+impl Comparison {
+    /// It has come to its end.
+    pub(super) fn end(self, result: Result<(), ControlError>) {
+        answer(self.reply, result.map(|()| self.page));
+    }
 }
 
 fn side(entry: &Entry) -> DiffSide {
@@ -98,25 +93,19 @@ fn side(entry: &Entry) -> DiffSide {
     }
 }
 
-fn missing(name: &str) -> ControlError {
-    let name = name.to_owned();
-    match name.contains('@') {
-        true => ControlError::NoSuchSnapshot { name },
-        false => ControlError::NoSuchVolume { name },
-    }
-}
-
 impl Reactor {
     pub(super) fn begin_diff(&mut self, query: &DiffQuery, reply: Reply<DiffPage>) {
         match self.walk_of(query) {
-            Ok((pool, spec, older, newer)) => self.walks.push_back(Walk {
-                pool,
-                spec,
-                at: query.from,
-                limit: query.limit.clamp(1, DIFF_EXTENTS),
-                page: DiffPage { older, newer, extents: Vec::new(), next: None },
-                reply,
-            }),
+            Ok((pool, spec, older, newer)) => {
+                self.walks.push_back(Walk::Comparison(Box::new(Comparison {
+                    pool,
+                    spec,
+                    at: query.from,
+                    limit: query.limit.clamp(1, DIFF_EXTENTS),
+                    page: DiffPage { older, newer, extents: Vec::new(), next: None },
+                    reply,
+                })));
+            }
             Err(error) => answer(reply, Err(error)),
         }
     }
@@ -125,12 +114,7 @@ impl Reactor {
         &self,
         query: &DiffQuery,
     ) -> Result<(u32, DiffSpec, Option<DiffSide>, DiffSide), ControlError> {
-        if !self.stop.is_running() {
-            return Err(ControlError::Stopping);
-        }
-        if self.walks.len() >= DIFF_WALKS {
-            return Err(ControlError::Overloaded);
-        }
+        self.check_walk()?;
         let newer = self.compared(&query.newer)?;
         let older = query.older.as_ref().map(|older| self.compared(older)).transpose()?;
         if let Some(older) = older
@@ -143,7 +127,7 @@ impl Reactor {
         Ok((newer.pool, spec, older.map(side), side(newer)))
     }
 
-    fn compared(&self, target: &DiffTarget) -> Result<&Entry, ControlError> {
+    pub(super) fn compared(&self, target: &DiffTarget) -> Result<&Entry, ControlError> {
         let (name, found) = match target {
             DiffTarget::Name(name) => {
                 (name, self.catalog.named(name).or_else(|| self.catalog.snapshot(name)))
@@ -153,38 +137,7 @@ impl Reactor {
         found.ok_or_else(|| missing(name))
     }
 
-    /// Goes on with the walk whose turn it is, or with the first that need not wait.
-    pub(super) fn advance_walks(&mut self) {
-        for _ in 0..self.walks.len() {
-            let Some(mut walk) = self.walks.pop_front() else { return };
-            if walk.reply.is_closed() {
-                continue;
-            }
-            match self.step(&mut walk) {
-                Step::Over(result) => {
-                    let page = walk.page;
-                    answer(walk.reply, result.map(|()| page));
-                    self.hungry |= !self.walks.is_empty();
-                    return;
-                }
-                Step::GoesOn { busy: false } => {
-                    self.hungry = true;
-                    return self.walks.push_back(walk);
-                }
-                Step::GoesOn { busy: true } => {
-                    // A leaf page was asked for.
-                    self.pools[walk.pool as usize].touched = true;
-                    self.engine_busy = true;
-                    self.walks.push_back(walk);
-                }
-            }
-        }
-    }
-
-    fn step(&mut self, walk: &mut Walk) -> Step {
-        if !self.stop.is_running() {
-            return Step::Over(Err(ControlError::Stopping));
-        }
+    pub(super) fn compare_step(&mut self, walk: &mut Comparison) -> Step {
         let engine = &mut self.pools[walk.pool as usize].engine;
         match engine.diff(&walk.spec, walk.at..u64::MAX, &mut walk.page.extents, walk.limit) {
             Ok(Some(next)) if walk.page.extents.len() < walk.limit => {
@@ -207,6 +160,3 @@ impl Reactor {
         }
     }
 }
-
-/// Pages that are on their way.
-pub(super) type Walks = VecDeque<Walk>;

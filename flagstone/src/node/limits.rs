@@ -67,8 +67,8 @@ pub const LIST_VOLUMES: usize = 256;
 /// Extents in one page of differences.
 pub const DIFF_EXTENTS: usize = 4096;
 
-/// Pages of differences on their way at a time.
-pub const DIFF_WALKS: usize = 64;
+/// Pages of differences, and counts of what is shared, on their way at a time.
+pub const WALKS: usize = 64;
 
 /// Requests of this process in flight, where it embeds the node.
 pub const LOCAL_REQUESTS: usize = 1024;

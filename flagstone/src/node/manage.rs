@@ -114,6 +114,7 @@ impl Reactor {
                 ControlRequest::DeleteSnapshot { name, force, reply } => {
                     self.delete_snapshot(name, force, reply);
                 }
+                ControlRequest::Usage { target, reply } => self.begin_usage(&target, reply),
                 ControlRequest::Diff { query, reply } => self.begin_diff(&query, reply),
                 ControlRequest::PoolStatus { reply } => {
                     answer(reply, Ok((0..self.pools.len()).map(|p| self.pool_status(p)).collect()));

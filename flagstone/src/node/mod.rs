@@ -30,7 +30,9 @@ mod status;
 mod stop;
 mod submit;
 mod transmit;
+mod usage;
 mod waiting;
+mod walks;
 mod warning;
 
 pub use control::{
@@ -45,6 +47,7 @@ pub use local::IoError;
 pub use scrub::ScrubAction;
 pub(crate) use start::{LocalSender, start_local};
 pub use start::{StartError, start};
+pub use usage::Usage;
 
 #[cfg(test)]
 mod tests;

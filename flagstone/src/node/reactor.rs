@@ -12,12 +12,11 @@
 //! starts requests, [`super::submit`] hands them to the engines, [`super::finish`] takes what
 //! they answer, [`super::run`] puts the pieces of long simple replies in order,
 //! [`super::transmit`] sends, [`super::local`] serves this process itself, [`super::manage`] performs
-//! control requests, [`super::diff`] walks for those that take long, [`super::stop`] ends it.
+//! control requests, [`super::walks`] those that take long, [`super::stop`] ends it.
 
 use super::catalog::Catalog;
 use super::connection::{Connection, Phase};
 use super::control::{ControlRequest, NodeExit, NodeStats};
-use super::diff::Walks;
 use super::limits::{
     CONNECTION_BLOCKS, ENGINE_MARGIN_BLOCKS, HEADER_BLOCKS, RECEIVE_BLOCKS, REQUESTS_GUARANTEED,
     REQUESTS_SHARED, RESERVE_BLOCKS, RETRY_NS, WRITE_BYTES,
@@ -29,6 +28,7 @@ use super::request::{Data, Name, Piece, Request};
 use super::slab::Slab;
 use super::status::Statuses;
 use super::stop::Stop;
+use super::walks::Walks;
 use crate::uri::NbdEndpoints;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
 use flagstone_engine::{OnFull, PoolState};
@@ -59,7 +59,7 @@ pub(super) struct Reactor {
     pub(super) changes: Slab<Change>,
     /// Control requests that an engine was too busy to take.
     pub(super) pending_changes: VecDeque<PendingChange>,
-    /// Pages of differences on their way.
+    /// Answers on their way for which maps are walked.
     pub(super) walks: Walks,
 
     /// Requests of this process itself.

@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{oneshot, watch};
 
-use super::super::diff::{DiffPage, DiffQuery};
+use super::super::diff::{DiffPage, DiffQuery, DiffTarget};
 use super::super::files::PoolFile;
 use super::super::limits::LIST_VOLUMES;
 use super::super::scrub::ScrubAction;
+use super::super::usage::Usage;
 use super::{
     ControlError, ControlRequest, NewSnapshot, NodeExit, NodeStats, PoolStatus, Reply,
     SettingsChange, SnapshotStatus, VolumeStatus,
@@ -226,6 +227,14 @@ impl NodeHandle {
     /// [`ControlError`].
     pub async fn diff(&self, query: DiffQuery) -> Result<DiffPage, ControlError> {
         self.ask(|reply| ControlRequest::Diff { query, reply }).await
+    }
+
+    /// See [`ControlRequest::Usage`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn usage(&self, target: DiffTarget) -> Result<Usage, ControlError> {
+        self.ask(|reply| ControlRequest::Usage { target, reply }).await
     }
 
     /// See [`ControlRequest::PoolStatus`].

@@ -16,9 +16,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::devices::DeviceChange;
-use super::diff::{DiffPage, DiffQuery};
+use super::diff::{DiffPage, DiffQuery, DiffTarget};
 use super::discard::DeviceDiscard;
 use super::scrub::ScrubAction;
+use super::usage::Usage;
 use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
 
 pub use error::{ControlError, FailedPool, NodeExit};
@@ -224,6 +225,13 @@ pub enum ControlRequest {
         query: DiffQuery,
         /// A page of it.
         reply: Reply<DiffPage>,
+    },
+    /// What a volume or snapshot has alone.
+    Usage {
+        /// Which.
+        target: DiffTarget,
+        /// What it has.
+        reply: Reply<Usage>,
     },
     /// All pools, in the order they were given.
     PoolStatus {
