@@ -387,6 +387,7 @@ fn reckon(world: &mut World) -> Check {
     world.check_evacuated()?;
     world.compare_all()?;
     world.quiesce()?;
+    world.check_shared()?;
     world.check_accounts()?;
     world.check_engine()?;
     if world.rng.one_in(4) {
@@ -412,6 +413,11 @@ fn reckon(world: &mut World) -> Check {
     let mut volumes: Vec<u32> = world.oracle.live_volumes().collect();
     // Snapshots first.
     volumes.sort_by_key(|&volume| world.oracle.line(volume) == volume);
+    if world.oracle.snapshots_taken && !volumes.is_empty() {
+        // One alone, so that it can be told what came back.
+        world.quiesce()?;
+        world.check_frees(volumes.remove(0))?;
+    }
     for volume in volumes {
         while world.delete(volume)? == Submitted::Busy {
             if !world.pump()? && !world.end_one()? {

@@ -27,8 +27,8 @@ pub struct Usage {
 
 /// Counts what a volume or snapshot has alone, and what deleting it would give back.
 ///
-/// Exactly, block by block, from what is known in memory; the larger it is the longer that takes, about a
-/// second per TiB of data. One that is written meanwhile is counted, part by part, as it is then.
+/// Exactly, block by block, from what is known in memory; the larger it is the longer that takes,
+/// seconds per TiB of data. One that is written meanwhile is counted, part by part, as it is then.
 #[utoipa::path(
     get, path = "/v1/usage/{name}", tag = "snapshots",
     params(("name" = String, Path, description = "Name of the volume, or VOLUME@SNAPSHOT")),

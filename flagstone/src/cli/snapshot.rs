@@ -77,7 +77,7 @@ pub struct ListArgs {
 
     /// Count what only each of them has, and what deleting it would give back
     ///
-    /// Takes the longer the more data there is: about a second per TiB of each.
+    /// Takes the longer the more data there is: seconds per TiB of each.
     #[arg(long)]
     usage: bool,
 

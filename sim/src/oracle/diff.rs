@@ -67,6 +67,30 @@ impl Oracle {
         Ok(())
     }
 
+    /// With nothing under way: blocks of data that a volume or snapshot has, and how many of them no other has,
+    /// at least and at most, since the model can't always tell two versions apart.
+    #[must_use]
+    pub fn alone(&self, id: u32) -> (u64, u64, u64) {
+        let Some(volume) = self.volumes.get(&id) else { return (0, 0, 0) };
+        let (mut mapped, mut least, mut most) = (0, 0, 0);
+        for (&lba, history) in &volume.blocks {
+            let Some(version) = history.versions.last().filter(|v| v.kind == StatusKind::Data)
+            else {
+                continue;
+            };
+            let others =
+                self.volumes.iter().filter(|(other, v)| **other != id && v.deleted.is_none());
+            let others = others.filter_map(|(_, other)| other.blocks.get(&lba)?.versions.last());
+            let known = others
+                .map(|other| same((version.kind, &version.content), (other.kind, &other.content)));
+            let known: Vec<Option<bool>> = known.collect();
+            mapped += 1;
+            least += u64::from(known.iter().all(|same| *same == Some(false)));
+            most += u64::from(!known.contains(&Some(true)));
+        }
+        (mapped, least, most)
+    }
+
     /// What a block may be now.
     fn may_be(&self, volume: u32, lba: u64) -> Vec<(StatusKind, &Content)> {
         let history = self.volumes.get(&volume).and_then(|volume| volume.blocks.get(&lba));

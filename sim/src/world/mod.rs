@@ -11,6 +11,7 @@ mod look;
 mod open;
 mod requests;
 mod scrub;
+mod usage;
 
 use crate::arena::Arena;
 use crate::config::{Config, Theme};
