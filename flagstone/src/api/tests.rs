@@ -622,6 +622,7 @@ fn the_document_describes_every_path_and_error() {
     let expected = [
         "/healthz",
         "/metrics",
+        "/v1/diff",
         "/v1/openapi.json",
         "/v1/pools",
         "/v1/pools/{pool}/devices",
@@ -632,6 +633,7 @@ fn the_document_describes_every_path_and_error() {
         "/v1/snapshots",
         "/v1/snapshots/{name}",
         "/v1/status",
+        "/v1/usage/{name}",
         "/v1/volumes",
         "/v1/volumes/{name}",
     ];
