@@ -9,7 +9,8 @@
 //! requests behind it instead of queueing them, so percentiles under overload look better than
 //! an open-loop client would see.
 //!
-//! Entry points: [`run_nbd`], [`run_raw`] and the types [`Workload`], [`Limits`], [`Report`].
+//! Entry points: [`run_nbd`], [`run_raw`] and the types [`Workload`], [`Limits`], [`Report`]. [`NbdClient`] has
+//! nothing to do with load: it is handshake, socket and wire format for who only wants to copy.
 
 mod console;
 mod cpu;
@@ -31,7 +32,7 @@ pub use cpu::ProcessCpu;
 pub use distribution::{Distribution, DistributionError};
 pub use error::RunError;
 pub use ledger_file::LedgerFileError;
-pub use nbd::{HandshakeError, NbdOptions, ProtocolError, run_nbd};
+pub use nbd::{HandshakeError, NbdClient, NbdClientError, NbdOptions, ProtocolError, run_nbd};
 pub use raw::{RawOptions, run_raw};
 pub use report::{Cpu, Figures, Interval, Latency, Report, Setup, Verification};
 pub use run::{Limits, Observer, Unobserved};

@@ -1,5 +1,6 @@
 //! Load on an NBD server, over one or more connections on one or more threads.
 
+mod client;
 mod exchange;
 mod handshake;
 mod line;
@@ -7,6 +8,7 @@ mod socket;
 mod wire;
 mod worker;
 
+pub use client::{NbdClient, NbdClientError};
 pub use exchange::ProtocolError;
 pub use handshake::HandshakeError;
 

@@ -47,6 +47,7 @@ pub(super) const COMMAND_READ: u16 = 0;
 pub(super) const COMMAND_WRITE: u16 = 1;
 pub(super) const COMMAND_DISCONNECT: u16 = 2;
 pub(super) const COMMAND_FLUSH: u16 = 3;
+pub(super) const COMMAND_WRITE_ZEROES: u16 = 6;
 
 /// "Simple reply message".
 pub(super) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
