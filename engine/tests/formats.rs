@@ -2,29 +2,13 @@
 //! take anything.
 
 use flagstone_block::BLOCK_SIZE;
-use flagstone_engine::format::field::Layout;
+use flagstone_engine::format::field::{Layout, documented};
 use flagstone_engine::format::record::{Record, Records, Seal, SummaryCopy, layout};
 use flagstone_engine::format::segment::{Footer, SegmentShape};
 use flagstone_engine::format::superblock::Superblock;
 use flagstone_engine::format::{device, journal, leaf, meta, segment, superblock};
 use flagstone_engine::{OnFull, VolumeSettings};
 use proptest::prelude::*;
-
-fn documented(document: &str, title: &str) -> Vec<(usize, usize, String)> {
-    let path = format!("{}/../docs/formats/{document}.md", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap();
-    let section = text.split("\n## ").find(|s| s.lines().next() == Some(title));
-    let section = section.unwrap_or_else(|| panic!("{path} has no section {title}"));
-    let row = |line: &str| {
-        let cells: Vec<_> = line.split('|').map(str::trim).collect();
-        Some((
-            cells.get(1)?.parse().ok()?,
-            cells.get(2)?.parse().ok()?,
-            (*cells.get(3)?).to_owned(),
-        ))
-    };
-    section.lines().filter_map(row).collect()
-}
 
 #[test]
 fn every_byte_table_agrees_with_the_code() {
@@ -39,14 +23,10 @@ fn every_byte_table_agrees_with_the_code() {
     ];
     layouts.extend(layout::ALL.iter().map(|layout| ("record", layout)));
     for (document, layout) in layouts {
-        let code: Vec<_> =
-            layout.fields.iter().map(|f| (f.offset, f.size, f.name.to_owned())).collect();
-        assert_eq!(
-            documented(document, layout.name),
-            code,
-            "docs/formats/{document}.md: {}",
-            layout.name
-        );
+        let path = format!("{}/../docs/formats/{document}.md", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code: Vec<_> = layout.fields.iter().map(|f| (f.offset, f.size, f.name)).collect();
+        assert_eq!(documented(&text, layout.name), code, "{path}: {}", layout.name);
     }
 }
 

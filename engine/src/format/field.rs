@@ -20,7 +20,23 @@ pub struct Layout {
     pub fields: &'static [Field],
 }
 
+/// The rows of the byte table below the heading `title` of a document of `docs/formats`: offset, size and
+/// name of each field. For tests that compare them with a [`Layout`]; nothing without such a heading.
+#[must_use]
+pub fn documented<'a>(document: &'a str, title: &str) -> Vec<(usize, usize, &'a str)> {
+    let mut sections = document.split("\n## ");
+    let Some(section) = sections.find(|section| section.lines().next() == Some(title)) else {
+        return Vec::new();
+    };
+    let row = |line: &'a str| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        Some((cells.next()?.parse().ok()?, cells.next()?.parse().ok()?, cells.next()?))
+    };
+    section.lines().filter_map(row).collect()
+}
+
 /// Declares the offsets of a structure once: as constants for the code and as a table.
+#[macro_export]
 macro_rules! layout {
     ($(#[$doc:meta])* $table:ident, $title:literal { $($name:ident : $offset:literal, $size:literal;)* }) => {
         #[allow(dead_code)]
