@@ -22,6 +22,17 @@ pub struct NewSnapshot {
     /// between them have at most 128 bytes.
     #[schema(example = "monday")]
     pub name: String,
+    /// Its identity, of who restores a snapshot that was elsewhere: increments go by it. A new one without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+}
+
+impl NewSnapshot {
+    /// A snapshot with an identity of its own.
+    #[must_use]
+    pub fn new(volume: &str, name: &str) -> Self {
+        Self { volume: volume.to_owned(), name: name.to_owned(), uuid: None }
+    }
 }
 
 /// Asks for snapshots, all of one instant.
@@ -100,10 +111,13 @@ pub(super) async fn create_snapshots(
     State(context): State<Context>,
     Json(request): Json<CreateSnapshots>,
 ) -> Result<(StatusCode, axum::Json<SnapshotList>), ApiError> {
-    for NewSnapshot { volume, name } in &request.snapshots {
+    for NewSnapshot { volume, name, uuid } in &request.snapshots {
         check_name(volume)?;
         check_name(name)?;
         check_snapshot_name(&format!("{volume}@{name}"))?;
+        if uuid.as_ref().is_some_and(|uuid| uuid::Uuid::try_parse(uuid).is_err()) {
+            return Err(ApiError::new(ErrorCode::InvalidBody, "uuid is not a UUID"));
+        }
     }
     let snapshots = context.backend.take_snapshots(request.snapshots).await?;
     Ok((StatusCode::CREATED, axum::Json(SnapshotList { snapshots, next: None })))

@@ -349,8 +349,7 @@ async fn snapshots_are_paged() {
         };
         client.create_volume(&request).await.unwrap();
     }
-    let new =
-        |volume: &str, i: u32| NewSnapshot { volume: volume.to_owned(), name: format!("s{i}") };
+    let new = |volume: &str, i: u32| NewSnapshot::new(volume, &format!("s{i}"));
     let snapshots = (0..3).flat_map(|i| [new("a", i), new("b", i)]).collect();
     let taken = client.create_snapshots(&CreateSnapshots { snapshots }).await.unwrap();
     assert_eq!(taken.snapshots.len(), 6);
@@ -430,6 +429,13 @@ async fn every_request_has_its_answer() {
         ("POST", "/v1/snapshots", &bad_shot, 400, "invalid_name"),
         ("POST", "/v1/snapshots", &long_shot, 400, "invalid_name"),
         ("POST", "/v1/snapshots", &no_shot, 404, "volume_not_found"),
+        (
+            "POST",
+            "/v1/snapshots",
+            r#"{"snapshots":[{"volume":"demo","name":"x","uuid":"7"}]}"#,
+            422,
+            "invalid_body",
+        ),
         ("POST", "/v1/snapshots", "{}", 422, "invalid_body"),
         ("GET", "/v1/snapshots", "", 200, ""),
         ("GET", "/v1/snapshots?volume=demo&limit=1&after=demo@a", "", 200, ""),

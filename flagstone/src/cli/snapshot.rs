@@ -142,7 +142,7 @@ fn create(args: &CreateArgs, json: bool) -> Result<(), Failure> {
     for [volume, name] in pairs {
         split_snapshot_name(&format!("{volume}@{name}"))
             .map_err(|error| Failure::new(Exit::Usage, error))?;
-        snapshots.push(NewSnapshot { volume: volume.clone(), name: name.clone() });
+        snapshots.push(NewSnapshot::new(volume, name));
     }
     let request = CreateSnapshots { snapshots };
     let taken = args.api.call(|client| async move { client.create_snapshots(&request).await })?;

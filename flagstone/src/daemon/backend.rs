@@ -139,7 +139,12 @@ impl Backend for NodeBackend {
         let with_uuid = |new: NewSnapshot| node::NewSnapshot {
             volume: new.volume,
             name: new.name,
-            uuid: *uuid::Uuid::new_v4().as_bytes(),
+            // The caller has checked that it is one.
+            uuid: *new
+                .uuid
+                .and_then(|uuid| uuid::Uuid::try_parse(&uuid).ok())
+                .unwrap_or_else(uuid::Uuid::new_v4)
+                .as_bytes(),
         };
         let wanted = wanted.into_iter().map(with_uuid).collect();
         Box::pin(async move {
