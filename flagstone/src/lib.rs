@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod exit;
+pub mod image;
 mod library;
 pub mod logging;
 pub mod name;
@@ -22,7 +23,9 @@ pub mod size;
 pub mod uri;
 
 pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};
-pub use library::{CreateOptions, Diff, OpenOptions, Pool, PoolError, Volume};
+pub use library::{
+    CreateOptions, Diff, ImageExportError, ImagePoolError, OpenOptions, Pool, PoolError, Volume,
+};
 pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
     ControlError, DeviceDiscard, DiffExtent, DiffKind, DiffPage, DiffSide, IoError, NodeExit,

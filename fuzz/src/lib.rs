@@ -17,6 +17,8 @@ mod decoders;
 mod disk;
 mod engine_ops;
 pub mod fixup;
+#[cfg(feature = "product")]
+mod image;
 mod input;
 mod nbd;
 pub mod seeds;
@@ -30,6 +32,8 @@ mod world;
 pub use api::api_input;
 pub use decoders::{journal, metadata, segment, superblock};
 pub use engine_ops::engine_ops;
+#[cfg(feature = "product")]
+pub use image::image;
 pub use nbd::{nbd_handshake, nbd_session, nbd_transmission};
 #[cfg(feature = "product")]
 pub use text::text_input;
@@ -59,4 +63,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "api_input", run: api_input },
     #[cfg(feature = "product")]
     Target { name: "text_input", run: text_input },
+    #[cfg(feature = "product")]
+    Target { name: "image", run: image },
 ];

@@ -21,6 +21,8 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         "engine_ops" => (0..64).map(|i| scatter(i, 200)).collect(),
         "api_input" => requests(),
         "text_input" => texts(),
+        #[cfg(feature = "product")]
+        "image" => crate::image::seeds(),
         _ => Vec::new(),
     }
 }

@@ -7,11 +7,13 @@
 
 mod block_on;
 mod diff;
+mod image;
 mod pool;
 #[cfg(test)]
 mod tests;
 mod volume;
 
 pub use diff::Diff;
+pub use image::{ImageExportError, ImagePoolError};
 pub use pool::{CreateOptions, OpenOptions, Pool, PoolError};
 pub use volume::Volume;

@@ -145,6 +145,10 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
     /// Formats a file, made if absent, or a block device, and opens it.
     ///
     /// # Errors
