@@ -23,6 +23,8 @@ const COMMANDS: &[&[&str]] = &[
     &["snapshot", "show"],
     &["snapshot", "delete"],
     &["diff"],
+    &["export"],
+    &["import"],
     &["api-doc"],
     &["completions"],
     &["man"],

@@ -36,6 +36,12 @@ impl ApiArgs {
         if local.exists() { local } else { API_SOCKET_DEFAULT.into() }
     }
 
+    /// A client of the daemon.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(&self.socket())
+    }
+
     /// Runs `work` with a client of the daemon.
     ///
     /// # Errors
@@ -46,6 +52,6 @@ impl ApiArgs {
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(Exit::Failure, error))?;
-        Ok(runtime.block_on(work(Client::new(&self.socket())))?)
+        Ok(runtime.block_on(work(self.client()))?)
     }
 }

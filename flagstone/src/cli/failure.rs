@@ -23,6 +23,12 @@ impl Failure {
         Self { exit, code: exit.code().to_owned(), message: message.to_string() }
     }
 
+    /// A failure that has a name of its own in JSON.
+    #[must_use]
+    pub fn coded(exit: Exit, code: &str, message: impl ToString) -> Self {
+        Self { exit, code: code.to_owned(), message: message.to_string() }
+    }
+
     /// A directory can't be made or written to.
     #[must_use]
     pub fn directory(path: &Path, error: &io::Error) -> Self {
@@ -33,6 +39,13 @@ impl Failure {
             _ => format!("{}: {error}", path.display()),
         };
         Self::new(Exit::Failure, message)
+    }
+
+    /// The same failure, with something to do about it.
+    #[must_use]
+    pub fn and(mut self, advice: &str) -> Self {
+        self.message = format!("{}; {advice}", self.message);
+        self
     }
 
     /// The exit status.

@@ -9,6 +9,7 @@ mod api_doc;
 mod completions;
 mod diff;
 mod failure;
+mod image;
 mod log_args;
 mod man;
 mod pool;
@@ -75,12 +76,13 @@ Exit status:
   1  something failed at run time, or a pool failed while it was served
   2  wrong usage or configuration; nothing was touched
   3  the pool, device or socket is in use
-  4  the pool is damaged, or there is no pool (at that path, or in what is there)
+  4  the pool or image is damaged, or there is none (at that path, or in what is there)
   5  the target holds data and --force was not given
   6  no daemon answers at the control socket
   7  the daemon has no such volume, snapshot or pool
   8  the daemon refused the request
-  A daemon that a second signal ends at once exits with 128 plus the signal's number.";
+  A daemon that a second signal ends at once, and an export or import that a signal ends, exit with
+  128 plus the signal's number.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -93,6 +95,8 @@ enum Command {
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     Diff(diff::Args),
+    Export(Box<image::export::Args>),
+    Import(Box<image::import::Args>),
     Bench(Box<BenchArgs>),
     ApiDoc(api_doc::Args),
     Completions(completions::Args),
@@ -123,6 +127,8 @@ impl Cli {
             Command::Volume(command) => volume::run(command, json).map(|()| Exit::Success),
             Command::Snapshot(command) => snapshot::run(command, json).map(|()| Exit::Success),
             Command::Diff(args) => diff::run(args, json).map(|()| Exit::Success),
+            Command::Export(args) => image::export::run(&args, json).map(|()| Exit::Success),
+            Command::Import(args) => image::import::run(&args, json).map(|()| Exit::Success),
             Command::Bench(args) => {
                 bench::run(&args, json)?;
                 Ok(Exit::Success)
