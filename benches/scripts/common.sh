@@ -27,9 +27,10 @@ ram_disk() {
 
 # serve DEVICE [OPTIONS]: returns when it is ready.
 serve() {
+  rm -f "$DIR/serve.out"
   "$F" serve --pool "$1" --nbd-socket "$DIR/nbd.sock" $API "${@:2}" > "$DIR/serve.out" 2> "$DIR/serve.err" &
   DAEMON=$!
-  until grep -q ready "$DIR/serve.out"; do
+  until grep -q ready "$DIR/serve.out" 2> /dev/null; do
     kill -0 $DAEMON || { tail -3 "$DIR/serve.err" >&2; exit 1; }
     sleep 0.005
   done
@@ -63,8 +64,11 @@ clean_up() {
   local disk
   for disk in $DISKS; do
     losetup --detach "${disk#*:}" || true
-    for _ in $(seq 50); do echo 1 > "/sys/block/zram${disk%%:*}/reset" 2>/dev/null && break; sleep 0.1; done
-    echo "${disk%%:*}" > /sys/class/zram-control/hot_remove || true
+    # The kernel lets go of a device a little after its last user has.
+    for _ in $(seq 50); do
+      { echo 1 > "/sys/block/zram${disk%%:*}/reset" && echo "${disk%%:*}" > /sys/class/zram-control/hot_remove; } 2> /dev/null && break
+      sleep 0.1
+    done
   done
   rm -rf "$DIR"
 }

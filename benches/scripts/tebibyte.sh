@@ -10,8 +10,8 @@ ram_disk 65536
 limits="--map-memory 64M --memory 128M"
 serve "$DISK" $limits
 "$F" volume create v --size 1T $API > /dev/null
-job() { fio --name=w --ioengine=nbd --uri="$(uri v)" --rw=randwrite --bs=4k --iodepth=32 --size=1t --io_size="${mib}m" --randseed=7 --verify=crc32c --verify_fatal=1 --output-format=json "$@" > "$DIR/fio.json"; }
-figures() { jq -r '.jobs[0] | "error \(.error), \(.write.iops | round) writes, \(.read.iops | round) reads per second, \(.read.total_ios) blocks read"' "$DIR/fio.json"; }
+job() { fio --name=w --ioengine=nbd --uri="$(uri v)" --rw=randwrite --bs=4k --iodepth=32 --size=1t --io_size="${mib}m" --randseed=7 --verify=crc32c --verify_fatal=1 --output-format=json --output="$DIR/fio.json" "$@"; }
+figures() { sed -n '/^{/,$p' "$DIR/fio.json" | jq -r '.jobs[0] | "error \(.error), \(.write.iops | round) writes, \(.read.iops | round) reads per second, \(.read.total_ios) blocks read"'; }
 job --do_verify=0
 echo "written: $(figures); $(rss); map $(pool map_bytes) bytes; load $(load)"
 job --verify_only

@@ -159,13 +159,13 @@ impl Engine {
         if room >= u64::from(blocks) {
             return Ok(blocks);
         }
-        let discarded = self.is_discarded(volume, lba.0, u64::from(blocks));
+        let changes = self.will_differ(volume, lba.0, u64::from(blocks));
         for b in 0..blocks {
             let is_hole = volume.map.write_takes(&self.slab, Lba(lba.0 + u64::from(b)));
-            if is_hole || discarded {
+            if is_hole || changes {
                 if room == 0 {
                     return match b {
-                        // Until a discard is applied, what is written over it counts twice.
+                        // Until a discard or a snapshot is applied, what is written after it counts twice.
                         0 if is_hole && !self.may_settle(volume) && volume.discards == 0 => {
                             Err(SubmitError::NoSpace)
                         }
@@ -181,7 +181,7 @@ impl Engine {
 
     /// How many of `blocks` blocks from `lba` take space that they do not take yet, at most.
     pub(crate) fn new_blocks(&self, volume: &Volume, lba: u64, blocks: u32) -> u32 {
-        if self.is_discarded(volume, lba, u64::from(blocks)) {
+        if self.will_differ(volume, lba, u64::from(blocks)) {
             return blocks;
         }
         let is_hole = |b: &u32| volume.map.write_takes(&self.slab, Lba(lba + u64::from(*b)));
@@ -196,7 +196,7 @@ impl Engine {
         lba: u64,
         blocks: u64,
     ) -> Result<u64, SubmitError> {
-        if self.is_discarded(volume, lba, blocks) {
+        if self.will_differ(volume, lba, blocks) {
             let room = self.room_beside(volume.held) >= blocks;
             return if room { Ok(blocks) } else { Err(SubmitError::Busy) };
         }
@@ -217,8 +217,12 @@ impl Engine {
         Ok(holes)
     }
 
-    /// Whether a discard under way covers any of these blocks.
-    fn is_discarded(&self, volume: &Volume, first: u64, count: u64) -> bool {
+    /// Whether something under way, which a request now would come after, makes any of these blocks holes or
+    /// a snapshot's: a discard of them, or a snapshot.
+    fn will_differ(&self, volume: &Volume, first: u64, count: u64) -> bool {
+        if volume.cuts > 0 {
+            return true;
+        }
         volume.discards > 0
             && self.effects_under_way().any(|effect| {
                 matches!(effect, Effect::Zero { volume: of, lba, blocks, keep: false, .. }
@@ -311,7 +315,7 @@ impl Engine {
             return Ok(());
         }
         let before = self.space.leaves;
-        let dense = volume.map_or(0, |volume| volume.map.dense());
+        let dense = volume.map_or(0, Volume::dense);
         let wanted_leaves = reserved_leaves(settings.reserved, size).saturating_sub(dense);
         self.space.leaves = before - leaves + wanted_leaves;
         let others = self.space.held - held + self.promised();

@@ -98,6 +98,8 @@ pub(crate) struct Volume {
     pub(crate) next_vseq: u64,
     /// Blocks that requests under way will add to what it takes: at least those.
     pub(crate) coming: u64,
+    /// Snapshots of it whose records are under way: what it owns will be theirs, and counts as that already.
+    pub(crate) cuts: u32,
     /// Discards under way. What they cover looks mapped, but will not be.
     pub(crate) discards: u32,
     /// Blocks held back for it: what it takes falls so short of its reservation.
@@ -118,6 +120,7 @@ impl Volume {
             logged_settings: info.settings,
             next_vseq,
             coming: 0,
+            cuts: 0,
             discards: 0,
             held: 0,
             held_leaves: 0,
@@ -142,7 +145,17 @@ impl Volume {
 
     /// Blocks that it takes or is about to take.
     pub(crate) fn taken(&self) -> u64 {
-        self.map.owned() + self.map.kept() + self.coming
+        if self.cuts > 0 { self.taken_when_cut() } else { self.taken_when_cut() + self.map.owned() }
+    }
+
+    /// The same once a snapshot has what it owns.
+    pub(crate) fn taken_when_cut(&self) -> u64 {
+        self.map.kept() + self.coming
+    }
+
+    /// Leaves of its own.
+    pub(crate) fn dense(&self) -> u64 {
+        if self.cuts > 0 { 0 } else { self.map.dense() }
     }
 
     /// Blocks of its reservation.
@@ -152,8 +165,12 @@ impl Volume {
 
     /// Map leaves that its reservation may fill.
     pub(crate) fn reserved_leaves(&self) -> u64 {
-        let all = reserved_leaves(self.logged_settings.reserved, self.logged_size);
-        all.saturating_sub(self.map.dense())
+        self.reserved_leaves_when_cut().saturating_sub(self.dense())
+    }
+
+    /// The same if it has no leaf of its own.
+    pub(crate) fn reserved_leaves_when_cut(&self) -> u64 {
+        reserved_leaves(self.logged_settings.reserved, self.logged_size)
     }
 
     /// Kept zeroes that are charged: a snapshot's are its volume's.

@@ -2,8 +2,8 @@
 
 mod support;
 
-use flagstone_block::{BLOCK_SIZE, VolumeId, ZeroMode};
-use flagstone_engine::{OpenOptions, SnapshotSpec, SubmitError};
+use flagstone_block::{BLOCK_SIZE, Durability, Tag, VolumeId, ZeroMode};
+use flagstone_engine::{OpenOptions, SnapshotSpec, SubmitError, VolumeSettings};
 use support::{Numbers, OPEN, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
@@ -258,4 +258,57 @@ fn what_is_moved_is_found_behind_a_snapshot_that_is_half_taken_apart() {
             assert!(world.read(volume, i * 512 + 2, 1).unwrap() == block(15_000 + i));
         }
     }
+}
+
+/// A snapshot that is under way has what its volume maps as if it were taken already: for reservations, and for
+/// what is written after it.
+#[test]
+fn what_a_snapshot_under_way_will_have_is_counted() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let capacity = world.engine.usage().capacity / B;
+    let (blocks, spare) = (capacity * 7 / 10, capacity * 3 / 10);
+    let volume = world.create("v", blocks * B);
+    let other = world.create("other", spare * B);
+    (0..blocks).for_each(|lba| world.write(volume, lba * B, &block(1 + lba)).unwrap());
+    let reserved = VolumeSettings { reserved: spare / 2 * B, ..VolumeSettings::default() };
+    // Its own blocks back it until the snapshot has them.
+    world.set(volume, reserved).unwrap();
+    let tag = world.tag();
+    let specs = [SnapshotSpec { volume, uuid: [9; 16], name: "v@s" }];
+    let (engine, arena) = (&mut world.engine, &mut world.arena);
+    engine.snapshot_volumes(arena, tag, &specs).unwrap();
+    for (id, times) in [(volume, 4), (other, 2)] {
+        let settings = VolumeSettings { reserved: spare * times / 4 * B, ..reserved };
+        let refused = engine.set_volume(arena, Tag(1 << 40), id, settings);
+        assert!(matches!(refused, Err(SubmitError::ReservationUnbacked { .. })), "{refused:?}");
+    }
+    engine.check().unwrap();
+    world.wait(tag).result.unwrap();
+    // What the reservation covers can be overwritten.
+    for lba in 0..spare / 2 {
+        world.write(volume, lba * B, &block(10_000 + lba)).unwrap();
+    }
+    world.set(volume, VolumeSettings::default()).unwrap();
+    while world.engine.usage().available > 8 * B {
+        let lba = world.engine.usage().available / B % blocks;
+        if world.write(volume, (blocks - 1 - lba) * B, &block(3)).is_err() {
+            break;
+        }
+    }
+    // Nearly full: what is written while a snapshot is under way takes space.
+    let (tag, specs) = (world.tag(), [SnapshotSpec { volume, uuid: [9; 16], name: "v@t" }]);
+    let (engine, arena) = (&mut world.engine, &mut world.arena);
+    engine.snapshot_volumes(arena, tag, &specs).unwrap();
+    let mut taken = 0;
+    for lba in 0..100 {
+        let data = block(lba);
+        let tag = Tag(1 << 40 | lba);
+        taken += u64::from(
+            engine.write(arena, tag, volume, lba * B, &data, Durability::Completed).is_ok(),
+        );
+    }
+    assert!(taken <= 8, "{taken}");
+    world.wait(tag).result.unwrap();
+    (0..100).for_each(|_| world.turn());
+    world.engine.check().unwrap();
 }

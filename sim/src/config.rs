@@ -28,6 +28,8 @@ pub enum Theme {
     Paging,
     /// Most of the pool is at rest, so that the few segments left are used again and again.
     Reuse,
+    /// The same while a scrub reads, whose commands take long.
+    Scrub,
     /// Most of the pool is live, and all of it is overwritten: the cleaner works all the time.
     Clean,
     /// What was written block by block is read in sequence, so that it is rewritten.
@@ -55,6 +57,7 @@ impl Theme {
         Self::Full,
         Self::Paging,
         Self::Reuse,
+        Self::Scrub,
         Self::Clean,
         Self::Scan,
         Self::Metadata,
@@ -79,7 +82,8 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::RemoveTooSoon
         | Plant::JournalForgetsOld
         | Plant::MoveWhileStating => Some(Theme::Disks),
-        Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
+        Plant::ReuseTooSoon | Plant::DiscardTooSoon => Some(Theme::Reuse),
+        Plant::ScrubUnpinned => Some(Theme::Scrub),
         Plant::SwitchBlindly
         | Plant::MoveAsNew
         | Plant::SealMovedBeforeFlush
@@ -235,6 +239,8 @@ pub struct Config {
     pub pump: u32,
     /// Nanoseconds per turn, at most.
     pub tick_ns: u64,
+    /// Turns between two commands to begin or end a scrub, on average.
+    pub scrub_turns: u64,
     /// How lives end.
     pub ends: Ends,
     /// Crashes during one recovery, at most.
@@ -352,6 +358,7 @@ impl Config {
             eager: rng.pick(&[10, 50, 50, 90]),
             pump: rng.pick(&[30, 100, 100]),
             tick_ns: rng.pick(&[1_000, 100_000, 100_000, 50_000_000]),
+            scrub_turns: 600,
             ends: Ends { kill: 4, power: 8, stop: 3, stop_cut: 1 },
             recrashes: rng.pick(&[0, 0, 1, 2, 3]),
             exhaustive: if rng.one_in(30) { 40 } else { 0 },
@@ -447,7 +454,7 @@ impl Config {
                     self.rot_running = rng.pick(&[0, 3_000]);
                 }
             }
-            Theme::Reuse => {
+            Theme::Reuse | Theme::Scrub => {
                 self.segment_bytes = MIB as u32;
                 self.pool_bytes = 64 * MIB;
                 self.ballast_leaves = Some(rng.between(900, 3_000));
@@ -467,6 +474,14 @@ impl Config {
                 self.tick_ns = 1_000;
                 self.nbd = false;
                 self.lives = rng.between(1, 3) as u32;
+                if self.theme == Theme::Scrub {
+                    // What is being read dies all at once, and its segments are discarded.
+                    self.scrub_turns = 60;
+                    self.order = rng.pick(&[Order::ReadsLast, Order::ReadsLast, Order::Any]);
+                    self.discard = true;
+                    (self.mix.read, self.mix.discard, self.long) = (0, 12, 20);
+                    (self.mix.create, self.mix.delete) = (2, 2);
+                }
             }
             Theme::Clean => {
                 self.segment_bytes = MIB as u32;

@@ -276,7 +276,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         if world.rng.one_in(500) {
             world.check_engine()?;
         }
-        if world.rng.one_in(600) {
+        if world.rng.one_in(world.config.scrub_turns) {
             world.toggle_scrub();
         }
         if world.device_failed() && world.rng.one_in(20) {

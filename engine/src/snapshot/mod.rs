@@ -106,6 +106,10 @@ impl Engine {
             let record: Record<'_> = snapshot.record(cut.lsn);
             self.log_encoded(bufs, batch, Effect::Snapshot { volume: id }, &record);
             self.volumes.insert(snapshot);
+            if let Some(volume) = self.volumes.get_mut(spec.volume.0) {
+                volume.cuts += 1;
+            }
+            self.recount_held(spec.volume.0);
             if self.planted.has(Plant::SplitGroup) {
                 self.close_batch(bufs);
                 batch = self.batch_with_room(bufs, bytes, false)?;
@@ -117,26 +121,27 @@ impl Engine {
 
     /// Whether the pool could take all that these volumes' reservations promise, once nothing of them
     /// is theirs alone any more.
-    fn check_overwritable(&self, specs: &[SnapshotSpec<'_>]) -> Result<(), SubmitError> {
-        let volumes = specs.iter().filter_map(|spec| self.volumes.get(spec.volume.0));
-        let more: u64 = volumes
-            .map(|volume| {
-                let taken = volume.taken() - volume.map.owned();
-                volume.reserved_blocks().saturating_sub(taken) - volume.held
-            })
-            .sum();
-        if more <= self.room() {
+    fn check_overwritable(&mut self, specs: &[SnapshotSpec<'_>]) -> Result<(), SubmitError> {
+        let (mut more, mut leaves) = (0, 0);
+        for volume in specs.iter().filter_map(|spec| self.volumes.get(spec.volume.0)) {
+            let held = volume.reserved_blocks().saturating_sub(volume.taken_when_cut());
+            more += held.saturating_sub(volume.held);
+            leaves += volume.reserved_leaves_when_cut().saturating_sub(volume.held_leaves);
+        }
+        self.space.leaves += leaves;
+        let room = self.room();
+        self.space.leaves -= leaves;
+        if more <= room {
             return Ok(());
         }
-        Err(SubmitError::ReservationUnbacked {
-            available: self.room() << flagstone_block::BLOCK_BITS,
-        })
+        Err(SubmitError::ReservationUnbacked { available: room << flagstone_block::BLOCK_BITS })
     }
 
     /// The record of a snapshot is retired: its volume's map is cut.
     pub(crate) fn cut(&mut self, snapshot: u32) {
         let Some(cut) = self.volumes.get(snapshot).and_then(|s| s.info.snapshot) else { return };
         let Some(volume) = self.volumes.get_mut(cut.line) else { return };
+        volume.cuts -= 1;
         let map = volume.map.snapshot(snapshot);
         let parent = volume.parent.replace(snapshot);
         if let Some(volume) = self.volumes.get_mut(snapshot) {
