@@ -14,6 +14,8 @@ pub(super) struct Leaving {
     cursor: u32,
     searched: u32,
     last_resort: Option<u32>,
+    /// There is a last resort, which waits for all outputs.
+    waits: bool,
     searched_from: u64,
     /// A search found nothing when the segment table had seen this many events.
     exhausted_at: Option<u64>,
@@ -74,23 +76,37 @@ impl Engine {
         leaving.searched = 0;
         let last_resort = leaving.last_resort.take();
         // Not before the copies of its other blocks count.
-        last_resort.filter(|_| !self.has_outputs())
+        let ready = last_resort.filter(|_| !self.has_outputs());
+        self.cleaner.leaving.waits = last_resort.is_some() && ready.is_none();
+        ready
     }
 
-    /// Nothing more is to be copied: what was, must count.
+    /// Nothing more is to be copied: what was, must count. Outputs with nothing from those devices are left to
+    /// be filled: sealed as they are they would be victims again, for ever.
     fn end_leaving(&mut self) {
         let left =
             |device: usize| !self.geo.extents[device].open && self.segs.sealed_on(device) > 0;
         if !self.geo.devices().any(left) {
             return;
         }
+        let waits = self.cleaner.leaving.waits;
         for o in self.cleaner.filling.into_iter().flatten() {
-            self.close_output(o);
-            self.again = true;
+            if waits || self.holds_leaving(o as usize) {
+                self.close_output(o);
+                self.again = true;
+            }
         }
-        if self.cleaner.is_idle() && self.sealing.is_empty() && self.graves.is_empty() {
+        let copied = (0..self.cleaner.outputs.len()).any(|o| self.holds_leaving(o));
+        if !waits && !copied && self.sealing.is_empty() && self.graves.is_empty() {
             self.note_stuck();
         }
+    }
+
+    /// Whether an output has blocks from a device that is being emptied.
+    fn holds_leaving(&self, o: usize) -> bool {
+        let output = &self.cleaner.outputs[o];
+        output.stage != OutputStage::Idle
+            && output.targets.iter().any(|target| self.segs.is_closed(target.segment))
     }
 
     /// Outputs that are being filled on a device that takes nothing any more are ended.
