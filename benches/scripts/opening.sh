@@ -21,8 +21,11 @@ for gib in "${sizes[@]}"; do
   else
     load_with --rw=write --bs=1m --iodepth=8 --size="${gib}g"
   fi
-  # An opening and a clean stop end with a checkpoint, so the log that follows is the same for all.
-  stop; serve "$DISK"
+  # Up to a checkpoint, so that what is logged since is the same for all.
+  checkpoints=$(pool checkpoints)
+  until [ "$(pool checkpoints)" -gt "$checkpoints" ]; do
+    load_with --rw=write --bs=1m --iodepth=8 --size="${gib}g" --io_size=256m
+  done
   load_with --rw=randwrite --bs=4k --iodepth=32 --size="${gib}g" --io_size=512m
   stop KILL
 done
