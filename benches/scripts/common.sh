@@ -4,6 +4,8 @@ set -euo pipefail
 F=${FLAGSTONE_BIN:-$(dirname "$0")/../../target/release/flagstone}
 F=$(realpath "$F")
 DIR=$(mktemp -d /tmp/flagstone-measure.XXXXXX)
+# fio leaves files where it runs.
+cd "$DIR"
 API="--api-socket $DIR/api.sock"
 DAEMON=
 DISKS=
@@ -61,6 +63,7 @@ spread() {
 
 clean_up() {
   stop
+  cd /
   local disk
   for disk in $DISKS; do
     losetup --detach "${disk#*:}" || true
