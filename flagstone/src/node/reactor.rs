@@ -147,7 +147,7 @@ impl Reactor {
             payload: vec![0; WRITE_BYTES],
             handshake_out: vec![0; HEADER_BLOCKS as usize * flagstone_block::BLOCK_SIZE],
             statuses: Statuses::new(),
-            stalled: Vec::with_capacity(parts.max_connections as usize),
+            stalled: Vec::new(),
             stop: Stop::Running,
             stats: NodeStats::default(),
             ring,
@@ -184,6 +184,7 @@ impl Reactor {
         self.engine_busy = false;
         let now_ns = self.ring.now_ns();
         self.advance_walks();
+        self.retry_stalled();
         for _ in 0..ROUNDS {
             self.retry_changes();
             self.retry_waiting();
@@ -193,7 +194,6 @@ impl Reactor {
                 break;
             }
         }
-        self.retry_stalled();
         self.transmit_listed();
         // Who is first to try again changes from turn to turn, so that nobody is always last.
         if self.queue.len() > 1 {

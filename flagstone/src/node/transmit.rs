@@ -60,10 +60,11 @@ impl Reactor {
         }
     }
 
-    /// Has those looked at again whose next reply waited.
+    /// Sends for those whose next reply waited. Before the engines are pumped, so that who has to wait for
+    /// another page is heard in the same turn.
     pub(super) fn retry_stalled(&mut self) {
-        while let Some(c) = self.stalled.pop() {
-            self.list(c);
+        for c in std::mem::take(&mut self.stalled) {
+            self.transmit(c);
         }
     }
 
