@@ -10,7 +10,10 @@ use flagstone_block::{
     BLOCK_SIZE, BlockIo, Buffer, Buffers, DeviceCommand, DeviceError, Durability, Lba, Tag,
     VolumeId,
 };
-use flagstone_engine::{Engine, FormatOptions, OpenOptions, SubmitError, VolumeSpec};
+use flagstone_engine::{
+    DiffSpec, Engine, FormatOptions, OpenOptions, SharedUsage, SnapshotSpec, SubmitError,
+    VolumeSpec,
+};
 
 const DEVICE_BYTES: usize = 256 << 20;
 /// Small, so that random overwrites leave whole segments dead without a cleaner.
@@ -166,5 +169,58 @@ fn engine(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, engine);
+/// A thin volume of 1 TiB: 10,000 blocks at random, a snapshot, 1,000 more.
+fn maps(criterion: &mut Criterion) {
+    const BLOCKS: u64 = 1 << 28;
+    let mut world = World::new();
+    let settings = Default::default();
+    let spec = VolumeSpec { uuid: [2; 16], name: "w", size: BLOCKS << 12, settings };
+    let made = world.engine.create_volume(&mut world.arena, Tag(0), &spec);
+    world.volume = made.expect("there is room");
+    while world.turn() == 0 {}
+    let data = vec![7; BLOCK_SIZE];
+    let scatter = |world: &mut World, blocks: u64| {
+        for _ in 0..blocks {
+            world.random_lba();
+            let lba = (world.seed >> 30) % BLOCKS;
+            world.write(lba, &data);
+        }
+        while world.turn() > 0 {}
+    };
+    scatter(&mut world, 10_000);
+    let spec = SnapshotSpec { volume: world.volume, uuid: [3; 16], name: "w@s" };
+    let taken = world.engine.snapshot_volumes(&mut world.arena, Tag(0), &[spec]);
+    let snapshot = taken.expect("there is room");
+    while world.turn() == 0 {}
+    scatter(&mut world, 1000);
+
+    let mut group = criterion.benchmark_group("maps, 1 TiB");
+    let spec = DiffSpec { older: Some(snapshot), newer: world.volume };
+    let mut out = Vec::with_capacity(2000);
+    group.bench_function("differences, 1000 blocks", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let told = world.engine.diff(&spec, from..u64::MAX, &mut out, 2000);
+                next = told.expect("all of the map is in memory");
+            }
+            assert!(out.len() > 990);
+        });
+    });
+    group.throughput(Throughput::Elements(10_000));
+    group.bench_function("what a snapshot shares, 10,000 leaves", |bencher| {
+        bencher.iter(|| {
+            let mut usage = SharedUsage::default();
+            while let Err(so_far) = world.engine.count_shared(snapshot, usage).expect("it is there")
+            {
+                usage = so_far;
+            }
+            usage
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, engine, maps);
 criterion_main!(benches);
