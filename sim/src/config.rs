@@ -82,8 +82,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::RemoveTooSoon
         | Plant::JournalForgetsOld
         | Plant::MoveWhileStating => Some(Theme::Disks),
-        Plant::ReuseTooSoon | Plant::DiscardTooSoon => Some(Theme::Reuse),
-        Plant::ScrubUnpinned => Some(Theme::Scrub),
+        Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
         Plant::SwitchBlindly
         | Plant::MoveAsNew
         | Plant::SealMovedBeforeFlush
