@@ -223,6 +223,7 @@ fn what_does_not_fit_is_refused() {
     );
     fails(&daemon, &["export", "v@a", "/dev/full"], 1, "No space left on device");
     fails(&daemon, &["export", "v@a", "/proc/nowhere/x"], 1, "/proc/nowhere/x");
+    fails(&daemon, &["export", "v@a", text(dir.path()), "--force"], 2, "is a directory");
 
     fails(&daemon, &["import", text(&image("ab")), "copy"], 7, "increment on v@a");
     fails(&daemon, &["import", text(&image("a")), "v@b"], 2, "VOLUME@SNAPSHOT");
@@ -295,13 +296,14 @@ fn damaged_streams_are_refused() {
 /// Ends an export to `path` by `end` while it writes, and returns what is there then.
 fn interrupt_export(
     daemon: &mut Daemon,
+    subject: &str,
     path: &Path,
     end: impl Fn(&mut Daemon, &Child),
 ) -> PathBuf {
     let partial = PathBuf::from(format!("{}.partial", path.display()));
     // It can be faster than the signal: then once more.
     for _ in 0..20 {
-        let child = start(daemon, &["export", "v@a", text(path)], Stdio::null(), Stdio::null());
+        let child = start(daemon, &["export", subject, text(path)], Stdio::null(), Stdio::null());
         wait_until("a part of the image", || {
             let length = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
             length(&partial) > 3 * MIB || path.exists()
@@ -335,22 +337,24 @@ fn an_interrupted_export_goes_on() {
         assert!(fs::read(&path).unwrap() == whole, "{how}: another image");
         fs::remove_file(&path).unwrap();
     };
-    interrupt_export(&mut daemon, &path, |_, child| signal(child, Signal::KILL));
+    interrupt_export(&mut daemon, "v@a", &path, |_, child| signal(child, Signal::KILL));
     go_on(&daemon, "killed");
-    let partial = interrupt_export(&mut daemon, &path, |_, child| signal(child, Signal::INT));
+    let partial =
+        interrupt_export(&mut daemon, "v@a", &path, |_, child| signal(child, Signal::INT));
     // What is damaged of it is found and written anew.
     let mut bytes = fs::read(&partial).unwrap();
     let at = bytes.len() - MIB as usize / 2;
     bytes[at] ^= 4;
     fs::write(&partial, &bytes).unwrap();
     go_on(&daemon, "interrupted, and damaged");
-    interrupt_export(&mut daemon, &path, |daemon, _| daemon.kill());
+    interrupt_export(&mut daemon, "v@a", &path, |daemon, _| daemon.kill());
     fails(&daemon, &["export", "v@a", text(&path)], 6, "no daemon answers");
     daemon.restart();
     go_on(&daemon, "the daemon was killed");
 
     // A part of one image is no part of another.
-    let partial = interrupt_export(&mut daemon, &path, |_, child| signal(child, Signal::TERM));
+    let partial =
+        interrupt_export(&mut daemon, "v@a", &path, |_, child| signal(child, Signal::TERM));
     ask(&daemon, &["snapshot", "create", "v", "b"]);
     fails(&daemon, &["export", "v@b", text(&path)], 5, "--restart");
     fails(&daemon, &["export", "v@a", "--from", "b", text(&path)], 5, "--restart");
@@ -401,6 +405,26 @@ fn an_export_of_a_volume_leaves_no_snapshot() {
     ask(&daemon, &["export", "v", text(&path)]);
     assert_eq!(snapshots(&daemon), [""; 0]);
     fails(&daemon, &["export", "v", "/dev/full"], 1, "No space left");
+    assert_eq!(snapshots(&daemon), [""; 0]);
+    // Killed while it wrote to a file, it goes on with the same snapshot, at once.
+    let whole = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    interrupt_export(&mut daemon, "v", &path, |_, child| signal(child, Signal::KILL));
+    let mut client = daemon.connect("v");
+    client.write(0, &[1; 16 * BLOCK], 0).unwrap();
+    let report = ask(&daemon, &["export", "v", text(&path)]);
+    assert!(report["resumed_at_bytes"].as_u64().unwrap() > 2 * MIB, "{report}");
+    // All but the header, which names the snapshot, and what goes by that.
+    let again = fs::read(&path).unwrap();
+    assert!(again.len() == whole.len() && again[512 + 40..][..BLOCK] == whole[512 + 40..][..BLOCK]);
+    assert_eq!(snapshots(&daemon), [""; 0]);
+    // Interrupted in a way that it can do something about, it leaves nothing to go on with.
+    fs::remove_file(&path).unwrap();
+    let child = start(&daemon, &["export", "v", text(&path)], Stdio::null(), Stdio::null());
+    wait_until("its snapshot", || path.exists() || !snapshots(&daemon).is_empty());
+    signal(&child, Signal::INT);
+    exit_of(child);
+    assert!(!dir.path().join("image.partial").exists());
     assert_eq!(snapshots(&daemon), [""; 0]);
     daemon.stop_cleanly();
     check_pool(&daemon.config().pool);

@@ -195,10 +195,14 @@ fn pass<S: Store>(
     snapshots: &[SnapshotFacts],
     begun: Option<[u8; 16]>,
 ) -> Result<SnapshotFacts, SaveError<S::Error>> {
+    // Who has a part of the image to go on with knows that its writer is gone.
+    let mine = |snapshot: &&SnapshotFacts| {
+        begun == Some(snapshot.uuid) && passing_pid(&snapshot.name).is_some()
+    };
+    if let Some(snapshot) = snapshots.iter().find(mine) {
+        return Ok(snapshot.clone());
+    }
     for snapshot in snapshots.iter().filter(|snapshot| is_left_behind(snapshot)) {
-        if begun == Some(snapshot.uuid) {
-            return Ok(snapshot.clone());
-        }
         // It costs space, nothing else; the next one tries again.
         let _ = store.delete_snapshot(&snapshot.name);
     }
@@ -209,12 +213,6 @@ fn pass<S: Store>(
     let name = format!("{volume}@{name}");
     let taken = store.snapshots(volume)?.into_iter().find(|snapshot| snapshot.name == name);
     taken.ok_or(SaveError::NoSnapshot { name })
-}
-
-/// Whether `name`, `VOLUME@SNAPSHOT`, is that of a passing snapshot of this process.
-#[must_use]
-pub fn is_own_passing(name: &str) -> bool {
-    passing_pid(name) == Some(process::id())
 }
 
 /// Whether `name`, `VOLUME@SNAPSHOT`, is that of a passing snapshot.

@@ -5,11 +5,12 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
 use super::file::{BUFFER_BYTES, Begun, Partial, failure};
-use super::remote::{Remote, RemoteError};
+use super::remote::Remote;
 use super::{About, about, interrupt};
 use crate::api::client::Client;
 use crate::cli::Failure;
@@ -132,7 +133,7 @@ fn run_to_the_end(args: &Args, json: bool) -> Result<(), Failure> {
     if let Some(base) = &base {
         split_snapshot_name(base).map_err(|error| Failure::new(Exit::Usage, error))?;
     }
-    let job = Job { args, base, json };
+    let job = Job { args, base, json, passing: Arc::default() };
     let path = args.output.as_deref().or(args.file.as_deref());
     match path {
         Some(path) if path != Path::new("-") => {
@@ -168,6 +169,8 @@ struct Job<'a> {
     args: &'a Args,
     base: Option<String>,
     json: bool,
+    /// The snapshot that was taken for this alone, as long as a signal has to delete it.
+    passing: Arc<Mutex<Option<String>>>,
 }
 
 impl Job<'_> {
@@ -181,8 +184,15 @@ impl Job<'_> {
         remote: &'r Remote,
         begun: Option<&Header>,
     ) -> Result<Saving<'r, Remote>, Failure> {
-        let begun = Saving::begin(remote, &self.args.subject, self.base.as_deref(), begun);
-        begun.map_err(|error| match error {
+        let begin = || {
+            let base = self.base.as_deref();
+            let saving = Saving::begin(remote, &self.args.subject, base, begun);
+            if let (Ok(saving), Ok(mut passing)) = (&saving, self.passing.lock()) {
+                *passing = saving.passing().map(str::to_owned);
+            }
+            saving
+        };
+        interrupt::undivided(begin).map_err(|error| match error {
             SaveError::Store(error) => error.into(),
             error @ SaveError::NoVolume { .. } => {
                 Failure::coded(Exit::NotFound, "volume_not_found", error)
@@ -199,10 +209,11 @@ impl Job<'_> {
 
     /// What a signal does: the passing snapshot goes, and a part of an image that needs it.
     fn watch(&self, partial: Option<&Path>) -> Result<(), Failure> {
-        let (subject, client) = (self.args.subject.clone(), self.args.api.client());
-        let (live, partial) = (self.is_live(), partial.map(Path::to_owned));
+        let (passing, client) = (Arc::clone(&self.passing), self.args.api.client());
+        let partial = partial.map(Path::to_owned);
         let leave = move || {
-            let gone = live && delete_own_passing(&subject, client).is_ok();
+            let passing = passing.lock().ok().and_then(|mut passing| passing.take());
+            let gone = passing.is_some_and(|name| delete(&name, client).is_ok());
             match partial {
                 Some(path) if gone => {
                     let _ = fs::remove_file(path);
@@ -371,14 +382,7 @@ fn hint(partial: &Path) -> String {
     format!("run the same command again to go on with {}", partial.display())
 }
 
-/// Deletes the passing snapshots of this process.
-fn delete_own_passing(volume: &str, client: Client) -> Result<(), RemoteError> {
-    let remote = Remote::new(client, None)
-        .map_err(|_| RemoteError::Answer { name: volume.to_owned(), what: "nothing".to_owned() })?;
-    for snapshot in remote.snapshots(volume)? {
-        if crate::image::save::is_own_passing(&snapshot.name) {
-            remote.delete_snapshot(&snapshot.name)?;
-        }
-    }
-    Ok(())
+fn delete(snapshot: &str, client: Client) -> Result<(), Failure> {
+    let remote = Remote::new(client, None).map_err(|error| Failure::new(Exit::Failure, error))?;
+    Ok(remote.delete_snapshot(snapshot)?)
 }

@@ -36,6 +36,10 @@ impl Partial {
     /// # Errors
     /// There is one, another process writes the image, or it can't be made.
     pub(super) fn open(path: &Path, force: bool) -> Result<Self, Failure> {
+        if path.is_dir() || path.file_name().is_none() {
+            let text = format!("{} is a directory; name a file", path.display());
+            return Err(Failure::new(Exit::Usage, text));
+        }
         if !force && fs::symlink_metadata(path).is_ok() {
             let text = format!("{} is there already; --force replaces it", path.display());
             return Err(Failure::new(Exit::HoldsData, text));
