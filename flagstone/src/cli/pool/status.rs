@@ -111,6 +111,14 @@ fn hint(pool: &Pool) -> Option<String> {
     if pool.state != PoolState::Running {
         return Some(pool.reason.clone().unwrap_or_else(|| pool.state.as_str().to_owned()));
     }
+    if pool.free_bytes == 0 {
+        let waits = match pool.waiting {
+            0 => String::new(),
+            1 => ", and a request waits for space".to_owned(),
+            n => format!(", and {n} requests wait for space"),
+        };
+        return Some(format!("full but for what is reserved{waits}: discard, delete, or grow it"));
+    }
     let full = percent(pool);
     HINTS.iter().find(|(from, _)| full >= *from).map(|(_, hint)| (*hint).to_owned())
 }
@@ -144,6 +152,10 @@ mod tests {
         assert!(hints[0].starts_with("three quarters"), "{hints:?}");
         assert!(hints[1].starts_with("filling up"), "{hints:?}");
         assert!(hints[2].starts_with("nearly full"), "{hints:?}");
+        // Reservations may fill a pool long before data does.
+        let full = Pool { free_bytes: 0, waiting: 2, ..pool(400, 0, 0) };
+        let hint_of_full = hint(&full).unwrap();
+        assert!(hint_of_full.starts_with("full but") && hint_of_full.contains("2 requests"));
         let failed =
             Pool { state: PoolState::Failed, reason: Some("gone".into()), ..pool(0, 0, 0) };
         assert_eq!(hint(&failed).as_deref(), Some("gone"));
