@@ -425,17 +425,7 @@ impl Engine {
                     volume.info.settings = settings;
                 }
             }
-            Effect::VolumeDelete { volume } => {
-                if self.volumes.get(volume).is_some_and(|v| v.info.snapshot.is_some()) {
-                    self.volumes.let_die(volume);
-                    self.dying.push_back(volume);
-                } else if let Some(volume) = self.volumes.take_out(volume) {
-                    self.release_reservation(&volume);
-                    self.kept -= volume.kept();
-                    self.touched -= volume.map.touched();
-                    self.graves.bury(volume.map);
-                }
-            }
+            Effect::VolumeDelete { volume } => self.apply_delete(volume),
             Effect::Snapshot { volume } => self.cut(volume),
             Effect::SegmentSeal { segment } => {
                 self.begin_switch(segment, lsn);

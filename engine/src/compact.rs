@@ -77,6 +77,11 @@ impl Compaction {
         self.chain.segments.len() as u32 + u32::from(self.chain.next_segment != NO_SEGMENT)
     }
 
+    /// The LSN that the maps are stated at.
+    pub(crate) fn lsn(&self) -> u64 {
+        self.lsn
+    }
+
     /// Whether leaves are still being stated.
     pub(crate) fn is_stating(&self) -> bool {
         self.stage == Stage::Stating
@@ -258,6 +263,7 @@ impl Engine {
         self.meta_remains = Some(old.end(bufs, |segment| segs.release(segment)));
         self.end_leaf_pages();
         self.end_summary_copies();
+        self.bury_leaving();
         self.meta_baseline = self.meta.segments.len();
         self.again = true;
         self.counters.compactions += 1;

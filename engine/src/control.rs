@@ -129,10 +129,10 @@ impl Engine {
     }
 
     /// Deletes a volume or a snapshot: refuses its requests at once, returns its space in the
-    /// background.
+    /// background. Snapshots of it, and what was cloned from these, stay as they are.
     ///
     /// # Errors
-    /// `Busy`, `NoVolume`, `HasSnapshots`, `Failed`, `Stopping`: nothing happened.
+    /// `Busy`, `NoVolume`, `Failed`, `Stopping`: nothing happened.
     pub fn delete_volume(
         &mut self,
         bufs: &mut impl Buffers,
@@ -142,12 +142,6 @@ impl Engine {
         self.ready()?;
         if self.active(volume)?.is_shrinking() {
             return Err(SubmitError::Busy);
-        }
-        let lives = |(_, id): &(u64, u32)| {
-            self.volumes.get(*id).is_some_and(|s| s.state != VolumeState::Dying)
-        };
-        if self.volumes.snapshots(volume.0).iter().any(lives) {
-            return Err(SubmitError::HasSnapshots);
         }
         self.check_flush_room(Durability::Fua)?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, true)?;

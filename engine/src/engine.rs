@@ -200,6 +200,8 @@ pub struct Engine {
     pub(crate) graves: Graves,
     /// Snapshots that are deleted, and pass what they have on.
     pub(crate) dying: VecDeque<u32>,
+    /// Volumes that are deleted, and wait for the checkpoint under way to end.
+    pub(crate) leaving: Vec<u32>,
     /// Nodes that a moved block is still to be switched in.
     pub(crate) moving: Vec<u32>,
     /// Maps as they were when the last checkpoint began, being taken apart.

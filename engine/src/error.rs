@@ -99,12 +99,12 @@ pub enum SubmitError {
     /// The pool holds as many volumes as it may.
     #[error("the pool holds {} volumes, the most it may", crate::limits::VOLUMES)]
     TooManyVolumes,
-    /// The volume's snapshots must be deleted first.
-    #[error("the volume has snapshots: delete these first")]
-    HasSnapshots,
     /// A snapshot can't be written to.
     #[error("a snapshot can only be read")]
     IsSnapshot,
+    /// What is cloned, or rolled back to, is a snapshot.
+    #[error("only a snapshot can be cloned, or rolled back to: take one first")]
+    NotSnapshot,
     /// So many snapshots, or none, can't be taken at once.
     #[error("one call takes one to about thirty snapshots: their names must fit one block")]
     TooManySnapshots,

@@ -61,7 +61,7 @@ pub use recover::{FormatOptions, OpenOptions, RecoveryReport, identify};
 pub use resize::Shrink;
 pub use scrub::{ScrubFinding, ScrubPlace, ScrubRefused, ScrubReport, ScrubState};
 pub use segment::SegmentState;
-pub use snapshot::SnapshotSpec;
+pub use snapshot::{CloneSpec, RollbackSpec, SnapshotSpec};
 pub use space::VolumeUsage;
 pub use status::{StatusExtent, StatusKind};
 pub use usage::SharedUsage;

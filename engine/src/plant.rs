@@ -137,6 +137,16 @@ pub enum Plant {
     MoveOwnerOnly,
     /// Blocks that several maps have are moved while a checkpoint states these.
     MoveWhileStating,
+    /// A deleted snapshot is taken apart although several children have what it has.
+    DieForOne,
+    /// Nobody says that what a line logged is a clone's now.
+    NoHeir,
+    /// A volume is gone before the checkpoint under way has stated what was cut from it since.
+    LeaveUnstated,
+    /// Of a rollback's records not all are in one journal block.
+    SplitRollback,
+    /// A map made from summaries does without volumes that are gone.
+    ForgetGhosts,
     /// A pool that is opened without a device cuts the log at the first data that lies there.
     CutAtMissing,
     /// A pool that is opened without a device leaves out summaries that lie there.
@@ -210,6 +220,11 @@ impl Plant {
         Self::ReviveDeleted,
         Self::MoveOwnerOnly,
         Self::MoveWhileStating,
+        Self::DieForOne,
+        Self::NoHeir,
+        Self::LeaveUnstated,
+        Self::SplitRollback,
+        Self::ForgetGhosts,
         Self::CutAtMissing,
         Self::SkipMissingSummaries,
     ];

@@ -16,6 +16,8 @@ pub(crate) enum VolumeState {
     Active,
     /// Its delete record is being written; requests are refused.
     Deleting,
+    /// It is deleted, but a checkpoint under way is still to state what was cut from it since.
+    Leaving,
     /// A snapshot that is deleted; what it has passes to its child, or dies.
     Dying,
 }
@@ -89,6 +91,11 @@ pub(crate) struct Volume {
     pub(crate) children: Vec<u32>,
     /// Leaves up to this one have passed to the child: of a snapshot that is dying.
     pub(crate) passed: u64,
+    /// It is being taken apart, or waits for its turn.
+    pub(crate) queued: bool,
+    /// The line that all it had has passed to. What the log says of its own line up to its cut is about
+    /// that one now.
+    pub(crate) heir: Option<u32>,
     /// Size that the last change gives, also while it is being written: a later growth must not
     /// shrink the volume again, and what a shrink cuts off must not be written to any more.
     pub(crate) logged_size: u64,
@@ -116,6 +123,8 @@ impl Volume {
             parent: None,
             children: Vec::new(),
             passed: 0,
+            queued: false,
+            heir: None,
             logged_size: info.size,
             logged_settings: info.settings,
             next_vseq,
@@ -126,6 +135,11 @@ impl Volume {
             held_leaves: 0,
             info,
         }
+    }
+
+    /// Number of the volume whose versions it is made of.
+    pub(crate) fn line(&self) -> u32 {
+        self.info.snapshot.map_or(self.info.id, |cut| cut.line)
     }
 
     /// The record that says what it is, made at `lsn`.
@@ -221,6 +235,8 @@ pub(crate) struct Volumes {
     by_name: HashMap<String, u32>,
     /// The snapshots of each volume, by their cuts.
     lines: HashMap<u32, Vec<(u64, u32)>, BuildHasherDefault<IdHasher>>,
+    /// How many volumes and snapshots there are of lines that begin at a snapshot.
+    bases: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     record_bytes: usize,
 }
 
@@ -252,14 +268,18 @@ impl Volumes {
             let at = cuts.partition_point(|(cut, _)| *cut < lsn);
             cuts.insert(at, (lsn, volume.info.id));
         }
+        if let Some(base) = volume.info.base {
+            *self.bases.entry(base).or_default() += 1;
+        }
         self.slots[slot as usize] = Some(Box::new(volume));
     }
 
-    pub(crate) fn remove(&mut self, id: u32) -> Option<Volume> {
+    fn remove(&mut self, id: u32) -> Option<Volume> {
         let slot = self.by_id.remove(&id)?;
         let volume = self.slots[slot as usize].take()?;
         self.vacant.push(slot);
-        if volume.state != VolumeState::Dying {
+        // Another may have the name by now.
+        if self.by_name.get(&volume.info.name) == Some(&id) {
             self.by_name.remove(&volume.info.name);
         }
         if let Some(Cut { line, .. }) = volume.info.snapshot
@@ -271,15 +291,38 @@ impl Volumes {
             }
         }
         self.record_bytes -= volume_bytes(&volume.info.name);
+        if let Some(base) = volume.info.base
+            && let Some(count) = self.bases.get_mut(&base)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.bases.remove(&base);
+                // It was there to say where what its line logged has gone.
+                if self.get(base).is_some_and(|base| base.heir.is_some()) {
+                    self.remove(base);
+                }
+            }
+        }
         Some(*volume)
     }
 
     /// A snapshot is deleted; its name is free.
     pub(crate) fn let_die(&mut self, id: u32) {
-        let Some(snapshot) = self.get_mut(id) else { return };
-        snapshot.state = VolumeState::Dying;
-        let name = snapshot.info.name.clone();
-        self.by_name.remove(&name);
+        self.end(id, VolumeState::Dying);
+    }
+
+    /// A volume is deleted that is still to be stated; its name is free.
+    pub(crate) fn leave(&mut self, id: u32) {
+        self.end(id, VolumeState::Leaving);
+    }
+
+    fn end(&mut self, id: u32, state: VolumeState) {
+        let Some(volume) = self.get_mut(id) else { return };
+        volume.state = state;
+        let name = volume.info.name.clone();
+        if self.by_name.get(&name) == Some(&id) {
+            self.by_name.remove(&name);
+        }
     }
 
     /// Takes a volume or snapshot out; its children become its parent's.
@@ -302,21 +345,54 @@ impl Volumes {
         self.lines.get(&line).map_or(&[], Vec::as_slice)
     }
 
+    /// What a snapshot had has passed to its only child, which is of another line. It stays to say so, as
+    /// long as there is something of that line.
+    pub(crate) fn hollow(&mut self, id: u32) {
+        let Some(snapshot) = self.get_mut(id) else { return };
+        let (parent, children) = (snapshot.parent.take(), std::mem::take(&mut snapshot.children));
+        snapshot.queued = false;
+        let Some(&child) = children.first() else { return };
+        let heir = self.get_mut(child).map(|child| {
+            child.parent = parent;
+            child.line()
+        });
+        if let Some(parent) = parent.and_then(|parent| self.get_mut(parent)) {
+            parent.children.iter_mut().filter(|c| **c == id).for_each(|c| *c = child);
+        }
+        if let Some(snapshot) = self.get_mut(id) {
+            (snapshot.heir, snapshot.passed) = (heir, 0);
+        }
+    }
+
+    /// The line that leaf `leaf` of a snapshot has passed to, if that is another than its own.
+    fn heir(&self, snapshot: &Volume, leaf: u64) -> Option<u32> {
+        if snapshot.heir.is_some() || leaf >= snapshot.passed {
+            return snapshot.heir;
+        }
+        let child = self.get(*snapshot.children.first()?)?;
+        (child.line() != snapshot.line()).then(|| child.line())
+    }
+
     /// Who owns what was written to leaf `leaf` of a volume with this LSN, if it is still there: the
-    /// first snapshot that was taken since, or the volume.
+    /// first snapshot that was taken since, or the volume; or who has taken over what that one had.
     pub(crate) fn owner(&self, line: u32, lsn: u64, leaf: u64) -> u32 {
-        let cuts = self.snapshots(line);
-        let at = cuts.partition_point(|(cut, _)| *cut < lsn);
-        let taken = |id: u32| {
-            let has = |s: &Volume| match s.state {
-                VolumeState::Creating => false,
-                // What has passed to the child has left nothing behind, also after an opening.
-                VolumeState::Dying => leaf >= s.passed && s.map.has_leaf(leaf),
-                _ => true,
-            };
-            self.get(id).is_some_and(has)
-        };
-        cuts[at..].iter().find(|(_, id)| taken(*id)).map_or(line, |(_, id)| *id)
+        let mut line = line;
+        'lines: loop {
+            let cuts = self.snapshots(line);
+            let at = cuts.partition_point(|(cut, _)| *cut < lsn);
+            let taken = cuts[at..].iter().filter_map(|(_, id)| self.get(*id));
+            for snapshot in taken.filter(|s| s.state != VolumeState::Creating) {
+                match self.heir(snapshot, leaf) {
+                    Some(heir) => {
+                        line = heir;
+                        continue 'lines;
+                    }
+                    None if leaf >= snapshot.passed => return snapshot.info.id,
+                    None => {}
+                }
+            }
+            return line;
+        }
     }
 
     /// Finds the parent of each, from the snapshots that there are.
@@ -340,7 +416,28 @@ impl Volumes {
         }
     }
 
-    /// All volumes and the snapshots with cuts up to `lsn`, parents before their children.
+    /// Whether nobody is an ancestor of its own.
+    pub(crate) fn is_forest(&self) -> bool {
+        let mut rooted = HashSet::new();
+        self.iter().all(|volume| {
+            let mut chain = HashSet::new();
+            let mut next = Some(volume.info.id);
+            while let Some(node) = next.and_then(|id| self.get(id)) {
+                if rooted.contains(&node.info.id) {
+                    break;
+                }
+                if !chain.insert(node.info.id) {
+                    return false;
+                }
+                next = node.parent;
+            }
+            rooted.extend(chain);
+            true
+        })
+    }
+
+    /// The volumes and snapshots that there were, or may have been, when the log had come to `lsn`, parents
+    /// before their children.
     pub(crate) fn parents_first(&self, lsn: u64) -> Vec<u32> {
         let mut order = Vec::with_capacity(self.len());
         let mut seen = HashSet::new();
@@ -356,9 +453,12 @@ impl Volumes {
             }
             order.extend(chain.into_iter().rev());
         }
+        // A clone comes after the snapshot that it was made from.
         let there = |id: &u32| {
-            let cut = self.get(*id).and_then(|volume| volume.info.snapshot);
-            cut.is_none_or(|cut| cut.lsn <= lsn)
+            let Some(volume) = self.get(*id) else { return false };
+            let cut = |snapshot: &Volume| snapshot.info.snapshot;
+            let base = volume.info.base.and_then(|base| self.get(base)).and_then(cut);
+            cut(volume).or(base).is_none_or(|cut| cut.lsn <= lsn)
         };
         order.retain(there);
         order

@@ -58,6 +58,16 @@ enum Job {
     Snapshot {
         volumes: Vec<u32>,
     },
+    Clone {
+        snapshot: u32,
+        name: String,
+        settings: VolumeSettings,
+    },
+    Rollback {
+        volume: u32,
+        snapshot: u32,
+        keep: bool,
+    },
     Delete {
         volume: u32,
     },
@@ -130,12 +140,15 @@ impl Client {
             return Ok(if all == 0 { Some(self.create(world)) } else { None });
         }
         let any = world.rng.pick(&volumes);
-        let volume = world.oracle.line(any);
-        if world.oracle.usable_size(volume) == 0 {
-            return Ok(None);
-        }
-        let volumes: Vec<u32> =
-            volumes.into_iter().filter(|&v| world.oracle.line(v) == v).collect();
+        let snapshots: Vec<u32> =
+            volumes.iter().copied().filter(|&v| world.oracle.is_snapshot(v)).collect();
+        let heads: Vec<u32> = volumes.into_iter().filter(|&v| world.oracle.line(v) == v).collect();
+        // That of a snapshot may be gone.
+        let volume = match world.oracle.line(any) {
+            line if heads.contains(&line) => line,
+            _ if heads.is_empty() => return Ok((all < VOLUMES_MAX).then(|| self.create(world))),
+            _ => world.rng.pick(&heads),
+        };
         let size = world.oracle.usable_size(volume);
         let durability = if world.rng.percent(world.config.fua) {
             Durability::Fua
@@ -191,9 +204,18 @@ impl Client {
                 _ => Job::RemoveDisk { keep: true },
             }),
             15 if all < VOLUMES_MAX => {
-                let all: Vec<u32> = volumes.into_iter().collect();
                 let few = world.rng.between(1, 3) as usize;
-                Some(Job::Snapshot { volumes: all.into_iter().take(few).collect() })
+                Some(Job::Snapshot { volumes: heads.into_iter().take(few).collect() })
+            }
+            16 if all < VOLUMES_MAX && !snapshots.is_empty() => {
+                self.names += 1;
+                let snapshot = world.rng.pick(&snapshots);
+                let settings = settings(world, world.oracle.usable_size(snapshot));
+                Some(Job::Clone { snapshot, name: format!("clone{}", self.names), settings })
+            }
+            17 if all < VOLUMES_MAX && !snapshots.is_empty() => {
+                let snapshot = world.rng.pick(&snapshots);
+                Some(Job::Rollback { volume, snapshot, keep: world.rng.one_in(2) })
             }
             _ => None,
         })
@@ -363,6 +385,8 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
         Job::Flush => world.flush(0)?,
         Job::Create { name, size, settings } => world.create(name, *size, *settings)?.map(|_| ()),
         Job::Snapshot { volumes } => world.snapshot(volumes)?,
+        Job::Clone { snapshot, name, settings } => world.clone_snapshot(*snapshot, name, *settings)?,
+        Job::Rollback { volume, snapshot, keep } => world.rollback(*volume, *snapshot, *keep)?,
         Job::Delete { volume } => world.delete(*volume)?,
         Job::Resize { volume, size, shrink } => world.resize(*volume, *size, *shrink)?,
         Job::Set { volume, settings } => world.set(*volume, *settings)?,

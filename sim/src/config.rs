@@ -42,6 +42,8 @@ pub enum Theme {
     Errors,
     /// Snapshots come and go, in a pool that is cleaned.
     Snapshots,
+    /// So do clones of them, and volumes become again what they were.
+    Clones,
     /// Disks come and go.
     Disks,
 }
@@ -64,6 +66,7 @@ impl Theme {
         Self::Damage,
         Self::Errors,
         Self::Snapshots,
+        Self::Clones,
         Self::Disks,
     ];
 }
@@ -97,6 +100,11 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::DieWhileStating
         | Plant::ReviveDeleted
         | Plant::MoveOwnerOnly => Some(Theme::Snapshots),
+        Plant::DieForOne
+        | Plant::NoHeir
+        | Plant::LeaveUnstated
+        | Plant::SplitRollback
+        | Plant::ForgetGhosts => Some(Theme::Clones),
         Plant::ScrubKeepsPage => Some(Theme::Damage),
         Plant::ForgetPatches => Some(Theme::Paging),
         _ => None,
@@ -138,12 +146,16 @@ pub struct Mix {
     pub disks: u32,
     /// Snapshots.
     pub snapshot: u32,
+    /// Clones of snapshots.
+    pub clone: u32,
+    /// Volumes that become again what a snapshot has.
+    pub rollback: u32,
 }
 
 impl Mix {
     /// As an array, in the order of the fields.
     #[must_use]
-    pub fn weights(&self) -> [u32; 16] {
+    pub fn weights(&self) -> [u32; 18] {
         [
             self.write,
             self.partial,
@@ -161,6 +173,8 @@ impl Mix {
             self.scan,
             self.disks,
             self.snapshot,
+            self.clone,
+            self.rollback,
         ]
     }
 }
@@ -288,14 +302,18 @@ impl Config {
         let theme = forced.unwrap_or(drawn);
         let mut config = Self::common(rng, theme);
         config.specialise(rng);
-        if theme == Theme::Snapshots || rng.clone().one_in(5) {
-            config.mix.snapshot = rng.clone().pick(&[1, 2, 6]);
+        if matches!(theme, Theme::Snapshots | Theme::Clones) || rng.clone().one_in(5) {
+            let mut rng = rng.clone();
+            config.mix.snapshot = rng.pick(&[1, 2, 6]);
+            if theme == Theme::Clones || (theme != Theme::Snapshots && rng.one_in(2)) {
+                (config.mix.clone, config.mix.rollback) = (rng.pick(&[0, 1, 3]), rng.pick(&[0, 1]));
+            }
         }
         if config.nbd {
             // Volumes come and go by another way than NBD.
             (config.mix.create, config.mix.delete, config.mix.resize) = (0, 0, 0);
             (config.mix.set, config.mix.grow, config.mix.disks) = (0, 0, 0);
-            config.mix.snapshot = 0;
+            (config.mix.snapshot, config.mix.clone, config.mix.rollback) = (0, 0, 0);
         }
         config
     }
@@ -319,6 +337,8 @@ impl Config {
             scan: if rng.clone().one_in(2) { 1 } else { 0 },
             disks: if rng.one_in(6) { 1 } else { 0 },
             snapshot: 0,
+            clone: 0,
+            rollback: 0,
         };
         let more = if rng.one_in(4) { rng.between(1, 3) } else { 0 };
         let disk = |rng: &mut Rng| (20 + rng.skewed(32)) * MIB + 4096 * rng.below(255);
@@ -563,7 +583,7 @@ impl Config {
                 self.nbd = false;
                 self.order = Order::Any;
             }
-            Theme::Snapshots => {
+            Theme::Snapshots | Theme::Clones => {
                 self.segment_bytes = MIB as u32;
                 self.pool_bytes = 64 * MIB;
                 self.volumes = vec![rng.pick(&[100, 1_000, 3_000]) * 4096];

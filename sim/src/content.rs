@@ -24,8 +24,8 @@ const STEP: u64 = 0xd6e8_feb8_6659_fd93;
 pub enum Content {
     /// Zeroes.
     Zero,
-    /// The pattern of this stamp.
-    Stamp(u64),
+    /// The pattern of this stamp, as written to this volume: others may have it by a clone.
+    Stamp(u64, u32),
     /// Part of one pattern over something else.
     Bytes(Block),
 }
@@ -67,8 +67,8 @@ impl Content {
         match self {
             Self::Zero => is_zero(block),
             Self::Bytes(bytes) => bytes[..] == *block,
-            Self::Stamp(stamp) => {
-                let base = base(*stamp, place);
+            Self::Stamp(stamp, volume) => {
+                let base = base(*stamp, Place { volume: *volume, ..place });
                 block[..8] == stamp.to_le_bytes()
                     && block
                         .chunks_exact(8)
@@ -94,7 +94,7 @@ impl Content {
         match self {
             Self::Zero => block.fill(0),
             Self::Bytes(bytes) => block.copy_from_slice(&bytes[..]),
-            Self::Stamp(stamp) => fill(*stamp, place, block),
+            Self::Stamp(stamp, volume) => fill(*stamp, Place { volume: *volume, ..place }, block),
         }
     }
 
@@ -114,7 +114,7 @@ impl Content {
     pub fn describe(&self) -> String {
         match self {
             Self::Zero => "zeroes".into(),
-            Self::Stamp(stamp) => format!("stamp {stamp}"),
+            Self::Stamp(stamp, _) => format!("stamp {stamp}"),
             Self::Bytes(bytes) => describe_bytes(&bytes[..]),
         }
     }
@@ -159,20 +159,20 @@ mod tests {
         let place = Place { volume: 3, lba: 9 };
         let mut block = [0; BLOCK_SIZE];
         fill(77, place, &mut block);
-        assert!(Content::Stamp(77).matches(place, &block));
-        assert!(!Content::Stamp(78).matches(place, &block));
-        assert!(!Content::Stamp(77).matches(Place { lba: 10, ..place }, &block));
-        assert!(!Content::Stamp(77).matches(Place { volume: 4, ..place }, &block));
+        assert!(Content::Stamp(77, 3).matches(place, &block));
+        assert!(!Content::Stamp(78, 3).matches(place, &block));
+        assert!(!Content::Stamp(77, 3).matches(Place { lba: 10, ..place }, &block));
+        assert!(!Content::Stamp(77, 4).matches(place, &block));
         let mut other = [0; BLOCK_SIZE];
         fill(78, place, &mut other);
         for sector in 1..SECTORS {
             let mut mixed = block;
             mixed[sector * SECTOR..].copy_from_slice(&other[sector * SECTOR..]);
-            assert!(!Content::Stamp(77).matches(place, &mixed));
-            assert!(!Content::Stamp(78).matches(place, &mixed));
+            assert!(!Content::Stamp(77, 3).matches(place, &mixed));
+            assert!(!Content::Stamp(78, 3).matches(place, &mixed));
         }
         assert!(!Content::Zero.matches(place, &block));
-        let over = Content::Stamp(77).overlaid(place, 100, 200, &Content::Stamp(78));
+        let over = Content::Stamp(77, 3).overlaid(place, 100, 200, &Content::Stamp(78, 3));
         block[100..200].copy_from_slice(&other[100..200]);
         assert!(over.matches(place, &block));
     }

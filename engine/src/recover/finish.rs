@@ -190,9 +190,10 @@ impl Engine {
         // looked for in what is left of it.
         let volumes = &loaded.replay.volumes;
         let dies = |id: &u32| volumes.get(*id).is_some_and(|v| v.state == VolumeState::Dying);
-        let dying = volumes.parents_first(u64::MAX).into_iter().rev().filter(dies).collect();
+        let dying: Vec<u32> =
+            volumes.parents_first(u64::MAX).into_iter().rev().filter(dies).collect();
         let (out, done) = Self::new_queues();
-        Ok(Self {
+        let mut engine = Self {
             geo,
             devices: superblock.devices,
             pool: superblock.pool_uuid,
@@ -208,7 +209,8 @@ impl Engine {
             volumes: loaded.replay.volumes,
             next_volume: loaded.next_volume,
             graves: Graves::default(),
-            dying,
+            dying: VecDeque::new(),
+            leaving: Vec::new(),
             moving: Vec::with_capacity(16),
             forks: VecDeque::new(),
             spare_forks: Vec::new(),
@@ -257,7 +259,9 @@ impl Engine {
             failed_device: None,
             stop: Stop::new(),
             counters: Default::default(),
-        })
+        };
+        dying.into_iter().for_each(|id| engine.may_die(id));
+        Ok(engine)
     }
 }
 

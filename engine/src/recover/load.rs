@@ -169,7 +169,7 @@ fn load_log(
     let valid_lsn = records.iter().map(|r| r.record.lsn()).max().unwrap_or(0);
     let tails = tail_segments(&records, &tail_writes, &geo)?;
     report.open_segments = tails.len() as u32;
-    let volume_rows = volume_rows(&records)?;
+    let volume_rows = volume_rows(&records, planted)?;
     report.volumes = volume_rows.iter().filter(|(.., dead)| !dead).count() as u32;
     let pages = Pages::of(&records, segments.freed, &geo)?;
     report.leaf_pages = pages.len() as u64;
@@ -495,7 +495,7 @@ fn tail_segments(
 type VolumeRow = (VolumeInfo, u64, u64, bool);
 
 /// The volume table: the last word about each volume.
-fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
+fn volume_rows(records: &[Placed], planted: Planted) -> Result<Vec<VolumeRow>, OpenError> {
     let mut ordered: Vec<&OwnedRecord> = records.iter().map(|r| &r.record).collect();
     ordered.sort_by_key(|r| r.lsn());
     let mut table: BTreeMap<u32, (VolumeInfo, u64, u64)> = BTreeMap::new();
@@ -568,8 +568,25 @@ fn volume_rows(records: &[Placed]) -> Result<Vec<VolumeRow>, OpenError> {
     table.retain(|id, (info, ..)| {
         info.snapshot.is_some() || !dead.contains(id) || lines.contains(id)
     });
+    if !planted.has(Plant::ForgetGhosts) {
+        add_ghosts(&mut table, &mut dead);
+    }
     let row = |(id, (info, vseq, lsn))| (info, vseq, lsn, dead.contains(&id));
     Ok(table.into_iter().map(row).collect())
+}
+
+/// Volumes that are gone, but for snapshots of them: the log is about these by the volumes' numbers.
+fn add_ghosts(table: &mut BTreeMap<u32, (VolumeInfo, u64, u64)>, dead: &mut HashSet<u32>) {
+    let ghost = |(info, _, lsn): &(VolumeInfo, u64, u64)| {
+        let line = info.snapshot?.line;
+        let settings = VolumeSettings::default();
+        let name = String::new();
+        let ghost = VolumeInfo { id: line, name, uuid: [0; 16], settings, snapshot: None, ..*info };
+        (!table.contains_key(&line)).then_some((line, (ghost, 1, *lsn)))
+    };
+    let ghosts: Vec<_> = table.values().filter_map(ghost).collect();
+    dead.extend(ghosts.iter().map(|(line, _)| *line));
+    table.extend(ghosts);
 }
 
 /// The volumes, with empty maps.
@@ -584,5 +601,15 @@ fn volumes(rows: &[VolumeRow]) -> Result<Volumes, OpenError> {
         volumes.insert(Volume::new(info.clone(), state, *next_vseq));
     }
     volumes.link();
-    Ok(volumes)
+    // A clone's snapshot is there as long as the clone is, and none came from itself.
+    for (info, _, lsn, _) in rows {
+        let base = |base: u32| volumes.get(base).is_some_and(|v| v.info.snapshot.is_some());
+        if !info.base.is_none_or(base) {
+            return Err(OpenError::Record { lsn: *lsn });
+        }
+    }
+    match volumes.is_forest() {
+        true => Ok(volumes),
+        false => Err(OpenError::Record { lsn: 0 }),
+    }
 }

@@ -221,6 +221,8 @@ pub(super) fn replay(
             }
         }
     }
+    let clones: Vec<u32> = state.volumes.iter().map(|volume| volume.info.id).collect();
+    clones.into_iter().for_each(|id| state.begin(id));
     state.take_out_deleted();
     // Of what is dying summaries may bring back what was discarded.
     let beyond = |volume: &Volume| {
@@ -352,8 +354,21 @@ impl Replay {
         self.formed.insert(id);
     }
 
-    /// A snapshot is taken. What was cloned from it begins.
+    /// Makes the map of a clone, if that has not begun: that of the snapshot which it was made from.
+    fn begin(&mut self, id: u32) {
+        let base = self.volumes.get(id).filter(|volume| volume.info.snapshot.is_none());
+        let Some(base) = base.and_then(|volume| volume.info.base) else { return };
+        if self.formed.insert(id) {
+            let map = self.volumes.get(base).map(|base| base.map.child(id));
+            if let (Some(map), Some(volume)) = (map, self.volumes.get_mut(id)) {
+                volume.map = map;
+            }
+        }
+    }
+
+    /// A snapshot is taken.
     fn cut(&mut self, snapshot: u32, line: u32) {
+        self.begin(line);
         // One that was gone before the checkpoint cuts nothing.
         if self.volumes.get(snapshot).is_none() || !self.formed.insert(snapshot) {
             return;
@@ -378,6 +393,7 @@ impl Replay {
         if owner != line && self.formed.contains(&owner) {
             return self.write_moved(owner, lsn, lba, mapping);
         }
+        self.begin(line);
         let Some(volume) = self.volumes.get_mut(line) else { return };
         if lba >= VOLUME_BLOCKS {
             return;
@@ -436,6 +452,7 @@ impl Replay {
             }
             OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
                 self.highest_volume = self.highest_volume.max(id);
+                self.begin(id);
                 let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
                 let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
@@ -451,8 +468,10 @@ impl Replay {
             }
             OwnedRecord::Snapshot { .. } if self.planted.has(Plant::CutLate) => {}
             OwnedRecord::Snapshot { volume, line, .. } => self.cut(volume, line),
+            OwnedRecord::Volume { volume, .. } => self.begin(volume),
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
+                self.begin(volume);
                 for node in self.sharers(volume, lba / LEAF_BLOCKS as u64) {
                     let Some(volume) = self.volumes.get_mut(node) else { continue };
                     let end = lba.saturating_add(LEAF_BLOCKS as u64).min(VOLUME_BLOCKS);
@@ -481,7 +500,12 @@ impl Replay {
         while let Some(&node) = sharers.get(next) {
             next += 1;
             let Some(volume) = self.volumes.get(node) else { continue };
-            let shares = |child: &&u32| !self.stated.contains(&(**child, leaf));
+            // A clone that has not begun will share it as it is then.
+            let begun = |child: u32| {
+                let clone = self.volumes.get(child).filter(|child| child.info.snapshot.is_none());
+                clone.is_none_or(|c| c.info.base.is_none() || self.formed.contains(&child))
+            };
+            let shares = |child: &&u32| !self.stated.contains(&(**child, leaf)) && begun(**child);
             sharers.extend(volume.children.iter().filter(shares));
         }
         sharers

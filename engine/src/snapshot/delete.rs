@@ -12,7 +12,11 @@
 //!    the [owner](crate::volume::Volumes::owner) of a block, or for those who inherit it, looks past it.
 //! 3. One is taken apart at a time, to the end, and none before a child that has begun to be: what is
 //!    passed goes to the nearest child.
-//! 4. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing
+//! 4. One with several children is not taken apart before all but one are gone. Deleted, it lives on for
+//!    them, and nobody else sees it.
+//! 5. One whose child is of another line, a clone, stays when that has all it had, empty: the log of its
+//!    line is about the clone's blocks from now on, and it says so. It has its parent's map.
+//! 6. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing
 //!    passes, so that it states snapshot and child as they were at the same time.
 
 use crate::engine::Engine;
@@ -20,6 +24,7 @@ use crate::format::record::{LeafBits, marked};
 use crate::leaf_loader::Paging;
 use crate::map::{LEAF_BLOCKS, LeafState, Mapping, VolumeMap};
 use crate::plant::Plant;
+use crate::volume::{Volume, VolumeState};
 
 /// Leaves that pass in one turn.
 const LEAVES: usize = 64;
@@ -34,6 +39,65 @@ enum Passed {
 }
 
 impl Engine {
+    /// The record that a volume or snapshot is deleted is retired.
+    pub(crate) fn apply_delete(&mut self, id: u32) {
+        let Some(volume) = self.volumes.get_mut(id) else { return };
+        if volume.info.snapshot.is_some() {
+            self.volumes.let_die(id);
+            return self.may_die(id);
+        }
+        // The log of it up to a snapshot that was taken since belongs to that one.
+        let stated = self.compaction.as_ref().is_some_and(|compaction| {
+            let newest = self.volumes.snapshots(id).last();
+            newest.is_some_and(|(cut, _)| *cut > compaction.lsn())
+        });
+        if stated && !self.planted.has(Plant::LeaveUnstated) {
+            self.volumes.leave(id);
+            return self.leaving.push(id);
+        }
+        self.bury(id);
+    }
+
+    /// Gives the space of a volume back that is deleted.
+    fn bury(&mut self, id: u32) {
+        if let Some(volume) = self.take_out(id) {
+            self.release_reservation(&volume);
+            self.kept -= volume.kept();
+            self.touched -= volume.map.touched();
+            self.graves.bury(volume.map);
+        }
+    }
+
+    /// A checkpoint has ended: what it had still to state of deleted volumes is stated.
+    pub(crate) fn bury_leaving(&mut self) {
+        while let Some(id) = self.leaving.pop() {
+            self.bury(id);
+        }
+    }
+
+    /// Takes a volume or snapshot out. Its parent may have lived on for it alone.
+    fn take_out(&mut self, id: u32) -> Option<Volume> {
+        let volume = self.volumes.take_out(id)?;
+        if let Some(parent) = volume.parent {
+            self.may_die(parent);
+        }
+        Some(volume)
+    }
+
+    /// Takes a snapshot apart, in its turn, if it is deleted and has one child at most.
+    pub(crate) fn may_die(&mut self, id: u32) {
+        let hidden = self.planted.has(Plant::DieForOne);
+        if let Some(snapshot) = self.volumes.get_mut(id)
+            && snapshot.state == VolumeState::Dying
+            && snapshot.heir.is_none()
+            && !snapshot.queued
+            && (snapshot.children.len() <= 1 || hidden)
+        {
+            snapshot.queued = true;
+            self.dying.push_back(id);
+        }
+    }
+
     /// Whether there is something to do now for snapshots that are deleted.
     pub(crate) fn dying_goes_on(&self) -> bool {
         !self.dying.is_empty()
@@ -84,8 +148,15 @@ impl Engine {
         }
         if next == u64::MAX {
             self.touched -= map.touched();
-            self.volumes.take_out(id);
             self.dying.pop_front();
+            let line = |id: u32| self.volumes.get(id).map(Volume::line);
+            if child.is_some_and(|child| line(child) != line(id))
+                && !self.planted.has(Plant::NoHeir)
+            {
+                self.volumes.hollow(id);
+            } else {
+                self.take_out(id);
+            }
             self.forks.push_back(map);
             self.space.epoch += 1;
             self.again = true;

@@ -12,7 +12,10 @@
 //! 4. A snapshot is never written to. What it owns dies when it is deleted and its child does not have
 //!    it.
 
+mod clone;
 mod delete;
+
+pub use clone::{CloneSpec, RollbackSpec};
 
 use crate::batch::{Effect, Waiter};
 use crate::compact::Compaction;
@@ -20,7 +23,6 @@ use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::journal::RECORD_BYTES;
 use crate::format::record::{Record, volume_bytes};
-use crate::limits::{NAME_BYTES, VOLUMES};
 use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
 use crate::plant::Plant;
 use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState};
@@ -58,21 +60,13 @@ impl Engine {
             if self.writable(spec.volume)?.is_shrinking() {
                 return Err(SubmitError::Busy);
             }
-            if spec.name.is_empty() || spec.name.len() > NAME_BYTES {
-                return Err(SubmitError::VolumeName);
-            }
-            let twice = specs[..i].iter().any(|other| other.name == spec.name);
-            if twice || self.volumes.named(spec.name).is_some() {
+            self.check_new_name(spec.name)?;
+            if specs[..i].iter().any(|other| other.name == spec.name) {
                 return Err(SubmitError::VolumeExists);
             }
             bytes += volume_bytes(spec.name);
         }
-        let numbers = u32::try_from(specs.len()).unwrap_or(u32::MAX);
-        if self.volumes.len() + specs.len() > VOLUMES
-            || self.next_volume.checked_add(numbers).is_none_or(|next| next == u32::MAX)
-        {
-            return Err(SubmitError::TooManyVolumes);
-        }
+        self.check_new_numbers(specs.len())?;
         if specs.is_empty() || bytes > RECORD_BYTES {
             return Err(SubmitError::TooManySnapshots);
         }
@@ -86,30 +80,7 @@ impl Engine {
         let mut batch = self.batch_with_room(bufs, bytes, false)?;
         let first = self.next_volume;
         for spec in specs {
-            // What is being rewritten would lie elsewhere than in the snapshot, and seem changed.
-            self.note_change(spec.volume.0, 0, u64::MAX);
-            let id = self.next_volume;
-            self.next_volume += 1;
-            let Some(volume) = self.volumes.get(spec.volume.0) else { continue };
-            let (size, base) = (volume.logged_size, volume.info.base);
-            let cut = Cut { line: spec.volume.0, lsn: self.next_lsn };
-            let info = VolumeInfo {
-                id,
-                uuid: spec.uuid,
-                name: spec.name.to_owned(),
-                size,
-                settings: VolumeSettings::default(),
-                snapshot: Some(cut),
-                base,
-            };
-            let snapshot = Volume::new(info, VolumeState::Creating, 1);
-            let record: Record<'_> = snapshot.record(cut.lsn);
-            self.log_encoded(bufs, batch, Effect::Snapshot { volume: id }, &record);
-            self.volumes.insert(snapshot);
-            if let Some(volume) = self.volumes.get_mut(spec.volume.0) {
-                volume.cuts += 1;
-            }
-            self.recount_held(spec.volume.0);
+            self.log_snapshot(bufs, batch, spec);
             if self.planted.has(Plant::SplitGroup) {
                 self.close_batch(bufs);
                 batch = self.batch_with_room(bufs, bytes, false)?;
@@ -117,6 +88,34 @@ impl Engine {
         }
         self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
         Ok(VolumeId(first))
+    }
+
+    /// Logs the record of a snapshot to a batch that has room for it.
+    fn log_snapshot(&mut self, bufs: &mut impl Buffers, batch: u32, spec: &SnapshotSpec<'_>) {
+        // What is being rewritten would lie elsewhere than in the snapshot, and seem changed.
+        self.note_change(spec.volume.0, 0, u64::MAX);
+        let Some(volume) = self.volumes.get(spec.volume.0) else { return };
+        let (size, base) = (volume.logged_size, volume.info.base);
+        let id = self.next_volume;
+        self.next_volume += 1;
+        let cut = Cut { line: spec.volume.0, lsn: self.next_lsn };
+        let info = VolumeInfo {
+            id,
+            uuid: spec.uuid,
+            name: spec.name.to_owned(),
+            size,
+            settings: VolumeSettings::default(),
+            snapshot: Some(cut),
+            base,
+        };
+        let snapshot = Volume::new(info, VolumeState::Creating, 1);
+        let record: Record<'_> = snapshot.record(cut.lsn);
+        self.log_encoded(bufs, batch, Effect::Snapshot { volume: id }, &record);
+        self.volumes.insert(snapshot);
+        if let Some(volume) = self.volumes.get_mut(spec.volume.0) {
+            volume.cuts += 1;
+        }
+        self.recount_held(spec.volume.0);
     }
 
     /// Whether the pool could take all that these volumes' reservations promise, once nothing of them

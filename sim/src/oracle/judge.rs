@@ -61,7 +61,6 @@ impl Oracle {
         kind: StatusKind,
         bytes: &[u8],
     ) -> Result<(), String> {
-        let written = Place { volume: self.line(place.volume), ..place };
         let history = self
             .volumes
             .get_mut(&place.volume)
@@ -72,7 +71,7 @@ impl Oracle {
             }
             return Ok(());
         };
-        let fits = |v: &Version| v.kind == kind && v.content.matches(written, bytes);
+        let fits = |v: &Version| v.kind == kind && v.content.matches(place, bytes);
         let first = history.versions.iter().position(fits);
         let last = history.versions.iter().rposition(fits);
         let (Some(first), Some(last)) = (first, last) else {
@@ -153,8 +152,7 @@ impl Oracle {
         };
         let is_required = |v: &Version| self.required(v.op, bounds);
         let oldest = history.versions.iter().rposition(is_required).unwrap_or(0);
-        let written = Place { volume: self.line(place.volume), ..place };
-        let fits = |v: &Version| v.content.matches(written, bytes);
+        let fits = |v: &Version| v.content.matches(place, bytes);
         if history.versions[oldest..].iter().any(fits) {
             return Ok(());
         }
@@ -182,15 +180,25 @@ impl Oracle {
         Ok(())
     }
 
-    /// Snapshots that were taken in one call are all there, or none.
+    /// What was made in one call is all there, or nothing of it.
     fn judge_groups(&self, there: &BTreeMap<u32, &FoundVolume>) -> Result<(), String> {
-        let taken = || self.volumes.iter().filter(|(_, v)| v.line.is_some() && v.created != BASE);
+        let taken = || self.volumes.iter().filter(|(_, v)| v.created != BASE);
         for (id, one) in taken().filter(|(id, _)| there.contains_key(id)) {
             let left = |(other, v): &(&u32, &Volume)| {
                 v.created == one.created && v.deleted.is_none() && !there.contains_key(other)
             };
             if let Some((other, _)) = taken().find(left) {
-                return Err(format!("snapshot {id} is there, but not {other}, taken with it"));
+                return Err(format!("{id} is there, but not {other}, made with it"));
+            }
+        }
+        // A rollback makes one volume and deletes another.
+        for (old, volume) in &self.volumes {
+            let Some(op) = volume.deleted else { continue };
+            let made = |(_, v): &(&u32, &Volume)| v.created == op && v.line.is_none();
+            let Some((new, made)) = self.volumes.iter().find(made) else { continue };
+            let (old_there, new_there) = (there.contains_key(old), there.contains_key(new));
+            if old_there == new_there && (old_there || made.deleted.is_none()) {
+                return Err(format!("of {old}, rolled back to be {new}, both are there, or none"));
             }
         }
         Ok(())

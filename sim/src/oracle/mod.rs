@@ -147,7 +147,7 @@ impl Oracle {
         let block = BLOCK_SIZE as u64;
         let end = offset + len;
         for lba in offset / block..end.div_ceil(block) {
-            let new = Content::Stamp(stamp + (lba - first_lba));
+            let new = Content::Stamp(stamp + (lba - first_lba), volume);
             self.change(op, volume, lba, offset, end, &new, StatusKind::Data);
         }
         op
@@ -263,10 +263,23 @@ impl Oracle {
         size: u64,
         settings: VolumeSettings,
     ) -> Result<OpId, String> {
+        let op = self.accept();
+        self.create_by(op, id, name, uuid, size, settings)?;
+        Ok(op)
+    }
+
+    fn create_by(
+        &mut self,
+        op: OpId,
+        id: u32,
+        name: &str,
+        uuid: [u8; 16],
+        size: u64,
+        settings: VolumeSettings,
+    ) -> Result<(), String> {
         if self.volumes.contains_key(&id) {
             return Err(format!("volume number {id} was given out twice"));
         }
-        let op = self.accept();
         let volume = Volume {
             name: name.to_owned(),
             uuid,
@@ -278,7 +291,7 @@ impl Oracle {
             blocks: BTreeMap::new(),
         };
         self.volumes.insert(id, volume);
-        Ok(op)
+        Ok(())
     }
 
     /// Whether it is certain what a snapshot of a volume has: of writes under way all, if they are of whole
@@ -301,10 +314,11 @@ impl Oracle {
         self.volumes.get(&id).and_then(|volume| volume.line).unwrap_or(id)
     }
 
-    /// Whether a volume has snapshots that were not deleted.
+    /// Whether this is a snapshot that serves.
     #[must_use]
-    pub fn is_snapshot_of(&self, id: u32) -> bool {
-        self.volumes.values().any(|v| v.line == Some(id) && v.deleted.is_none())
+    pub fn is_snapshot(&self, id: u32) -> bool {
+        self.volumes.get(&id).is_some_and(|v| v.line.is_some() && v.deleted.is_none())
+            && self.usable_size(id) > 0
     }
 
     /// Snapshots of volumes of which all is certain were accepted in one call: number, name and identity of each.
@@ -314,15 +328,7 @@ impl Oracle {
         for (line, id, name, uuid) in taken {
             let Some(volume) = self.volumes.get(line) else { continue };
             let size = volume.sizes.last().map_or(0, |&(size, _)| size);
-            let answered = |v: &Version| self.op(v.op).answered != NEVER;
-            let now = |history: &History| {
-                let oldest = history.versions.iter().rposition(answered).unwrap_or(0);
-                let mut versions = history.versions.get(oldest..)?.to_vec();
-                versions.first_mut()?.op = op;
-                Some(History { versions, seen: 0, found: None })
-            };
-            let blocks = volume.blocks.iter();
-            let blocks = blocks.filter_map(|(&lba, history)| Some((lba, now(history)?))).collect();
+            let blocks = self.now(volume, op);
             let snapshot = Volume {
                 name: name.clone(),
                 uuid: *uuid,
@@ -338,13 +344,81 @@ impl Oracle {
         op
     }
 
+    /// What all blocks of a volume may be now, for one that has the same from `op` on.
+    fn now(&self, volume: &Volume, op: OpId) -> BTreeMap<u64, History> {
+        let answered = |v: &Version| self.op(v.op).answered != NEVER;
+        let now = |history: &History| {
+            let oldest = history.versions.iter().rposition(answered).unwrap_or(0);
+            let mut versions = history.versions.get(oldest..)?.to_vec();
+            versions.first_mut()?.op = op;
+            Some(History { versions, seen: 0, found: None })
+        };
+        let blocks = volume.blocks.iter();
+        blocks.filter_map(|(&lba, history)| Some((lba, now(history)?))).collect()
+    }
+
+    /// A clone of a snapshot was accepted.
+    ///
+    /// # Errors
+    /// In words, if its number is taken.
+    pub fn clone_of(
+        &mut self,
+        snapshot: u32,
+        id: u32,
+        name: &str,
+        uuid: [u8; 16],
+        settings: VolumeSettings,
+    ) -> Result<OpId, String> {
+        let size = self.usable_size(snapshot);
+        let op = self.create(id, name, uuid, size, settings)?;
+        self.give(snapshot, id, op);
+        Ok(op)
+    }
+
+    /// Volume `id`, made by `op`, has what a snapshot has.
+    fn give(&mut self, snapshot: u32, id: u32, op: OpId) {
+        let blocks = self.volumes.get(&snapshot).map(|snapshot| self.now(snapshot, op));
+        if let (Some(blocks), Some(volume)) = (blocks, self.volumes.get_mut(&id)) {
+            volume.blocks = blocks;
+        }
+    }
+
+    /// A volume's rollback to a snapshot was accepted; it has number `id` from now on, and what it had is
+    /// snapshot `kept`, with name and identity.
+    ///
+    /// # Errors
+    /// In words, if its number is taken.
+    pub fn rollback(
+        &mut self,
+        volume: u32,
+        snapshot: u32,
+        id: u32,
+        kept: Option<(u32, String, [u8; 16])>,
+    ) -> Result<OpId, String> {
+        let Some(old) = self.volumes.get(&volume) else { return Ok(BASE) };
+        let (name, uuid) = (old.name.clone(), old.uuid);
+        let (settings, size) = (self.settings(volume), self.usable_size(snapshot));
+        let op = match kept {
+            Some((kept, name, uuid)) => self.snapshot(&[(volume, kept, name, uuid)]),
+            None => self.accept(),
+        };
+        self.delete_by(volume, op);
+        self.create_by(op, id, &name, uuid, size, settings)?;
+        self.give(snapshot, id, op);
+        Ok(op)
+    }
+
     /// A volume's deletion was accepted.
     pub fn delete(&mut self, id: u32) -> OpId {
         let op = self.accept();
+        self.delete_by(id, op);
+        op
+    }
+
+    fn delete_by(&mut self, id: u32, op: OpId) {
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.deleted = Some(op);
         }
-        op
     }
 
     /// A change of a volume's size was accepted. What is cut off is discarded.
@@ -448,7 +522,6 @@ impl Oracle {
         from: usize,
         bytes: &[u8],
     ) -> Result<(), String> {
-        let written = Place { volume: self.line(place.volume), ..place };
         let history = self
             .volumes
             .get_mut(&place.volume)
@@ -458,7 +531,7 @@ impl Oracle {
         };
         let candidates = history.versions.iter().enumerate().skip(oldest as usize);
         for (i, version) in candidates {
-            if version.content.matches_part(written, from, bytes) {
+            if version.content.matches_part(place, from, bytes) {
                 // A part may look like more versions than the one that was read.
                 if bytes.len() == BLOCK_SIZE {
                     history.seen = history.seen.max(i as u32);

@@ -4,8 +4,8 @@ use super::{Attempts, Check, Owner, Request, Submitted, World};
 use crate::content::{Place, fill};
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, Durability, Lba, VolumeId, ZeroMode};
 use flagstone_engine::{
-    Completion, IoFault, Shrink, SnapshotSpec, StatusExtent, StatusKind, SubmitError,
-    VolumeSettings, VolumeSpec,
+    CloneSpec, Completion, IoFault, RollbackSpec, Shrink, SnapshotSpec, StatusExtent, StatusKind,
+    SubmitError, VolumeSettings, VolumeSpec,
 };
 
 /// Part of a client's write that is offered to the engine.
@@ -235,16 +235,77 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
+    /// Submits a clone of a snapshot.
+    pub fn clone_snapshot(
+        &mut self,
+        snapshot: u32,
+        name: &str,
+        settings: VolumeSettings,
+    ) -> Check<Submitted<()>> {
+        let tag = self.peek_tag();
+        let uuid = self.uuid();
+        let spec = CloneSpec { snapshot: VolumeId(snapshot), uuid, name, settings };
+        let engine = self.engine.as_mut().expect("the process lives");
+        let id = match engine.clone_volume(&mut self.arena, tag, &spec) {
+            Ok(id) => id.0,
+            Err(error) => {
+                let kept = self.oracle.usage(snapshot).1 * BLOCK_SIZE as u64;
+                return self.refused("clone", kept, error);
+            }
+        };
+        let op = match self.oracle.clone_of(snapshot, id, name, uuid, settings) {
+            Ok(op) => op,
+            Err(what) => return Err(self.fail(what)),
+        };
+        self.enter(0, Request::Volume(op))?;
+        self.log.step(&[11, u64::from(id), u64::from(snapshot)], || {
+            format!("clone {id} {name:?} of snapshot {snapshot}, {settings:?}")
+        });
+        Ok(Submitted::Taken(()))
+    }
+
+    /// Submits the rollback of a volume of which it is certain what it has.
+    pub fn rollback(&mut self, volume: u32, snapshot: u32, keep: bool) -> Check<Submitted<()>> {
+        if !self.oracle.is_certain(volume) {
+            return Ok(Submitted::Taken(()));
+        }
+        let tag = self.peek_tag();
+        let uuid = self.uuid();
+        let name = format!("{volume}@back{}", uuid[0] % 8);
+        let keep = keep.then_some((uuid, name.as_str()));
+        let spec = RollbackSpec { volume: VolumeId(volume), snapshot: VolumeId(snapshot), keep };
+        let engine = self.engine.as_mut().expect("the process lives");
+        let id = match engine.rollback_volume(&mut self.arena, tag, &spec) {
+            Ok(id) => id.0,
+            Err(error) => {
+                let kept = self.oracle.usage(snapshot).1 * BLOCK_SIZE as u64;
+                return self.refused("rollback", kept, error);
+            }
+        };
+        let kept = keep.map(|(uuid, name)| (id - 1, name.to_owned(), uuid));
+        let op = match self.oracle.rollback(volume, snapshot, id, kept) {
+            Ok(op) => op,
+            Err(what) => return Err(self.fail(what)),
+        };
+        self.enter(0, Request::Volume(op))?;
+        self.log.step(&[12, u64::from(id), u64::from(snapshot)], || {
+            format!("roll volume {volume} back to {snapshot}, as {id}, keep {keep:?}")
+        });
+        Ok(Submitted::Taken(()))
+    }
+
+    fn uuid(&mut self) -> [u8; 16] {
+        let mut uuid = [0; 16];
+        uuid[..8].copy_from_slice(&self.rng.next().to_le_bytes());
+        uuid
+    }
+
     /// Submits the deletion of a volume.
     pub fn delete(&mut self, volume: u32) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
         let engine = self.engine.as_mut().expect("the process lives");
         match engine.delete_volume(&mut self.arena, tag, VolumeId(volume)) {
             Ok(()) => {}
-            // Until the deletion of its snapshots is answered.
-            Err(SubmitError::HasSnapshots) if !self.oracle.is_snapshot_of(volume) => {
-                return Ok(Submitted::Busy);
-            }
             Err(error) => return self.refused("delete", 0, error),
         }
         let op = self.oracle.delete(volume);
@@ -408,7 +469,6 @@ impl World {
             }
             SubmitError::ReservationUnbacked { .. } | SubmitError::ReservationSize => {}
             SubmitError::NoVolume | SubmitError::Stopping | SubmitError::VolumeExists => {}
-            SubmitError::HasSnapshots => {}
             _ => return Err(self.fail(format!("{what} refused: {error}"))),
         }
         Ok(Submitted::Refused(error))
