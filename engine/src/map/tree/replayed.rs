@@ -39,8 +39,9 @@ impl VolumeMap {
         let LeafState::Away(away) = self.leaf(slab, leaf).0 else { return false };
         let Some(read_lsn) = slab.unread(away).map(Unread::lsn) else { return false };
         let sure = lsn > read_lsn;
-        // A discard never supersedes what the page says at its LSN or before.
-        if !sure && !matches!(new, Mapping::Block { .. }) {
+        // A discard never supersedes what the page says at its LSN or before. Nor does anything else in a
+        // leaf that is the parent's: this volume, which is gone, had a leaf of its own then.
+        if !sure && (!matches!(new, Mapping::Block { .. }) || !self.differs.has(leaf)) {
             return true;
         }
         let away = if sure { self.own_unread(slab, lba, away) } else { away };
