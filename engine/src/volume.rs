@@ -142,6 +142,12 @@ impl Volume {
         self.info.snapshot.map_or(self.info.id, |cut| cut.line)
     }
 
+    /// Whether it is a deleted snapshot that has nothing in this leaf: what it had is its child's, perhaps
+    /// since before the last opening.
+    fn has_passed(&self, leaf: u64) -> bool {
+        self.state == VolumeState::Dying && self.children.len() <= 1 && !self.map.has_entries(leaf)
+    }
+
     /// The record that says what it is, made at `lsn`.
     pub(crate) fn record(&self, lsn: u64) -> Record<'_> {
         let VolumeInfo { id, uuid, size, settings, snapshot, base, ref name } = self.info;
@@ -345,8 +351,13 @@ impl Volumes {
         self.lines.get(&line).map_or(&[], Vec::as_slice)
     }
 
-    /// What a snapshot had has passed to its only child, which is of another line. It stays to say so, as
-    /// long as there is something of that line.
+    /// Whether a line begins at this snapshot of which there is something.
+    pub(crate) fn is_base(&self, id: u32) -> bool {
+        self.bases.contains_key(&id)
+    }
+
+    /// What a snapshot had has passed to its only child, a clone. It stays to say so, as long as there is
+    /// something of that one's line.
     pub(crate) fn hollow(&mut self, id: u32) {
         let Some(snapshot) = self.get_mut(id) else { return };
         let (parent, children) = (snapshot.parent.take(), std::mem::take(&mut snapshot.children));
@@ -364,13 +375,11 @@ impl Volumes {
         }
     }
 
-    /// The line that leaf `leaf` of a snapshot has passed to, if that is another than its own.
-    fn heir(&self, snapshot: &Volume, leaf: u64) -> Option<u32> {
-        if snapshot.heir.is_some() || leaf >= snapshot.passed {
-            return snapshot.heir;
-        }
-        let child = self.get(*snapshot.children.first()?)?;
-        (child.line() != snapshot.line()).then(|| child.line())
+    /// The first snapshot that was taken of a volume since this LSN, or the volume.
+    pub(crate) fn taken_since(&self, line: u32, lsn: u64) -> u32 {
+        let cuts = self.snapshots(line);
+        let at = cuts.partition_point(|(cut, _)| *cut < lsn);
+        cuts.get(at).map_or(line, |(_, id)| *id)
     }
 
     /// Who owns what was written to leaf `leaf` of a volume with this LSN, if it is still there: the
@@ -382,13 +391,14 @@ impl Volumes {
             let at = cuts.partition_point(|(cut, _)| *cut < lsn);
             let taken = cuts[at..].iter().filter_map(|(_, id)| self.get(*id));
             for snapshot in taken.filter(|s| s.state != VolumeState::Creating) {
-                match self.heir(snapshot, leaf) {
-                    Some(heir) => {
-                        line = heir;
-                        continue 'lines;
-                    }
-                    None if leaf >= snapshot.passed => return snapshot.info.id,
-                    None => {}
+                if !snapshot.has_passed(leaf) {
+                    return snapshot.info.id;
+                }
+                let child = snapshot.children.first().and_then(|child| self.get(*child));
+                let heir = snapshot.heir.or_else(|| child.map(Volume::line));
+                if let Some(heir) = heir.filter(|heir| *heir != line) {
+                    line = heir;
+                    continue 'lines;
                 }
             }
             return line;

@@ -389,7 +389,7 @@ impl Replay {
             volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
         }
         let mapping = Mapping::Block { pbn, crc };
-        let owner = self.volumes.owner(line, lsn, lba / LEAF_BLOCKS as u64);
+        let owner = self.volumes.taken_since(line, lsn);
         if owner != line && self.formed.contains(&owner) {
             return self.write_moved(owner, lsn, lba, mapping);
         }

@@ -14,8 +14,8 @@
 //!    passed goes to the nearest child.
 //! 4. One with several children is not taken apart before all but one are gone. Deleted, it lives on for
 //!    them, and nobody else sees it.
-//! 5. One whose child is of another line, a clone, stays when that has all it had, empty: the log of its
-//!    line is about the clone's blocks from now on, and it says so. It has its parent's map.
+//! 5. One that a clone was made from stays when that has all it had, empty: the log of its line is about
+//!    the clone's blocks from now on, and it says so. It has its parent's map.
 //! 6. After a crash it is done again, on what the last checkpoint stated. While one is under way nothing
 //!    passes, so that it states snapshot and child as they were at the same time.
 
@@ -149,10 +149,7 @@ impl Engine {
         if next == u64::MAX {
             self.touched -= map.touched();
             self.dying.pop_front();
-            let line = |id: u32| self.volumes.get(id).map(Volume::line);
-            if child.is_some_and(|child| line(child) != line(id))
-                && !self.planted.has(Plant::NoHeir)
-            {
+            if self.volumes.is_base(id) && !self.planted.has(Plant::NoHeir) {
                 self.volumes.hollow(id);
             } else {
                 self.take_out(id);
