@@ -10,9 +10,6 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Blocks of what the engine rewrites as one: 2 MiB.
 const REGION_BLOCKS: u64 = 512;
 
-/// Volumes that a run holds at once, at most.
-const VOLUMES_MAX: usize = 12;
-
 /// Times that a run's disk becomes larger, at most.
 const GROWTHS_MAX: u32 = 12;
 
@@ -136,6 +133,7 @@ impl Client {
         let volumes: Vec<u32> =
             world.oracle.live_volumes().filter(|&v| world.oracle.usable_size(v) > 0).collect();
         let all = world.oracle.live_volumes().count();
+        let volumes_max = world.config.volumes_max;
         if volumes.is_empty() {
             return Ok(if all == 0 { Some(self.create(world)) } else { None });
         }
@@ -146,7 +144,7 @@ impl Client {
         // That of a snapshot may be gone.
         let volume = match world.oracle.line(any) {
             line if heads.contains(&line) => line,
-            _ if heads.is_empty() => return Ok((all < VOLUMES_MAX).then(|| self.create(world))),
+            _ if heads.is_empty() => return Ok((all < volumes_max).then(|| self.create(world))),
             _ => world.rng.pick(&heads),
         };
         let size = world.oracle.usable_size(volume);
@@ -189,7 +187,7 @@ impl Client {
                 world.compare_some()?;
                 None
             }
-            8 if all < VOLUMES_MAX => Some(self.create(world)),
+            8 if all < volumes_max => Some(self.create(world)),
             9 if all > 1 => Some(Job::Delete { volume: any }),
             10 => Some(self.resize(world, volume, size)),
             11 => Some(Job::Set { volume, settings: settings(world, size) }),
@@ -203,17 +201,17 @@ impl Client {
                 3..7 => Job::RemoveDisk { keep: false },
                 _ => Job::RemoveDisk { keep: true },
             }),
-            15 if all < VOLUMES_MAX => {
+            15 if all < volumes_max => {
                 let few = world.rng.between(1, 3) as usize;
                 Some(Job::Snapshot { volumes: heads.into_iter().take(few).collect() })
             }
-            16 if all < VOLUMES_MAX && !snapshots.is_empty() => {
+            16 if all < volumes_max && !snapshots.is_empty() => {
                 self.names += 1;
                 let snapshot = world.rng.pick(&snapshots);
                 let settings = settings(world, world.oracle.usable_size(snapshot));
                 Some(Job::Clone { snapshot, name: format!("clone{}", self.names), settings })
             }
-            17 if all < VOLUMES_MAX && !snapshots.is_empty() => {
+            17 if all < volumes_max && !snapshots.is_empty() => {
                 let snapshot = world.rng.pick(&snapshots);
                 Some(Job::Rollback { volume, snapshot, keep: world.rng.one_in(2) })
             }
@@ -385,7 +383,9 @@ fn offer(world: &mut World, job: Job) -> Check<(Option<Job>, Offer)> {
         Job::Flush => world.flush(0)?,
         Job::Create { name, size, settings } => world.create(name, *size, *settings)?.map(|_| ()),
         Job::Snapshot { volumes } => world.snapshot(volumes)?,
-        Job::Clone { snapshot, name, settings } => world.clone_snapshot(*snapshot, name, *settings)?,
+        Job::Clone { snapshot, name, settings } => {
+            world.clone_snapshot(*snapshot, name, *settings)?
+        }
         Job::Rollback { volume, snapshot, keep } => world.rollback(*volume, *snapshot, *keep)?,
         Job::Delete { volume } => world.delete(*volume)?,
         Job::Resize { volume, size, shrink } => world.resize(*volume, *size, *shrink)?,

@@ -44,6 +44,8 @@ pub enum Theme {
     Snapshots,
     /// So do clones of them, and volumes become again what they were.
     Clones,
+    /// Trees of them: about 200 requests, most of which change the tree, checked after every event.
+    Trees,
     /// Disks come and go.
     Disks,
 }
@@ -67,6 +69,7 @@ impl Theme {
         Self::Errors,
         Self::Snapshots,
         Self::Clones,
+        Self::Trees,
         Self::Disks,
     ];
 }
@@ -222,6 +225,8 @@ pub struct Config {
     pub segment_bytes: u32,
     /// Volumes at the start, in bytes.
     pub volumes: Vec<u64>,
+    /// Volumes and snapshots at once, at most.
+    pub volumes_max: usize,
     /// Over the network protocol.
     pub nbd: bool,
     /// Times the pool is opened.
@@ -302,7 +307,9 @@ impl Config {
         let theme = forced.unwrap_or(drawn);
         let mut config = Self::common(rng, theme);
         config.specialise(rng);
-        if matches!(theme, Theme::Snapshots | Theme::Clones) || rng.clone().one_in(5) {
+        if theme == Theme::Trees {
+            config.volumes_max = 40;
+        } else if matches!(theme, Theme::Snapshots | Theme::Clones) || rng.clone().one_in(5) {
             let mut rng = rng.clone();
             config.mix.snapshot = rng.pick(&[1, 2, 6]);
             if theme == Theme::Clones || (theme != Theme::Snapshots && rng.one_in(2)) {
@@ -353,6 +360,7 @@ impl Config {
             more_disks,
             segment_bytes: (MIB as u32) << rng.weighted(&[6, 1, 1]),
             volumes,
+            volumes_max: 12,
             nbd: rng.one_in(6),
             lives: rng.between(1, 4) as u32,
             events: (1, 20 + rng.skewed(1200)),
@@ -582,6 +590,23 @@ impl Config {
                 self.tick_ns = 1_000;
                 self.nbd = false;
                 self.order = Order::Any;
+            }
+            Theme::Trees => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = 64 * MIB;
+                self.more_disks.clear();
+                self.volumes = vec![rng.pick(&[8, 600, 1_500]) * 4096];
+                self.blocks_max = rng.pick(&[1, 4, 40]);
+                self.events = (500, 700);
+                self.depth = rng.pick(&[1, 4]);
+                self.lives = 2;
+                self.recrashes = 0;
+                self.nbd = false;
+                self.map_memory = rng.one_in(3).then_some(rng.pick(&[0, 150_000]));
+                (self.mix.grow, self.mix.disks, self.mix.scan) = (0, 0, 0);
+                (self.mix.create, self.mix.resize, self.mix.set) = (1, 1, 0);
+                (self.mix.snapshot, self.mix.clone, self.mix.rollback) = (10, 7, 4);
+                self.mix.delete = rng.pick(&[8, 12, 16]);
             }
             Theme::Snapshots | Theme::Clones => {
                 self.segment_bytes = MIB as u32;

@@ -273,7 +273,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         } else {
             world.drain()?;
         }
-        if world.rng.one_in(500) {
+        if world.rng.one_in(500) || (moved && world.config.theme == Theme::Trees) {
             world.check_engine()?;
         }
         if world.rng.one_in(world.config.scrub_turns) {
