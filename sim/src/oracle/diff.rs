@@ -105,7 +105,7 @@ impl Oracle {
 fn same(then: (StatusKind, &Content), now: (StatusKind, &Content)) -> Option<bool> {
     match (then, now) {
         ((StatusKind::Data, then), (StatusKind::Data, now)) => match (then, now) {
-            (Content::Stamp(then), Content::Stamp(now)) => Some(then == now),
+            (Content::Stamp(then, _), Content::Stamp(now, _)) => Some(then == now),
             (Content::Zero, Content::Zero) => None,
             (Content::Bytes(then), Content::Bytes(now)) if then != now => Some(false),
             (Content::Bytes(_), Content::Bytes(_)) => None,
