@@ -8,6 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use flagstone::api::backend::{Backend, Created, Reply, Snapshot};
+use flagstone::api::clones::{CreateClone, RolledBack};
 use flagstone::api::devices::{AddDevice, DeviceAction};
 use flagstone::api::diff::{DiffPage, DiffQuery};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
@@ -27,7 +28,7 @@ use tower::ServiceExt as _;
 const METHODS: [Method; 6] =
     [Method::POST, Method::PATCH, Method::DELETE, Method::GET, Method::HEAD, Method::PUT];
 const TYPES: [&str; 4] = ["application/json", "text/plain", "", "application/json; charset=utf-8"];
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 13] = [
     "/v1/volumes",
     "/v1/volumes/demo",
     "/v1/volumes/busy",
@@ -39,6 +40,8 @@ const PATHS: [&str; 11] = [
     "/healthz",
     "/v1/snapshots",
     "/v1/snapshots/demo@a",
+    "/v1/clones",
+    "/v1/snapshots/demo@a/rollback",
 ];
 
 #[derive(Default)]
@@ -65,6 +68,7 @@ fn volume(name: String, size_bytes: u64) -> Volume {
         reserved_bytes: 0,
         on_full: OnFull::default(),
         snapshots: 0,
+        cloned_from: None,
         connections: u32::from(name == "busy"),
         uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
         name,
@@ -73,6 +77,18 @@ fn volume(name: String, size_bytes: u64) -> Volume {
 
 fn answer<T: Send + 'static>(result: Result<T, ApiError>) -> Reply<T> {
     Box::pin(std::future::ready(result))
+}
+
+fn snapshot(name: &str) -> SnapshotInfo {
+    SnapshotInfo {
+        name: name.to_owned(),
+        uuid: String::new(),
+        pool: "/p".to_owned(),
+        size_bytes: 4096,
+        mapped_bytes: 0,
+        connections: 0,
+        uris: vec![flagstone::uri::unix_uri(name, std::path::Path::new("/s"))],
+    }
 }
 
 impl Backend for Fake {
@@ -141,15 +157,7 @@ impl Backend for Fake {
     }
 
     fn one_snapshot(&self, name: String) -> Reply<SnapshotInfo> {
-        answer(Ok(SnapshotInfo {
-            uuid: String::new(),
-            pool: "/p".to_owned(),
-            size_bytes: 4096,
-            mapped_bytes: 0,
-            connections: 0,
-            uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
-            name,
-        }))
+        answer(Ok(snapshot(&name)))
     }
 
     fn usage(&self, name: String) -> Reply<Usage> {
@@ -175,6 +183,26 @@ impl Backend for Fake {
 
     fn delete_snapshot(&self, _name: String, _force: bool) -> Reply<()> {
         answer(Ok(()))
+    }
+
+    fn create_clone(&self, request: CreateClone) -> Reply<Created> {
+        let (name, size_bytes) = (request.name, 4096);
+        let (on_full, reserved_bytes) = (request.on_full, request.reserved_bytes);
+        let pool = None;
+        self.create_volume(CreateVolume { name, size_bytes, pool, on_full, reserved_bytes })
+    }
+
+    fn rollback(&self, from: String, keep: Option<String>, force: bool) -> Reply<RolledBack> {
+        let (name, _) = split_snapshot_name(&from).expect("the caller checks names");
+        let volumes = self.0.lock().unwrap();
+        let Some(volume) = volumes.get(name).cloned() else {
+            return answer(Err(ApiError::snapshot_not_found(&from)));
+        };
+        if volume.connections > 0 && !force {
+            return answer(Err(ApiError::new(ErrorCode::VolumeInUse, "a client has it open")));
+        }
+        let kept = keep.map(|keep| snapshot(&format!("{name}@{keep}")));
+        answer(Ok(RolledBack { volume, kept }))
     }
 
     fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
@@ -220,7 +248,7 @@ impl Backend for Fake {
         answer(Ok(Scrub::default()))
     }
 
-    fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
+    fn delete_volume(&self, name: String, force: bool, _snapshots: bool) -> Reply<()> {
         check_name(&name).expect("the caller checks names");
         let mut volumes = self.0.lock().unwrap();
         match volumes.get(&name) {

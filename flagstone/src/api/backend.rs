@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use super::clones::{CreateClone, RolledBack};
 use super::devices::{AddDevice, DeviceAction};
 use super::diff::{DiffPage, DiffQuery};
 use super::errors::ApiError;
@@ -64,8 +65,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Changes a volume's settings; durable when answered. The same again is a success.
     fn set_volume(&self, name: String, change: SettingsChange) -> Reply<Volume>;
 
-    /// Deletes a volume; durable when answered. With `force` its clients are disconnected.
-    fn delete_volume(&self, name: String, force: bool) -> Reply<()>;
+    /// Deletes a volume, with its `snapshots` or if it has none; durable when answered. With `force` its
+    /// clients are disconnected.
+    fn delete_volume(&self, name: String, force: bool, snapshots: bool) -> Reply<()>;
 
     /// Takes snapshots, all of one instant, all or none; durable when answered.
     fn take_snapshots(&self, wanted: Vec<NewSnapshot>) -> Reply<Vec<SnapshotInfo>>;
@@ -84,6 +86,14 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Deletes a snapshot; durable when answered. With `force` its clients are disconnected.
     fn delete_snapshot(&self, name: String, force: bool) -> Reply<()>;
+
+    /// Makes a volume that has what a snapshot has; durable when answered. An existing one of that name
+    /// that was cloned from the snapshot is returned as it is.
+    fn create_clone(&self, request: CreateClone) -> Reply<Created>;
+
+    /// Rolls the volume of a snapshot, meant by its name with the volume's, back to it; durable when
+    /// answered. What it was is kept as a snapshot called `keep`. With `force` its clients are disconnected.
+    fn rollback(&self, snapshot: String, keep: Option<String>, force: bool) -> Reply<RolledBack>;
 
     /// What differs between two volumes or snapshots: one page of it.
     fn diff(&self, query: DiffQuery) -> Reply<DiffPage>;

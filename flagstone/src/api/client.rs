@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::clones::{CreateClone, Rollback, RolledBack};
 use super::devices::{AddDevice, DeviceAction};
 use super::diff::{DiffPage, DiffQuery};
 use super::errors::{ApiError, ErrorBody};
@@ -267,12 +268,17 @@ impl Client {
         Ok(self.call(Method::DELETE, &path, None::<&()>).await?.1)
     }
 
-    /// Deletes a volume. `name` must have been checked.
+    /// Deletes a volume, with its `snapshots` or if it has none. `name` must have been checked.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn delete_volume(&self, name: &str, force: bool) -> Result<(), ClientError> {
-        let path = format!("/v1/volumes/{name}?force={force}");
+    pub async fn delete_volume(
+        &self,
+        name: &str,
+        force: bool,
+        snapshots: bool,
+    ) -> Result<(), ClientError> {
+        let path = format!("/v1/volumes/{name}?force={force}&snapshots={snapshots}");
         self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 
@@ -332,6 +338,23 @@ impl Client {
     /// [`ClientError`].
     pub async fn usage(&self, name: &str) -> Result<Usage, ClientError> {
         Ok(self.get(&format!("/v1/usage/{name}")).await?.1)
+    }
+
+    /// Makes a volume that has what a snapshot has.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_clone(&self, request: &CreateClone) -> Result<Volume, ClientError> {
+        Ok(self.call(Method::POST, "/v1/clones", Some(request)).await?.1)
+    }
+
+    /// Rolls a volume back to a snapshot of it. `name`, the snapshot's, must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rollback(&self, name: &str, how: &Rollback) -> Result<RolledBack, ClientError> {
+        let path = format!("/v1/snapshots/{name}/rollback");
+        Ok(self.call(Method::POST, &path, Some(how)).await?.1)
     }
 
     /// Deletes a snapshot. `name` must have been checked.

@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod clones;
 pub mod devices;
 pub mod diff;
 pub mod errors;

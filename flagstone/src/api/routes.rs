@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::backend::{Backend, Created};
+use super::clones;
 use super::devices;
 use super::diff;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
@@ -23,8 +24,8 @@ use super::metrics;
 use super::scrub;
 use super::snapshots;
 use super::types::{
-    CreateVolume, DeleteQuery, Health, ListQuery, OnFull, PAGE_VOLUMES, Pool, PoolList, PoolState,
-    Shrink, Status, UpdateVolume, Volume, VolumeList,
+    CreateVolume, DeleteVolumeQuery, Health, ListQuery, OnFull, PAGE_VOLUMES, Pool, PoolList,
+    PoolState, Shrink, Status, UpdateVolume, Volume, VolumeList,
 };
 use super::usage;
 use crate::node::SettingsChange;
@@ -74,6 +75,8 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(show_volume, update_volume, delete_volume))
         .routes(routes!(snapshots::create_snapshots, snapshots::list_snapshots))
         .routes(routes!(snapshots::show_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(clones::create_clone))
+        .routes(routes!(clones::roll_back))
         .routes(routes!(diff::diff))
         .routes(routes!(usage::usage))
         .routes(routes!(list_pools))
@@ -260,6 +263,7 @@ async fn update_volume(
     params(
         ("name" = String, Path, description = "Name of the volume"),
         ("force" = Option<bool>, Query, description = "Delete even while clients are connected"),
+        ("snapshots" = Option<bool>, Query, description = "Delete its snapshots as well"),
     ),
     responses(
         (status = 204, description = "Deleted, and durable"),
@@ -272,9 +276,9 @@ async fn update_volume(
 async fn delete_volume(
     State(context): State<Context>,
     VolumeName(name): VolumeName,
-    Query(query): Query<DeleteQuery>,
+    Query(query): Query<DeleteVolumeQuery>,
 ) -> Result<StatusCode, ApiError> {
-    context.backend.delete_volume(name, query.force).await?;
+    context.backend.delete_volume(name, query.force, query.snapshots).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -400,7 +404,7 @@ fn check_size(bytes: u64) -> Result<(), ApiError> {
         .map_err(|error| ApiError::new(ErrorCode::InvalidSize, error.to_string()))
 }
 
-fn check_reservation(change: SettingsChange) -> Result<(), ApiError> {
+pub(super) fn check_reservation(change: SettingsChange) -> Result<(), ApiError> {
     match change.reserved_bytes {
         None | Some(0) => Ok(()),
         Some(bytes) => size::check_blocks(bytes)
@@ -408,7 +412,7 @@ fn check_reservation(change: SettingsChange) -> Result<(), ApiError> {
     }
 }
 
-fn settings(on_full: Option<OnFull>, reserved_bytes: Option<u64>) -> SettingsChange {
+pub(super) fn settings(on_full: Option<OnFull>, reserved_bytes: Option<u64>) -> SettingsChange {
     SettingsChange { on_full: on_full.map(OnFull::into), reserved_bytes }
 }
 

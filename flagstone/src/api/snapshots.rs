@@ -202,13 +202,13 @@ pub(super) async fn delete_snapshot(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn check_snapshot_name(name: &str) -> Result<(), ApiError> {
+pub(super) fn check_snapshot_name(name: &str) -> Result<(), ApiError> {
     let checked = split_snapshot_name(name);
     checked.map(drop).map_err(|error| ApiError::new(ErrorCode::InvalidName, error.to_string()))
 }
 
 /// The `{name}` of a path, checked.
-pub(super) struct SnapshotName(String);
+pub(super) struct SnapshotName(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotName {
     type Rejection = ApiError;

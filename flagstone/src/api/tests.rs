@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, Created, Reply, Snapshot};
 use super::client::{Client, ClientError};
+use super::clones::{CreateClone, RolledBack};
 use super::devices::{AddDevice, DeviceAction};
 use super::diff::{DiffExtent, DiffKind, DiffPage, DiffQuery, DiffSide};
 use super::errors::{ApiError, ErrorCode};
@@ -25,6 +26,7 @@ use super::snapshots::{CreateSnapshots, NewSnapshot, SnapshotInfo, SnapshotQuery
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
 use super::usage::Usage;
 use crate::exit::Exit;
+use crate::name::split_snapshot_name;
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
 /// Volumes in a map; the one called `busy` has a client.
@@ -48,6 +50,7 @@ fn volume(name: &str, size_bytes: u64) -> Volume {
         reserved_bytes: 0,
         on_full: OnFull::Wait,
         snapshots: 0,
+        cloned_from: None,
         connections: u32::from(name == "busy"),
         uris: vec![format!("nbd+unix:///{name}?socket=/s")],
     }
@@ -134,6 +137,26 @@ impl Backend for Fake {
         answer(Ok(Created::New(made)))
     }
 
+    fn create_clone(&self, request: CreateClone) -> Reply<Created> {
+        let (name, size_bytes) = (request.name, 4096);
+        let (on_full, reserved_bytes) = (request.on_full, request.reserved_bytes);
+        let pool = None;
+        self.create_volume(CreateVolume { name, size_bytes, pool, on_full, reserved_bytes })
+    }
+
+    fn rollback(&self, from: String, keep: Option<String>, force: bool) -> Reply<RolledBack> {
+        let (name, _) = split_snapshot_name(&from).expect("the caller checks names");
+        let volumes = self.volumes.lock().unwrap();
+        let Some(volume) = volumes.get(name).cloned() else {
+            return answer(Err(ApiError::snapshot_not_found(&from)));
+        };
+        if volume.connections > 0 && !force {
+            return answer(Err(ApiError::new(ErrorCode::VolumeInUse, "a client has it open")));
+        }
+        let kept = keep.map(|keep| snapshot(&format!("{name}@{keep}")));
+        answer(Ok(RolledBack { volume, kept }))
+    }
+
     fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         let mut volumes = self.volumes.lock().unwrap();
         let Some(volume) = volumes.get_mut(&name) else {
@@ -156,7 +179,7 @@ impl Backend for Fake {
         answer(Ok(volume.clone()))
     }
 
-    fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
+    fn delete_volume(&self, name: String, force: bool, _snapshots: bool) -> Reply<()> {
         let mut volumes = self.volumes.lock().unwrap();
         match volumes.get(&name) {
             None => answer(Err(ApiError::volume_not_found(&name))),
@@ -575,8 +598,8 @@ async fn the_client_understands_the_server() {
     assert_eq!(client.scrub("v").await.unwrap_err().exit(), Exit::NotFound);
     let status = client.status().await.unwrap();
     assert_eq!((status.volumes, status.connections, status.pid), (1, 1, std::process::id()));
-    client.delete_volume("a", false).await.unwrap();
-    let error = client.delete_volume("a", false).await.unwrap_err();
+    client.delete_volume("a", false, false).await.unwrap();
+    let error = client.delete_volume("a", false, false).await.unwrap_err();
     assert_eq!(error.exit(), Exit::NotFound);
     assert!(matches!(error, ClientError::Refused(e) if e.code == ErrorCode::VolumeNotFound));
 }
@@ -628,6 +651,7 @@ fn the_document_describes_every_path_and_error() {
     let expected = [
         "/healthz",
         "/metrics",
+        "/v1/clones",
         "/v1/diff",
         "/v1/openapi.json",
         "/v1/pools",
@@ -638,6 +662,7 @@ fn the_document_describes_every_path_and_error() {
         "/v1/pools/{pool}/scrub",
         "/v1/snapshots",
         "/v1/snapshots/{name}",
+        "/v1/snapshots/{name}/rollback",
         "/v1/status",
         "/v1/usage/{name}",
         "/v1/volumes",

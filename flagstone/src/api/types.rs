@@ -112,6 +112,18 @@ pub struct UpdateVolume {
     pub reserved_bytes: Option<u64>,
 }
 
+/// Options of a volume's deletion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteVolumeQuery {
+    /// Delete even while clients are connected; they are disconnected.
+    #[serde(default)]
+    pub force: bool,
+    /// Delete its snapshots as well.
+    #[serde(default)]
+    pub snapshots: bool,
+}
+
 /// Options of a deletion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,6 +161,9 @@ pub struct Volume {
     /// Snapshots of it.
     #[serde(default)]
     pub snapshots: u32,
+    /// The snapshot that it was cloned from, or rolled back to, as long as that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned_from: Option<String>,
     /// NBD connections that use it now.
     pub connections: u32,
     /// Where clients reach it, ready to paste: the unix socket's URI first.

@@ -6,6 +6,7 @@
 
 mod api_args;
 mod api_doc;
+mod clone;
 mod completions;
 mod diff;
 mod failure;
@@ -94,6 +95,7 @@ enum Command {
     Volume(volume::Command),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    Clone(clone::Args),
     Diff(diff::Args),
     Export(Box<image::export::Args>),
     Import(Box<image::import::Args>),
@@ -126,6 +128,7 @@ impl Cli {
             Command::Pool(command) => pool::run(command, json),
             Command::Volume(command) => volume::run(command, json).map(|()| Exit::Success),
             Command::Snapshot(command) => snapshot::run(command, json).map(|()| Exit::Success),
+            Command::Clone(args) => clone::run(args, json).map(|()| Exit::Success),
             Command::Diff(args) => diff::run(args, json).map(|()| Exit::Success),
             Command::Export(args) => image::export::run(&args, json).map(|()| Exit::Success),
             Command::Import(args) => image::import::run(&args, json).map(|()| Exit::Success),

@@ -6,16 +6,17 @@ use super::Failure;
 use super::api_args::ApiArgs;
 use super::usage::{WithUsage, shared_lines};
 use crate::api::client::{Client, ClientError};
+use crate::api::clones::Rollback;
 use crate::api::types::{
     CreateVolume, ListQuery, OnFull, PAGE_VOLUMES, Shrink, UpdateVolume, Volume, VolumeList,
 };
 use crate::api::usage::Usage;
 use crate::exit::Exit;
-use crate::name::parse_name;
+use crate::name::{parse_name, parse_snapshot_name};
 use crate::output::{self, Table};
 use crate::size::{Human, parse_block_size};
 
-/// Create, list, show, resize and delete volumes of a running daemon
+/// Create, list, show, resize, roll back and delete volumes of a running daemon
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Create(CreateArgs),
@@ -23,6 +24,7 @@ pub enum Command {
     Show(ShowArgs),
     Resize(ResizeArgs),
     Set(SetArgs),
+    Rollback(RollbackArgs),
     Delete(DeleteArgs),
 }
 
@@ -57,15 +59,15 @@ pub struct CreateArgs {
 
 /// What the owner of a volume may choose, and change.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct SettingsArgs {
+pub(super) struct SettingsArgs {
     /// What becomes of writes that need space when the pool is full [default: as the daemon is
     /// set, which is wait]
     #[arg(long, value_enum, value_name = "WHAT")]
-    on_full: Option<OnFull>,
+    pub(super) on_full: Option<OnFull>,
 
     /// Space that no other volume may take, at most the volume's size; 0 for none
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_reservation)]
-    reserve: Option<u64>,
+    pub(super) reserve: Option<u64>,
 }
 
 fn parse_reservation(text: &str) -> Result<u64, String> {
@@ -166,16 +168,55 @@ pub struct ResizeArgs {
 /// Delete a volume and its data
 ///
 /// Refused while clients are connected, unless --force is given: then they are disconnected. Refused
-/// as well while it has snapshots: delete these first. There is no way back.
+/// as well while it has snapshots, unless --snapshots is given: then they are deleted too. Clones of them
+/// stay. There is no way back.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  flagstone volume delete scratch")]
+#[command(after_help = "Examples:
+  flagstone volume delete scratch
+  flagstone volume delete golden --snapshots")]
 pub struct DeleteArgs {
     /// Name of the volume
     #[arg(value_name = "NAME", value_parser = parse_name)]
     name: String,
 
     /// Delete it even while clients are connected
+    #[arg(long)]
+    force: bool,
+
+    /// Delete its snapshots as well
+    #[arg(long)]
+    snapshots: bool,
+
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Give a volume back the content and size that it had when a snapshot was taken
+///
+/// It takes no longer for a large volume, and copies nothing. What the volume has now is kept as another
+/// snapshot, unless --discard is given: the way back is to roll back to that one. All snapshots stay.
+///
+/// Clients have parts of the volume in caches, which would be wrong: unmount it and disconnect them first, or
+/// they are disconnected with --force. They see the old content when they connect again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  flagstone volume rollback data@monday
+  flagstone volume rollback data@monday --keep before-repair
+  flagstone volume rollback ci@clean --discard --force")]
+pub struct RollbackArgs {
+    /// The snapshot, with its volume's name
+    #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = parse_snapshot_name)]
+    snapshot: String,
+
+    /// Name of the snapshot that keeps what the volume has now [default: rollback- and date and time, UTC]
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    keep: Option<String>,
+
+    /// Give up what the volume has now
+    #[arg(long, conflicts_with = "keep")]
+    discard: bool,
+
+    /// Roll back even while clients are connected
     #[arg(long)]
     force: bool,
 
@@ -191,6 +232,7 @@ pub fn run(command: Command, json: bool) -> Result<(), Failure> {
         Command::Show(args) => show(args, json),
         Command::Resize(args) => resize(args, json),
         Command::Set(args) => set(args, json),
+        Command::Rollback(args) => roll_back(args, json),
         Command::Delete(args) => delete(args, json),
     }
 }
@@ -298,7 +340,9 @@ fn set(args: SetArgs, json: bool) -> Result<(), Failure> {
 
 fn delete(args: DeleteArgs, json: bool) -> Result<(), Failure> {
     let name = args.name.clone();
-    args.api.call(|client| async move { client.delete_volume(&name, args.force).await })?;
+    args.api.call(|client| async move {
+        client.delete_volume(&name, args.force, args.snapshots).await
+    })?;
     if json {
         output::json(&serde_json::json!({ "deleted": args.name }))?;
     } else {
@@ -307,7 +351,22 @@ fn delete(args: DeleteArgs, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
+fn roll_back(args: RollbackArgs, json: bool) -> Result<(), Failure> {
+    let RollbackArgs { snapshot, keep, discard, force, api } = args;
+    let (name, how) = (snapshot.clone(), Rollback { keep, discard, force });
+    let done = api.call(|client| async move { client.rollback(&name, &how).await })?;
+    if json {
+        return Ok(output::json(&done)?);
+    }
+    let size = Human(done.volume.size_bytes);
+    output::line(&format!("rolled {} back to {snapshot}, {size}", done.volume.name))?;
+    if let Some(kept) = done.kept {
+        output::line(&format!("what it had is kept as {}", kept.name))?;
+    }
+    Ok(())
+}
+
+pub(super) fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
     if json {
         return Ok(output::json(volume)?);
     }
@@ -326,6 +385,7 @@ fn describe(volume: &Volume, usage: Option<&Usage>) -> String {
          reserved     {}\n\
          when full    {}\n\
          snapshots    {}\n\
+         cloned from  {}\n\
          clients      {}\n\
          pool         {}\n\
          uuid         {}\n\
@@ -340,6 +400,7 @@ fn describe(volume: &Volume, usage: Option<&Usage>) -> String {
         Human(volume.reserved_bytes),
         volume.on_full.as_str(),
         volume.snapshots,
+        volume.cloned_from.as_deref().unwrap_or("-"),
         volume.connections,
         volume.pool,
         volume.uuid,

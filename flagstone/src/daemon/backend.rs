@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::api::backend::{Backend, Created, Reply, Snapshot};
+use crate::api::clones::{CreateClone, RolledBack};
 use crate::api::devices::{AddDevice, DeviceAction};
 use crate::api::diff::{DiffPage, DiffQuery};
 use crate::api::errors::{ApiError, ErrorCode};
@@ -13,8 +14,8 @@ use crate::api::usage::Usage;
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
-    self, ControlError, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink,
-    SnapshotStatus, VolumeStatus,
+    self, ControlError, NewClone, NewRollback, NodeHandle, PoolStatus, ScrubAction, SettingsChange,
+    Shrink, SnapshotStatus, VolumeStatus,
 };
 use crate::pool::create::CreateError;
 use crate::uri::NbdEndpoints;
@@ -129,9 +130,15 @@ impl Backend for NodeBackend {
         Box::pin(async move { node.set_volume(name, change).await.map(volume).map_err(api_error) })
     }
 
-    fn delete_volume(&self, name: String, force: bool) -> Reply<()> {
+    fn delete_volume(&self, name: String, force: bool, snapshots: bool) -> Reply<()> {
         let node = self.node.clone();
-        Box::pin(async move { node.delete_volume(name, force).await.map(drop).map_err(api_error) })
+        Box::pin(async move {
+            let deleted = match snapshots {
+                true => node.delete_volume_and_snapshots(name, force).await,
+                false => node.delete_volume(name, force).await,
+            };
+            deleted.map(drop).map_err(api_error)
+        })
     }
 
     fn take_snapshots(&self, wanted: Vec<NewSnapshot>) -> Reply<Vec<SnapshotInfo>> {
@@ -184,6 +191,40 @@ impl Backend for NodeBackend {
                 ),
                 error => api_error(error),
             })
+        })
+    }
+
+    fn create_clone(&self, request: CreateClone) -> Reply<Created> {
+        let node = self.node.clone();
+        let CreateClone { snapshot, name, on_full, reserved_bytes } = request;
+        let settings = SettingsChange { on_full: on_full.map(OnFull::into), reserved_bytes };
+        let uuid = *uuid::Uuid::new_v4().as_bytes();
+        Box::pin(async move {
+            let clone = NewClone { snapshot, name, uuid, settings };
+            let made = node.clone_snapshot(clone).await.map_err(api_error)?;
+            Ok(match made.uuid == uuid {
+                true => Created::New(volume(made)),
+                false => Created::Existing(volume(made)),
+            })
+        })
+    }
+
+    fn rollback(&self, snapshot: String, keep: Option<String>, force: bool) -> Reply<RolledBack> {
+        let node = self.node.clone();
+        let keep = keep.map(|name| (name, *uuid::Uuid::new_v4().as_bytes()));
+        Box::pin(async move {
+            let wanted = NewRollback { snapshot, keep, force };
+            let done = node.rollback(wanted).await.map_err(|error| match error {
+                ControlError::InUse { connections } => ApiError::new(
+                    ErrorCode::VolumeInUse,
+                    format!(
+                        "{connections} clients have the volume open; disconnect them first, or roll \
+                         it back with --force"
+                    ),
+                ),
+                error => api_error(error),
+            })?;
+            Ok(RolledBack { volume: volume(done.volume), kept: done.kept.map(self::snapshot) })
         })
     }
 
@@ -271,6 +312,7 @@ fn volume(status: VolumeStatus) -> Volume {
         reserved_bytes: status.settings.reserved,
         on_full: status.settings.on_full.into(),
         snapshots: status.snapshots,
+        cloned_from: status.cloned_from,
         connections: status.connections,
         uris: status.uris,
     }
@@ -370,7 +412,8 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::IsSnapshot { .. } => (ErrorCode::ReadOnlySnapshot, ""),
         ControlError::HasSnapshots { .. } => (
             ErrorCode::VolumeHasSnapshots,
-            "; `flagstone snapshot list VOLUME` shows them, `flagstone snapshot delete` deletes them",
+            "; `flagstone snapshot list VOLUME` shows them, and `flagstone volume delete --snapshots` \
+             deletes them with it",
         ),
         ControlError::SnapshotCount => (ErrorCode::SnapshotCount, ""),
         ControlError::SnapshotUnbacked { .. } => (

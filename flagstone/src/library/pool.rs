@@ -14,9 +14,9 @@ use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, prepare_device};
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
-    self, ControlError, DeviceDiscard, DiffTarget, FULL_WAIT, LocalSender, NewSnapshot, NodeConfig,
-    NodeExit, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink, SnapshotStatus,
-    StartError, VolumeStatus,
+    self, ControlError, DeviceDiscard, DiffTarget, FULL_WAIT, LocalSender, NewClone, NewRollback,
+    NewSnapshot, NodeConfig, NodeExit, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink,
+    SnapshotStatus, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -327,6 +327,57 @@ impl Pool {
     /// [`ControlError`]: there is none, or the pool has failed.
     pub fn delete_snapshot(&self, name: &str) -> Result<(), ControlError> {
         block_on(self.inner.node.delete_snapshot(name.to_owned(), true)).map(drop)
+    }
+
+    /// Makes a volume that has what a snapshot, `VOLUME@SNAPSHOT`, has, and opens it; durable when this
+    /// returns. It copies nothing, and takes no longer for a large one.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the snapshot is not there, the name can't be or is taken, or the pool is full or
+    /// failed.
+    pub fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<Volume, ControlError> {
+        self.clone_snapshot_with(snapshot, name, SettingsChange::default())
+    }
+
+    /// As [`Pool::clone_snapshot`], with settings that are not the defaults.
+    ///
+    /// # Errors
+    /// [`ControlError`]; also [`ControlError::Unbacked`] if the pool can't reserve so much.
+    pub fn clone_snapshot_with(
+        &self,
+        snapshot: &str,
+        name: &str,
+        settings: SettingsChange,
+    ) -> Result<Volume, ControlError> {
+        let (snapshot, name) = (snapshot.to_owned(), name.to_owned());
+        let uuid = *uuid::Uuid::new_v4().as_bytes();
+        let clone = NewClone { snapshot, name, uuid, settings };
+        let made = block_on(self.inner.node.clone_snapshot(clone))?;
+        Ok(Volume::new(&self.inner, &made))
+    }
+
+    /// Gives a volume back the content and size that it had when `snapshot`, `VOLUME@SNAPSHOT`, was taken;
+    /// durable when this returns. What it has now is kept as its snapshot called `keep`, or given up.
+    /// Requests of handles that are open fail with [`IoError::VolumeDeleted`](crate::IoError::VolumeDeleted)
+    /// from now on: the one that is returned is the volume.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the snapshot or its volume is not there, the name to keep it under can't be or is
+    /// taken, or the pool is full or failed.
+    pub fn rollback(&self, snapshot: &str, keep: Option<&str>) -> Result<Volume, ControlError> {
+        let keep = keep.map(|name| (name.to_owned(), *uuid::Uuid::new_v4().as_bytes()));
+        let wanted = NewRollback { snapshot: snapshot.to_owned(), keep, force: true };
+        let done = block_on(self.inner.node.rollback(wanted))?;
+        Ok(Volume::new(&self.inner, &done.volume))
+    }
+
+    /// As [`Pool::delete_volume`], with all snapshots of the volume. Clones of these stay.
+    ///
+    /// # Errors
+    /// [`ControlError`]: there is none, or the pool has failed.
+    pub fn delete_volume_and_snapshots(&self, name: &str) -> Result<(), ControlError> {
+        let deleted = self.inner.node.delete_volume_and_snapshots(name.to_owned(), true);
+        block_on(deleted).map(drop)
     }
 
     /// What differs between two volumes or snapshots, of which the latter are called `VOLUME@SNAPSHOT`; with

@@ -509,6 +509,83 @@ fn snapshots_stay_as_they_were_through_closing_and_opening() {
 }
 
 #[test]
+fn clones_and_rollbacks_go_their_own_ways_through_closing_and_opening() {
+    let (site, pool) = Site::new(128 * MIB);
+    let volume = pool.create_volume("v", 4 * MIB).expect("there is room");
+    let [one, two, three] = [1, 2, 3].map(|seed| pattern(seed, 1 << 20));
+    volume.write(0, &one).expect("there is room");
+    volume.snapshot("one").expect("there is room");
+    volume.write(0, &two).expect("there is room");
+
+    let clone = pool.clone_snapshot("v@one", "c").expect("there is room");
+    assert_eq!((clone.name(), clone.size()), ("c", 4 * MIB));
+    assert!(read(&clone, 0, MIB) == one);
+    pool.clone_snapshot("v@one", "c").expect("the same again");
+    let taken = pool.clone_snapshot("v@one", "v").expect_err("it is another");
+    assert!(matches!(taken, ControlError::NameTaken { .. }), "{taken}");
+    let missing = pool.clone_snapshot("v@two", "d").expect_err("there is none");
+    assert!(matches!(missing, ControlError::NoSuchSnapshot { .. }), "{missing}");
+    let wrong = pool.clone_snapshot("v@one", "d@e").expect_err("no such name");
+    assert!(matches!(wrong, ControlError::BadName { .. }), "{wrong}");
+    let large = SettingsChange { reserved_bytes: Some(8 * MIB), ..SettingsChange::default() };
+    let large = pool.clone_snapshot_with("v@one", "d", large).expect_err("it is too much");
+    assert!(
+        matches!(large, ControlError::BadReservation { size_bytes, .. } if size_bytes == 4 * MIB)
+    );
+    clone.write(MIB, &three).expect("there is room");
+    clone.snapshot("own").expect("there is room");
+    let second = pool.clone_snapshot("c@own", "cc").expect("there is room");
+    assert!(read(&second, 0, MIB) == one && read(&second, MIB, MIB) == three);
+
+    let missing = pool.rollback("v@two", None).expect_err("there is none");
+    assert!(matches!(missing, ControlError::NoSuchSnapshot { .. }), "{missing}");
+    let taken = pool.rollback("v@one", Some("one")).expect_err("there is one");
+    assert!(matches!(taken, ControlError::SnapshotExists { .. }), "{taken}");
+    assert!(read(&volume, 0, MIB) == two, "nothing has happened");
+    let back = pool.rollback("v@one", Some("two")).expect("there is room");
+    assert_eq!(volume.read(0, &mut [0; 1]), Err(IoError::VolumeDeleted));
+    assert!(read(&back, 0, MIB) == one);
+    back.write(2 * MIB, &three).expect("there is room");
+    let status = pool.volumes().expect("it is open");
+    let bases: Vec<_> = status.iter().map(|v| (&*v.name, v.cloned_from.as_deref())).collect();
+    assert_eq!(bases, [("c", Some("v@one")), ("cc", Some("c@own")), ("v", Some("v@one"))]);
+    assert_eq!(status[2].snapshots, 2);
+    pool.close().expect("a clean stop");
+
+    let pool = site.open();
+    let read_all = |pool: &Pool, name: &str| {
+        let volume = match name.contains('@') {
+            true => pool.snapshot(name),
+            false => pool.volume(name),
+        };
+        let volume = volume.expect("it is there");
+        [0, MIB, 2 * MIB].map(|at| read(&volume, at, MIB))
+    };
+    let zeroes = vec![0; 1 << 20];
+    let right = |pool: &Pool| {
+        assert!(read_all(pool, "v@two") == [two.clone(), zeroes.clone(), zeroes.clone()]);
+        assert!(read_all(pool, "cc") == [one.clone(), three.clone(), zeroes.clone()]);
+    };
+    right(&pool);
+    assert!(read_all(&pool, "v") == [one.clone(), zeroes.clone(), three.clone()]);
+    // What clones still need stays, whatever is deleted.
+    pool.delete_snapshot("v@one").expect("it is there");
+    pool.delete_snapshot("c@own").expect("it is there");
+    pool.delete_volume("c").expect("it has none");
+    assert_eq!(pool.volume("v").map(|v| v.size()), Ok(4 * MIB));
+    right(&pool);
+    assert_eq!(pool.delete_volume("v"), Err(ControlError::HasSnapshots { snapshots: 1 }));
+    pool.close().expect("a clean stop");
+    let pool = site.open();
+    right(&pool);
+    assert_eq!(pool.volumes().expect("it is open")[0].cloned_from, None);
+    pool.delete_volume_and_snapshots("v").expect("it is there");
+    assert!(pool.snapshots(None).expect("it is open").is_empty());
+    assert!(read_all(&pool, "cc") == [one, three, zeroes]);
+    pool.close().expect("a clean stop");
+}
+
+#[test]
 fn differences_are_told_page_by_page() {
     let (site, pool) = Site::new(256 * MIB);
     let volume = pool.create_volume("v", 64 * MIB).expect("there is room");

@@ -4,6 +4,7 @@
 //! handshakes and by the control API, never on the data path. Nothing here walks all volumes: what
 //! it costs to make, find, open or delete one does not depend on how many there are.
 
+use crate::name::split_snapshot_name;
 use flagstone_block::VolumeId;
 use flagstone_nbd::{Export, Exports};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,8 +20,8 @@ pub(super) struct Entry {
     /// Index of its pool.
     pub(super) pool: u32,
     pub(super) id: VolumeId,
-    /// The volume that it is a snapshot of.
-    pub(super) line: Option<VolumeId>,
+    /// It is a snapshot, of the volume whose name its own begins with.
+    pub(super) is_snapshot: bool,
     /// How many snapshots of it there are.
     pub(super) snapshots: u32,
     /// It is a snapshot, or its pool is only read.
@@ -32,6 +33,12 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn handle(&self) -> u64 {
         handle(self.pool, self.id)
+    }
+
+    /// The volume's name, of a snapshot.
+    pub(super) fn volume_name(&self) -> Option<&str> {
+        let parts = split_snapshot_name(&self.name).ok().filter(|_| self.is_snapshot);
+        parts.map(|(volume, _)| volume)
     }
 }
 
@@ -72,14 +79,18 @@ impl Catalog {
             || self.leaving.contains(name)
     }
 
-    /// Adds a volume or snapshot; false if there is one of that name. A snapshot comes after its volume.
-    pub(super) fn insert(&mut self, entry: Entry) -> bool {
+    /// Adds a volume or snapshot; false if there is one of that name.
+    pub(super) fn insert(&mut self, mut entry: Entry) -> bool {
         if self.is_taken(&entry.name) {
             return false;
         }
+        entry.snapshots = match entry.is_snapshot {
+            true => 0,
+            false => self.snapshots_from(Some(&entry), None).count() as u32,
+        };
         let handle = entry.handle();
         self.count(&entry, true);
-        let names = if entry.line.is_some() { &mut self.snapshots } else { &mut self.exported };
+        let names = if entry.is_snapshot { &mut self.snapshots } else { &mut self.exported };
         names.insert(Rc::clone(&entry.name), handle);
         self.entries.insert(handle, entry);
         true
@@ -91,8 +102,8 @@ impl Catalog {
             self.totals.resize(pool + 1, Totals::default());
         }
         let totals = &mut self.totals[pool];
-        if let Some(line) = entry.line {
-            let volume = self.entries.get_mut(&self::handle(entry.pool, line));
+        if let Some(volume) = entry.volume_name() {
+            let volume = self.exported.get(volume).and_then(|handle| self.entries.get_mut(handle));
             let counts = [Some(&mut totals.snapshots), volume.map(|volume| &mut volume.snapshots)];
             for count in counts.into_iter().flatten() {
                 *count = if comes { *count + 1 } else { *count - 1 };
@@ -120,7 +131,7 @@ impl Catalog {
     /// The volume or snapshot is being deleted.
     pub(super) fn withdraw(&mut self, handle: u64) {
         let Some(entry) = self.entries.get(&handle).cloned() else { return };
-        let names = if entry.line.is_some() { &mut self.snapshots } else { &mut self.exported };
+        let names = if entry.is_snapshot { &mut self.snapshots } else { &mut self.exported };
         if names.remove(&entry.name).is_some() {
             self.count(&entry, false);
             self.leaving.insert(entry.name);
@@ -196,11 +207,8 @@ impl Catalog {
         let first = volume.map(|volume| format!("{}@", volume.name));
         // The `@` alone is no snapshot's name, and sorts before all that begin with it.
         let start = name.into_iter().chain(first.as_deref()).max();
-        let of_it = move |entry: &&Entry| {
-            volume.is_none_or(|volume| {
-                entry.line.is_some_and(|line| handle(entry.pool, line) == volume.handle())
-            })
-        };
+        let of_it =
+            move |entry: &&Entry| volume.is_none_or(|of| entry.volume_name() == Some(&*of.name));
         self.range(&self.snapshots, start).take_while(of_it)
     }
 
@@ -281,7 +289,7 @@ mod tests {
             size: 4096,
             pool: 1,
             id: VolumeId(id),
-            line: None,
+            is_snapshot: false,
             snapshots: 0,
             read_only: false,
             connections: 0,
@@ -308,23 +316,20 @@ mod tests {
         for (i, name) in ["a", "a-1", "ab", "b"].into_iter().enumerate() {
             assert!(catalog.insert(entry(name, i as u32)));
         }
-        for (i, (name, line)) in
-            [("ab@y", 2), ("a@2", 0), ("a-1@x", 1), ("a@1", 0)].into_iter().enumerate()
-        {
-            let line = Some(VolumeId(line));
-            assert!(catalog.insert(Entry { line, ..entry(name, 10 + i as u32) }));
+        for (i, name) in ["ab@y", "a@2", "a-1@x", "a@1"].into_iter().enumerate() {
+            assert!(catalog.insert(Entry { is_snapshot: true, ..entry(name, 10 + i as u32) }));
         }
         assert!(!catalog.insert(entry("a@1", 20)));
         let names = |entries: Vec<&Entry>| entries.iter().map(|e| e.name.to_string()).collect();
-        let of = |volume: Option<&str>, after: Option<&str>| -> Vec<String> {
+        let of = |catalog: &Catalog, volume: Option<&str>, after: Option<&str>| -> Vec<String> {
             let volume = volume.map(|name| catalog.named(name).expect("it is there"));
             names(catalog.snapshots_from(volume, after).collect())
         };
-        assert_eq!(of(Some("a"), None), ["a@1", "a@2"]);
-        assert_eq!(of(Some("a"), Some("a@1")), ["a@2"]);
-        assert_eq!(of(Some("a"), Some("a@2")), [""; 0]);
-        assert_eq!(of(Some("b"), None), [""; 0]);
-        assert_eq!(of(None, Some("a@1")), ["a@2", "ab@y"]);
+        assert_eq!(of(&catalog, Some("a"), None), ["a@1", "a@2"]);
+        assert_eq!(of(&catalog, Some("a"), Some("a@1")), ["a@2"]);
+        assert_eq!(of(&catalog, Some("a"), Some("a@2")), [""; 0]);
+        assert_eq!(of(&catalog, Some("b"), None), [""; 0]);
+        assert_eq!(of(&catalog, None, Some("a@1")), ["a@2", "ab@y"]);
         let volumes: Vec<String> = names(catalog.from(None).collect());
         assert_eq!(volumes, ["a", "a-1", "ab", "b"]);
         let mut exports = vec![catalog.after(None).expect("there are some").name];
@@ -340,6 +345,16 @@ mod tests {
         assert_eq!(catalog.named("a").map(|a| a.snapshots), Some(1));
         catalog.restore(first);
         assert_eq!(catalog.named("a").map(|a| a.snapshots), Some(2));
+        // A volume that has another number from now on still has them.
+        let a = handle(1, VolumeId(0));
+        catalog.withdraw(a);
+        let second = catalog.snapshot("a@2").expect("it is there").handle();
+        catalog.withdraw(second);
+        catalog.remove(second);
+        catalog.remove(a);
+        assert!(catalog.insert(entry("a", 30)));
+        assert_eq!(catalog.named("a").map(|a| a.snapshots), Some(1));
+        assert_eq!(of(&catalog, Some("a"), None), ["a@1"]);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! [`super::resize`], their snapshots taken in [`super::snapshots`].
 
 use super::catalog::Entry;
+use super::clones::{Back, CloneOf, Several, rollback_refusal};
 use super::control::{
-    ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, SettingsChange,
-    SnapshotStatus, VolumeStatus,
+    ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, RolledBack,
+    SettingsChange, SnapshotStatus, VolumeStatus,
 };
 use super::limits::LIST_VOLUMES;
 use super::reactor::Reactor;
@@ -15,6 +16,7 @@ use flagstone_block::{BLOCK_SIZE, VolumeId};
 use flagstone_engine::limits::VOLUME_BYTES;
 use flagstone_engine::{IoFault, Shrink, SubmitError, VolumeSettings, VolumeSpec};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 /// A change of the set of volumes and snapshots that an engine could not take yet.
 pub(super) struct PendingChange {
@@ -28,6 +30,9 @@ pub(super) enum Asker {
     Volume(Reply<VolumeStatus>),
     Snapshot(Reply<SnapshotStatus>),
     Snapshots(Reply<Vec<SnapshotStatus>>),
+    Rollback(Reply<RolledBack>),
+    /// One of several deletions.
+    Several(Rc<Several>),
 }
 
 impl Asker {
@@ -37,6 +42,8 @@ impl Asker {
             Self::Volume(reply) => answer(reply, Err(error)),
             Self::Snapshot(reply) => answer(reply, Err(error)),
             Self::Snapshots(reply) => answer(reply, Err(error)),
+            Self::Rollback(reply) => answer(reply, Err(error)),
+            Self::Several(several) => several.refused(error),
         }
     }
 }
@@ -47,6 +54,8 @@ pub(super) enum Kind {
     Resize { handle: u64, volume: VolumeId, size_bytes: u64, shrink: Shrink },
     Set { handle: u64, volume: VolumeId, settings: VolumeSettings },
     Snapshot { shots: Vec<Shot> },
+    Clone { clone: CloneOf },
+    Rollback { back: Back },
 }
 
 /// A change that an engine has taken; answered when it is durable.
@@ -61,6 +70,7 @@ enum Made {
     Resized { handle: u64, size_bytes: u64 },
     Set { handle: u64 },
     Snapshots { pool: u32, first: VolumeId, shots: Vec<Shot> },
+    RolledBack { id: VolumeId, back: Option<Back> },
 }
 
 impl Reactor {
@@ -74,7 +84,7 @@ impl Reactor {
                     size: info.size,
                     pool: p as u32,
                     id: VolumeId(info.id),
-                    line: None,
+                    is_snapshot: false,
                     snapshots: 0,
                     read_only: pool.engine.is_degraded(),
                     connections: 0,
@@ -128,9 +138,13 @@ impl Reactor {
                 ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply } => {
                     self.create(name, size_bytes, uuid, pool, settings, reply);
                 }
-                ControlRequest::DeleteVolume { name, force, reply } => {
-                    self.delete(name, force, reply);
+                ControlRequest::DeleteVolume { name, force, snapshots, reply } => {
+                    self.delete(name, force, snapshots, reply);
                 }
+                ControlRequest::CloneSnapshot { clone, reply } => {
+                    self.clone_snapshot(clone, reply);
+                }
+                ControlRequest::Rollback { rollback, reply } => self.rollback(rollback, reply),
                 ControlRequest::ResizeVolume { name, size_bytes, shrink, reply } => {
                     self.resize(name, size_bytes, shrink, reply);
                 }
@@ -195,8 +209,9 @@ impl Reactor {
         )
     }
 
-    fn delete(&mut self, name: String, force: bool, reply: Reply<VolumeStatus>) {
+    fn delete(&mut self, name: String, force: bool, snapshots: bool, reply: Reply<VolumeStatus>) {
         match self.volume_named(&name).cloned() {
+            Ok(entry) if snapshots => self.delete_all(entry, force, reply),
             Ok(entry) => self.delete_entry(&entry, force, Asker::Volume(reply)),
             Err(error) => answer(reply, Err(error)),
         }
@@ -211,13 +226,18 @@ impl Reactor {
         if entry.connections > 0 && !force {
             return asker.refuse(ControlError::InUse { connections: entry.connections });
         }
+        self.disconnect(handle);
+        self.catalog.withdraw(handle);
+        self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, asker });
+    }
+
+    /// Closes the connections that have a volume or snapshot open.
+    pub(super) fn disconnect(&mut self, handle: u64) {
         for c in 0..self.connections.len() as u32 {
             if self.connections[c as usize].opened.is_some_and(|opened| opened.handle == handle) {
                 self.kill(c);
             }
         }
-        self.catalog.withdraw(handle);
-        self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, asker });
     }
 
     fn set(&mut self, name: String, change: SettingsChange, reply: Reply<VolumeStatus>) {
@@ -266,7 +286,7 @@ impl Reactor {
                         size: *size_bytes,
                         pool: p,
                         id,
-                        line: None,
+                        is_snapshot: false,
                         snapshots: 0,
                         read_only: false,
                         connections: 0,
@@ -293,16 +313,28 @@ impl Reactor {
                     shots: Vec::new(),
                 })
             }
+            Kind::Clone { clone } => pool
+                .engine
+                .clone_volume(bufs, tag, &clone.spec())
+                .map(|id| Made::Created { entry: clone.entry(p, id) }),
+            Kind::Rollback { back } => pool
+                .engine
+                .rollback_volume(bufs, tag, &back.spec())
+                .map(|id| Made::RolledBack { id, back: None }),
         };
         match outcome {
             Ok(mut made) => {
                 if let Made::Resized { handle, size_bytes } = made {
                     self.resize_begun(handle, size_bytes);
                 }
-                if let (Made::Snapshots { shots: taken, .. }, Kind::Snapshot { shots }) =
-                    (&mut made, kind)
-                {
-                    *taken = shots;
+                match (&mut made, kind) {
+                    (Made::Snapshots { shots: taken, .. }, Kind::Snapshot { shots }) => {
+                        *taken = shots;
+                    }
+                    (Made::RolledBack { back: made, .. }, Kind::Rollback { back }) => {
+                        *made = Some(back);
+                    }
+                    _ => {}
                 }
                 if let Some(change) = self.changes.get_mut(name) {
                     change.made = made;
@@ -313,7 +345,9 @@ impl Reactor {
                 if error == SubmitError::Busy {
                     return self.pending_changes.push_back(PendingChange { pool: p, kind, asker });
                 }
-                if let Kind::Delete { handle, .. } = kind {
+                if let Kind::Delete { handle, .. } | Kind::Rollback { back: Back { handle, .. } } =
+                    kind
+                {
                     self.catalog.restore(handle);
                 }
                 let size_bytes = self.size_of(p, &kind);
@@ -330,7 +364,8 @@ impl Reactor {
             Kind::Delete { volume, .. }
             | Kind::Resize { volume, .. }
             | Kind::Set { volume, .. } => engine.volume(*volume).map_or(0, |info| info.size),
-            Kind::Snapshot { .. } => 0,
+            Kind::Clone { clone } => clone.size_bytes,
+            Kind::Snapshot { .. } | Kind::Rollback { .. } => 0,
         }
     }
 
@@ -361,6 +396,9 @@ impl Reactor {
             (Made::Snapshots { pool, first, shots }, Asker::Snapshots(reply), Ok(())) => {
                 answer(reply, Ok(self.snapshots_taken(pool, first, shots)));
             }
+            (Made::RolledBack { id, back: Some(back) }, Asker::Rollback(reply), Ok(())) => {
+                answer(reply, self.rolled_back(id, back));
+            }
             (Made::Deleted { handle }, asker, Ok(())) => {
                 let Some(entry) = self.catalog.remove(handle) else {
                     return asker.refuse(ControlError::PoolFailed);
@@ -369,7 +407,10 @@ impl Reactor {
                 match asker {
                     Asker::Volume(reply) => answer(reply, Ok(self.status_of(&entry))),
                     Asker::Snapshot(reply) => answer(reply, Ok(self.snapshot_status(&entry))),
-                    Asker::Snapshots(_) => {}
+                    Asker::Several(several) => {
+                        several.done((!entry.is_snapshot).then(|| self.status_of(&entry)));
+                    }
+                    Asker::Snapshots(_) | Asker::Rollback(_) => {}
                 }
             }
             // Nobody asks for one thing and waits for another.
@@ -390,6 +431,7 @@ impl Reactor {
             exclusive_bytes: usage.exclusive,
             kept_bytes: usage.kept,
             snapshots: entry.snapshots,
+            cloned_from: self.base_of(entry),
             settings: settings.unwrap_or_default(),
             connections: entry.connections,
             uris: self.endpoints.uris(&entry.name),
@@ -465,6 +507,8 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
     let (name, size_bytes) = match kind {
         Kind::Create { name, size_bytes, .. } => (name.clone(), *size_bytes),
         Kind::Resize { size_bytes, .. } => (String::new(), *size_bytes),
+        Kind::Clone { clone } => (clone.name.clone(), clone.size_bytes),
+        Kind::Rollback { back } => return rollback_refusal(error, back),
         Kind::Snapshot { shots } => {
             let names: Vec<_> = shots.iter().map(|shot| shot.name.as_str()).collect();
             return snapshot_refusal(error, names.join(", "));
@@ -479,8 +523,9 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         SubmitError::ReservationSize => {
             let reserved_bytes = match kind {
                 Kind::Create { settings, .. } | Kind::Set { settings, .. } => settings.reserved,
+                Kind::Clone { clone } => clone.settings.reserved,
                 Kind::Resize { .. } => return ControlError::ShrinkReserved { size_bytes },
-                Kind::Delete { .. } | Kind::Snapshot { .. } => 0,
+                Kind::Delete { .. } | Kind::Snapshot { .. } | Kind::Rollback { .. } => 0,
             };
             ControlError::BadReservation { reserved_bytes, size_bytes: volume_bytes }
         }
@@ -490,8 +535,6 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         SubmitError::VolumeHasData { bytes } => ControlError::ShrinkHasData { bytes, size_bytes },
         SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
         SubmitError::NoVolume => ControlError::NoSuchVolume { name },
-        // One was asked for that is not known yet.
-        SubmitError::HasSnapshots => ControlError::HasSnapshots { snapshots: 1 },
         SubmitError::Stopping => ControlError::Stopping,
         SubmitError::Busy => ControlError::Overloaded,
         SubmitError::ReadOnly => ControlError::PoolReadOnly,

@@ -4,6 +4,7 @@
 //! described in `reactor`'s header; who may hold how much of what, in [`limits`].
 
 mod catalog;
+mod clones;
 mod connection;
 pub mod control;
 pub mod devices;
@@ -36,9 +37,9 @@ mod walks;
 mod warning;
 
 pub use control::{
-    ControlError, ControlRequest, FULL_WAIT, FailedPool, NewSnapshot, NodeConfig, NodeExit,
-    NodeHandle, NodeStats, PoolState, PoolStatus, SettingsChange, SnapshotStatus, VolumeStatus,
-    WARNINGS,
+    ControlError, ControlRequest, FULL_WAIT, FailedPool, NewClone, NewRollback, NewSnapshot,
+    NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState, PoolStatus, RolledBack, SettingsChange,
+    SnapshotStatus, VolumeStatus, WARNINGS,
 };
 pub use diff::{DiffPage, DiffQuery, DiffSide, DiffTarget};
 pub use discard::DeviceDiscard;

@@ -12,7 +12,7 @@ use flagstone_engine::SnapshotSpec;
 
 /// A snapshot that an engine is asked for, or takes.
 pub(super) struct Shot {
-    pub(super) line: VolumeId,
+    pub(super) volume: VolumeId,
     /// With the volume's.
     pub(super) name: String,
     pub(super) uuid: [u8; 16],
@@ -20,7 +20,7 @@ pub(super) struct Shot {
 
 impl Shot {
     pub(super) fn spec(&self) -> SnapshotSpec<'_> {
-        SnapshotSpec { volume: self.line, uuid: self.uuid, name: &self.name }
+        SnapshotSpec { volume: self.volume, uuid: self.uuid, name: &self.name }
     }
 }
 
@@ -29,17 +29,16 @@ impl Reactor {
     pub(super) fn fill_snapshots(&mut self) {
         for (p, pool) in self.pools.iter().enumerate() {
             for info in pool.engine.snapshots() {
-                let Some(cut) = info.snapshot else { continue };
-                let line = VolumeId(cut.line);
-                let volume = super::catalog::handle(p as u32, line);
-                let taken = self.catalog.get(volume).is_some()
+                let volume = split_snapshot_name(&info.name).ok().map(|(volume, _)| volume);
+                let served = volume.and_then(|volume| self.catalog.named(volume));
+                let taken = served.is_none_or(|volume| volume.pool == p as u32)
                     && self.catalog.insert(Entry {
                         name: info.name.as_str().into(),
                         uuid: info.uuid,
                         size: info.size,
                         pool: p as u32,
                         id: VolumeId(info.id),
-                        line: Some(line),
+                        is_snapshot: true,
                         snapshots: 0,
                         read_only: true,
                         connections: 0,
@@ -86,7 +85,7 @@ impl Reactor {
             if self.catalog.is_taken(&name) || shots.iter().any(|shot| shot.name == name) {
                 return Err(ControlError::SnapshotExists { name });
             }
-            shots.push(Shot { line: entry.id, name, uuid });
+            shots.push(Shot { volume: entry.id, name, uuid });
             match &place {
                 Some((pool, first)) if *pool != entry.pool => {
                     let (first, second) = (first.clone(), new.volume);
@@ -117,7 +116,7 @@ impl Reactor {
                 size: info.map_or(0, |info| info.size),
                 pool,
                 id,
-                line: Some(shot.line),
+                is_snapshot: true,
                 snapshots: 0,
                 read_only: true,
                 connections: 0,

@@ -36,8 +36,8 @@ pub enum ControlError {
         /// Its name, with the volume's.
         name: String,
     },
-    /// The volume has snapshots, which go first.
-    #[error("the volume has {snapshots} snapshots, which must be deleted first")]
+    /// The volume has snapshots, and was to be deleted without them.
+    #[error("the volume has {snapshots} snapshots")]
     HasSnapshots {
         /// How many.
         snapshots: u32,

@@ -14,8 +14,8 @@ use super::super::limits::LIST_VOLUMES;
 use super::super::scrub::ScrubAction;
 use super::super::usage::Usage;
 use super::{
-    ControlError, ControlRequest, NewSnapshot, NodeExit, NodeStats, PoolStatus, Reply,
-    SettingsChange, SnapshotStatus, VolumeStatus,
+    ControlError, ControlRequest, NewClone, NewRollback, NewSnapshot, NodeExit, NodeStats,
+    PoolStatus, Reply, RolledBack, SettingsChange, SnapshotStatus, VolumeStatus,
 };
 use flagstone_engine::{ScrubReport, Shrink};
 
@@ -114,7 +114,37 @@ impl NodeHandle {
         name: String,
         force: bool,
     ) -> Result<VolumeStatus, ControlError> {
-        self.ask(|reply| ControlRequest::DeleteVolume { name, force, reply }).await
+        let snapshots = false;
+        self.ask(|reply| ControlRequest::DeleteVolume { name, force, snapshots, reply }).await
+    }
+
+    /// As [`NodeHandle::delete_volume`], with all snapshots of the volume.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn delete_volume_and_snapshots(
+        &self,
+        name: String,
+        force: bool,
+    ) -> Result<VolumeStatus, ControlError> {
+        let snapshots = true;
+        self.ask(|reply| ControlRequest::DeleteVolume { name, force, snapshots, reply }).await
+    }
+
+    /// See [`ControlRequest::CloneSnapshot`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn clone_snapshot(&self, clone: NewClone) -> Result<VolumeStatus, ControlError> {
+        self.ask(|reply| ControlRequest::CloneSnapshot { clone, reply }).await
+    }
+
+    /// See [`ControlRequest::Rollback`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn rollback(&self, rollback: NewRollback) -> Result<RolledBack, ControlError> {
+        self.ask(|reply| ControlRequest::Rollback { rollback, reply }).await
     }
 
     /// See [`ControlRequest::ResizeVolume`].

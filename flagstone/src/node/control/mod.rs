@@ -25,7 +25,9 @@ use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
 pub use error::{ControlError, FailedPool, NodeExit};
 pub use handle::NodeHandle;
 pub(super) use handle::Post;
-pub use status::{NodeStats, PoolState, PoolStatus, SnapshotStatus, VolumeStatus, WARNINGS};
+pub use status::{
+    NodeStats, PoolState, PoolStatus, RolledBack, SnapshotStatus, VolumeStatus, WARNINGS,
+};
 
 /// How long writes wait for space unless told otherwise.
 pub const FULL_WAIT: Duration = Duration::from_secs(60);
@@ -114,6 +116,30 @@ impl NewSnapshot {
     }
 }
 
+/// A clone to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewClone {
+    /// What it is to have, `VOLUME@SNAPSHOT`. It will be in the same pool.
+    pub snapshot: String,
+    /// Unique in the node; see [`crate::name::check_name`].
+    pub name: String,
+    /// Its identity.
+    pub uuid: [u8; 16],
+    /// Settings that are not the defaults.
+    pub settings: SettingsChange,
+}
+
+/// A volume to be rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRollback {
+    /// What the volume is to have again, `VOLUME@SNAPSHOT`.
+    pub snapshot: String,
+    /// Name, without the volume's, and identity of a snapshot that keeps what it has now.
+    pub keep: Option<(String, [u8; 16])>,
+    /// Close the connections that have it open, instead of refusing.
+    pub force: bool,
+}
+
 /// The channel that a request's answer goes to.
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
@@ -142,6 +168,8 @@ pub enum ControlRequest {
         name: String,
         /// Close the connections that have it open, instead of refusing.
         force: bool,
+        /// Delete its snapshots as well, instead of refusing.
+        snapshots: bool,
         /// The volume as it was.
         reply: Reply<VolumeStatus>,
     },
@@ -218,6 +246,21 @@ pub enum ControlRequest {
         force: bool,
         /// The snapshot as it was.
         reply: Reply<SnapshotStatus>,
+    },
+    /// Make a volume that has what a snapshot has. Answered when it is durable; the same request again
+    /// is answered with the volume there is.
+    CloneSnapshot {
+        /// What is asked for.
+        clone: NewClone,
+        /// The volume.
+        reply: Reply<VolumeStatus>,
+    },
+    /// Give a volume the content and size that a snapshot of it has. Answered when that is durable.
+    Rollback {
+        /// What is asked for.
+        rollback: NewRollback,
+        /// The volume, and what it was.
+        reply: Reply<RolledBack>,
     },
     /// What differs between two volumes or snapshots.
     Diff {

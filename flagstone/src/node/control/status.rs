@@ -24,6 +24,8 @@ pub struct VolumeStatus {
     pub kept_bytes: u64,
     /// Snapshots of it.
     pub snapshots: u32,
+    /// The snapshot that it was cloned from, or rolled back to, as long as that is there.
+    pub cloned_from: Option<String>,
     /// What its owner has set.
     pub settings: VolumeSettings,
     /// NBD connections that have it open.
@@ -53,6 +55,15 @@ pub struct SnapshotStatus {
     pub uris: Vec<String>,
     /// As in [`VolumeStatus`].
     pub(crate) handle: u64,
+}
+
+/// A volume that was rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolledBack {
+    /// It, as it is now.
+    pub volume: VolumeStatus,
+    /// What it was before.
+    pub kept: Option<SnapshotStatus>,
 }
 
 /// Whether a pool serves.
