@@ -440,6 +440,14 @@ impl LeafSlab {
         }
     }
 
+    /// Says which data of a leaf in memory is its own.
+    pub(super) fn set_owned(&mut self, id: u32, bits: &LeafBits) {
+        if let Place::Dense(index) = self.at(id) {
+            self.leaf(index).disown();
+            self.leaf(index).own_all(bits);
+        }
+    }
+
     /// Data blocks that a leaf maps, that it owns, and kept zeroes.
     pub(super) fn counts(&self, id: u32) -> (u64, u64, u64) {
         match self.at(id) {

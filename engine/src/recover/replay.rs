@@ -223,6 +223,9 @@ pub(super) fn replay(
     }
     let clones: Vec<u32> = state.volumes.iter().map(|volume| volume.info.id).collect();
     clones.into_iter().for_each(|id| state.begin(id));
+    if source == Source::Summaries {
+        state.find_owners();
+    }
     state.take_out_deleted();
     // Of what is dying summaries may bring back what was discarded.
     let beyond = |volume: &Volume| {
@@ -472,6 +475,9 @@ impl Replay {
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
                 self.begin(volume);
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.map.own(&mut self.slab, lba / LEAF_BLOCKS as u64);
+                }
                 for node in self.sharers(volume, lba / LEAF_BLOCKS as u64) {
                     let Some(volume) = self.volumes.get_mut(node) else { continue };
                     let end = lba.saturating_add(LEAF_BLOCKS as u64).min(VOLUME_BLOCKS);
@@ -520,6 +526,35 @@ impl Replay {
                 let (from, to) = (leaf * per_leaf, ((leaf + 1) * per_leaf).min(VOLUME_BLOCKS));
                 volume.map.touch(&mut self.slab, Lba(from));
                 volume.map.zero(&mut self.slab, from, to, keep, &mut |_| {});
+            }
+        }
+    }
+
+    /// Finds out who owns what, in a map that is made without pages: of all that map a block the oldest. The
+    /// log does not tell it: a snapshot that is being taken apart has passed blocks to its child, and what it
+    /// stated of itself is that it has none.
+    fn find_owners(&mut self) {
+        for id in self.volumes.parents_first(u64::MAX) {
+            let mut next = 0;
+            while let Some(leaf) = self.volumes.get(id).and_then(|v| v.map.next_different(next)) {
+                next = leaf + 1;
+                let Some(volume) = self.volumes.get(id) else { break };
+                let LeafState::Dense(index) = volume.map.leaf(&self.slab, leaf).0 else { continue };
+                let content = self.slab.get(index);
+                let mut owned = content.data();
+                let mut parent = volume.parent.and_then(|parent| self.volumes.get(parent));
+                while let Some(node) = parent {
+                    if let LeafState::Dense(index) = node.map.leaf(&self.slab, leaf).0 {
+                        let same = content.same_as(self.slab.get(index));
+                        owned.iter_mut().zip(&same).for_each(|(word, same)| *word &= !same);
+                    }
+                    // What one that is being taken apart has not, an older one may have.
+                    let up = node.parent.filter(|_| node.state == VolumeState::Dying);
+                    parent = up.and_then(|parent| self.volumes.get(parent));
+                }
+                if let Some(volume) = self.volumes.get_mut(id) {
+                    volume.map.set_owned(&mut self.slab, leaf, &owned);
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A map as recovery makes it: leaves in pages that nobody has read, and what was logged since.
 
 use super::{ALL_HOLE, ALL_KEPT, LEAF, LeafState, VolumeMap, split};
+use crate::format::record::LeafBits;
 use crate::map::{LEAF_BLOCKS, LeafSlab, Mapping, PagedLeaf, Place, Unread};
 use flagstone_block::Lba;
 
@@ -68,6 +69,27 @@ impl VolumeMap {
             self.drop_leaf(slab, lba, state);
         }
         true
+    }
+
+    /// Makes leaf number `leaf` this map's own, if it is in memory and the parent's: a statement says that it
+    /// is not the parent's.
+    pub fn own(&mut self, slab: &mut LeafSlab, leaf: u64) {
+        if !self.differs.has(leaf) && matches!(self.leaf(slab, leaf).0, LeafState::Dense(_)) {
+            self.own_leaf(slab, Lba(leaf * LEAF_BLOCKS as u64));
+        }
+    }
+
+    /// Says which data of a leaf in memory that is not the parent's is this map's own.
+    pub fn set_owned(&mut self, slab: &mut LeafSlab, leaf: u64, owned: &LeafBits) {
+        let (number, slot, _) = split(Lba(leaf * LEAF_BLOCKS as u64));
+        if let Some(Some(node)) = self.nodes.get(number)
+            && node[slot] >= LEAF
+        {
+            let id = node[slot] - LEAF;
+            let before = slab.counts(id).1;
+            slab.set_owned(id, owned);
+            self.owned = self.owned + slab.counts(id).1 - before;
+        }
     }
 
     /// The unread leaf of `lba`, which is at `away`, for this map alone.
