@@ -145,7 +145,8 @@ impl Volume {
     /// Whether it is a deleted snapshot that has nothing in this leaf: what it had is its child's, perhaps
     /// since before the last opening.
     fn has_passed(&self, leaf: u64) -> bool {
-        self.state == VolumeState::Dying && self.children.len() <= 1 && !self.map.has_entries(leaf)
+        let has = self.map.is_different(leaf) && self.map.has_leaf(leaf);
+        self.state == VolumeState::Dying && self.children.len() <= 1 && !has
     }
 
     /// The record that says what it is, made at `lsn`.

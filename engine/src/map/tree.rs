@@ -170,14 +170,6 @@ impl VolumeMap {
         self.differs.has(leaf)
     }
 
-    /// Whether leaf number `leaf` has entries and is not the parent's.
-    #[must_use]
-    pub fn has_entries(&self, leaf: u64) -> bool {
-        let (node, slot) = (leaf as usize / NODE_LEAVES, leaf as usize % NODE_LEAVES);
-        let node = self.nodes.get(node).and_then(Option::as_ref);
-        node.is_some_and(|node| node[slot] >= LEAF) && self.differs.has(leaf)
-    }
-
     /// The first leaf from `leaf` on that is not the parent's.
     #[must_use]
     pub fn next_different(&self, leaf: u64) -> Option<u64> {
