@@ -237,8 +237,8 @@ impl Catalog {
     /// The volume itself, or the one that it is a snapshot of.
     fn line_of(&self, handle: u64) -> Option<&Entry> {
         let entry = self.get(handle)?;
-        match entry.line {
-            Some(line) => self.get(self::handle(entry.pool, line)),
+        match entry.volume_name() {
+            Some(volume) => self.named(volume),
             None => Some(entry),
         }
     }
