@@ -88,7 +88,8 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::RemoveTooSoon
         | Plant::JournalForgetsOld
         | Plant::MoveWhileStating => Some(Theme::Disks),
-        Plant::ReuseTooSoon | Plant::ScrubUnpinned | Plant::DiscardTooSoon => Some(Theme::Reuse),
+        Plant::ReuseTooSoon | Plant::DiscardTooSoon => Some(Theme::Reuse),
+        Plant::ScrubUnpinned => Some(Theme::Scrub),
         Plant::SwitchBlindly
         | Plant::MoveAsNew
         | Plant::SealMovedBeforeFlush
