@@ -90,7 +90,8 @@ pub enum RestoreError<E> {
     /// The volume is not as it was at the base.
     #[error(
         "{name} has changed since {base}, at byte {offset}: an increment can only be brought to a volume \
-         that is as its base"
+         that is as its base; `flagstone volume rollback {base}` makes it so, and keeps what it has as a \
+         snapshot"
     )]
     Changed {
         /// The volume's name.

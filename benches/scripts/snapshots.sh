@@ -1,0 +1,58 @@
+#!/bin/bash
+# snapshots.sh [GIB...]: what snapshots and clones cost, on a RAM disk.
+#
+# For a volume of each size (1, 16 and 64 GiB), written once: 100 snapshots under 4 KiB random writes, 8 in flight: how long the call takes
+# (`calls`), and the p99 of the writes in five seconds without snapshots and in those with them; then how long it takes to delete all of them,
+# call by call. With the first size: plain overwrites and the first ones after a snapshot, in turn, ROUNDS times
+# (5); and random reads of the volume and of the last of DEPTH (250) clones of clones,
+# in turn. Needs fio, curl, jq, and memory for what zeroes cost in zram.
+. "$(dirname "$0")/common.sh"
+sizes=(1 16 64)
+[ $# -eq 0 ] || sizes=("$@")
+load_with() { fio --name=f --ioengine=nbd --uri="$(uri v)" --zero_buffers --minimal "$@" > /dev/null; }
+call() { curl -sS -o "$DIR/answer" -w '%{time_total} %{http_code}\n' --unix-socket "$DIR/api.sock" "$@"; }
+shot() { call -H 'content-type: application/json' -d "{\"snapshots\":[{\"volume\":\"v\",\"name\":\"$1\"}]}" http://x/v1/snapshots; }
+# Milliseconds: median, p99, longest.
+spread_of() { sort -n | awk '{ v[NR] = $1 * 1000 } END { printf "median %.2f ms, p99 %.2f ms, longest %.2f ms, %d calls", v[int((NR + 1) / 2)], v[int(NR * 0.99)], v[NR], NR }'; }
+bench() { "$F" bench nbd "$(uri "$1")" --rw "$2" --depth "$3" "${@:4}" --json 2> /dev/null; }
+for gib in "${sizes[@]}"; do
+  ram_disk $((gib * 1280 + 3072))
+  "$F" pool create --force "$DISK" > /dev/null
+  serve "$DISK" --map-memory 2G
+  "$F" volume create v --size "${gib}G" $API > /dev/null
+  load_with --rw=write --bs=1m --iodepth=8 --size="${gib}g"
+  before=$(bench v randwrite 8 --duration 5s --seed 1 | jq '.total.latency.p99_us | round')
+  bench v randwrite 8 --duration 8s --seed 2 > "$DIR/with.json" & writer=$!
+  sleep 1
+  for i in $(seq 100); do shot "s$i"; sleep 0.02; done > "$DIR/calls"
+  wait $writer
+  grep -vc ' 201$' "$DIR/calls" | sed 's/^0$//; s/^\([0-9].*\)$/\1 calls were refused/' | grep . || true
+  printf '%d GiB: snapshot %s; writes p99 %d us without, %d us with; load %s; %s\n' "$gib" "$(spread_of < "$DIR/calls")" \
+    "$before" "$(jq '.total.latency.p99_us | round' "$DIR/with.json")" "$(load)" "$(rss)"
+  for i in $(seq 100); do call -X DELETE "http://x/v1/snapshots/v@s$i"; done > "$DIR/calls"
+  printf '%d GiB: deletion of a snapshot %s\n' "$gib" "$(spread_of < "$DIR/calls")"
+  if [ "$gib" = "${sizes[0]}" ]; then
+    for round in $(seq "${ROUNDS:-5}"); do
+      plain=$(bench v randwrite 32 --duration 2s --seed "$((10 + round))" | jq '.total.iops | round')
+      shot "r$round" > /dev/null
+      first=$(bench v randwrite 32 --ops $((gib * 65536)) --seed "$((20 + round))" | jq '.total.iops | round')
+      "$F" snapshot delete "v@r$round" $API > /dev/null
+      printf '%d\t%d\t%s\t%s\n' "$plain" "$first" "$(awk "BEGIN { printf \"%.2f\", $first / $plain }")" "$(load)"
+    done | { printf 'plain IOPS\tfirst overwrites\tratio\tload\n'; cat; }
+    last=v
+    for i in $(seq "${DEPTH:-250}"); do
+      "$F" snapshot create "$last" s $API > /dev/null
+      "$F" clone "$last@s" "c$i" $API > /dev/null
+      last=c$i
+      "$F" bench nbd "$(uri "$last")" --rw randwrite --depth 8 --ops 20 --seed "$i" > /dev/null 2>&1
+    done
+    for round in $(seq "${ROUNDS:-5}"); do
+      flat=$(bench v randread 32 --duration 2s --seed "$round" | jq '.total.iops | round')
+      deep=$(bench "$last" randread 32 --duration 2s --seed "$round" | jq '.total.iops | round')
+      printf '%d\t%d\t%s\t%s\n' "$flat" "$deep" "$(awk "BEGIN { printf \"%.2f\", $deep / $flat }")" "$(load)"
+    done | { printf 'reads IOPS\tat depth %d\tratio\tload\n' "${DEPTH:-250}"; cat; }
+  fi
+  call -X DELETE "http://x/v1/volumes/v?snapshots=true" > "$DIR/calls"
+  printf '%d GiB: deletion of the volume and what is left of its snapshots %s\n' "$gib" "$(spread_of < "$DIR/calls")"
+  stop
+done
