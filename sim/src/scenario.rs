@@ -44,12 +44,15 @@ enum Trigger {
     Rewritten(u64),
     DisksRemoved(u64),
     DiskChanges(u64),
+    /// A rollback was sent.
+    Rollbacks(u32),
 }
 
 impl Trigger {
-    fn fires(self, counters: &Counters) -> bool {
+    fn fires(self, counters: &Counters, rollbacks: u32) -> bool {
         match self {
             Self::None => false,
+            Self::Rollbacks(n) => rollbacks >= n,
             Self::Flushes(n) => counters.flushes >= n,
             Self::Seals(n) => counters.seals >= n,
             Self::Freed(n) => counters.segments_freed >= n,
@@ -207,6 +210,9 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         0..3 if world.config.theme == Theme::Disks => {
             Trigger::DiskChanges(world.rng.between(1, 12))
         }
+        2 | 3 if world.config.theme == Theme::Clones && world.config.mix.rollback > 0 => {
+            Trigger::Rollbacks(world.rng.between(1, 3) as u32)
+        }
         0 | 1 => Trigger::Flushes(world.rng.between(1, 6)),
         2 => Trigger::Seals(world.rng.between(1, 4)),
         3 => Trigger::Freed(world.rng.between(1, 4)),
@@ -217,13 +223,14 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         5 if world.config.mix.scan > 0 => Trigger::Rewritten(1 + world.rng.skewed(300)),
         _ => Trigger::None,
     };
+    let rolled_back = world.rollbacks;
     let mut left = events;
     let mut triggered = false;
     let mut blocked = 0;
     let mut unpumped = 0;
     while left > 0 {
         left -= 1;
-        if !triggered && trigger.fires(&world.engine().counters()) {
+        if !triggered && trigger.fires(&world.engine().counters(), world.rollbacks - rolled_back) {
             triggered = true;
             left = left.min(world.rng.skewed(30));
         }

@@ -196,6 +196,8 @@ pub struct World {
     pub stats: Stats,
     /// Times that the disk became larger.
     pub growths: u32,
+    /// Rollbacks that were accepted.
+    pub rollbacks: u32,
     /// Answers for the owners of requests.
     pub answers: Vec<(Owner, Result<(), IoFault>)>,
     layout: Option<Layout>,
@@ -249,6 +251,7 @@ impl World {
             now_ns: 1,
             stats: Stats::default(),
             growths: 0,
+            rollbacks: 0,
             answers: Vec::new(),
             layout: None,
             plant: twist.plant,

@@ -282,6 +282,7 @@ impl World {
                 return self.refused("rollback", kept, error);
             }
         };
+        self.rollbacks += 1;
         let kept = keep.map(|(uuid, name)| (id - 1, name.to_owned(), uuid));
         let op = match self.oracle.rollback(volume, snapshot, id, kept) {
             Ok(op) => op,
