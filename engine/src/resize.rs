@@ -60,8 +60,8 @@ impl Engine {
     /// off is out of range from now on, and its discards stay done if it fails.
     ///
     /// # Errors
-    /// `Busy`, `NoVolume`, `VolumeSize`, `VolumeHasData`, `ReservationSize` (it must be made smaller
-    /// first), `Failed`, `Stopping`: nothing happened.
+    /// `Busy`, `NoVolume`, `IsSnapshot`, `VolumeSize`, `VolumeHasData`, `ReservationSize` (it must be made
+    /// smaller first), `Failed`, `Stopping`: nothing happened.
     pub fn resize_volume(
         &mut self,
         bufs: &mut impl Buffers,
@@ -72,7 +72,7 @@ impl Engine {
     ) -> Result<(), SubmitError> {
         self.ready()?;
         check_size(size)?;
-        let vol = self.active(volume)?;
+        let vol = self.writable(volume)?;
         let (logged, shrinking) = (vol.logged_size, vol.is_shrinking());
         if shrinking {
             return Err(SubmitError::Busy);

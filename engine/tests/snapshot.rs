@@ -3,7 +3,7 @@
 mod support;
 
 use flagstone_block::{BLOCK_SIZE, Durability, Tag, VolumeId, ZeroMode};
-use flagstone_engine::{OpenOptions, SnapshotSpec, SubmitError, VolumeSettings};
+use flagstone_engine::{OpenOptions, Shrink, SnapshotSpec, SubmitError, VolumeSettings};
 use support::{Numbers, OPEN, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
@@ -57,6 +57,7 @@ fn a_snapshot_stays_as_it_was() {
     assert_eq!(refused, SubmitError::IsSnapshot);
     assert_eq!(snapshot(&mut world, &[(first, "again")]), Err(SubmitError::IsSnapshot));
     assert_eq!(snapshot(&mut world, &[(volume, "v@first")]), Err(SubmitError::VolumeExists));
+    assert_eq!(world.resize(first, 4000 * B, Shrink::Never), Err(SubmitError::IsSnapshot));
 
     let mut world = world.kill();
     verify(&mut world, &expected);

@@ -47,9 +47,6 @@ pub struct RollbackSpec<'a> {
     pub keep: Option<([u8; 16], &'a str)>,
 }
 
-/// Bytes of a VOLUME_DELETE record.
-const DELETE_BYTES: usize = 24;
-
 impl Engine {
     /// Makes a volume that has what a snapshot has; it serves once the completion with `tag` is there.
     ///
@@ -102,7 +99,9 @@ impl Engine {
         }
         let (settings, kept_now) = (volume.logged_settings, volume.kept());
         let (uuid, name) = (volume.info.uuid, volume.info.name.clone());
-        let mut bytes = volume_bytes(&name) + DELETE_BYTES;
+        let id = spec.volume.0;
+        let delete = |lsn| Record::VolumeDelete { volume: id, lsn };
+        let mut bytes = volume_bytes(&name) + delete(0).encoded_bytes();
         if let Some((_, keep)) = spec.keep {
             self.check_new_name(keep)?;
             bytes += volume_bytes(keep);
@@ -131,8 +130,6 @@ impl Engine {
             self.close_batch(bufs);
             batch = self.batch_with_room(bufs, bytes, false)?;
         }
-        let id = spec.volume.0;
-        let delete = |lsn| Record::VolumeDelete { volume: id, lsn };
         self.log(bufs, batch, Effect::VolumeDelete { volume: id }, delete);
         if let Some(volume) = self.volumes.get_mut(id) {
             volume.state = VolumeState::Deleting;

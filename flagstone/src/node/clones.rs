@@ -16,6 +16,7 @@ use std::rc::Rc;
 /// A clone that an engine is asked for.
 pub(super) struct CloneOf {
     snapshot: VolumeId,
+    pub(super) snapshot_name: Rc<str>,
     pub(super) name: String,
     uuid: [u8; 16],
     pub(super) size_bytes: u64,
@@ -48,6 +49,7 @@ pub(super) struct Back {
     pub(super) handle: u64,
     volume: VolumeId,
     snapshot: VolumeId,
+    snapshot_name: Rc<str>,
     size_bytes: u64,
     keep: Option<(String, [u8; 16])>,
 }
@@ -130,7 +132,8 @@ impl Reactor {
         let defaults = VolumeSettings { on_full: self.default_on_full, reserved: 0 };
         let settings = settings.applied_to(defaults);
         let (snapshot, size_bytes) = (base.id, base.size);
-        let clone = CloneOf { snapshot, name, uuid, size_bytes, settings };
+        let snapshot_name = Rc::clone(&base.name);
+        let clone = CloneOf { snapshot, snapshot_name, name, uuid, size_bytes, settings };
         Ok(Wanted::New { pool: base.pool, clone })
     }
 
@@ -167,8 +170,14 @@ impl Reactor {
             }
         });
         let (handle, size_bytes) = (volume.handle(), snapshot.size);
-        let keep = keep.transpose()?;
-        let back = Back { handle, volume: volume.id, snapshot: snapshot.id, size_bytes, keep };
+        let back = Back {
+            handle,
+            volume: volume.id,
+            snapshot: snapshot.id,
+            snapshot_name: Rc::clone(&snapshot.name),
+            size_bytes,
+            keep: keep.transpose()?,
+        };
         Ok((volume.pool, back))
     }
 
@@ -240,6 +249,10 @@ pub(super) fn rollback_refusal(error: SubmitError, back: &Back) -> ControlError 
     let kept = back.keep.as_ref().map_or_else(String::new, |(name, _)| name.clone());
     match error {
         SubmitError::NoSpace => ControlError::NoSpace,
+        // It was deleted meanwhile.
+        SubmitError::NoVolume => {
+            ControlError::NoSuchSnapshot { name: back.snapshot_name.to_string() }
+        }
         SubmitError::VolumeExists => ControlError::SnapshotExists { name: kept },
         SubmitError::VolumeName => ControlError::BadSnapshotName { name: kept },
         SubmitError::ReservationSize => {

@@ -231,6 +231,23 @@ impl Reactor {
         self.submit_change(PendingChange { pool, kind: Kind::Delete { handle, volume }, asker });
     }
 
+    /// Whether an engine is taking a snapshot of this volume.
+    fn is_being_taken(&self, pool: u32, volume: VolumeId) -> bool {
+        self.changes.iter().any(|change| match &change.made {
+            Made::Snapshots { pool: of, shots, .. } => {
+                *of == pool && shots.iter().any(|shot| shot.volume == volume)
+            }
+            _ => false,
+        })
+    }
+
+    /// How many snapshots of a volume there are that are not being deleted, if any.
+    fn late_snapshots(&self, handle: u64) -> Option<u32> {
+        let volume = self.catalog.get(handle).filter(|entry| !entry.is_snapshot)?;
+        let snapshots = self.catalog.snapshots_from(Some(volume), None).count() as u32;
+        (snapshots > 0).then_some(snapshots)
+    }
+
     /// Closes the connections that have a volume or snapshot open.
     pub(super) fn disconnect(&mut self, handle: u64) {
         for c in 0..self.connections.len() as u32 {
@@ -268,6 +285,16 @@ impl Reactor {
 
     pub(super) fn submit_change(&mut self, change: PendingChange) {
         let PendingChange { pool: p, kind, asker } = change;
+        if let Kind::Delete { handle, volume } = kind {
+            // What comes of a snapshot under way is known first; it would be one of a volume that is gone.
+            if self.is_being_taken(p, volume) {
+                return self.pending_changes.push_back(PendingChange { pool: p, kind, asker });
+            }
+            if let Some(snapshots) = self.late_snapshots(handle) {
+                self.catalog.restore(handle);
+                return asker.refuse(ControlError::HasSnapshots { snapshots });
+            }
+        }
         let pool = &mut self.pools[p as usize];
         pool.touched = true;
         // The name is only known once there is an entry, and the entry once the engine agrees.
@@ -534,7 +561,13 @@ fn refusal(error: SubmitError, kind: &Kind, volume_bytes: u64) -> ControlError {
         }
         SubmitError::VolumeHasData { bytes } => ControlError::ShrinkHasData { bytes, size_bytes },
         SubmitError::TooManyVolumes => ControlError::TooManyVolumes,
-        SubmitError::NoVolume => ControlError::NoSuchVolume { name },
+        SubmitError::NoVolume => match kind {
+            // It was deleted meanwhile.
+            Kind::Clone { clone } => {
+                ControlError::NoSuchSnapshot { name: clone.snapshot_name.to_string() }
+            }
+            _ => ControlError::NoSuchVolume { name },
+        },
         SubmitError::Stopping => ControlError::Stopping,
         SubmitError::Busy => ControlError::Overloaded,
         SubmitError::ReadOnly => ControlError::PoolReadOnly,

@@ -60,6 +60,13 @@ impl<T> Slab<T> {
         Some(item)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Taken(item) => Some(item),
+            Entry::Vacant { .. } => None,
+        })
+    }
+
     pub(super) fn get_mut(&mut self, name: u32) -> Option<&mut T> {
         match self.entries.get_mut(name as usize)? {
             Entry::Taken(item) => Some(item),

@@ -163,3 +163,23 @@ fn what_is_deleted_is_gone_and_a_volume_goes_after_its_snapshots() {
     let running = site.start();
     assert_eq!(names(&running, None, None, 9), [""; 0]);
 }
+
+/// Else it would be the snapshot of a volume that is gone.
+#[test]
+fn a_volume_is_not_deleted_while_a_snapshot_of_it_is_on_its_way() {
+    let site = Site::new();
+    let running = site.start();
+    for _ in 0..20 {
+        running.volume("v", 4 * MIB);
+        let wanted = NewSnapshot { volume: "v".into(), name: "s".into(), uuid: [1; 16] };
+        let taken = running.node.take_snapshots(vec![wanted]);
+        let deleted = running.node.delete_volume("v".into(), true);
+        let (taken, deleted) = wait(async { tokio::join!(taken, deleted) });
+        assert_eq!(taken.expect("there is room").len(), 1);
+        assert_eq!(deleted, Err(ControlError::HasSnapshots { snapshots: 1 }));
+        let volume = wait(running.node.volume("v".into())).expect("it is there");
+        assert_eq!(volume.snapshots, 1);
+        wait(running.node.delete_volume_and_snapshots("v".into(), false)).expect("nobody has it");
+        assert_eq!(names(&running, None, None, 9), [""; 0]);
+    }
+}
