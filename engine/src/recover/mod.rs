@@ -17,6 +17,7 @@ mod records;
 mod replay;
 mod scan;
 mod settle;
+mod window;
 
 pub use finish::OpenOptions;
 pub use format::FormatOptions;

@@ -4,6 +4,7 @@
 use super::load::{ChainEnd, Source, TailSegment};
 use super::pages::{self, Pages};
 use super::records::OwnedRecord;
+use super::window::{Window, Write};
 use crate::counting::Counting;
 use crate::error::OpenError;
 use crate::format::record::{STATED, Seal, marked};
@@ -21,6 +22,9 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 /// Summaries read at once.
 const PREFETCH: usize = 32;
+
+/// Blocks replayed at once, if nothing else lies between them.
+const WINDOW: usize = 1 << 17;
 
 /// The state that replay ends in.
 #[derive(Debug)]
@@ -173,6 +177,7 @@ pub(super) fn replay(
     let mut heap: BinaryHeap<Reverse<((u64, u64), usize)>> = BinaryHeap::new();
     let mut ready: VecDeque<Cursor> = VecDeque::new();
     let mut unread = sealed.as_slice();
+    let mut writes = Window::default();
     loop {
         if ready.is_empty() && !unread.is_empty() {
             let (now, later) = unread.split_at(unread.len().min(PREFETCH));
@@ -199,21 +204,33 @@ pub(super) fn replay(
                 let Some(Reverse((_, i))) = heap.pop() else { break };
                 if let Some((lsn, block, entry)) = open[i].entry() {
                     let pbn = geo.pbn(open[i].segment, block);
-                    state.write(entry.volume, lsn, entry.lba, pbn, entry.crc, entry.vseq);
+                    let Entry { volume: line, lba, crc, vseq, .. } = entry;
+                    writes.push(Write { line, lsn, lba, pbn, crc, vseq });
                 }
+                state.write_window(&mut writes, WINDOW);
                 open[i].next += 1;
                 match open[i].place() {
                     Some(place) => heap.push(Reverse((place, i))),
                     None => (open[i].entries, open[i].order) = (Vec::new(), Vec::new()),
                 }
             }
-            _ => {
-                if let Some(change) = changes.next() {
+            _ => match changes.next() {
+                Some(&OwnedRecord::Write { volume: line, lsn, lba, pbn, vseq, ref crcs }) => {
+                    for (b, &crc) in (0u64..).zip(crcs) {
+                        let (lba, pbn) = (lba.saturating_add(b), pbn + b);
+                        writes.push(Write { line, lsn, lba, pbn, crc, vseq });
+                    }
+                    state.write_window(&mut writes, WINDOW);
+                }
+                Some(change) => {
+                    state.write_window(&mut writes, 1);
                     state.change(change);
                 }
-            }
+                None => {}
+            },
         }
     }
+    state.write_window(&mut writes, 1);
     if input.planted.has(Plant::CutLate) {
         for change in input.changes {
             if let OwnedRecord::Snapshot { volume, line, .. } = *change {
@@ -383,9 +400,16 @@ impl Replay {
         }
     }
 
+    /// Replays what there is, once that is so much.
+    fn write_window(&mut self, writes: &mut Window, least: usize) {
+        if writes.len() >= least {
+            writes.drain(|write| self.write(write));
+        }
+    }
+
     /// An entry of a volume that is gone is history. What is so beyond a volume's end follows from
     /// the discards that a shrink has logged: see [`crate::resize`].
-    fn write(&mut self, line: u32, lsn: u64, lba: u64, pbn: u64, crc: u32, vseq: u64) {
+    fn write(&mut self, Write { line, lsn, lba, pbn, crc, vseq }: Write) {
         self.last_lsn = self.last_lsn.max(lsn);
         self.highest_volume = self.highest_volume.max(line);
         if let Some(volume) = self.volumes.get_mut(line) {
@@ -448,11 +472,6 @@ impl Replay {
     fn change(&mut self, change: &OwnedRecord) {
         self.last_lsn = self.last_lsn.max(change.lsn());
         match *change {
-            OwnedRecord::Write { volume, lsn, lba, pbn, vseq, ref crcs } => {
-                for (b, &crc) in (0u64..).zip(crcs) {
-                    self.write(volume, lsn, lba.saturating_add(b), pbn + b, crc, vseq);
-                }
-            }
             OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
                 self.highest_volume = self.highest_volume.max(id);
                 self.begin(id);

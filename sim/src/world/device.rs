@@ -126,6 +126,15 @@ impl World {
         }
     }
 
+    /// When requests that wait for space give up, if that is all that there is: parts of blocks, which were
+    /// taken before a device that is leaving took the space with it.
+    fn gives_up_at(&mut self) -> Option<u64> {
+        let mut requests = self.slots.iter().flatten().map(|slot| &slot.request);
+        let parts =
+            requests.all(|request| matches!(request, Request::Change { part: Some(_), .. }));
+        (parts && self.engine().usage().available == 0).then(|| self.engine().next_timer_ns())?
+    }
+
     /// Runs until every request is answered, without help from the clock: nothing that a client
     /// waits for may depend on a timer.
     pub fn settle(&mut self) -> Check {
@@ -138,7 +147,15 @@ impl World {
                 }
                 // One more turn, in case the last completion has left something to do.
                 if !self.pump()? && self.disk.in_flight() == 0 {
+                    if let Some(at) = self.gives_up_at() {
+                        self.now_ns = self.now_ns.max(at);
+                        continue;
+                    }
                     let waiting = self.outstanding();
+                    let requests = self.slots.iter().flatten().map(|slot| &slot.request);
+                    let requests = format!("{:?}", requests.collect::<Vec<_>>());
+                    let usage = self.engine().usage();
+                    self.log.step(&[61], || format!("{usage:?}; unanswered: {requests}"));
                     return Err(self.fail(format!("stuck: {waiting} requests are never answered")));
                 }
             }

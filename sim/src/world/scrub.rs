@@ -61,13 +61,19 @@ impl World {
         }
     }
 
+    /// Blocks that cleaning and rewriting have put elsewhere.
+    fn relocated(&mut self) -> u64 {
+        let counters = self.engine().counters();
+        counters.blocks_moved + counters.blocks_rewritten
+    }
+
     /// Scrubs a pool that rests: nothing is found while nothing is damaged; then what is damaged
     /// is found, and what has a second copy is repaired.
     pub fn scrub_at_rest(&mut self) -> Check {
-        let moved_before = self.engine().counters().blocks_moved;
+        let before = (self.relocated(), self.engine().usage().live);
         self.scrub_to_the_end()?;
-        // What the cleaner moves meanwhile is read twice.
-        let moved = self.engine().counters().blocks_moved != moved_before;
+        // What is moved meanwhile is read twice; what is deleted and had a leaf that could not be read may go.
+        let moved = (self.relocated(), self.engine().usage().live) != before;
         let live = self.engine().usage().live / BLOCK_SIZE as u64;
         let report = self.engine().scrub().cloned();
         let sound = report.as_ref().is_some_and(|report| {
@@ -87,10 +93,10 @@ impl World {
             ]);
             self.rot_area(area);
         }
-        let moved_before = self.engine().counters().blocks_moved;
+        let moved_before = self.relocated();
         self.scrub_to_the_end()?;
-        // What the cleaner moves meanwhile is read twice, or has left what is damaged.
-        let moved = self.engine().counters().blocks_moved != moved_before;
+        // What is moved meanwhile is read twice, or has left what is damaged.
+        let moved = self.relocated() != moved_before;
         let report = self.engine().scrub().cloned().unwrap_or_else(|| unreachable!());
         // Damaged pages of leaves that are not in memory wait for the next opening.
         let lost = report.findings.iter().any(|finding| {

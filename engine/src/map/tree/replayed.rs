@@ -48,7 +48,12 @@ impl VolumeMap {
         let away = if sure { self.own_unread(slab, lba, away) } else { away };
         let paged = slab.away_mut(away);
         let Some(mut unread) = paged.unread.take() else { return false };
-        let before = (paged.mapped(), paged.kept(), paged.owned());
+        // Most leaves are only told where a block lies that they had before: then nothing is counted anew.
+        let data = matches!(new, Mapping::Block { .. });
+        let same = |paged: &PagedLeaf| {
+            data && (lba..end).all(|block| paged.owns(block as usize % LEAF_BLOCKS))
+        };
+        let before = (!same(paged)).then(|| (paged.mapped(), paged.kept(), paged.owned()));
         for block in lba..end {
             let i = block as usize % LEAF_BLOCKS;
             if unread.note(i, lsn, new) {
@@ -56,6 +61,7 @@ impl VolumeMap {
             }
         }
         paged.unread = Some(unread);
+        let Some(before) = before else { return true };
         let (mapped, kept) = (paged.mapped(), paged.kept());
         self.mapped = self.mapped + mapped - before.0;
         self.owned = self.owned + paged.owned() - before.2;
