@@ -7,8 +7,8 @@
 //! [`crate::leaf_writer`]). While the chain is being written, new records go to both chains, so
 //! it does not stop anything; the switch is one superblock write.
 //!
-//! A checkpoint begins by sharing all maps, and states their leaves as they were then, at one LSN:
-//! what changes meanwhile is copied first. Replay orders a statement behind the records with its LSN.
+//! A checkpoint begins by sharing all maps that have leaves of their own, and states these as they were then, at one
+//! LSN: what changes meanwhile is copied first. Replay orders a statement behind the records with its LSN.
 //! The pages hold every entry of a segment that is stated as sealed and was in the maps when they were
 //! shared; its summary need not be read.
 //!
@@ -126,7 +126,10 @@ impl Engine {
         self.begin_leaf_pages();
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
-        let stated = |volume: &&Volume| volume.state != VolumeState::Creating;
+        // Of one that has nothing of its own there is nothing to state.
+        let stated = |volume: &&Volume| {
+            volume.state != VolumeState::Creating && volume.map.next_different(0).is_some()
+        };
         let (mut frozen, spare) = (std::mem::take(&mut self.spare_frozen), &mut self.spare_forks);
         let volumes = self.volumes.iter().filter(stated);
         frozen.extend(volumes.map(|volume| volume.map.fork(spare.pop())));

@@ -211,7 +211,7 @@ impl Engine {
     /// nobody sees it, when one child at most is left of it.
     fn going_with(&self, node: &Volume) -> Going {
         let mut unseen: Vec<u32> = Vec::new();
-        let mut around: Vec<u32> = node.children.clone();
+        let mut around: Vec<u32> = node.children.to_vec();
         let mut at = node;
         while let Some(parent) = at.parent.and_then(|parent| self.volumes.get(parent))
             && !is_seen(parent)

@@ -4,8 +4,10 @@ use crate::format::record::{Record, volume_bytes};
 use crate::map::VolumeMap;
 use crate::space::reserved_leaves;
 use flagstone_block::BLOCK_SIZE;
+use hashbrown::HashTable;
+use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 /// Where a volume is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +90,7 @@ pub(crate) struct Volume {
     /// The snapshot whose map this one's inherits from.
     pub(crate) parent: Option<u32>,
     /// Those whose parent this is.
-    pub(crate) children: Vec<u32>,
+    pub(crate) children: SmallVec<[u32; 4]>,
     /// Leaves up to this one have passed to the child: of a snapshot that is dying.
     pub(crate) passed: u64,
     /// It is being taken apart, or waits for its turn.
@@ -121,7 +123,7 @@ impl Volume {
             state,
             map: VolumeMap::new(info.id),
             parent: None,
-            children: Vec::new(),
+            children: SmallVec::new(),
             passed: 0,
             queued: false,
             heir: None,
@@ -233,15 +235,20 @@ impl Hasher for IdHasher {
     }
 }
 
+/// The snapshots of a volume, oldest first: LSN of the cut, and number. Most volumes have few.
+type Cuts = SmallVec<[(u64, u32); 1]>;
+
 /// All volumes of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
     slots: Vec<Option<Box<Volume>>>,
     vacant: Vec<u32>,
     by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
-    by_name: HashMap<String, u32>,
+    /// Numbers, found by names that their volumes have: there may be a great many.
+    by_name: HashTable<u32>,
+    name_hash: RandomState,
     /// The snapshots of each volume, by their cuts.
-    lines: HashMap<u32, Vec<(u64, u32)>, BuildHasherDefault<IdHasher>>,
+    lines: HashMap<u32, Cuts, BuildHasherDefault<IdHasher>>,
     /// How many volumes and snapshots there are of lines that begin at a snapshot.
     bases: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     record_bytes: usize,
@@ -257,7 +264,39 @@ impl Volumes {
     }
 
     pub(crate) fn named(&self, name: &str) -> Option<&Volume> {
-        self.get(*self.by_name.get(name)?)
+        let hash = self.name_hash.hash_one(name);
+        self.get(*self.by_name.find(hash, |id| self.is_called(*id, name))?)
+    }
+
+    fn is_called(&self, id: u32, name: &str) -> bool {
+        self.get(id).is_some_and(|volume| volume.info.name == name)
+    }
+
+    /// Gives a name to a volume; whoever had it has it no more.
+    fn give_name(&mut self, id: u32) {
+        self.drop_name_of(|named, name| named.info.name == name, id);
+        let Self { slots, by_id, by_name, name_hash, .. } = self;
+        let hash = |id: &u32| {
+            let slot = by_id.get(id).and_then(|slot| slots[*slot as usize].as_deref());
+            name_hash.hash_one(slot.map_or("", |volume| &volume.info.name))
+        };
+        by_name.insert_unique(hash(&id), id, hash);
+    }
+
+    /// Takes the name of a volume from it, if it is still its own.
+    fn drop_name(&mut self, id: u32) {
+        self.drop_name_of(|named, _| named.info.id == id, id);
+    }
+
+    fn drop_name_of(&mut self, whose: impl Fn(&Volume, &str) -> bool, id: u32) {
+        let Self { slots, by_id, by_name, name_hash, .. } = self;
+        let get = |id: u32| by_id.get(&id).and_then(|slot| slots[*slot as usize].as_deref());
+        let Some(volume) = get(id) else { return };
+        let name = volume.info.name.as_str();
+        let is_it = |named: &u32| get(*named).is_some_and(|named| whose(named, name));
+        if let Ok(entry) = by_name.find_entry(name_hash.hash_one(name), is_it) {
+            entry.remove();
+        }
     }
 
     pub(crate) fn insert(&mut self, volume: Volume) {
@@ -266,10 +305,8 @@ impl Volumes {
             (self.slots.len() - 1) as u32
         });
         self.record_bytes += volume_bytes(&volume.info.name);
-        self.by_id.insert(volume.info.id, slot);
-        if volume.state != VolumeState::Dying {
-            self.by_name.insert(volume.info.name.clone(), volume.info.id);
-        }
+        let (id, named) = (volume.info.id, volume.state != VolumeState::Dying);
+        self.by_id.insert(id, slot);
         if let Some(Cut { line, lsn }) = volume.info.snapshot {
             let cuts = self.lines.entry(line).or_default();
             let at = cuts.partition_point(|(cut, _)| *cut < lsn);
@@ -279,16 +316,16 @@ impl Volumes {
             *self.bases.entry(base).or_default() += 1;
         }
         self.slots[slot as usize] = Some(Box::new(volume));
+        if named {
+            self.give_name(id);
+        }
     }
 
     fn remove(&mut self, id: u32) -> Option<Volume> {
+        self.drop_name(id);
         let slot = self.by_id.remove(&id)?;
         let volume = self.slots[slot as usize].take()?;
         self.vacant.push(slot);
-        // Another may have the name by now.
-        if self.by_name.get(&volume.info.name) == Some(&id) {
-            self.by_name.remove(&volume.info.name);
-        }
         if let Some(Cut { line, .. }) = volume.info.snapshot
             && let Some(cuts) = self.lines.get_mut(&line)
         {
@@ -326,10 +363,7 @@ impl Volumes {
     fn end(&mut self, id: u32, state: VolumeState) {
         let Some(volume) = self.get_mut(id) else { return };
         volume.state = state;
-        let name = volume.info.name.clone();
-        if self.by_name.get(&name) == Some(&id) {
-            self.by_name.remove(&name);
-        }
+        self.drop_name(id);
     }
 
     /// Takes a volume or snapshot out; its children become its parent's.
@@ -342,14 +376,14 @@ impl Volumes {
         }
         if let Some(parent) = volume.parent.and_then(|parent| self.get_mut(parent)) {
             parent.children.retain(|child| *child != id);
-            parent.children.extend(&volume.children);
+            parent.children.extend_from_slice(&volume.children);
         }
         Some(volume)
     }
 
     /// The snapshots of a volume with their cuts, oldest first.
     pub(crate) fn snapshots(&self, line: u32) -> &[(u64, u32)] {
-        self.lines.get(&line).map_or(&[], Vec::as_slice)
+        self.lines.get(&line).map_or(&[], SmallVec::as_slice)
     }
 
     /// Whether a line begins at this snapshot of which there is something.
@@ -413,7 +447,7 @@ impl Volumes {
                 Some(Cut { line, lsn }) => (line, lsn),
                 None => (slot.info.id, u64::MAX),
             };
-            let cuts = self.lines.get(&line).map_or(&[][..], Vec::as_slice);
+            let cuts = self.lines.get(&line).map_or(&[][..], SmallVec::as_slice);
             let at = cuts.partition_point(|(cut, _)| *cut < lsn);
             slot.parent = at.checked_sub(1).map(|i| cuts[i].1).or(slot.info.base);
             slot.children.clear();

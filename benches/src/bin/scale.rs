@@ -1,4 +1,4 @@
-//! `scale`: what a hundred thousand volumes cost.
+//! `scale`: what a hundred thousand volumes and snapshots cost.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -26,14 +26,19 @@ struct Arguments {
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     volumes: u32,
 
+    /// Volumes of which a snapshot is taken.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    snapshots: u32,
+
     /// Clients that create them, each with a connection of its own.
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60))]
     clients: u32,
 }
 
 fn main() -> ExitCode {
-    let Arguments { flagstone, pool, pool_size, volumes, clients } = Arguments::parse();
-    let plan = Plan { flagstone, pool, pool_size, volumes, clients };
+    let Arguments { flagstone, pool, pool_size, volumes, snapshots, clients } = Arguments::parse();
+    let snapshots = snapshots.min(volumes);
+    let plan = Plan { flagstone, pool, pool_size, volumes, snapshots, clients };
     match scale::run(&plan, &mut |name, value| println!("{name:<44} {value}")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

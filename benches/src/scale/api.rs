@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::ScaleError;
 
-/// Volumes asked for at a time.
+/// Volumes or snapshots asked for at a time.
 const PAGE: u32 = 1000;
 
 /// A connection.
@@ -36,18 +36,29 @@ impl Api {
         self.call("DELETE", &format!("/v1/volumes/{name}"), "").map(drop)
     }
 
+    /// Takes a snapshot of a volume.
+    pub fn snapshot(&mut self, volume: &str, name: &str) -> Result<(), ScaleError> {
+        let request = json!({ "snapshots": [{ "volume": volume, "name": name }] });
+        self.call("POST", "/v1/snapshots", &request.to_string()).map(drop)
+    }
+
+    /// Deletes a snapshot.
+    pub fn delete_snapshot(&mut self, volume: &str, name: &str) -> Result<(), ScaleError> {
+        self.call("DELETE", &format!("/v1/snapshots/{volume}@{name}"), "").map(drop)
+    }
+
     /// Asks for something.
     pub fn get(&mut self, path: &str) -> Result<Vec<u8>, ScaleError> {
         self.call("GET", path, "")
     }
 
-    /// How many volumes the list has, page by page.
-    pub fn count(&mut self) -> Result<u32, ScaleError> {
+    /// How many volumes or snapshots their list has, page by page.
+    pub fn count(&mut self, kind: &str) -> Result<u32, ScaleError> {
         let (mut count, mut after) = (0, String::new());
         loop {
-            let page = self.get(&format!("/v1/volumes?limit={PAGE}{after}"))?;
+            let page = self.get(&format!("/v1/{kind}?limit={PAGE}{after}"))?;
             let page: Value = serde_json::from_slice(&page)?;
-            count += page["volumes"].as_array().map_or(0, Vec::len) as u32;
+            count += page[kind].as_array().map_or(0, Vec::len) as u32;
             match page["next"].as_str() {
                 Some(next) => after = format!("&after={next}"),
                 None => return Ok(count),

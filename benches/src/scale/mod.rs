@@ -27,12 +27,16 @@ pub struct Plan {
     pub pool_size: String,
     /// Volumes, of 10 GiB each.
     pub volumes: u32,
+    /// Volumes of which a snapshot is taken.
+    pub snapshots: u32,
     /// Clients that create them.
     pub clients: u32,
 }
 
 /// Bytes of each volume.
 const VOLUME_BYTES: u64 = 10 << 30;
+/// Name of the snapshot of each volume.
+const SNAPSHOT: &str = "first";
 /// How long an idle daemon is looked at.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -84,6 +88,13 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(&str, &dyn Display)) -> Result<(), 
     tell("volumes created", &plan.volumes);
     tell("clients", &plan.clients);
     tell("created per second", &(f64::from(plan.volumes) / took.as_secs_f64()).round());
+    if plan.snapshots > 0 {
+        let start = Instant::now();
+        each(plan, 0..plan.snapshots, |api, i| api.snapshot(&name(i), SNAPSHOT), &daemon)?;
+        let rate = f64::from(plan.snapshots) / start.elapsed().as_secs_f64();
+        tell("snapshots taken", &plan.snapshots);
+        tell("taken per second", &rate.round());
+    }
     // Written to, so that there is something to be found again.
     latency(&daemon, plan.volumes / 2, "one of all", tell)?;
     tell("memory, all volumes, MiB", &daemon.memory_mib()?);
@@ -106,14 +117,18 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(&str, &dyn Display)) -> Result<(), 
     tell("ready after kill -9, s", &seconds(daemon.ready));
     tell("memory after that, MiB", &daemon.memory_mib()?);
     tell("memory at most, MiB", &daemon.peak_mib()?);
-    let found = Api::connect(&daemon.api)?.count()?;
-    if found != plan.volumes {
-        let why = format!("{found} of {} volumes are there", plan.volumes);
-        return Err(ScaleError::Failed { what: "opening".into(), why });
-    }
+    count(&daemon, plan)?;
     // Right after the creation the journal holds what no checkpoint has seen.
     let start = Instant::now();
     let deleted = plan.volumes.min(10_000);
+    let snapshots = plan.snapshots.min(deleted);
+    let delete = |api: &mut Api, i| api.delete_snapshot(&name(i), SNAPSHOT);
+    each(plan, 0..snapshots, delete, &daemon)?;
+    if snapshots > 0 {
+        let rate = f64::from(snapshots) / start.elapsed().as_secs_f64();
+        tell("snapshots deleted per second", &rate.round());
+    }
+    let start = Instant::now();
     delete_first(plan, &daemon, deleted)?;
     let rate = f64::from(deleted) / start.elapsed().as_secs_f64();
     tell("deleted per second", &rate.round());
@@ -125,6 +140,19 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(&str, &dyn Display)) -> Result<(), 
 
 fn create_all(plan: &Plan, daemon: &Daemon) -> Result<(), ScaleError> {
     each(plan, 1..plan.volumes, |api, i| api.create(&name(i), VOLUME_BYTES), daemon)
+}
+
+/// Lists everything, and fails if it is not all that was made.
+fn count(daemon: &Daemon, plan: &Plan) -> Result<(), ScaleError> {
+    let mut api = Api::connect(&daemon.api)?;
+    for (kind, made) in [("volumes", plan.volumes), ("snapshots", plan.snapshots)] {
+        let listed = api.count(kind)?;
+        if listed != made {
+            let why = format!("{listed} of {made} {kind} are there");
+            return Err(ScaleError::Failed { what: "listing".into(), why });
+        }
+    }
+    Ok(())
 }
 
 fn delete_first(plan: &Plan, daemon: &Daemon, count: u32) -> Result<(), ScaleError> {
@@ -161,14 +189,10 @@ fn requests(
     plan: &Plan,
     tell: &mut dyn FnMut(&str, &dyn Display),
 ) -> Result<(), ScaleError> {
-    let mut api = Api::connect(&daemon.api)?;
     let start = Instant::now();
-    let listed = api.count()?;
+    count(daemon, plan)?;
     tell("list of all, s", &seconds(start.elapsed()));
-    if listed != plan.volumes {
-        let why = format!("{listed} of {}", plan.volumes);
-        return Err(ScaleError::Failed { what: "listing".into(), why });
-    }
+    let mut api = Api::connect(&daemon.api)?;
     let middle = format!("/v1/volumes/{}", name(plan.volumes / 2));
     for (what, path) in [
         ("one page, us", "/v1/volumes?limit=100"),

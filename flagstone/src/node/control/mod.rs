@@ -65,7 +65,7 @@ impl Default for NodeConfig {
             pools: Vec::new(),
             nbd_unix: None,
             nbd_tcp: None,
-            memory_bytes: 256 << 20,
+            memory_bytes: 192 << 20,
             map_memory: Some(1 << 30),
             max_connections: 128,
             handshake_timeout: Duration::from_secs(30),
