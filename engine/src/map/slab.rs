@@ -73,7 +73,7 @@ pub struct Candidate {
 pub struct LeafSlab {
     entries: Vec<Entry>,
     free_entries: Vec<u32>,
-    chunks: Vec<Box<[Leaf]>>,
+    chunks: Vec<Vec<Leaf>>,
     owners: Vec<Owner>,
     free: Vec<u32>,
     used: usize,
@@ -123,8 +123,7 @@ impl LeafSlab {
 
     /// Makes a leaf of holes, as leaf number `leaf`; returns its number.
     pub fn make(&mut self, leaf: u64) -> u32 {
-        let index = self.take();
-        *self.leaf(index) = Leaf::new();
+        let index = self.take(Leaf::new());
         self.enter(leaf, Place::Dense(index))
     }
 
@@ -231,25 +230,30 @@ impl LeafSlab {
         if inherits {
             content.disown();
         }
-        let index = self.take();
-        *self.leaf(index) = content;
+        let index = self.take(content);
         self.owners[index as usize].written = self.owners[from as usize].written;
         self.enter(leaf, Place::Dense(index))
     }
 
-    /// Takes a place in memory.
-    fn take(&mut self) -> u32 {
-        if self.free.is_empty() {
-            let first = (self.chunks.len() * CHUNK_LEAVES) as u32;
-            self.chunks.push(vec![Leaf::new(); CHUNK_LEAVES].into_boxed_slice());
-            self.owners.resize(self.chunks.len() * CHUNK_LEAVES, Owner::default());
-            self.free.reserve(self.chunks.len() * CHUNK_LEAVES);
-            self.free.extend((first..first + CHUNK_LEAVES as u32).rev());
-        }
+    /// Puts a leaf into a place in memory. A new chunk is filled leaf by leaf: to touch all of it at once
+    /// would hold up whatever else is done in that turn.
+    fn take(&mut self, content: Leaf) -> u32 {
         self.used += 1;
-        let index = self.free.pop().expect("a chunk was just added");
-        self.owners[index as usize] = Owner { id: 0, used: true, warmth: WARM, written: 0 };
-        index
+        let owner = Owner { id: 0, used: true, warmth: WARM, written: 0 };
+        if let Some(index) = self.free.pop() {
+            *self.leaf(index) = content;
+            self.owners[index as usize] = owner;
+            return index;
+        }
+        let index = self.owners.len();
+        if index.is_multiple_of(CHUNK_LEAVES) {
+            self.chunks.push(Vec::with_capacity(CHUNK_LEAVES));
+            self.owners.reserve(CHUNK_LEAVES);
+            self.free.reserve(index + CHUNK_LEAVES);
+        }
+        self.chunks[index / CHUNK_LEAVES].push(content);
+        self.owners.push(owner);
+        index as u32
     }
 
     /// Gives a place in memory back.
@@ -416,8 +420,7 @@ impl LeafSlab {
         let marks = self.away_leaf(away).marks();
         let id = self.away[away as usize].1;
         self.forget(away);
-        let index = self.take();
-        *self.leaf(index) = content;
+        let index = self.take(content);
         self.leaf(index).inherit_all(&marks.inherited);
         self.place(id, Place::Dense(index));
         if clean {
