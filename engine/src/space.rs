@@ -123,10 +123,12 @@ impl Engine {
     }
 
     /// Whether there may be room once what is under way is applied: holes that two requests are
-    /// about are charged twice until then, and a checkpoint makes metadata shorter.
+    /// about are charged twice until then, a checkpoint makes metadata shorter, and snapshots that are taken
+    /// apart, perhaps for the second time since a crash, give back what only they have.
     fn may_settle(&self, volume: &Volume) -> bool {
         let under_way = self.space.coming + self.space.promising;
         self.is_compacting()
+            || !self.dying.is_empty()
             || volume.coming > 0
             || self.new_leaves_in_flight() > 0
             || (under_way > 0 && self.room_but(volume.held, under_way) > 0)
