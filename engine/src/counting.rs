@@ -275,8 +275,7 @@ impl Engine {
         page: LeafPage,
         mut content: Leaf,
     ) -> Arrival {
-        let state = self.graves.get(volume).map(|map| map.leaf(&self.slab, leaf).0);
-        let Some(LeafState::Away(away)) = state else { return Arrival::Taken };
+        let Some(away) = self.buried_leaf(volume, leaf) else { return Arrival::Taken };
         if self.slab.away_leaf(away).page != page || self.forget_uncounted(volume, leaf) {
             return Arrival::Taken;
         }
@@ -294,11 +293,20 @@ impl Engine {
         Arrival::Taken
     }
 
+    /// A leaf, not in memory, of a volume that is being deleted. One that it has of a snapshot lives on, though
+    /// somebody may have asked for it in this one's name.
+    fn buried_leaf(&self, volume: u32, leaf: u64) -> Option<u32> {
+        let map = self.graves.get(volume).filter(|map| map.is_different(leaf))?;
+        match map.leaf(&self.slab, leaf).0 {
+            LeafState::Away(away) => Some(away),
+            _ => None,
+        }
+    }
+
     /// Gives up a leaf of a volume that is being deleted if it is not counted yet: of what was never
     /// counted nothing need be known. Returns whether it was.
     pub(crate) fn forget_uncounted(&mut self, volume: u32, leaf: u64) -> bool {
-        let state = self.graves.get(volume).map(|map| map.leaf(&self.slab, leaf).0);
-        let Some(LeafState::Away(away)) = state else { return false };
+        let Some(away) = self.buried_leaf(volume, leaf) else { return false };
         let uncounted = self.slab.unread(away).is_some_and(|unread| !unread.is_counted());
         if uncounted && let Some(counting) = &mut self.counting {
             counting.left -= 1;
