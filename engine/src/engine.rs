@@ -39,6 +39,7 @@ use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
 use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, Sealing, SegmentTable};
+use crate::snapshot::Heirs;
 use crate::space::Space;
 use crate::stop::Stop;
 use crate::summary_copies::SummaryCopies;
@@ -202,8 +203,8 @@ pub struct Engine {
     pub(crate) dying: VecDeque<u32>,
     /// Volumes that are deleted, and wait for the checkpoint under way to end.
     pub(crate) leaving: Vec<u32>,
-    /// Nodes that a moved block is still to be switched in.
-    pub(crate) moving: Vec<u32>,
+    /// Whose maps a moved block is switched in.
+    pub(crate) heirs: Heirs,
     /// Maps as they were when the last checkpoint began, being taken apart.
     pub(crate) forks: VecDeque<crate::map::VolumeMap>,
     /// The memory of some that were let go, for the next checkpoint's.

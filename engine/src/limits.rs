@@ -128,6 +128,8 @@ pub const REWRITE_HOLD_NS: u64 = 1_000_000_000;
 pub const REWRITE_HOLDS: u32 = 60;
 /// Metadata pages being filled or written, per chain.
 pub const META_PAGES: usize = 4;
+/// Maps that are looked at in one turn to switch moved blocks in them; there may be many of one image.
+pub const SWITCH_STEPS: usize = 8192;
 /// Leaf pages being read.
 pub const LEAF_READS: usize = 16;
 /// Leaves of the map that may be in memory at least.

@@ -70,3 +70,41 @@ fn a_leaf_that_is_read_for_a_deleted_clone_is_still_the_snapshots() {
         assert!(found == block(1 + leaf), "leaf {leaf}");
     }
 }
+
+/// Each turn looks at some thousands of maps. The clones have the image, wherever it lies.
+#[test]
+fn the_image_of_ten_thousand_clones_is_moved() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("v", 600 * B);
+    let filler = world.create("filler", 8000 * B);
+    // Every segment has some of the image, and much that will be garbage.
+    for lba in 0..600 {
+        world.write(volume, lba * B, &block(1 + lba)).unwrap();
+        (0..10).for_each(|i| world.write(filler, (lba * 10 + i) * B, &block(lba)).unwrap());
+    }
+    let snapshot = world.snapshot(&[SnapshotSpec { volume, uuid: [9; 16], name: "v@s" }]).unwrap();
+    let mut clones = Vec::new();
+    for i in 0..10_000_u32 {
+        let settings = VolumeSettings::default();
+        let name = format!("c{i}");
+        let spec = CloneSpec { snapshot, uuid: [8; 16], name: &name, settings };
+        let tag = world.tag();
+        clones.push(world.engine.clone_volume(&mut world.arena, tag, &spec).unwrap());
+        world.wait(tag).result.unwrap();
+    }
+    // One that has the first leaf for itself, and most of it from the image.
+    world.write(clones[77], 0, &block(5000)).unwrap();
+    let mut moves = 0;
+    for round in 0..40_000 {
+        world.write(filler, round * 7919 % 8000 * B, &block(round)).unwrap();
+        moves = world.engine.counters().blocks_moved;
+    }
+    assert!(moves > 600, "{moves}");
+    world.engine.check().unwrap();
+    for &clone in [snapshot, clones[0], clones[5000], clones[9999], clones[77]].iter() {
+        for lba in 0..600 {
+            let stamp = if clone == clones[77] && lba == 0 { 5000 } else { 1 + lba };
+            assert!(world.read(clone, lba, 1).unwrap() == block(stamp), "block {lba} of {clone:?}");
+        }
+    }
+}

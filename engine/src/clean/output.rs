@@ -4,7 +4,7 @@ use super::{Output, OutputStage, Target};
 use crate::engine::Engine;
 use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::leaf_loader::Paging;
-use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LEAF_READS, LSN_SPAN};
+use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LEAF_READS, LSN_SPAN, SWITCH_STEPS};
 use crate::map::Mapping;
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState, Summary, seal_summary};
@@ -228,6 +228,7 @@ impl Engine {
             return;
         };
         let targets = std::mem::take(&mut self.cleaner.outputs[o].targets);
+        self.heirs.forget();
         for (block, target) in (0u32..).zip(&targets) {
             self.switch_entry(segment, block, target, self.applied_lsn);
         }
@@ -260,13 +261,20 @@ impl Engine {
         let segment = output.segment;
         let targets = std::mem::take(&mut output.targets);
         let mut at = next;
-        while at < targets.len() && self.switch_entry(segment, at as u32, &targets[at], lsn) {
+        self.heirs.forget();
+        let mut waits = false;
+        while at < targets.len() && self.heirs.steps() < SWITCH_STEPS {
+            if !self.switch_entry(segment, at as u32, &targets[at], lsn) {
+                waits = true;
+                break;
+            }
             at += 1;
         }
         let over = at == targets.len();
+        self.again |= !over && !waits;
         // Leaves that are read for a switch that waits for a checkpoint would be gone again when that has ended,
         // and it may need to read some itself.
-        if !over && !self.is_being_stated(self.owner_of(&targets[at].moved)) {
+        if waits && !self.is_being_stated(self.owner_of(&targets[at].moved)) {
             let same_leaf = |a: &Target, b: &Target| a.moved.leaf() == b.moved.leaf();
             for leaf in targets[at..].chunk_by(same_leaf).take(LEAF_READS) {
                 let moved = &leaf[0].moved;

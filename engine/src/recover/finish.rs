@@ -26,6 +26,7 @@ use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
 use crate::scrub::Scrub;
 use crate::segment::{OpenSegment, SegmentState, Summary, seal_summary};
+use crate::snapshot::Heirs;
 use crate::stop::Stop;
 use crate::stream::user_streams;
 use crate::summary_copies::SummaryCopies;
@@ -211,7 +212,7 @@ impl Engine {
             graves: Graves::default(),
             dying: VecDeque::new(),
             leaving: Vec::new(),
-            moving: Vec::with_capacity(16),
+            heirs: Heirs::default(),
             forks: VecDeque::new(),
             spare_forks: Vec::new(),
             spare_frozen: Vec::new(),

@@ -14,19 +14,19 @@
 
 mod clone;
 mod delete;
+mod heirs;
 
 pub use clone::{CloneSpec, RollbackSpec};
+pub(crate) use heirs::Heirs;
 
 use crate::batch::{Effect, Waiter};
-use crate::compact::Compaction;
 use crate::engine::Engine;
 use crate::error::SubmitError;
 use crate::format::journal::RECORD_BYTES;
 use crate::format::record::{Record, volume_bytes};
-use crate::map::{LEAF_BLOCKS, LeafState, Mapping};
 use crate::plant::Plant;
 use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState};
-use flagstone_block::{Buffers, Durability, Lba, Tag, VolumeId};
+use flagstone_block::{Buffers, Durability, Tag, VolumeId};
 
 /// A snapshot to be taken.
 #[derive(Clone, Copy, Debug)]
@@ -152,65 +152,6 @@ impl Engine {
             parent.children.iter_mut().filter(|c| **c == cut.line).for_each(|c| *c = snapshot);
         }
         self.recount_held(cut.line);
-    }
-
-    /// Whether a checkpoint states leaves in which others may have inherited what `owner` has, so that nothing
-    /// of it is moved meanwhile.
-    pub(crate) fn is_being_stated(&self, owner: u32) -> bool {
-        let inherited = self.volumes.get(owner).is_some_and(|owner| !owner.children.is_empty());
-        let stating = self.compaction.as_ref().is_some_and(Compaction::is_stating);
-        inherited && stating && !self.planted.has(Plant::MoveWhileStating)
-    }
-
-    /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if the
-    /// owner's leaf must be read first, which begins then. Those who inherit it are known without. False
-    /// as well while a checkpoint states the leaves: all must be in it with the same copy.
-    pub(crate) fn move_block(&mut self, owner: u32, lba: Lba, from: Mapping, to: Mapping) -> bool {
-        let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
-        if self.is_being_stated(owner) {
-            return false;
-        }
-        self.moving.clear();
-        self.moving.push(owner);
-        while let Some(node) = self.moving.pop() {
-            let Some(volume) = self.volumes.get(node) else { continue };
-            if node == owner || volume.map.is_different(leaf) {
-                match volume.map.leaf(&self.slab, leaf).0 {
-                    LeafState::Dense(index) => {
-                        let content = self.slab.get(index);
-                        if content.get(block) != from {
-                            continue;
-                        }
-                        let owns = content.owns(block);
-                        let content = self.slab.get_mut(index);
-                        let _ =
-                            if owns { content.set(block, to) } else { content.inherit(block, to) };
-                    }
-                    LeafState::Away(away) => {
-                        let paged = self.slab.away_leaf(away);
-                        let data = paged.bit(block) == (false, false);
-                        if node == owner && data {
-                            let page = paged.page;
-                            self.request_leaf(node, leaf, page);
-                            return false;
-                        }
-                        if !data || paged.owns(block) {
-                            continue;
-                        }
-                        self.slab.note_moved(away, block, to);
-                    }
-                    // What it had has passed to its child, which may inherit the rest from further up.
-                    _ if volume.state == VolumeState::Dying => {}
-                    _ => continue,
-                }
-            }
-            if let Some(volume) = self.volumes.get(node)
-                && !self.planted.has(Plant::MoveOwnerOnly)
-            {
-                self.moving.extend_from_slice(&volume.children);
-            }
-        }
-        true
     }
 
     /// A volume that may be written to.
