@@ -5,6 +5,7 @@
 //! end ([`LIMIT`]), every port is chosen by the system, and whatever was started is ended when its
 //! value is dropped, also when a test panics.
 
+pub mod ask;
 pub mod daemon;
 pub mod disk;
 pub mod filesystem;

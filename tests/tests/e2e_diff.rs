@@ -1,7 +1,6 @@
 //! Differences, told by the daemon, against images compared byte for byte.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use flagstone_tests::daemon::{Daemon, directory};
@@ -13,13 +12,6 @@ use serde_json::Value;
 
 const VOLUME: u64 = 64 * MIB;
 const BLOCKS: u64 = VOLUME / BLOCK as u64;
-
-/// What a command of the control API says in JSON.
-fn ask(daemon: &Daemon, args: &[&str]) -> Value {
-    let output = daemon.control(&[args, &["--json"]].concat());
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_str(&output.out).unwrap()
-}
 
 /// Offset, length, and whether it is data.
 type Extent = (u64, u64, bool);
@@ -77,13 +69,6 @@ fn change(client: &mut Client, random: &mut Random, requests: u64) {
     }
 }
 
-fn copy(daemon: &Daemon, export: &str, directory: &Path) -> PathBuf {
-    let path = directory.join(format!("{export}.img"));
-    let _ = fs::remove_file(&path);
-    run("nbdcopy", [daemon.uri(export).as_str(), path.to_str().unwrap()]);
-    path
-}
-
 #[test]
 fn differences_are_those_of_the_images() {
     let programs = ["nbdcopy", "qemu-img"].map(Need::Program);
@@ -97,13 +82,13 @@ fn differences_are_those_of_the_images() {
     let mut images = vec![("none".to_owned(), Vec::new())];
     for (requests, name) in [(3000, "a"), (400, "b"), (400, "c")] {
         change(&mut client, &mut random, requests);
-        ask(&daemon, &["snapshot", "create", "v", name]);
+        daemon.ask(&["snapshot", "create", "v", name]);
         let name = format!("v@{name}");
-        let path = copy(&daemon, &name, dir.path());
+        let path = daemon.copy_to(&name, dir.path());
         images.push((name, fs::read(path).unwrap()));
     }
     change(&mut client, &mut random, 200);
-    let path = copy(&daemon, "v", dir.path());
+    let path = daemon.copy_to("v", dir.path());
     images.push(("v".to_owned(), fs::read(path).unwrap()));
     drop(client);
 
@@ -111,8 +96,8 @@ fn differences_are_those_of_the_images() {
         for (older, then) in &images {
             for (newer, now) in &images[1..] {
                 let page = match older.as_str() {
-                    "none" => ask(daemon, &["diff", "--from-nothing", newer]),
-                    older => ask(daemon, &["diff", older, newer]),
+                    "none" => daemon.ask(&["diff", "--from-nothing", newer]),
+                    older => daemon.ask(&["diff", older, newer]),
                 };
                 assert!(page["next"].is_null(), "{page}");
                 assert_eq!(page["newer"]["size_bytes"], VOLUME);
@@ -128,7 +113,7 @@ fn differences_are_those_of_the_images() {
     // What an incremental backup does: the changed blocks of the newer on an image of the older.
     let mut image = images[1].1.clone();
     let mut source = daemon.connect("v@c");
-    for (offset, len, data) in extents(&ask(&daemon, &["diff", "v@a", "v@c"])) {
+    for (offset, len, data) in extents(&daemon.ask(&["diff", "v@a", "v@c"])) {
         let into = &mut image[offset as usize..(offset + len) as usize];
         match data {
             true => into.copy_from_slice(&source.read(offset, len as u32).unwrap()),
@@ -142,11 +127,11 @@ fn differences_are_those_of_the_images() {
     drop(source);
 
     // In parts, it is the same.
-    let whole = extents(&ask(&daemon, &["diff", "v@a", "v"]));
+    let whole = extents(&daemon.ask(&["diff", "v@a", "v"]));
     let (mut parts, mut from) = (Vec::new(), Some(0));
     while let Some(at) = from {
         let at = at.to_string();
-        let page = ask(&daemon, &["diff", "v@a", "v", "--limit", "50", "--from", &at]);
+        let page = daemon.ask(&["diff", "v@a", "v", "--limit", "50", "--from", &at]);
         parts.extend(extents(&page));
         from = page["next"].as_u64();
     }
@@ -179,12 +164,12 @@ fn little_of_a_huge_volume_is_told_at_once() {
         blocks
     };
     write(10_000);
-    ask(&daemon, &["snapshot", "create", "v", "before"]);
+    daemon.ask(&["snapshot", "create", "v", "before"]);
     let changed = write(1000);
     let mut best = Duration::MAX;
     for _ in 0..10 {
         let start = Instant::now();
-        let page = ask(&daemon, &["diff", "v@before", "v"]);
+        let page = daemon.ask(&["diff", "v@before", "v"]);
         best = best.min(start.elapsed());
         let found = extents(&page).into_iter().map(|(offset, len, data)| {
             assert!(data);
@@ -224,7 +209,7 @@ fn nbd_clients_are_told_what_differs_from_a_snapshot() {
     let mut client = daemon.connect("v");
     for name in ["a", "b"] {
         change(&mut client, &mut random, 2000);
-        ask(&daemon, &["snapshot", "create", "v", name]);
+        daemon.ask(&["snapshot", "create", "v", name]);
     }
     change(&mut client, &mut random, 1000);
     drop(client);
@@ -237,7 +222,7 @@ fn nbd_clients_are_told_what_differs_from_a_snapshot() {
         config.args.extend(["--map-memory".to_owned(), memory.to_owned()]);
         daemon = config.start();
         for (export, from) in exports {
-            let page = ask(&daemon, &["diff", &format!("v@{from}"), export]);
+            let page = daemon.ask(&["diff", &format!("v@{from}"), export]);
             let due = extents(&page);
             let own: Vec<_> = due.iter().map(|e| (e.0, e.1, if e.2 { 1 } else { 3 })).collect();
             assert_eq!(map(&daemon, export, &format!("flagstone:diff:{from}")), own);

@@ -15,13 +15,6 @@ use serde_json::Value;
 
 const VOLUME: u64 = 96 * MIB;
 
-/// What a command of the control API says in JSON.
-fn ask(daemon: &Daemon, args: &[&str]) -> Value {
-    let output = daemon.control(&[args, &["--json"]].concat());
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_str(&output.out).unwrap()
-}
-
 fn fails(daemon: &Daemon, args: &[&str], status: i32, says: &str) -> Output {
     let output = daemon.control(args);
     assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
@@ -53,14 +46,6 @@ fn second(directory: &Path, name: &str, pool_bytes: u64, args: &[&str]) -> Daemo
     let mut config = Config::new(&pool, &directory);
     config.args.extend(args.iter().map(|&arg| arg.to_owned()));
     config.start()
-}
-
-/// What an export holds, as nbdcopy reads it.
-fn copy(daemon: &Daemon, export: &str, directory: &Path) -> Vec<u8> {
-    let path = directory.join("nbdcopied");
-    let _ = fs::remove_file(&path);
-    run("nbdcopy", [daemon.uri(export).as_str(), path.to_str().unwrap()]);
-    fs::read(path).unwrap()
 }
 
 /// Writes, zeroes and discards here and there.
@@ -102,7 +87,7 @@ fn mapped(daemon: &Daemon, volume: &str) -> u64 {
 }
 
 fn snapshots(daemon: &Daemon) -> Vec<String> {
-    let listed = ask(daemon, &["snapshot", "list"]);
+    let listed = daemon.ask(&["snapshot", "list"]);
     let listed = listed["snapshots"].as_array().unwrap().iter();
     listed.map(|snapshot| snapshot["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -125,28 +110,34 @@ fn images_are_what_other_programs_read() {
     let names = ["a", "b", "c"];
     for (i, name) in names.iter().enumerate() {
         if i == 2 {
-            ask(&source, &["volume", "resize", "v", "--size", "128M"]);
+            source.ask(&["volume", "resize", "v", "--size", "128M"]);
         }
         change(&source, "v", &mut random, if i == 0 { 60 } else { 12 });
-        ask(&source, &["snapshot", "create", "v", name]);
+        source.ask(&["snapshot", "create", "v", name]);
     }
     change(&source, "v", &mut random, 20);
     // To a file, to a file compressed, and through a pipe; as other people's tools would have it.
-    let full = ask(&source, &["export", "v@a", text(&image("a"))]);
+    let full = source.ask(&["export", "v@a", text(&image("a"))]);
     assert_eq!(full["size_bytes"], VOLUME);
-    assert_eq!(full["data_bytes"], ask(&source, &["snapshot", "show", "v@a"])["mapped_bytes"]);
-    let increment = ask(
-        &source,
-        &["export", "v@b", "--from", "a", "-o", text(&image("b")), "--compress", "zstd"],
-    );
+    assert_eq!(full["data_bytes"], source.ask(&["snapshot", "show", "v@a"])["mapped_bytes"]);
+    let increment = source.ask(&[
+        "export",
+        "v@b",
+        "--from",
+        "a",
+        "-o",
+        text(&image("b")),
+        "--compress",
+        "zstd",
+    ]);
     assert_eq!(increment["base"], "v@a");
     assert!(increment["data_bytes"].as_u64() < full["data_bytes"].as_u64());
     assert!(!image("a.img.partial").exists());
     for name in ["a", "b"] {
-        let checked = ask(&target, &["import", "--check", text(&image(name))]);
+        let checked = target.ask(&["import", "--check", text(&image(name))]);
         assert_eq!(checked["sound"], true);
         assert_eq!(checked["stream_bytes"], fs::metadata(image(name)).unwrap().len());
-        let imported = ask(&target, &["import", text(&image(name)), "copy"]);
+        let imported = target.ask(&["import", text(&image(name)), "copy"]);
         assert_eq!(imported["snapshot"], format!("copy@{name}"));
     }
     let pipe = |from: &Daemon, export: &str, to: &Daemon, import: &str| {
@@ -163,12 +154,12 @@ fn images_are_what_other_programs_read() {
     pipe(&source, "v@c --from v@b -", &target, "- copy");
     for name in names {
         let (ours, theirs) = (format!("v@{name}"), format!("copy@{name}"));
-        let expected = copy(&source, &ours, dir.path());
-        assert!(copy(&target, &theirs, dir.path()) == expected, "{name}");
+        let expected = source.copy(&ours, dir.path());
+        assert!(target.copy(&theirs, dir.path()) == expected, "{name}");
         let (a, b) = (source.uri(&ours), target.uri(&theirs));
         run("qemu-img", ["compare", "-f", "raw", "-F", "raw", &a, &b]);
-        let fact = |daemon, name: &str, field: &str| {
-            ask(daemon, &["snapshot", "show", name])[field].clone()
+        let fact = |daemon: &Daemon, name: &str, field: &str| {
+            daemon.ask(&["snapshot", "show", name])[field].clone()
         };
         for field in ["mapped_bytes", "size_bytes", "uuid"] {
             assert_eq!(fact(&source, &ours, field), fact(&target, &theirs, field), "{name}");
@@ -176,14 +167,14 @@ fn images_are_what_other_programs_read() {
     }
     // Of the volume as it is now: no snapshot is left, here or there.
     pipe(&source, "v --from c", &target, "copy");
-    let expected = copy(&source, "v", dir.path());
-    assert!(copy(&target, "copy", dir.path()) == expected);
+    let expected = source.copy("v", dir.path());
+    assert!(target.copy("copy", dir.path()) == expected);
     assert_eq!(mapped(&source, "v"), mapped(&target, "copy"));
     assert_eq!(snapshots(&source), ["v@a", "v@b", "v@c"]);
     assert_eq!(snapshots(&target), ["copy@a", "copy@b", "copy@c"]);
     // Back from the copy to a volume that was lost.
     pipe(&target, "copy", &source, "restored --snapshot again");
-    assert!(copy(&source, "restored@again", dir.path()) == expected);
+    assert!(source.copy("restored@again", dir.path()) == expected);
     source.stop_cleanly();
     target.stop_cleanly();
     check_pool(&source.config().pool);
@@ -201,13 +192,13 @@ fn what_does_not_fit_is_refused() {
     let image = |name: &str| dir.path().join(format!("{name}.img"));
     for name in ["a", "b", "c"] {
         change(&daemon, "v", &mut random, 10);
-        ask(&daemon, &["snapshot", "create", "v", name]);
+        daemon.ask(&["snapshot", "create", "v", name]);
     }
-    ask(&daemon, &["export", "v@a", text(&image("a"))]);
-    ask(&daemon, &["export", "v@b", "--from", "a", text(&image("ab"))]);
-    ask(&daemon, &["export", "v@c", "--from", "b", text(&image("bc"))]);
+    daemon.ask(&["export", "v@a", text(&image("a"))]);
+    daemon.ask(&["export", "v@b", "--from", "a", text(&image("ab"))]);
+    daemon.ask(&["export", "v@c", "--from", "b", text(&image("bc"))]);
     fails(&daemon, &["export", "v@a", text(&image("a"))], 5, "--force");
-    ask(&daemon, &["export", "v@a", text(&image("a")), "--force"]);
+    daemon.ask(&["export", "v@a", text(&image("a")), "--force"]);
     fails(&daemon, &["export", "v@x", text(&image("x"))], 7, "no snapshot v@x");
     fails(&daemon, &["export", "x", text(&image("x"))], 7, "no volume x");
     fails(&daemon, &["export", "v@c", "--from", "x", text(&image("x"))], 7, "no snapshot v@x");
@@ -229,9 +220,9 @@ fn what_does_not_fit_is_refused() {
     fails(&daemon, &["import", text(&image("a")), "v@b"], 2, "VOLUME@SNAPSHOT");
     fails(&daemon, &["import", text(&daemon.config().pool), "copy"], 4, "no Flagstone image");
     fails(&daemon, &["import", text(&image("none")), "copy"], 1, "No such file");
-    ask(&daemon, &["import", text(&image("a")), "copy"]);
+    daemon.ask(&["import", text(&image("a")), "copy"]);
     fails(&daemon, &["import", text(&image("bc")), "copy"], 8, "increment on v@b");
-    ask(&daemon, &["volume", "create", "other", "--size", "16M"]);
+    daemon.ask(&["volume", "create", "other", "--size", "16M"]);
     fails(&daemon, &["import", text(&image("ab")), "other"], 8, "increment on v@a");
     daemon.connect("other").write(0, &[1; BLOCK], 0).unwrap();
     fails(&daemon, &["import", text(&image("a")), "other"], 5, "volume other already");
@@ -240,12 +231,12 @@ fn what_does_not_fit_is_refused() {
     fails(&daemon, &["import", text(&image("bc")), "copy", "--json"], 8, "\"code\":\"wrong_base\"");
     let kept = ["copy@a", "v@a", "v@b", "v@c"];
     assert_eq!(snapshots(&daemon), kept, "something was left behind");
-    ask(&daemon, &["import", text(&image("a")), "second"]);
-    ask(&daemon, &["import", text(&image("ab")), "second"]);
-    ask(&daemon, &["import", text(&image("bc")), "second"]);
-    assert!(copy(&daemon, "second@c", dir.path()) == copy(&daemon, "v@c", dir.path()));
+    daemon.ask(&["import", text(&image("a")), "second"]);
+    daemon.ask(&["import", text(&image("ab")), "second"]);
+    daemon.ask(&["import", text(&image("bc")), "second"]);
+    assert!(daemon.copy("second@c", dir.path()) == daemon.copy("v@c", dir.path()));
     // There already: a success that changes nothing.
-    let again = ask(&daemon, &["import", text(&image("ab")), "second"]);
+    let again = daemon.ask(&["import", text(&image("ab")), "second"]);
     assert_eq!(again["was_there"], true);
     daemon.stop_cleanly();
     check_pool(&daemon.config().pool);
@@ -257,17 +248,17 @@ fn damaged_streams_are_refused() {
     let mut daemon = Daemon::with_volume(dir.path(), 256 * MIB, MIB);
     let mut client = daemon.connect("v");
     client.write(0, &[7; 3 * BLOCK], 0).unwrap();
-    ask(&daemon, &["snapshot", "create", "v", "a"]);
+    daemon.ask(&["snapshot", "create", "v", "a"]);
     client.write(8 * BLOCK as u64, &[8; BLOCK], 0).unwrap();
     client.trim(0, BLOCK as u32).unwrap();
-    ask(&daemon, &["snapshot", "create", "v", "b"]);
+    daemon.ask(&["snapshot", "create", "v", "b"]);
     let path = dir.path().join("image");
-    ask(&daemon, &["export", "v@b", "--from", "a", text(&path)]);
+    daemon.ask(&["export", "v@b", "--from", "a", text(&path)]);
     let whole = fs::read(&path).unwrap();
     let damaged = dir.path().join("damaged");
     let base = dir.path().join("base");
-    ask(&daemon, &["export", "v@a", text(&base)]);
-    ask(&daemon, &["import", text(&base), "copy"]);
+    daemon.ask(&["export", "v@a", text(&base)]);
+    daemon.ask(&["import", text(&base), "copy"]);
     let mut places: Vec<usize> = (0..whole.len()).step_by(61).collect();
     places.extend(whole.len() - 3..whole.len());
     for (i, &at) in places.iter().enumerate() {
@@ -285,7 +276,7 @@ fn damaged_streams_are_refused() {
         assert!(snapshots(&daemon).iter().all(|name| name != "copy@b"), "byte {at}");
     }
     // What was begun with them goes on with the right one.
-    ask(&daemon, &["import", text(&path), "copy"]);
+    daemon.ask(&["import", text(&path), "copy"]);
     let read = |export: &str| daemon.connect(export).read(0, MIB as u32).unwrap();
     assert!(read("copy@b") == read("v@b"));
     assert_eq!(snapshots(&daemon), ["copy@a", "copy@b", "v@a", "v@b"]);
@@ -325,14 +316,14 @@ fn an_interrupted_export_goes_on() {
     let mut random = Random::from_environment();
     let mut daemon = Daemon::with_volume(dir.path(), 512 * MIB, VOLUME);
     fill(&daemon, "v", &mut random);
-    ask(&daemon, &["snapshot", "create", "v", "a"]);
+    daemon.ask(&["snapshot", "create", "v", "a"]);
     fill(&daemon, "v", &mut random);
     let whole = dir.path().join("whole");
-    ask(&daemon, &["export", "v@a", text(&whole)]);
+    daemon.ask(&["export", "v@a", text(&whole)]);
     let whole = fs::read(whole).unwrap();
     let path = dir.path().join("image");
     let go_on = |daemon: &Daemon, how: &str| {
-        let report = ask(daemon, &["export", "v@a", text(&path)]);
+        let report = daemon.ask(&["export", "v@a", text(&path)]);
         assert!(report["resumed_at_bytes"].as_u64().unwrap() > 2 * MIB, "{how}: {report}");
         assert!(fs::read(&path).unwrap() == whole, "{how}: another image");
         fs::remove_file(&path).unwrap();
@@ -355,10 +346,10 @@ fn an_interrupted_export_goes_on() {
     // A part of one image is no part of another.
     let partial =
         interrupt_export(&mut daemon, "v@a", &path, |_, child| signal(child, Signal::TERM));
-    ask(&daemon, &["snapshot", "create", "v", "b"]);
+    daemon.ask(&["snapshot", "create", "v", "b"]);
     fails(&daemon, &["export", "v@b", text(&path)], 5, "--restart");
     fails(&daemon, &["export", "v@a", "--from", "b", text(&path)], 5, "--restart");
-    let report = ask(&daemon, &["export", "v@b", text(&path), "--restart"]);
+    let report = daemon.ask(&["export", "v@b", text(&path), "--restart"]);
     assert_eq!(report["resumed_at_bytes"], 0);
     assert!(path.exists() && !partial.exists());
     fs::write(&partial, b"something that is no image").unwrap();
@@ -398,11 +389,11 @@ fn an_export_of_a_volume_leaves_no_snapshot() {
     exit_of(child);
     assert_eq!(snapshots(&daemon).len(), 1);
     wait_until("its connection to end", || {
-        let shown = ask(&daemon, &["snapshot", "list"]);
+        let shown = daemon.ask(&["snapshot", "list"]);
         shown["snapshots"][0]["connections"] == 0
     });
     let path = dir.path().join("image");
-    ask(&daemon, &["export", "v", text(&path)]);
+    daemon.ask(&["export", "v", text(&path)]);
     assert_eq!(snapshots(&daemon), [""; 0]);
     fails(&daemon, &["export", "v", "/dev/full"], 1, "No space left");
     assert_eq!(snapshots(&daemon), [""; 0]);
@@ -412,7 +403,7 @@ fn an_export_of_a_volume_leaves_no_snapshot() {
     interrupt_export(&mut daemon, "v", &path, |_, child| signal(child, Signal::KILL));
     let mut client = daemon.connect("v");
     client.write(0, &[1; 16 * BLOCK], 0).unwrap();
-    let report = ask(&daemon, &["export", "v", text(&path)]);
+    let report = daemon.ask(&["export", "v", text(&path)]);
     assert!(report["resumed_at_bytes"].as_u64().unwrap() > 2 * MIB, "{report}");
     // All but the header, which names the snapshot, and what goes by that.
     let again = fs::read(&path).unwrap();
@@ -436,12 +427,12 @@ fn an_interrupted_import_goes_on() {
     let mut random = Random::from_environment();
     let mut daemon = Daemon::with_volume(dir.path(), 1024 * MIB, VOLUME);
     fill(&daemon, "v", &mut random);
-    ask(&daemon, &["snapshot", "create", "v", "a"]);
+    daemon.ask(&["snapshot", "create", "v", "a"]);
     change(&daemon, "v", &mut random, 200);
-    ask(&daemon, &["snapshot", "create", "v", "b"]);
+    daemon.ask(&["snapshot", "create", "v", "b"]);
     let (full, increment) = (dir.path().join("full"), dir.path().join("increment"));
-    ask(&daemon, &["export", "v@a", text(&full)]);
-    ask(&daemon, &["export", "v@b", "--from", "a", text(&increment), "--compress", "zstd:1"]);
+    daemon.ask(&["export", "v@a", text(&full)]);
+    daemon.ask(&["export", "v@b", "--from", "a", text(&increment), "--compress", "zstd:1"]);
     let read = |daemon: &Daemon, export: &str| -> Vec<u8> {
         let mut client = daemon.connect(export);
         let part = |offset| client.read(offset, MIB as u32).unwrap();
@@ -486,22 +477,22 @@ fn an_interrupted_import_goes_on() {
         let volume = format!("c{i}");
         interrupt(&mut daemon, &full, &volume, how);
         fails(&daemon, &["import", text(&increment), &volume], 8, "another image");
-        let report = ask(&daemon, &["import", text(&full), &volume]);
+        let report = daemon.ask(&["import", text(&full), &volume]);
         assert_eq!(report["resumed"], true, "{how}");
         assert!(report["kept_bytes"].as_u64().unwrap() > 0, "{how}: {report}");
         assert!(read(&daemon, &format!("{volume}@a")) == a, "{how}: another volume");
         interrupt(&mut daemon, &increment, &volume, how);
-        let report = ask(&daemon, &["import", text(&increment), &volume]);
+        let report = daemon.ask(&["import", text(&increment), &volume]);
         assert_eq!(report["resumed"], true, "{how}");
         assert!(read(&daemon, &format!("{volume}@b")) == b, "{how}: another volume");
         assert!(read(&daemon, &format!("{volume}@a")) == a, "{how}: its base has changed");
         assert_eq!(snapshots(&daemon).iter().filter(|name| name.contains("importing")).count(), 0);
-        let mapped = |name: &str| ask(&daemon, &["snapshot", "show", name])["mapped_bytes"].clone();
+        let mapped = |name: &str| daemon.ask(&["snapshot", "show", name])["mapped_bytes"].clone();
         assert_eq!(mapped("v@b"), mapped(&format!("{volume}@b")));
         for name in ["a", "b"] {
-            ask(&daemon, &["snapshot", "delete", &format!("{volume}@{name}")]);
+            daemon.ask(&["snapshot", "delete", &format!("{volume}@{name}")]);
         }
-        ask(&daemon, &["volume", "delete", &volume]);
+        daemon.ask(&["volume", "delete", &volume]);
     }
     daemon.stop_cleanly();
     check_pool(&daemon.config().pool);
@@ -514,14 +505,14 @@ fn a_full_pool_is_told() {
     let source = Daemon::with_volume(dir.path(), 512 * MIB, VOLUME);
     fill(&source, "v", &mut random);
     let image = dir.path().join("image");
-    ask(&source, &["export", "v", text(&image)]);
+    source.ask(&["export", "v", text(&image)]);
     let mut target = second(dir.path(), "target", 64 * MIB, &["--on-full", "error"]);
     fails(&target, &["import", text(&image), "copy"], 1, "no space is left in the pool");
     // With more room it goes on.
     let pool = target.config().pool.clone();
     File::options().write(true).open(&pool).unwrap().set_len(512 * MIB).unwrap();
-    ask(&target, &["pool", "grow", text(&pool)]);
-    let report = ask(&target, &["import", text(&image), "copy"]);
+    target.ask(&["pool", "grow", text(&pool)]);
+    let report = target.ask(&["import", text(&image), "copy"]);
     assert!(report["kept_bytes"].as_u64().unwrap() > 16 * MIB, "{report}");
     let read = |daemon: &Daemon, export: &str, offset| {
         daemon.connect(export).read(offset, MIB as u32).unwrap()

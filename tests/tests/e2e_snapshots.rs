@@ -6,42 +6,14 @@ use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use flagstone_tests::ask::qemu_io;
 use flagstone_tests::daemon::{Daemon, check_pool, directory};
 use flagstone_tests::nbd::{EPERM, FUA};
-use flagstone_tests::programs::{Need, can_run, command, finish, run};
+use flagstone_tests::programs::{Need, can_run, run};
 use flagstone_tests::{BLOCK, LIMIT, MIB};
 use serde_json::Value;
 
 const VOLUME: u64 = 32 * MIB;
-
-/// What a command of the control API says in JSON.
-fn ask(daemon: &Daemon, args: &[&str]) -> Value {
-    let output = daemon.control(&[args, &["--json"]].concat());
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_str(&output.out).unwrap()
-}
-
-fn used(daemon: &Daemon) -> u64 {
-    ask(daemon, &["pool", "status"])["pools"][0]["used_bytes"].as_u64().unwrap()
-}
-
-/// Space comes back in the background.
-fn until_used(daemon: &Daemon, wanted: u64) {
-    let start = Instant::now();
-    while used(daemon) != wanted {
-        assert!(start.elapsed() < LIMIT, "{} are used and not {wanted}", used(daemon));
-        std::thread::yield_now();
-    }
-}
-
-fn qemu_io(uri: &str, commands: &[&str]) -> flagstone_tests::programs::Output {
-    let mut program = command("qemu-io");
-    program.args(["-f", "raw", uri]);
-    for text in commands {
-        program.args(["-c", text]);
-    }
-    finish(program)
-}
 
 #[test]
 fn real_clients_read_a_volume_as_it_was() {
@@ -51,7 +23,7 @@ fn real_clients_read_a_volume_as_it_was() {
     }
     let dir = directory();
     let mut daemon = Daemon::with_volume(dir.path(), 256 * MIB, VOLUME);
-    let empty = used(&daemon);
+    let empty = daemon.used();
     let wrote = qemu_io(&daemon.uri("v"), &["write -P 17 0 8M", "write -P 34 20M 64k", "flush"]);
     assert!(wrote.status.success(), "{wrote:?}");
     let image = |name: &str| dir.path().join(name);
@@ -62,11 +34,11 @@ fn real_clients_read_a_volume_as_it_was() {
         fs::read(path).unwrap()
     };
     let before = copy(&daemon, "v", "before");
-    let full = used(&daemon);
-    let taken = ask(&daemon, &["snapshot", "create", "v", "monday"]);
+    let full = daemon.used();
+    let taken = daemon.ask(&["snapshot", "create", "v", "monday"]);
     let uri = taken["snapshots"][0]["uris"][0].as_str().unwrap().to_owned();
     assert_eq!(taken["snapshots"][0]["name"], "v@monday");
-    assert_eq!(used(&daemon), full, "a snapshot takes no space");
+    assert_eq!(daemon.used(), full, "a snapshot takes no space");
     let wrote = qemu_io(
         &daemon.uri("v"),
         &["write -P 51 4k 1M", "discard 20M 64k", "write -P 68 30M 1M", "flush"],
@@ -111,18 +83,18 @@ fn real_clients_read_a_volume_as_it_was() {
     daemon.restart();
     assert!(copy(&daemon, "v@monday", "snapshot") == before, "the kill has changed the snapshot");
     assert!(copy(&daemon, "v", "now") == after, "the kill has changed the volume");
-    let shown = ask(&daemon, &["snapshot", "show", "v@monday"]);
+    let shown = daemon.ask(&["snapshot", "show", "v@monday"]);
     assert_eq!(shown["mapped_bytes"], 8 * MIB + (64 << 10));
     // 1 MiB of it was overwritten, 64 KiB discarded; the volume has 1 MiB more besides.
     let alone = MIB + (64 << 10);
     assert_eq!(shown["usage"]["exclusive_bytes"], alone, "{shown}");
     assert_eq!(shown["usage"]["shared_bytes"], 7 * MIB, "{shown}");
     assert_eq!(shown["usage"]["frees_bytes"], alone, "{shown}");
-    let shown = ask(&daemon, &["volume", "show", "v"]);
+    let shown = daemon.ask(&["volume", "show", "v"]);
     assert_eq!(shown["usage"]["exclusive_bytes"], 2 * MIB, "{shown}");
-    let listed = ask(&daemon, &["snapshot", "list", "--usage"]);
+    let listed = daemon.ask(&["snapshot", "list", "--usage"]);
     assert_eq!(listed["snapshots"][0]["usage"]["frees_bytes"], alone, "{listed}");
-    assert_eq!(ask(&daemon, &["volume", "show", "v"])["snapshots"], 1);
+    assert_eq!(daemon.ask(&["volume", "show", "v"])["snapshots"], 1);
 
     let output = daemon.control(&["volume", "delete", "v"]);
     assert_eq!(output.status.code(), Some(8), "{output:?}");
@@ -132,11 +104,11 @@ fn real_clients_read_a_volume_as_it_was() {
     let mut client = daemon.connect("v@monday");
     let output = daemon.control(&["snapshot", "delete", "v@monday"]);
     assert_eq!(output.status.code(), Some(8), "{output:?}");
-    ask(&daemon, &["snapshot", "delete", "v@monday", "--force"]);
+    daemon.ask(&["snapshot", "delete", "v@monday", "--force"]);
     assert!(matches!(client.stream().read(&mut [0]), Ok(0) | Err(_)), "it is still connected");
     assert!(copy(&daemon, "v", "now") == after, "the deletion has changed the volume");
     // 8 MiB of it, with 1 MiB overwritten, and 1 MiB more.
-    until_used(&daemon, empty + 9 * MIB);
+    daemon.until_used(empty + 9 * MIB);
     let output = daemon.control(&["snapshot", "show", "v@monday"]);
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     daemon.stop_cleanly();
@@ -155,7 +127,7 @@ fn snapshots_of_one_command_are_one_instant() {
     for name in &names {
         daemon.create_volume(name, MIB);
     }
-    let empty = used(&daemon);
+    let empty = daemon.used();
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut seen = Vec::new();
     std::thread::scope(|scope| {
@@ -183,7 +155,7 @@ fn snapshots_of_one_command_are_one_instant() {
             let mut args = vec!["snapshot", "create"];
             args.extend(names.iter().flat_map(|name| [name.as_str(), &round]));
             let floor = count.load(Ordering::Relaxed);
-            ask(&daemon, &args);
+            daemon.ask(&args);
             seen.push((round, floor, count.load(Ordering::Relaxed)));
         }
         stop.store(true, Ordering::Relaxed);
@@ -211,18 +183,18 @@ fn snapshots_of_one_command_are_one_instant() {
     for ((round, ..), before) in seen.iter().zip(&before) {
         assert_eq!(&numbers(&daemon, round), before, "{round}");
     }
-    let listed = ask(&daemon, &["snapshot", "list"]);
+    let listed = daemon.ask(&["snapshot", "list"]);
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), VOLUMES * ROUNDS);
-    let listed = ask(&daemon, &["snapshot", "list", "c1"]);
+    let listed = daemon.ask(&["snapshot", "list", "c1"]);
     let listed = listed["snapshots"].as_array().unwrap();
     assert!(listed.iter().all(|snapshot| snapshot["name"].as_str().unwrap().starts_with("c1@")));
     assert_eq!(listed.len(), ROUNDS);
     for (round, ..) in &seen {
         for name in &names {
-            ask(&daemon, &["snapshot", "delete", &format!("{name}@{round}")]);
+            daemon.ask(&["snapshot", "delete", &format!("{name}@{round}")]);
         }
     }
-    until_used(&daemon, empty + (VOLUMES * BLOCK) as u64);
+    daemon.until_used(empty + (VOLUMES * BLOCK) as u64);
     daemon.stop_cleanly();
     check_pool(&daemon.config().pool);
 }
