@@ -11,7 +11,7 @@ use crate::map::LEAF_BLOCKS;
 use crate::plant::Plant;
 use crate::segment::SegmentState;
 use crate::token::Token;
-use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, split_offset};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, Lba, split_offset};
 
 impl Slot {
     pub(super) fn bytes(&self) -> Buffer {
@@ -195,7 +195,10 @@ impl Engine {
             Work::Summary { segment, .. } => (ScrubPlace::Summary, Some(segment)),
             Work::Blocks { segment, from, .. } => {
                 let Some(named) = self.named(from, item) else { return };
-                let place = ScrubPlace::Data { volume: name(named.volume), lba: named.lba };
+                let reader = self.reader_of(named.volume, Lba(named.lba));
+                // What only a deleted snapshot still has harms nobody.
+                let Some(reader) = reader else { return };
+                let place = ScrubPlace::Data { volume: name(reader), lba: named.lba };
                 (place, Some(segment))
             }
         };

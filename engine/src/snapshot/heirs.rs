@@ -76,6 +76,36 @@ impl Engine {
         true
     }
 
+    /// Who can read a block that `owner` has: it or, if it is deleted, one that has inherited the block. Perhaps
+    /// nobody can any more.
+    pub(crate) fn reader_of(&self, owner: u32, lba: Lba) -> Option<u32> {
+        let (leaf, block) = (lba.0 / LEAF_BLOCKS as u64, lba.0 as usize % LEAF_BLOCKS);
+        let mut stack = vec![owner];
+        while let Some(node) = stack.pop() {
+            let Some(volume) = self.volumes.get(node) else { continue };
+            let gone = matches!(volume.state, VolumeState::Dying | VolumeState::Leaving);
+            let inherits = match volume.map.leaf(&self.slab, leaf).0 {
+                _ if node == owner || !volume.map.is_different(leaf) => true,
+                LeafState::Dense(index) => {
+                    let content = self.slab.get(index);
+                    matches!(content.get(block), Mapping::Block { .. }) && !content.owns(block)
+                }
+                LeafState::Away(away) => {
+                    let paged = self.slab.away_leaf(away);
+                    paged.bit(block) == (false, false) && !paged.owns(block)
+                }
+                // What it had has passed to its child, which may inherit the rest from further up.
+                _ => gone,
+            };
+            match (inherits, gone) {
+                (true, false) => return Some(node),
+                (true, true) => stack.extend_from_slice(&volume.children),
+                (false, _) => {}
+            }
+        }
+        None
+    }
+
     /// Lists the heirs of a leaf.
     fn find_heirs(&mut self, owner: u32, leaf: u64) {
         let Heirs { of, nodes, stack, steps, .. } = &mut self.heirs;
