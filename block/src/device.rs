@@ -123,6 +123,11 @@ pub trait BlockIo {
     /// Makes everything written so far survive power loss.
     fn flush(&mut self) -> Result<(), DeviceError>;
 
+    /// As [`BlockIo::flush`], of those devices only whose numbers are `wanted`.
+    fn flush_devices(&mut self, wanted: &dyn Fn(usize) -> bool) -> Result<(), DeviceError> {
+        if wanted(0) { self.flush() } else { Ok(()) }
+    }
+
     /// Performs many reads, in any order or at once; `results[i]` answers `reads[i]`.
     ///
     /// The default goes one by one; a device with a queue should keep it full.

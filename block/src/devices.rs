@@ -59,6 +59,12 @@ impl<T: BlockIo> BlockIo for Devices<T> {
         self.0.iter_mut().flatten().try_for_each(BlockIo::flush)
     }
 
+    fn flush_devices(&mut self, wanted: &dyn Fn(usize) -> bool) -> Result<(), DeviceError> {
+        let wanted = |(device, _): &(usize, &mut Option<T>)| wanted(*device);
+        let devices = self.0.iter_mut().enumerate().filter(wanted);
+        devices.filter_map(|(_, io)| io.as_mut()).try_for_each(BlockIo::flush)
+    }
+
     fn read_many(&mut self, reads: &mut [ReadAt<'_>], results: &mut Vec<Result<(), DeviceError>>) {
         results.clear();
         results

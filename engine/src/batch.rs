@@ -9,6 +9,7 @@ pub(crate) use append::{Place, Source};
 
 use crate::engine::Engine;
 use crate::error::{IoFault, SubmitError};
+use crate::flush::FlushWaiter;
 use crate::format::journal::{HEADER_BYTES, JournalHeader, RECORD_BYTES};
 use crate::format::record::Record;
 use crate::limits::{BATCH_BLOCKS, BATCH_RECORDS, BATCHES_EAGER, USER_STREAMS};
@@ -88,6 +89,8 @@ pub(crate) struct Waiter {
     pub(crate) durability: Durability,
     /// Read-modify-write whose guard ends.
     pub(crate) rmw: Option<u32>,
+    /// Which of the batch's records says where its data lies, if it has any.
+    pub(crate) write: Option<u16>,
 }
 
 /// Consecutive blocks of one stream's segment.
@@ -145,6 +148,16 @@ impl Batch {
         self.runs[stream].blocks
     }
 
+    /// How many records it has.
+    pub(crate) fn records(&self) -> u16 {
+        self.logged.len() as u16
+    }
+
+    /// Whether nothing of it is under way any more.
+    pub(crate) fn is_written(&self) -> bool {
+        self.io_left == 0
+    }
+
     /// A command of its is done.
     pub(crate) fn io_done(&mut self) {
         self.io_left -= 1;
@@ -180,7 +193,12 @@ impl Engine {
     }
 
     fn begin_batch(&mut self, internal: bool) -> Result<u32, SubmitError> {
-        if !self.journal.has_slot(internal) || self.spare_batches.is_empty() {
+        // The last one is for what must be written again: all others may be full of that.
+        let kept = usize::from(!self.failures.has_again());
+        if !self.journal.has_slot(internal)
+            || self.spare_batches.len() <= kept
+            || self.failures.is_parting()
+        {
             return Err(SubmitError::Busy);
         }
         let i = self.spare_batches.pop().expect("just asked");
@@ -315,7 +333,7 @@ impl Engine {
         }
         while let Some(&i) = self.flight.front() {
             let batch = &self.batches[i as usize];
-            if batch.io_left > 0 || self.failed.is_some() {
+            if batch.io_left > 0 || self.failed.is_some() || self.failures.is_parting() {
                 return;
             }
             if batch.lasting_bytes > 0
@@ -348,7 +366,11 @@ impl Engine {
         let jseq = self.batches[i as usize].jseq;
         for k in 0..self.batches[i as usize].logged.len() {
             let logged = self.batches[i as usize].logged[k];
-            self.apply(i, logged.effect, logged.lsn);
+            if self.is_void(logged.effect) {
+                self.drop_effect(logged.effect);
+            } else {
+                self.apply(i, logged.effect, logged.lsn);
+            }
             self.applied_lsn = logged.lsn;
             if logged.effect.is_lasting() {
                 self.keep_record(bufs, i, &logged, jseq);
@@ -358,16 +380,50 @@ impl Engine {
         self.journal.tail_retired = self.batches[i as usize].tail;
         for k in 0..self.batches[i as usize].waiters.len() {
             let waiter = self.batches[i as usize].waiters[k];
+            let write = waiter.write.map(|record| {
+                (usize::from(record), self.batches[i as usize].logged[usize::from(record)].effect)
+            });
+            if let Some((record, effect)) = write
+                && self.is_void(effect)
+            {
+                self.write_again(i, waiter, record);
+                continue;
+            }
             if let Some(rmw) = waiter.rmw {
                 self.rmws.finish(rmw);
             }
             if waiter.durability == Durability::Fua && !self.planted.has(Plant::IgnoreFua) {
-                self.flush.wait(waiter.tag, jseq + 1);
+                let volume = match write {
+                    Some((_, Effect::Write { volume, .. })) => Some(volume),
+                    _ => None,
+                };
+                let (tag, jseq) = (waiter.tag, jseq + 1);
+                self.flush.wait(FlushWaiter { tag, jseq, volume, fua: true });
             } else {
                 self.complete(waiter.tag, Ok(()));
             }
         }
-        self.spare_batches.push(i);
+        if !self.is_written_again(i) {
+            self.spare_batches.push(i);
+        }
+    }
+
+    /// The volume and first block of a record of batch `i`, and the data that was to be written.
+    pub(crate) fn data_of(&self, i: u32, record: usize) -> Option<(u32, u64, Buffer)> {
+        let batch = &self.batches[i as usize];
+        let Effect::Write { volume, lba, pbn, blocks, .. } = batch.logged.get(record)?.effect
+        else {
+            return None;
+        };
+        let holds = |run: &&Run| (run.pbn..run.pbn + u64::from(run.blocks)).contains(&pbn);
+        let run = batch.runs.iter().find(holds)?;
+        Some((volume, lba, run.data.part((pbn - run.pbn) as u32, blocks)))
+    }
+
+    /// What the records behind one of batch `i` do, which is being retired.
+    pub(crate) fn effects_behind(&self, i: u32, record: usize) -> impl Iterator<Item = Effect> {
+        let own = self.batches[i as usize].logged.iter().skip(record + 1);
+        own.map(|logged| logged.effect).chain(self.effects_under_way())
     }
 
     /// Copies a record from the journal block to the metadata chains.
@@ -398,6 +454,7 @@ impl Engine {
         match effect {
             Effect::Write { volume, lba, pbn, crcs, blocks, new } => {
                 self.end_taking(volume, u64::from(new));
+                self.note_unflushed(volume, pbn);
                 for b in 0..blocks {
                     let crc = self.batches[i as usize].crcs[(crcs + b) as usize];
                     let mapping = Mapping::Block { pbn: pbn + u64::from(b), crc };
@@ -450,6 +507,7 @@ impl Engine {
         while let Some(tag) = self.flush.next_waiter() {
             self.complete(tag, Err(IoFault::Device));
         }
+        self.fail_all_again();
         self.fail_shrinks();
         self.fail_change();
         self.fail_rmws(bufs);
@@ -459,25 +517,43 @@ impl Engine {
     fn fail_batch(&mut self, i: u32) {
         for k in 0..self.batches[i as usize].waiters.len() {
             let waiter = self.batches[i as usize].waiters[k];
-            if let Some(rmw) = waiter.rmw {
-                self.rmws.finish(rmw);
-            }
-            self.complete(waiter.tag, Err(IoFault::Device));
+            self.fail_waiter(waiter, IoFault::Device);
         }
         for k in 0..self.batches[i as usize].logged.len() {
-            match self.batches[i as usize].logged[k].effect {
-                Effect::Write { volume, new, .. } => {
-                    self.end_taking(volume, u64::from(new));
-                    self.recount_held(volume);
-                }
-                Effect::Zero { volume, keep, promised, .. } => {
-                    self.end_zero(volume, keep, promised);
-                    self.recount_held(volume);
-                }
-                _ => {}
-            }
+            self.drop_effect(self.batches[i as usize].logged[k].effect);
         }
         self.spare_batches.push(i);
+    }
+
+    pub(crate) fn fail_waiter(&mut self, waiter: Waiter, fault: IoFault) {
+        if let Some(rmw) = waiter.rmw {
+            self.rmws.finish(rmw);
+        }
+        self.complete(waiter.tag, Err(fault));
+    }
+
+    /// A record will not be applied.
+    fn drop_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Write { volume, new, .. } => {
+                self.end_taking(volume, u64::from(new));
+                self.recount_held(volume);
+            }
+            Effect::Zero { volume, keep, promised, .. } => {
+                self.end_zero(volume, keep, promised);
+                self.recount_held(volume);
+            }
+            _ => {}
+        }
+    }
+
+    /// Data of a volume lies at `pbn` that no flush covers yet.
+    fn note_unflushed(&mut self, volume: u32, pbn: u64) {
+        let (issued, sound) = (self.flush.issued(), self.flush.sound);
+        let device = self.geo.device_of(self.geo.locate(pbn).0);
+        if let (Some(device), Some(volume)) = (device, self.volumes.get_mut(volume)) {
+            volume.unflushed.note(device, issued, sound);
+        }
     }
 
     /// The tail that a block `jseq` may claim: the oldest block that something still needs.
@@ -491,6 +567,7 @@ impl Engine {
             for sealing in &self.sealing {
                 tail = tail.min(sealing.first_jseq);
             }
+            tail = tail.min(self.failures.holds_tail().unwrap_or(tail));
         }
         if let Some(meta) = self.meta.holds_tail() {
             tail = tail.min(meta);

@@ -41,10 +41,25 @@ const EIO: i32 = 5;
 /// What is stated next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cursor {
-    Volumes { slot: usize },
-    Segments { segment: u32 },
-    OpenSegment { stream: usize, block: u32 },
-    Leaves { map: usize, leaf: u64 },
+    Volumes {
+        slot: usize,
+    },
+    Segments {
+        segment: u32,
+    },
+    OpenSegment {
+        stream: usize,
+        block: u32,
+    },
+    /// Of those that were open on a device that failed.
+    Orphan {
+        number: usize,
+        block: u32,
+    },
+    Leaves {
+        map: usize,
+        leaf: u64,
+    },
     End,
 }
 
@@ -80,6 +95,11 @@ impl Compaction {
     /// The LSN that the maps are stated at.
     pub(crate) fn lsn(&self) -> u64 {
         self.lsn
+    }
+
+    /// Whether its superblock is being written, or was, and the chains are not switched yet.
+    pub(crate) fn is_switching(&self) -> bool {
+        matches!(self.stage, Stage::Superblock | Stage::Switching)
     }
 
     /// Whether leaves are still being stated.
@@ -124,6 +144,7 @@ impl Engine {
         self.leaving_checkpoint_begun();
         self.begin_summary_copies();
         self.begin_leaf_pages();
+        self.failures.checkpoint_begun();
         self.log_since = 0;
         self.scrub.checkpoint_begun(epoch);
         // Of one that has nothing of its own there is nothing to state.
@@ -161,7 +182,9 @@ impl Engine {
         } else if self.super_write.is_idle()
             && !self.opening
             && !self.is_counting()
-            && (!self.stop.is_begun() || self.stop_wants_pages())
+            && (!self.stop.is_begun()
+                || self.stop_wants_pages()
+                || !self.failures.orphans.is_empty())
             && self.compaction_due()
         {
             self.begin_compaction(bufs);
@@ -183,6 +206,7 @@ impl Engine {
             || self.scrub.wants_checkpoint()
             || self.leaving_wants_checkpoint()
             || self.copies_want_checkpoint()
+            || self.failures_want_checkpoint()
     }
 
     /// Blocks of log after which a checkpoint is due.
@@ -266,6 +290,7 @@ impl Engine {
         self.meta_remains = Some(old.end(bufs, |segment| segs.release(segment)));
         self.end_leaf_pages();
         self.end_summary_copies();
+        self.end_orphans();
         self.bury_leaving();
         self.meta_baseline = self.meta.segments.len();
         self.again = true;
@@ -348,11 +373,13 @@ impl Engine {
                 let copy = self.summary_copies.of(segment, row.generation).filter(|_| !in_maps);
                 let seal = row.seal(segment, lsn, in_maps, copy);
                 let record = Statement::Plain(Record::SegmentSeal(seal));
-                let record = (sealed || switching).then_some(record);
+                // What the pages don't say of it only the journal does.
+                let unstated = self.failures.is_unstated(segment);
+                let record = ((sealed && !unstated) || switching).then_some(record);
                 (Cursor::Segments { segment: segment + 1 }, record)
             }
             Cursor::OpenSegment { stream, .. } if stream == USER_STREAMS => {
-                (Cursor::Leaves { map: 0, leaf: 0 }, None)
+                (Cursor::Orphan { number: 0, block: 0 }, None)
             }
             Cursor::OpenSegment { stream, block } => match &self.open[stream] {
                 Some(open) if block < open.in_meta => (
@@ -360,6 +387,16 @@ impl Engine {
                     Some(self.block_statement(bufs, open, block)),
                 ),
                 _ => (Cursor::OpenSegment { stream: stream + 1, block: 0 }, None),
+            },
+            Cursor::Orphan { number, block } => match self.failures.orphans.get(number) {
+                Some(orphan) => match &orphan.open {
+                    Some(open) if block < open.in_meta && !orphan.stated => (
+                        Cursor::Orphan { number, block: block + 1 },
+                        Some(self.block_statement(bufs, open, block)),
+                    ),
+                    _ => (Cursor::Orphan { number: number + 1, block: 0 }, None),
+                },
+                None => (Cursor::Leaves { map: 0, leaf: 0 }, None),
             },
             Cursor::Leaves { .. } | Cursor::End => (Cursor::End, None),
         }

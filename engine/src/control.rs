@@ -75,7 +75,10 @@ impl Engine {
             name: spec.name,
         };
         self.log_encoded(bufs, batch, Effect::VolumeCreate { volume: id }, &record);
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
         let VolumeSpec { uuid, name, size, settings } = *spec;
         let name = name.to_owned();
         let info = VolumeInfo { id, uuid, name, size, settings, snapshot: None, base: None };
@@ -124,7 +127,10 @@ impl Engine {
             settings,
             vseq,
         });
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
         Ok(())
     }
 
@@ -147,7 +153,10 @@ impl Engine {
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, true)?;
         let effect = Effect::VolumeDelete { volume: volume.0 };
         self.log(bufs, batch, effect, |lsn| Record::VolumeDelete { volume: volume.0, lsn });
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
         if let Some(volume) = self.volumes.get_mut(volume.0) {
             volume.state = VolumeState::Deleting;
         }

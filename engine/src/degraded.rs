@@ -1,5 +1,8 @@
 //! A pool of which a device is missing, opened to be read.
 //!
+//! One that is missing, but had failed before and was parted with (see `devices/failed.rs`), keeps no pool from
+//! being written to: what lies on it is an I/O error.
+//!
 //! Invariants:
 //! 1. Nothing is written, to no device: what a later opening with all devices finds is what it would have
 //!    found. No request but a read is taken, and no upkeep is done.
@@ -21,31 +24,37 @@ const ENXIO: i32 = 6;
 
 /// Which devices of a pool are not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Missing([bool; DEVICES]);
+pub(crate) struct Missing {
+    gone: [bool; DEVICES],
+    /// One of them is missed: it did not fail before.
+    missed: bool,
+}
 
 impl Missing {
     /// Those of `superblock` that are not there.
     pub(crate) fn of(superblock: &Superblock, io: &dyn BlockIo) -> Self {
         let mut missing = Self::default();
-        for (device, _) in superblock.devices.iter() {
-            missing.0[device] = io.device_bytes(device).is_none();
+        for (device, row) in superblock.devices.iter() {
+            let gone = io.device_bytes(device).is_none();
+            missing.gone[device] = gone;
+            missing.missed |= gone && row.failed.is_none();
         }
         missing
     }
 
-    /// Whether any is.
+    /// Whether any is that the pool needs to be written to: one that failed before is none.
     pub(crate) fn any(&self) -> bool {
-        self.0.contains(&true)
+        self.missed
     }
 
     /// Whether this one is.
     pub(crate) fn has(&self, device: usize) -> bool {
-        self.0[device]
+        self.gone[device]
     }
 
     /// Whether a segment lies on one.
     pub(crate) fn holds(&self, geo: &Geometry, segment: u32) -> bool {
-        geo.device_of(segment).is_some_and(|device| self.0[device])
+        geo.device_of(segment).is_some_and(|device| self.gone[device])
     }
 
     /// What keeps the pool from being opened without the device that a segment lies on, if that is
@@ -61,7 +70,7 @@ impl Missing {
             OpenError::SummaryDamaged { segment, .. } => (segment, Needed::Log),
             _ => return error,
         };
-        match geo.device_of(segment).filter(|device| self.0[*device]) {
+        match geo.device_of(segment).filter(|device| self.gone[*device]) {
             Some(device) => needs(superblock, device, needed).unwrap_or(error),
             None => error,
         }

@@ -19,7 +19,7 @@ use crate::clean::Cleaner;
 use crate::compact::Compaction;
 use crate::counting::{Counting, Rebuild};
 use crate::degraded::Degraded;
-use crate::devices::{Change, Evacuation};
+use crate::devices::{Change, Evacuation, Failures};
 use crate::discard::Discards;
 use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushState;
@@ -134,6 +134,8 @@ pub struct Counters {
     /// Blocks that were written again in sequence because they were scanned; not among those
     /// written for users.
     pub blocks_rewritten: u64,
+    /// Blocks that were written once more because a device failed; not among those written for users.
+    pub blocks_again: u64,
     /// Read-modify-writes.
     pub rmws: u64,
     /// Checkpoints.
@@ -217,6 +219,7 @@ pub struct Engine {
     pub(crate) change: Option<Change>,
     pub(crate) change_buffer: Buffer,
     pub(crate) evacuation: Evacuation,
+    pub(crate) failures: Failures,
     /// See [`Engine::set_full_wait_ns`].
     pub(crate) full_wait_ns: u64,
     /// Leaves that were ever written to, of all volumes.
@@ -277,7 +280,7 @@ pub struct Engine {
 pub fn own_blocks(geo: &Geometry) -> u32 {
     let summary = geo.shape.summary_blocks().next_power_of_two();
     let batch = USER_STREAMS as u32 * crate::limits::BATCH_BLOCKS + 1;
-    BATCHES as u32 * batch
+    (BATCHES as u32 + 1) * batch
         + SUMMARIES as u32 * summary
         + 4 * crate::limits::META_PAGES as u32
         + 3
@@ -321,8 +324,9 @@ impl Engine {
         if token.is_write() {
             self.flush.write_begun(device);
         }
+        let refused = (token.is_write() || token == Token::Flush) && self.has_failed(device);
         let token = token.encode(device);
-        if self.degraded.is_missing(device) {
+        if self.degraded.is_missing(device) || refused {
             return self.degraded.refuse(token);
         }
         self.out.push_back(DeviceIo { device: device as u8, token, command });
@@ -355,6 +359,7 @@ impl Engine {
         match token {
             Token::Discard(segment) => return self.discard_done(segment, result),
             Token::Change => return self.change_io_done(result),
+            Token::LastFlush => return self.last_flush_done(result),
             Token::CleanSummary => return self.clean_summary_read(bufs, result),
             Token::CleanRead(i) => return self.clean_read_done(i, result),
             Token::ScrubRead(i) => return self.scrub_read_done(i, result),
@@ -366,10 +371,7 @@ impl Engine {
         if let Err(error) = result
             && !ignored
         {
-            if self.failed.is_none() {
-                self.failed_device = Some(device);
-            }
-            self.fail(error);
+            self.io_failed(device, token, error);
         }
         match token {
             Token::BatchData { batch: i, .. } | Token::BatchJournal(i) => {
@@ -388,6 +390,7 @@ impl Engine {
             Token::LeafWrite(chunk) => self.leaf_writer.written(chunk),
             Token::CleanSummary
             | Token::Change
+            | Token::LastFlush
             | Token::Discard(_)
             | Token::CleanRead(_)
             | Token::ScrubRead(_)
@@ -416,18 +419,37 @@ impl Engine {
             self.again = false;
             self.advance_paging();
             self.drain_failed(bufs);
+        } else if self.failures.is_parting() {
+            self.advance_paging();
+            for _ in 0..STEPS_PER_PUMP {
+                self.again = false;
+                // What is writing a superblock must come to its end; nothing new is begun.
+                self.advance_change(bufs);
+                self.advance_scrub(bufs);
+                self.advance_superblock(bufs);
+                self.advance_rebuild_flag(bufs);
+                self.advance_compaction(bufs);
+                self.advance_parting(bufs);
+                if !self.again {
+                    break;
+                }
+            }
+            self.start_flush_if_due();
         } else {
             let paging = self.advance_paging();
             self.advance_counting();
             for _ in 0..STEPS_PER_PUMP {
                 self.again = false;
-                self.advance_rmws(bufs);
-                self.advance_rewriting(bufs);
+                self.advance_again(bufs);
+                if !self.failures.has_again() {
+                    self.advance_rmws(bufs);
+                    self.advance_rewriting(bufs);
+                    self.advance_shrinks(bufs);
+                }
                 self.advance_seals(bufs);
                 self.advance_segments(bufs);
                 self.advance_switches();
                 self.advance_cleaner(bufs);
-                self.advance_shrinks(bufs);
                 self.advance_change(bufs);
                 self.advance_evacuation(bufs);
                 self.advance_summary_copies();
@@ -437,6 +459,7 @@ impl Engine {
                 self.advance_rebuild_flag(bufs);
                 self.advance_compaction(bufs);
                 self.relieve_journal(bufs);
+                self.check_orphans();
                 self.advance_stop(bufs);
                 if !self.again {
                     break;
@@ -464,7 +487,12 @@ impl Engine {
             return self.has_refused().then_some(self.now_ns);
         }
         let graves = !self.graves.is_empty() && !self.leaf_loader.is_reading();
-        if self.again || graves || self.dying_goes_on() || !self.forks.is_empty() {
+        if self.again
+            || self.has_refused()
+            || graves
+            || self.dying_goes_on()
+            || !self.forks.is_empty()
+        {
             return Some(self.now_ns);
         }
         let background = [
@@ -595,6 +623,9 @@ impl Engine {
         }
         if self.is_degraded() {
             return Err(SubmitError::ReadOnly);
+        }
+        if self.failures.holds_requests() {
+            return Err(SubmitError::Busy);
         }
         Ok(())
     }

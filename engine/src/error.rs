@@ -81,6 +81,9 @@ pub enum SubmitError {
     /// The device can't be added.
     #[error(transparent)]
     DeviceUnfit(GeometryError),
+    /// The device failed: it can only be removed.
+    #[error("the device failed: it can only be removed")]
+    DeviceFailed,
     /// Without the device there would not be enough for a pool.
     #[error(
         "without that device the pool would be too small: the others need {} segments; add a device first",
@@ -138,6 +141,9 @@ pub enum IoFault {
     /// The pool filled up before a read-modify-write could be written.
     #[error("the pool is full")]
     NoSpace,
+    /// Something that was acknowledged is lost: it had not been flushed when a device failed. Told once.
+    #[error("a device of the pool failed before all that was written was flushed to it")]
+    Lost,
 }
 
 /// Why a device could not be formatted.

@@ -6,20 +6,26 @@
 //! Of several devices, every one is flushed that was written to since its last flush was issued, or
 //! had writes under way then; the flush has ended when all of them have. So a device that nobody
 //! writes to is left in peace.
+//!
+//! While the pool parts with a device that failed (see `devices/failed.rs`), flushes ask the others only, for the
+//! superblock's sake, and cover nothing else.
 
 use crate::engine::Engine;
-use crate::error::SubmitError;
+use crate::error::{IoFault, SubmitError};
 use crate::limits::{FLUSH_WAITERS, SELF_FLUSH_BYTES, SELF_FLUSH_NS};
 use crate::meta_chain::MetaChain;
 use crate::plant::Plant;
 use crate::segment::SealStage;
 use crate::token::Token;
-use flagstone_block::{DEVICES, DeviceCommand, Tag};
+use flagstone_block::{DEVICES, DeviceCommand, Tag, VolumeId};
 use std::collections::VecDeque;
 
 /// What a flush under way will make durable.
 #[derive(Clone, Copy, Debug)]
 struct Covers {
+    /// The pool parts with a device that is not asked: others use this flush, but it makes nothing of what
+    /// was answered durable.
+    partial: bool,
     jseq: u64,
     lsn: u64,
     tail: u64,
@@ -55,14 +61,27 @@ struct Writes {
     unflushed: bool,
 }
 
+/// Who waits for a flush.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FlushWaiter {
+    pub(crate) tag: Tag,
+    /// The journal block below which everything must be durable.
+    pub(crate) jseq: u64,
+    /// Whose data it is about.
+    pub(crate) volume: Option<u32>,
+    /// It is about a request's own data only.
+    pub(crate) fua: bool,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct FlushState {
-    /// Who waits, and the journal block below which everything must be durable.
-    waiters: VecDeque<(Tag, u64)>,
+    waiters: VecDeque<FlushWaiter>,
     in_flight: Option<Covers>,
     wanted: bool,
     issued: u64,
     finished: u64,
+    /// Number of the last that covered all devices.
+    pub(crate) sound: u64,
     dirty_since_ns: Option<u64>,
     dirty_bytes: u64,
     devices: [Writes; DEVICES],
@@ -88,6 +107,11 @@ impl FlushState {
         self.devices[device].in_flight -= 1;
     }
 
+    /// A device is no more: nothing is left there that would have to be flushed.
+    pub(crate) fn forget(&mut self, device: usize) {
+        self.devices[device].unflushed = false;
+    }
+
     pub(crate) fn waiters(&self) -> usize {
         self.waiters.len()
     }
@@ -96,12 +120,31 @@ impl FlushState {
         !self.waiters.is_empty()
     }
 
-    pub(crate) fn wait(&mut self, tag: Tag, jseq: u64) {
-        self.waiters.push_back((tag, jseq));
+    pub(crate) fn wait(&mut self, waiter: FlushWaiter) {
+        self.waiters.push_back(waiter);
     }
 
     pub(crate) fn next_waiter(&mut self) -> Option<Tag> {
-        self.waiters.pop_front().map(|(tag, _)| tag)
+        self.waiters.pop_front().map(|waiter| waiter.tag)
+    }
+
+    /// Takes all that wait.
+    pub(crate) fn take_waiters(&mut self) -> impl Iterator<Item = FlushWaiter> {
+        self.waiters.drain(..)
+    }
+
+    pub(crate) fn put_back(&mut self, waiters: Vec<FlushWaiter>) {
+        self.waiters.extend(waiters);
+    }
+
+    /// Whether writes to this device are under way.
+    pub(crate) fn is_busy(&self, device: usize) -> bool {
+        self.devices[device].in_flight > 0
+    }
+
+    /// Number of the last flush that was issued.
+    pub(crate) fn issued(&self) -> u64 {
+        self.issued
     }
 
     /// Something was written that only a flush makes durable.
@@ -135,11 +178,12 @@ impl FlushState {
 }
 
 impl Engine {
-    /// Makes everything acknowledged or submitted before, of every volume, survive power loss.
+    /// Makes everything acknowledged or submitted before, of every volume, survive power loss. Fails with
+    /// [`IoFault::Lost`], once, if what `volume` wrote was lost with a device.
     ///
     /// # Errors
     /// `Busy`, `Failed`, `Stopping`: nothing happened.
-    pub fn flush(&mut self, tag: Tag) -> Result<(), SubmitError> {
+    pub fn flush(&mut self, tag: Tag, volume: VolumeId) -> Result<(), SubmitError> {
         self.disturb();
         if self.is_degraded() && !self.stop.is_begun() {
             // Nothing was written.
@@ -150,12 +194,25 @@ impl Engine {
         if self.flush.waiters() >= FLUSH_WAITERS {
             return Err(SubmitError::Busy);
         }
-        if self.journal.next <= self.journal.durable {
+        if self.take_loss(volume.0) {
+            self.complete(tag, Err(IoFault::Lost));
+        } else if self.journal.next <= self.journal.durable {
             self.complete(tag, Ok(()));
         } else {
-            self.flush.wait(tag, self.journal.next);
+            let (jseq, volume) = (self.journal.next, Some(volume.0));
+            self.flush.wait(FlushWaiter { tag, jseq, volume, fua: false });
         }
         Ok(())
+    }
+
+    /// Whether a volume has lost something that nobody was told of; now somebody is.
+    fn take_loss(&mut self, volume: u32) -> bool {
+        let lost =
+            self.volumes.get_mut(volume).is_some_and(|volume| std::mem::take(&mut volume.lost));
+        if lost && self.planted.has(Plant::TellOneVolume) {
+            self.volumes.iter_mut().for_each(|volume| volume.lost = false);
+        }
+        lost
     }
 
     pub(crate) fn start_flush_if_due(&mut self) {
@@ -164,7 +221,8 @@ impl Engine {
         }
         let retired = self.journal.retired;
         let due = self.flush.wanted
-            || self.flush.waiters.iter().any(|&(_, jseq)| jseq <= retired)
+            || (self.flush.waiters.iter().any(|waiter| waiter.jseq <= retired)
+                && !self.failures.is_parting())
             || self.flush.dirty_bytes >= SELF_FLUSH_BYTES
             || self.flush.deadline_ns().is_some_and(|deadline| deadline <= self.now_ns);
         if !due {
@@ -176,6 +234,7 @@ impl Engine {
             }
         }
         self.flush.in_flight = Some(Covers {
+            partial: self.failures.is_parting(),
             jseq: retired,
             lsn: self.applied_lsn,
             tail: self.journal.tail_retired,
@@ -203,6 +262,8 @@ impl Engine {
             let writes = &mut self.flush.devices[device];
             let skipped = device != journal && self.planted.has(Plant::FlushOneDevice);
             // Somebody waits for an answer: one device is asked in any case.
+            let skipped =
+                skipped || self.geo.extents[device].failed || self.failures.parts_with(device);
             if (writes.unflushed || device == journal) && !skipped {
                 writes.unflushed = writes.in_flight > 0;
                 self.flush.left += 1;
@@ -225,6 +286,15 @@ impl Engine {
             return;
         }
         self.flush.finished = self.flush.issued;
+        if covers.partial || self.failures.is_spoilt() {
+            for sealing in &mut self.sealing {
+                if sealing.stage == SealStage::Flushing {
+                    sealing.stage = SealStage::Written;
+                }
+            }
+            return;
+        }
+        self.flush.sound = self.flush.issued;
         self.flush.lsn_durable = covers.lsn;
         self.journal.durable = covers.jseq;
         self.journal.tail_durable = covers.tail;
@@ -240,11 +310,11 @@ impl Engine {
             }
         }
         for _ in 0..self.flush.waiters.len() {
-            let (tag, jseq) = self.flush.waiters.pop_front().expect("counted");
-            if jseq <= covers.jseq {
-                self.complete(tag, Ok(()));
+            let waiter = self.flush.waiters.pop_front().expect("counted");
+            if waiter.jseq <= covers.jseq {
+                self.complete(waiter.tag, Ok(()));
             } else {
-                self.flush.waiters.push_back((tag, jseq));
+                self.flush.waiters.push_back(waiter);
             }
         }
         self.segs.settle(covers.jseq);

@@ -21,6 +21,10 @@ pub struct Extent {
     pub bytes: u64,
     /// Whether segments of it may be taken.
     pub open: bool,
+    /// Whether it is being emptied.
+    pub leaving: bool,
+    /// Whether it failed, so that it is not written to any more.
+    pub failed: bool,
 }
 
 /// Layout of one pool. `Copy`, so that it can be used while the engine is borrowed.
@@ -164,7 +168,7 @@ impl Geometry {
         if bytes >> flagstone_block::DEVICE_SHIFT != 0 {
             return Err(GeometryError::TooLarge);
         }
-        Ok(Extent { first: 0, segments, bytes, open: true })
+        Ok(Extent { first: 0, segments, bytes, open: true, leaving: false, failed: false })
     }
 
     /// The layout with another extent for a device.
@@ -242,6 +246,8 @@ impl Geometry {
                 device_bytes: bytes_of(device).unwrap_or(device_bytes),
             };
             let extent = geo.extent(row.bytes).map_err(|_| inconsistent)?;
+            let leaving = row.state == DeviceState::Evacuating;
+            let failed = row.failed.is_some();
             let end = u64::from(row.first_segment) + u64::from(row.segments);
             let overlaps = geo.extents.iter().any(|other| {
                 other.segments > 0
@@ -252,13 +258,13 @@ impl Geometry {
                 || row.segments != extent.segments
                 || end > superblock.segments
                 || overlaps
-                || bytes_of(device).is_some_and(|bytes| bytes < row.bytes)
+                || (!failed && bytes_of(device).is_some_and(|bytes| bytes < row.bytes))
             {
                 return Err(inconsistent);
             }
-            let open = row.state == DeviceState::Present;
+            let open = !leaving && !failed;
             let (first, segments) = (row.first_segment, row.segments);
-            geo = geo.with(device, Extent { first, segments, open, ..extent });
+            geo = geo.with(device, Extent { first, segments, open, leaving, failed, ..extent });
         }
         let meta = u32::try_from(superblock.meta_segment).ok();
         // Fewer could not hold the metadata chain, its reserve and data at once.
@@ -293,7 +299,8 @@ impl Geometry {
         {
             return None;
         }
-        let grown = self.with(device, Extent { first: now.first, open: now.open, ..extent });
+        let grown =
+            self.with(device, Extent { segments: extent.segments, bytes: extent.bytes, ..now });
         self.can_become(&grown).then_some(grown)
     }
 
@@ -313,7 +320,13 @@ impl Geometry {
     /// The layout when a device takes what is written, or no longer does.
     #[must_use]
     pub fn opened(&self, device: usize, open: bool) -> Self {
-        self.with(device, Extent { open, ..self.extents[device] })
+        self.with(device, Extent { open, leaving: !open, ..self.extents[device] })
+    }
+
+    /// The layout when a device has failed.
+    #[must_use]
+    pub fn failed(&self, device: usize) -> Self {
+        self.with(device, Extent { open: false, failed: true, ..self.extents[device] })
     }
 
     /// The layout without a device.
@@ -326,6 +339,12 @@ impl Geometry {
     pub fn devices(&self) -> impl Iterator<Item = usize> + use<> {
         let extents = self.extents;
         (0..DEVICES).filter(move |&device| extents[device].segments > 0)
+    }
+
+    /// Those of them that did not fail.
+    pub fn sound_devices(&self) -> impl Iterator<Item = usize> + use<> {
+        let extents = self.extents;
+        self.devices().filter(move |&device| !extents[device].failed)
     }
 
     /// The device that a segment lies on; `None` for the number of a device that was removed.

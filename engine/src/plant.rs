@@ -151,6 +151,20 @@ pub enum Plant {
     CutAtMissing,
     /// A pool that is opened without a device leaves out summaries that lie there.
     SkipMissingSummaries,
+    /// Requests are taken and answered although no superblock says that a device failed.
+    PartSilently,
+    /// What is written again supersedes what was accepted later.
+    AgainOverNewer,
+    /// Recovery applies writes that did not happen, because their device failed.
+    ReplayVoid,
+    /// Recovery cuts the log at data that a device which failed has lost.
+    ProveFailed,
+    /// The journal's tail passes the records of segments that will never have a summary.
+    ForgetOrphans,
+    /// The flush of one volume that fails for what was lost is that of all.
+    TellOneVolume,
+    /// Nobody is told what was lost with a device.
+    KeepLossSecret,
 }
 
 impl Plant {
@@ -227,6 +241,13 @@ impl Plant {
         Self::ForgetGhosts,
         Self::CutAtMissing,
         Self::SkipMissingSummaries,
+        Self::PartSilently,
+        Self::AgainOverNewer,
+        Self::ReplayVoid,
+        Self::ProveFailed,
+        Self::ForgetOrphans,
+        Self::TellOneVolume,
+        Self::KeepLossSecret,
     ];
 }
 

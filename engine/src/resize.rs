@@ -109,7 +109,10 @@ impl Engine {
         let effect = Effect::VolumeResize { volume, size };
         let record = |lsn| Record::VolumeResize { volume, lsn, size, vseq };
         self.log(bufs, batch, effect, record);
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
     }
 
     fn begin_shrink(

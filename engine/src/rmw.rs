@@ -110,6 +110,17 @@ impl Rmws {
         guards.filter_map(distance).min().unwrap_or(blocks)
     }
 
+    /// What was logged before those that wait to be read is logged again, in blocks below this one.
+    pub(crate) fn settle_again(&mut self, jseq: u64) {
+        for rmw in &mut self.slots {
+            if let Stage::Settling(settled) = &mut rmw.stage
+                && !self.guards_off
+            {
+                *settled = jseq;
+            }
+        }
+    }
+
     /// The write of slot `i` is applied, or failed: its guard ends.
     pub(crate) fn finish(&mut self, i: u32) {
         self.slots[i as usize].stage = Stage::Vacant;
@@ -243,7 +254,8 @@ impl Engine {
             block[from..from + bytes].copy_from_slice(&new[..bytes]);
         }
         self.rmws.slots[i as usize].stage = Stage::Logged;
-        let waiter = Waiter { tag: rmw.tag, durability: rmw.durability, rmw: Some(i) };
+        let write = Some(self.batches[place.batch as usize].records());
+        let waiter = Waiter { tag: rmw.tag, durability: rmw.durability, rmw: Some(i), write };
         self.await_batch(place.batch, waiter);
         self.append_blocks(bufs, place, rmw.volume, rmw.lba, Source::Block(rmw.buffer));
     }

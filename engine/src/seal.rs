@@ -195,7 +195,9 @@ impl Engine {
         let meta = self.meta.holds_tail();
         let compaction = self.compaction.as_ref().and_then(|c| c.chain.holds_tail());
         let sealing = self.sealing.iter().map(|s| s.first_jseq).min();
-        let others = [meta, compaction, sealing].into_iter().flatten().min().unwrap_or(u64::MAX);
+        let orphans = self.failures.holds_tail();
+        let others =
+            [meta, compaction, sealing, orphans].into_iter().flatten().min().unwrap_or(u64::MAX);
         let open = (0..).zip(&self.open).filter_map(|(i, o)| Some((o.as_ref()?.first_jseq, i)));
         if let Some((_, stream)) = open.min().filter(|&(jseq, _)| jseq <= others) {
             self.seal_open(bufs, stream);

@@ -72,6 +72,8 @@ impl Engine {
                     && !self.rebuild.writing
                     && self.shrinks.is_empty()
                     && self.change.is_none()
+                    && self.failures.orphans.is_empty()
+                    && !self.failures.has_again()
                     && self.cleaner.is_idle()
                     && self.scrub.is_idle()
                     && sealed
@@ -141,7 +143,10 @@ impl Engine {
         }
         let open = std::mem::take(&mut self.open).into_iter().flatten().map(|open| open.summary);
         let sealing = self.sealing.drain(..).filter_map(|s| s.summary);
-        self.summaries.drain(..).chain(sealing).chain(open).for_each(|buffer| bufs.free(buffer));
+        let orphans = self.failures.orphans.drain(..).filter_map(|orphan| orphan.open);
+        let orphans = orphans.map(|open| open.summary);
+        let summaries = self.summaries.drain(..).chain(sealing).chain(open).chain(orphans);
+        summaries.for_each(|buffer| bufs.free(buffer));
         self.meta.release(bufs);
         if let Some(compaction) = &mut self.compaction {
             compaction.chain.release(bufs);

@@ -7,6 +7,8 @@
 //!    with the newest one, that one is right; and a device that has an older one knows of nothing
 //!    that is gone.
 //! 2. On every device there is a whole copy at any time.
+//!
+//! A device that failed (see `devices/failed.rs`) is named, but gets none: what it has is older.
 
 use crate::engine::Engine;
 use crate::format::superblock::{SLOTS, Superblock, TAIL_BYTES};
@@ -37,12 +39,22 @@ pub(crate) struct SuperWrite {
     superblock: Superblock,
     /// A scrub reads one of its places.
     pub(crate) being_read: bool,
+    /// The next is to be that which says that a device failed.
+    pub(crate) reserved: bool,
 }
 
 impl SuperWrite {
     pub(crate) fn new(buffers: [Buffer; 2], superblock: Superblock) -> Self {
         let generation = superblock.generation;
-        Self { buffers, stage: Stage::Idle, io_left: 0, generation, superblock, being_read: false }
+        Self {
+            buffers,
+            stage: Stage::Idle,
+            io_left: 0,
+            generation,
+            superblock,
+            being_read: false,
+            reserved: false,
+        }
     }
 
     /// The superblock that counts, when none is being written.
@@ -56,6 +68,11 @@ impl SuperWrite {
 
     /// Whether a write may begin.
     pub(crate) fn is_idle(&self) -> bool {
+        self.may_begin() && !self.reserved
+    }
+
+    /// As [`SuperWrite::is_idle`], for the one that it is reserved for.
+    pub(crate) fn may_begin(&self) -> bool {
         self.stage == Stage::Idle && !self.being_read
     }
 
@@ -69,9 +86,10 @@ impl SuperWrite {
     }
 }
 
-/// The first device of a superblock from number `from` on.
+/// The first device of a superblock from number `from` on that is written to.
 fn next_device(superblock: &Superblock, from: usize) -> Option<usize> {
-    superblock.devices.iter().map(|(device, _)| device).find(|device| *device >= from)
+    let sound = superblock.devices.iter().filter(|(_, row)| row.failed.is_none());
+    sound.map(|(device, _)| device).find(|device| *device >= from)
 }
 
 impl Engine {

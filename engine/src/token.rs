@@ -24,6 +24,7 @@ pub(crate) enum Token {
     LeafRead(u32),
     Discard(u32),
     Change,
+    LastFlush,
     Read { op: u32, first: u16, blocks: u16, retried: bool },
 }
 
@@ -60,6 +61,7 @@ impl Token {
             Self::LeafRead(i) => (14, i, 0),
             Self::Discard(segment) => (15, 0, segment),
             Self::Change => (16, 0, 0),
+            Self::LastFlush => (17, 0, 0),
             Self::Read { op, first, blocks, retried } => {
                 (8, op, u32::from(first) << 16 | u32::from(blocks) << 1 | u32::from(retried))
             }
@@ -98,6 +100,7 @@ impl Token {
             14 => Self::LeafRead(index),
             15 => Self::Discard(low),
             16 => Self::Change,
+            17 => Self::LastFlush,
             _ => return None,
         };
         Some((token, device))

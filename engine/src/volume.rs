@@ -115,6 +115,40 @@ pub(crate) struct Volume {
     pub(crate) held: u64,
     /// Map leaves that are counted for its reservation.
     pub(crate) held_leaves: u64,
+    /// Where it was written to since the last flush.
+    pub(crate) unflushed: Unflushed,
+    /// What was acknowledged of it is lost with a device, and no flush of it has failed yet.
+    pub(crate) lost: bool,
+}
+
+/// The devices that were written to, a bit each, by the number of flushes issued until then.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unflushed {
+    issued: u64,
+    since: u32,
+    /// As long as some of it may be needed.
+    before: u32,
+}
+
+impl Unflushed {
+    /// Data that lies on a device is in the map, after flush `issued` was issued; `sound` was the last that
+    /// has covered all.
+    pub(crate) fn note(&mut self, device: usize, issued: u64, sound: u64) {
+        if self.issued != issued {
+            let (since, before) = (self.since, self.before);
+            self.before = if self.issued >= sound { since } else { 0 };
+            self.before |= if self.issued > sound { before } else { 0 };
+            (self.issued, self.since) = (issued, 0);
+        }
+        self.since |= 1 << device;
+    }
+
+    /// Whether anything on a device was not covered by flush `sound`.
+    pub(crate) fn on(&self, device: usize, sound: u64) -> bool {
+        let since = if self.issued >= sound { self.since } else { 0 };
+        let before = if self.issued > sound { self.before } else { 0 };
+        (since | before) & 1 << device != 0
+    }
 }
 
 impl Volume {
@@ -135,6 +169,8 @@ impl Volume {
             discards: 0,
             held: 0,
             held_leaves: 0,
+            unflushed: Unflushed::default(),
+            lost: false,
             info,
         }
     }
@@ -541,5 +577,9 @@ impl Volumes {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Volume> {
         self.slots.iter().filter_map(Option::as_deref)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Volume> {
+        self.slots.iter_mut().filter_map(Option::as_deref_mut)
     }
 }

@@ -71,7 +71,8 @@ impl Engine {
         let stream = self.stream_of(volume.0, lba, blocks);
         let place = self.data_room(bufs, stream, blocks)?;
         let bytes = place.blocks as usize * BLOCK_SIZE;
-        self.await_batch(place.batch, Waiter { tag, durability, rmw: None });
+        let write = Some(self.batches[place.batch as usize].records());
+        self.await_batch(place.batch, Waiter { tag, durability, rmw: None, write });
         self.append_blocks(bufs, place, volume.0, lba.0, Source::Bytes(&data[..bytes]));
         Ok(bytes)
     }

@@ -3,6 +3,7 @@
 use crate::batch::{Effect, Waiter};
 use crate::engine::Engine;
 use crate::error::{IoFault, SubmitError};
+use crate::flush::FlushWaiter;
 use crate::format::record::{Record, ZERO_BYTES};
 use crate::leaf_loader::Paging;
 use crate::limits::{LEAF_READS, ZERO_BLOCKS};
@@ -88,7 +89,7 @@ impl Engine {
             }
         }
         self.log_zero(bufs, batch, volume.0, (lba, blocks), keep, promised);
-        self.await_batch(batch, Waiter { tag, durability, rmw: None });
+        self.await_batch(batch, Waiter { tag, durability, rmw: None, write: None });
         Ok(blocks * block)
     }
 
@@ -171,7 +172,8 @@ impl Engine {
     /// acknowledged before is durable.
     pub(crate) fn answer_without_record(&mut self, tag: Tag, durability: Durability) {
         if durability == Durability::Fua && self.journal.next > self.journal.durable {
-            self.flush.wait(tag, self.journal.next);
+            let jseq = self.journal.next;
+            self.flush.wait(FlushWaiter { tag, jseq, volume: None, fua: true });
         } else {
             self.complete(tag, Ok(()));
         }

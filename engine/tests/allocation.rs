@@ -114,7 +114,7 @@ impl Driver {
                             Durability::Completed,
                         )
                         .map(|_| ()),
-                    _ => self.engine.flush(tag),
+                    _ => self.engine.flush(tag, VolumeId(0)),
                 };
                 assert!(matches!(result, Ok(()) | Err(SubmitError::Busy)), "{result:?}");
             }

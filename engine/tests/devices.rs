@@ -3,8 +3,8 @@
 mod support;
 
 use flagstone_block::{
-    BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, Devices, Durability, Lba, Tag, VolumeId,
-    join_offset,
+    BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, DeviceError, Devices, Durability, Lba, Tag,
+    VolumeId, join_offset,
 };
 use flagstone_engine::{
     DeviceInfo, Engine, FormatOptions, IoFault, Needed, NewDevice, OpenError, OpenOptions,
@@ -23,6 +23,8 @@ struct Pool {
     disks: Devices<Disk>,
     now_ns: u64,
     tag: u64,
+    /// A device whose flushes fail.
+    flush_fails: Option<usize>,
 }
 
 fn disks(sizes: &[u64]) -> Devices<Disk> {
@@ -47,7 +49,7 @@ impl Pool {
     fn try_open(mut disks: Devices<Disk>, options: &OpenOptions) -> Result<Self, OpenError> {
         let mut arena = Arena::new(4096);
         let (engine, _) = Engine::open(&mut disks, &mut arena, options)?;
-        Ok(Self { engine, arena, disks, now_ns: 1, tag: 0 })
+        Ok(Self { engine, arena, disks, now_ns: 1, tag: 0, flush_fails: None })
     }
 
     /// The process dies.
@@ -67,6 +69,9 @@ impl Pool {
                 }
                 DeviceCommand::Write { offset, buffer } => {
                     self.disks.write_at(at(offset), self.arena.bytes(buffer))
+                }
+                DeviceCommand::Flush if self.flush_fails == Some(usize::from(io.device)) => {
+                    Err(DeviceError::Os { errno: 5 })
                 }
                 DeviceCommand::Flush | DeviceCommand::Discard { .. } => Ok(()),
             };
@@ -96,9 +101,13 @@ impl Pool {
     }
 
     fn create(&mut self, size: u64) -> VolumeId {
+        self.create_named("v", size)
+    }
+
+    fn create_named(&mut self, name: &str, size: u64) -> VolumeId {
         let tag = self.next_tag();
         let settings = VolumeSettings::default();
-        let spec = VolumeSpec { uuid: [1; 16], name: "v", size, settings };
+        let spec = VolumeSpec { uuid: [1; 16], name, size, settings };
         let id = self.engine.create_volume(&mut self.arena, tag, &spec).unwrap();
         self.wait(tag);
         id
@@ -177,6 +186,25 @@ impl Pool {
             }
         }
         panic!("no end of activity");
+    }
+
+    fn flush(&mut self, volume: VolumeId) -> Result<(), IoFault> {
+        let tag = self.next_tag();
+        while let Err(error) = self.engine.flush(tag, volume) {
+            assert_eq!(error, SubmitError::Busy);
+            self.turn();
+        }
+        self.answer(tag)
+    }
+
+    /// From now on a device takes no writes.
+    fn fail_writes(&mut self, device: usize) {
+        let disk = self.disks.get_mut(device).unwrap();
+        disk.fail_from = Some(disk.writes);
+    }
+
+    fn failed(&self) -> Vec<bool> {
+        self.engine.devices().map(|device| device.failed).collect()
     }
 
     fn devices(&self) -> Vec<DeviceInfo> {
@@ -373,7 +401,7 @@ fn without_a_device_what_lies_on_the_others_is_read_and_nothing_is_written() {
     assert_eq!(written, Err(SubmitError::ReadOnly));
     assert_eq!(engine.remove_device(Tag(1 << 40), 1), Err(SubmitError::ReadOnly));
     let tag = pool.next_tag();
-    pool.engine.flush(tag).unwrap();
+    pool.engine.flush(tag, VolumeId(0)).unwrap();
     pool.wait(tag);
     pool.settle();
     let mut disks = pool.stop();
@@ -433,40 +461,138 @@ fn a_pool_can_not_be_read_without_its_journal() {
 }
 
 #[test]
-fn a_dead_device_fails_its_own_blocks_also_when_the_pool_takes_no_more_writes() {
+fn a_pool_goes_on_without_a_device_that_fails_a_write_and_nothing_is_lost() {
     let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
-    let volume = pool.create(60 * MIB);
-    let blocks = 50 * MIB / BLOCK_SIZE as u64;
+    let volume = pool.create(30 * MIB);
+    let blocks = 24 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.fail_writes(2);
+    // What is under way there is written elsewhere: every write is answered as it should be.
+    pool.fill(volume, blocks, 2);
+    assert_eq!(
+        (pool.engine.state(), pool.failed()),
+        (PoolState::Running, vec![false, false, true])
+    );
+    assert!(pool.engine.counters().blocks_again > 0);
+    assert_eq!(pool.flush(volume), Ok(()));
+    pool.verify(volume, blocks, 2);
+    let written = pool.disks.get_mut(2).unwrap().writes;
+    let mut pool = pool.kill();
+    pool.verify(volume, blocks, 2);
+    pool.fill(volume, blocks / 2, 3);
+    pool.settle();
+    assert_eq!(pool.disks.get_mut(2).unwrap().writes, written, "written to, although it failed");
+    let reason = pool.devices()[2].reason;
+    assert_eq!(reason, Some(DeviceError::Os { errno: 5 }));
+    // It can be done without, emptied, and nothing else.
+    let tag = pool.next_tag();
+    assert_eq!(pool.engine.keep_device(tag, 2), Err(SubmitError::DeviceFailed));
+    assert_eq!(pool.engine.grow(tag, 2, 64 * MIB), Err(SubmitError::DeviceFailed));
+    pool.remove(2);
+    pool.settle();
+    assert_eq!(pool.engine.take_removed(), Some(2));
+    pool.verify(volume, blocks / 2, 3);
+    pool.disks.0[2] = None;
+    let mut pool = pool.kill();
+    assert_eq!(pool.failed(), [false, false]);
+    assert_eq!(pool.read_all(volume, blocks / 2, 3), blocks / 2);
+}
+
+#[test]
+fn what_a_failed_flush_has_lost_is_told_once_to_each_volume() {
+    // Nearly all segments lie on the second.
+    let mut pool = Pool::format(&[40 * MIB, 240 * MIB]);
+    let one = pool.create_named("one", 20 * MIB);
+    let other = pool.create_named("other", 20 * MIB);
+    let idle = pool.create_named("idle", 20 * MIB);
+    pool.fill(idle, 600, 1);
+    pool.settle();
+    pool.fill(one, 50, 1);
+    pool.fill(other, 50, 1);
+    pool.flush_fails = Some(1);
+    assert_eq!(pool.flush(one), Err(IoFault::Lost));
+    assert_eq!(pool.engine.state(), PoolState::Running);
+    assert_eq!(pool.flush(one), Ok(()));
+    assert_eq!(pool.flush(idle), Ok(()));
+    assert_eq!(pool.flush(other), Err(IoFault::Lost));
+    assert_eq!(pool.flush(other), Ok(()));
+    // This disk has kept what it was given, and checksums say so.
+    pool.verify(one, 50, 1);
+    pool.fill(one, 50, 2);
+    let mut pool = pool.kill();
+    pool.verify(one, 50, 2);
+    pool.verify(other, 50, 1);
+    assert_eq!(pool.failed(), [false, true]);
+}
+
+#[test]
+fn blocks_on_a_dead_device_are_errors_until_they_are_overwritten_and_the_pool_opens_without_it() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(40 * MIB);
+    let blocks = 24 * MIB / BLOCK_SIZE as u64;
     pool.fill(volume, blocks, 1);
     pool.settle();
     pool.disks.0[2] = None;
     let right = pool.read_all(volume, blocks, 1);
-    assert!(right > blocks / 3 && right < blocks, "{right} of {blocks}");
-    assert_eq!(pool.engine.state(), PoolState::Running);
+    assert!(right > blocks / 2 && right < blocks, "{right} of {blocks}");
     // Sooner or later something is written there.
-    for block in 0.. {
-        let tag = pool.next_tag();
-        let (arena, engine) = (&mut pool.arena, &mut pool.engine);
-        let (at, data) = (block * BLOCK_SIZE as u64, [7; BLOCK_SIZE]);
-        match engine.write(arena, tag, volume, at, &data, Durability::Completed) {
-            Ok(_) if pool.answer(tag).is_err() => break,
-            Ok(_) => {}
-            Err(SubmitError::Busy) => drop(pool.turn()),
-            Err(error) => {
-                assert_eq!(error, SubmitError::Failed);
-                break;
-            }
-        }
-    }
+    let more = pool.create_named("more", 20 * MIB);
+    pool.fill(more, 2_000, 4);
+    pool.settle();
+    assert_eq!(
+        (pool.engine.state(), pool.failed()),
+        (PoolState::Running, vec![false, false, true])
+    );
+    let mut pool = pool.kill();
+    assert_eq!(
+        (pool.engine.state(), pool.failed()),
+        (PoolState::Running, vec![false, false, true])
+    );
+    assert_eq!(pool.read_all(volume, blocks, 1), right);
+    pool.verify(more, 2_000, 4);
+    pool.fill(volume, blocks, 2);
+    pool.verify(volume, blocks, 2);
+    pool.remove(2);
+    pool.settle();
+    assert_eq!(pool.devices().len(), 2);
+    let mut pool = pool.kill();
+    pool.verify(volume, blocks, 2);
+}
+
+#[test]
+fn what_cannot_be_read_of_a_failed_device_keeps_it_in_the_pool() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(40 * MIB);
+    let blocks = 16 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.settle();
+    pool.disks.0[1] = None;
+    let more = pool.create_named("more", 20 * MIB);
+    pool.fill(more, 2_000, 4);
+    pool.remove(1);
+    pool.settle();
+    let device = pool.devices()[1];
+    assert!(device.failed && device.leaving && device.stuck, "{device:?}");
+    pool.fill(volume, blocks, 2);
+    pool.fill(more, 2_000, 5);
+    pool.settle();
+    assert_eq!(pool.devices().len(), 2);
+    pool.verify(volume, blocks, 2);
+}
+
+#[test]
+fn a_pool_fails_with_the_device_of_its_journal() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(40 * MIB);
+    pool.fill(volume, 1_000, 1);
+    pool.settle();
+    pool.fail_writes(0);
+    let tag = pool.next_tag();
+    let data = [2; BLOCK_SIZE];
+    let (arena, engine) = (&mut pool.arena, &mut pool.engine);
+    engine.write(arena, tag, volume, 0, &data, Durability::Completed).unwrap();
+    assert_eq!(pool.answer(tag), Err(IoFault::Device));
     assert!(matches!(pool.engine.state(), PoolState::Failed(_)));
-    let failed: Vec<bool> = pool.devices().iter().map(|device| device.failed).collect();
-    assert_eq!(failed, [false, false, true]);
-    let buffer = pool.arena.alloc(1).unwrap();
-    let mut read = 0;
-    for block in 0..blocks {
-        let tag = pool.next_tag();
-        pool.engine.read(&mut pool.arena, tag, volume, Lba(block), buffer).unwrap();
-        read += u64::from(pool.answer(tag).is_ok());
-    }
-    assert!(read > blocks / 3 && read < blocks, "{read} of {blocks}");
+    assert_eq!(pool.failed(), [true, false, false]);
+    pool.verify(volume, 1_000, 1);
 }

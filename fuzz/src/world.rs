@@ -244,7 +244,7 @@ impl World {
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), SubmitError> {
-        let ((), completion) = self.submit(|e, _, t| e.flush(t))?;
+        let ((), completion) = self.submit(|e, _, t| e.flush(t, VolumeId(0)))?;
         completion.result.map_err(|_| SubmitError::Failed)
     }
 

@@ -48,6 +48,8 @@ pub enum Theme {
     Trees,
     /// Disks come and go.
     Disks,
+    /// One disk at a time begins to fail.
+    Failing,
 }
 
 impl Theme {
@@ -71,6 +73,7 @@ impl Theme {
         Self::Clones,
         Self::Trees,
         Self::Disks,
+        Self::Failing,
     ];
 }
 
@@ -88,6 +91,13 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::RemoveTooSoon
         | Plant::JournalForgetsOld
         | Plant::MoveWhileStating => Some(Theme::Disks),
+        Plant::PartSilently
+        | Plant::AgainOverNewer
+        | Plant::ReplayVoid
+        | Plant::ProveFailed
+        | Plant::ForgetOrphans
+        | Plant::TellOneVolume
+        | Plant::KeepLossSecret => Some(Theme::Failing),
         Plant::ReuseTooSoon | Plant::DiscardTooSoon => Some(Theme::Reuse),
         Plant::ScrubUnpinned => Some(Theme::Scrub),
         Plant::SwitchBlindly
@@ -270,6 +280,10 @@ pub struct Config {
     pub rot: u32,
     /// Of a million turns, in how many something is damaged while serving.
     pub rot_running: u32,
+    /// Of a hundred lives, in how many a disk begins to fail.
+    pub trouble: u32,
+    /// Of those, in how many its reads fail too.
+    pub trouble_reads: u32,
     /// Faults of commands.
     pub rates: FaultRates,
     /// Faults of commands while opening, in one of three lives.
@@ -308,6 +322,9 @@ impl Config {
         let theme = forced.unwrap_or(drawn);
         let mut config = Self::common(rng, theme);
         config.specialise(rng);
+        if theme == Theme::Disks && config.rot == 0 && rng.clone().one_in(4) {
+            config.trouble = 60;
+        }
         if theme == Theme::Trees {
             config.volumes_max = 40;
         } else if matches!(theme, Theme::Snapshots | Theme::Clones) || rng.clone().one_in(5) {
@@ -392,6 +409,8 @@ impl Config {
             exhaustive: if rng.one_in(30) { 40 } else { 0 },
             rot: 0,
             rot_running: 0,
+            trouble: 0,
+            trouble_reads: 0,
             rates: FaultRates::default(),
             rates_open: FaultRates::default(),
             ballast_leaves: None,
@@ -657,6 +676,26 @@ impl Config {
                 if rng.one_in(8) {
                     self.rot = 50;
                     self.rates.read_flip = rng.pick(&[0, 3_000]);
+                }
+            }
+            Theme::Failing => {
+                self.segment_bytes = MIB as u32;
+                self.pool_bytes = (40 + rng.skewed(40)) * MIB;
+                let more = rng.between(1, 3);
+                self.more_disks = (0..more).map(|_| (30 + rng.skewed(30)) * MIB).collect();
+                self.mix.disks = rng.pick(&[0, 0, 1, 3]);
+                (self.mix.write, self.mix.flush) = (40, rng.pick(&[1, 4, 10]));
+                self.volumes = vec![rng.pick(&[8, 64, 400, 1_500]) * 4096, 64 * 4096];
+                self.blocks_max = rng.pick(&[1, 8, 40, 100]);
+                self.events = (100, rng.between(300, 3_000));
+                self.depth = rng.pick(&[2, 8, 32]);
+                self.hot_blocks = rng.pick(&[0, 0, 16]);
+                self.lives = rng.between(2, 5) as u32;
+                self.nbd = false;
+                self.trouble = 80;
+                self.trouble_reads = rng.pick(&[0, 0, 0, 50]);
+                if rng.one_in(4) {
+                    self.ballast_leaves = Some(rng.pick(&[1_000, 4_000, 8_000]));
                 }
             }
             Theme::Errors => {

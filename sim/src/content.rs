@@ -28,6 +28,10 @@ pub enum Content {
     Stamp(u64, u32),
     /// Part of one pattern over something else.
     Bytes(Block),
+    /// It was lost with a disk: it can't be read.
+    Lost,
+    /// Nobody knows: it could not be read when that was to be found out.
+    Any,
 }
 
 /// A block's place in the pool's name space.
@@ -65,6 +69,8 @@ impl Content {
     #[must_use]
     pub fn matches(&self, place: Place, block: &[u8]) -> bool {
         match self {
+            Self::Lost => false,
+            Self::Any => true,
             Self::Zero => is_zero(block),
             Self::Bytes(bytes) => bytes[..] == *block,
             Self::Stamp(stamp, volume) => {
@@ -92,7 +98,7 @@ impl Content {
     /// Writes the bytes out.
     pub fn write_to(&self, place: Place, block: &mut [u8]) {
         match self {
-            Self::Zero => block.fill(0),
+            Self::Zero | Self::Lost | Self::Any => block.fill(0),
             Self::Bytes(bytes) => block.copy_from_slice(&bytes[..]),
             Self::Stamp(stamp, volume) => fill(*stamp, Place { volume: *volume, ..place }, block),
         }
@@ -101,6 +107,9 @@ impl Content {
     /// This with bytes `from..to` replaced by those of `new`.
     #[must_use]
     pub fn overlaid(&self, place: Place, from: usize, to: usize, new: &Content) -> Self {
+        if let Self::Any = self {
+            return Self::Any;
+        }
         let mut block = [0; BLOCK_SIZE];
         self.write_to(place, &mut block);
         let mut over = [0; BLOCK_SIZE];
@@ -114,6 +123,8 @@ impl Content {
     pub fn describe(&self) -> String {
         match self {
             Self::Zero => "zeroes".into(),
+            Self::Lost => "what is lost".into(),
+            Self::Any => "anything".into(),
             Self::Stamp(stamp, _) => format!("stamp {stamp}"),
             Self::Bytes(bytes) => describe_bytes(&bytes[..]),
         }

@@ -33,7 +33,7 @@ pub fn run_seed(seed: u64, twist: Twist, detail: Detail) -> Outcome {
 }
 
 /// When a life ends, besides after all its events: soon after something rare has happened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trigger {
     None,
     Flushes(u64),
@@ -46,12 +46,14 @@ enum Trigger {
     DiskChanges(u64),
     /// A rollback was sent.
     Rollbacks(u32),
+    /// The pool goes on without a disk.
+    Spared,
 }
 
 impl Trigger {
     fn fires(self, counters: &Counters, rollbacks: u32) -> bool {
         match self {
-            Self::None => false,
+            Self::None | Self::Spared => false,
             Self::Rollbacks(n) => rollbacks >= n,
             Self::Flushes(n) => counters.flushes >= n,
             Self::Seals(n) => counters.seals >= n,
@@ -206,6 +208,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
     let events = world.rng.between(least, most);
     let trigger = match world.rng.below(8) {
         0..6 if world.config.theme == Theme::Metadata => Trigger::Compactions(2),
+        0..4 if world.config.theme == Theme::Failing => Trigger::Spared,
         0..4 if world.config.theme == Theme::Clean => Trigger::Moved(world.rng.skewed(2_000)),
         0..3 if world.config.theme == Theme::Disks => {
             Trigger::DiskChanges(world.rng.between(1, 12))
@@ -223,6 +226,7 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         5 if world.config.mix.scan > 0 => Trigger::Rewritten(1 + world.rng.skewed(300)),
         _ => Trigger::None,
     };
+    world.begin_trouble();
     let rolled_back = world.rollbacks;
     let mut left = events;
     let mut triggered = false;
@@ -230,7 +234,9 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
     let mut unpumped = 0;
     while left > 0 {
         left -= 1;
-        if !triggered && trigger.fires(&world.engine().counters(), world.rollbacks - rolled_back) {
+        let spared = trigger == Trigger::Spared && world.has_spared();
+        let fires = trigger.fires(&world.engine().counters(), world.rollbacks - rolled_back);
+        if !triggered && (fires || spared) {
             triggered = true;
             left = left.min(world.rng.skewed(30));
         }
@@ -376,7 +382,7 @@ fn stop_cleanly(world: &mut World) -> Check {
         world.crash(CrashKind::Kill);
         return Ok(());
     }
-    if world.disk.pending_blocks() > 0 {
+    if world.unflushed() > 0 {
         return Err(world.fail("stopped cleanly, but not all is flushed"));
     }
     world.stopped();
@@ -385,6 +391,7 @@ fn stop_cleanly(world: &mut World) -> Check {
 
 /// The last life: everything is looked at, nothing leaks, a clean pool opens as clean.
 fn reckon(world: &mut World) -> Check {
+    world.disk.set_trouble(None);
     world.open()?;
     if world.moved_bad() {
         return Ok(());
@@ -397,7 +404,7 @@ fn reckon(world: &mut World) -> Check {
     world.check_shared()?;
     world.check_accounts()?;
     world.check_engine()?;
-    if world.rng.one_in(4) {
+    if world.rng.one_in(4) && !world.oracle.has_losses() {
         world.scrub_at_rest()?;
         world.quiesce()?;
         if world.moved_bad() {

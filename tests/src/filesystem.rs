@@ -103,6 +103,19 @@ impl Mount {
         Self(directory.to_owned())
     }
 
+    /// Mounts one in memory, of so many bytes, at `directory`, which is made.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn in_memory(bytes: u64, directory: &Path) -> Self {
+        fs::create_dir_all(directory).expect("a mount point");
+        let size = format!("size={bytes}");
+        let options = ["-t", "tmpfs", "-o", &size, "tmpfs"].map(AsRef::as_ref);
+        run("mount", options.into_iter().chain([directory.as_os_str()]));
+        Self(directory.to_owned())
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flagstone_tests::daemon::{Config, Daemon, check_pool, directory, flagstone};
-use flagstone_tests::filesystem::Loop;
+use flagstone_tests::filesystem::{Loop, Mount};
 use flagstone_tests::ledger::{Clock, Cut, Ledger};
 use flagstone_tests::load::{self, Plan, Shared};
 use flagstone_tests::programs::{Need, Output, can_run};
@@ -369,4 +369,87 @@ fn block_devices_and_files_are_one_pool_and_found_again_under_other_names() {
     let again = Loop::attach(&two);
     check_pool(&file);
     drop((first, again));
+}
+
+/// The only pool, as `pool status` tells it.
+fn pool_status(daemon: &Daemon) -> serde_json::Value {
+    let output = ok(daemon.control(&["pool", "status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&output.out).expect("JSON");
+    status["pools"][0].clone()
+}
+
+#[test]
+fn a_device_that_fails_takes_nothing_but_its_own_blocks_with_it() {
+    let name = "a_device_that_fails_takes_nothing_but_its_own_blocks_with_it";
+    if !can_run(name, &[Need::Root, Need::Program("mount")]) {
+        return;
+    }
+    let dir = directory();
+    // A file in a file system that has less room than the file says.
+    let small = Mount::in_memory(24 * MIB, &dir.path().join("small"));
+    let paths = [dir.path().join("disk0"), dir.path().join("disk1"), small.path().join("disk2")];
+    create(&paths, 160 * MIB);
+    let mut config = Config::new(&paths[0], dir.path());
+    config.args.extend(["--pool".to_owned(), text(&paths[2]).to_owned()]);
+    let mut daemon = config.start();
+    let states = |daemon: &Daemon| -> Vec<String> {
+        devices(daemon).into_iter().map(|(_, state)| state).collect()
+    };
+    // A third of it would go there: what fails is written elsewhere, and no client hears of it.
+    write_rest(&daemon);
+    daemon.connect("rest").flush().unwrap();
+    assert_eq!(states(&daemon), ["present", "present", "failed"]);
+    let status = pool_status(&daemon);
+    assert_eq!((&status["state"], &status["read_only"]), (&"degraded".into(), &false.into()));
+    for told in [status["reason"].to_string(), daemon.log()] {
+        assert!(told.contains("disk2") && told.contains("has failed"), "{told}");
+    }
+    assert!(status["devices"][2]["reason"].to_string().contains("No space left"), "{status}");
+    verify_rest(&daemon);
+    let refused = daemon.control(&["pool", "remove", text(&paths[2]), "--cancel"]);
+    assert!(!refused.status.success(), "{refused:?}");
+
+    daemon.kill();
+    let mut daemon = config.start();
+    assert_eq!(states(&daemon), ["present", "present", "failed"]);
+    verify_rest(&daemon);
+    daemon.stop_cleanly();
+
+    // It is gone for good, and the pool does without.
+    drop(small);
+    let mut daemon = config.start();
+    assert_eq!(states(&daemon), ["present", "present", "missing"]);
+    let mut client = daemon.connect("rest");
+    let (mut right, mut wrong) = (0, 0);
+    for at in (0..REST).step_by(BLOCK) {
+        let whole = at / MIB * MIB;
+        match client.read(at, BLOCK as u32) {
+            Ok(bytes) => {
+                assert!(bytes == rest(whole)[(at - whole) as usize..][..BLOCK], "at {at}");
+                right += 1;
+            }
+            Err(errno) => {
+                assert_eq!(errno, 5, "at {at}");
+                wrong += 1;
+            }
+        }
+    }
+    assert!(right > wrong && wrong > 1000, "{right} right, {wrong} not");
+    let uuid = pool_status(&daemon)["devices"][2]["uuid"].as_str().unwrap().to_owned();
+    let stuck = daemon.control(&["pool", "remove", &uuid]);
+    assert!(!stuck.status.success() && stuck.err.contains("can't be emptied"), "{stuck:?}");
+    // What is overwritten is well again, and what nobody needs any more can go.
+    for at in (0..REST).step_by(MIB as usize) {
+        client.write(at, &rest(at), 0).unwrap();
+    }
+    client.flush().unwrap();
+    verify_rest(&daemon);
+    // Its emptying has gone on by itself, perhaps to its end; otherwise this waits for that.
+    let removed = daemon.control(&["pool", "remove", &uuid]);
+    let gone = removed.err.contains("no pool of the daemon has a device");
+    assert!(removed.status.success() || gone, "{removed:?}");
+    assert_eq!(states(&daemon), ["present", "present"]);
+    drop(client);
+    daemon.stop_cleanly();
+    check_pool(&paths[0]);
 }

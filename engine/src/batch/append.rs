@@ -26,6 +26,8 @@ pub(crate) enum Source<'a> {
     Block(Buffer),
     /// What was there before, to be written in sequence.
     Moved(Buffer),
+    /// Whole blocks that were to be written to a device that failed.
+    Again(Buffer),
 }
 
 impl Engine {
@@ -58,7 +60,7 @@ impl Engine {
                 copy_blocks(bufs, from.part(0, 1), run.data, at);
                 1
             }
-            Source::Moved(from) => {
+            Source::Moved(from) | Source::Again(from) => {
                 copy_blocks(bufs, from, run.data, at);
                 from.blocks
             }
@@ -104,6 +106,8 @@ impl Engine {
         }
         if let Source::Moved(_) = source {
             self.counters.blocks_rewritten += u64::from(blocks);
+        } else if let Source::Again(_) = source {
+            self.counters.blocks_again += u64::from(blocks);
         } else {
             self.counters.blocks_written += u64::from(blocks);
             self.counters.blocks_cold += if stream == HOT { 0 } else { u64::from(blocks) };

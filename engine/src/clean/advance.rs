@@ -386,24 +386,11 @@ impl Engine {
             self.again = true;
         }
         for o in 0..self.cleaner.outputs.len() {
-            let output = &mut self.cleaner.outputs[o];
+            let output = &self.cleaner.outputs[o];
             let begun = matches!(output.stage, OutputStage::Filling | OutputStage::Closing);
-            if !begun || output.writes > 0 {
-                continue;
+            if begun && output.writes == 0 {
+                self.abandon_output(o);
             }
-            output.stage = OutputStage::Idle;
-            output.targets.clear();
-            let (segment, class) = (output.segment, output.class);
-            if let Some(c) = output.chunk.take() {
-                self.cleaner.chunks[c as usize].idle = true;
-            }
-            self.summaries.extend(output.summary.take());
-            if self.cleaner.filling[class] == Some(o as u32) {
-                self.cleaner.filling[class] = None;
-            }
-            self.segs.release(segment);
-            self.cleaner.exhausted_at = None;
-            self.again = true;
         }
     }
 }

@@ -46,11 +46,11 @@ impl Engine {
         for k in 0..window {
             let segment = (self.cleaner.cursor + k) % segments;
             let row = self.segs.row(segment);
-            if last_resort && self.segs.holds_bad(segment) && !self.segs.is_leaving(segment) {
+            if last_resort && self.segs.holds_bad(segment) && !self.segs.gains_nothing(segment) {
                 self.cleaner.last_resort = Some(segment);
             }
-            // On a device that is being emptied nothing is gained.
-            let gains = gain && !self.segs.is_leaving(segment);
+            // On a device that is being emptied, or that failed, nothing is gained.
+            let gains = gain && !self.segs.gains_nothing(segment);
             let fit = gains && !row.left_alone && row.live <= most;
             if row.state != SegmentState::Sealed || !fit {
                 continue;

@@ -19,6 +19,8 @@ pub(super) struct Leaving {
     searched_from: u64,
     /// A search found nothing when the segment table had seen this many events.
     exhausted_at: Option<u64>,
+    /// It is still to be said what can't be moved, when the last seals are durable.
+    owed: bool,
 }
 
 impl Engine {
@@ -31,8 +33,13 @@ impl Engine {
             || self.stop.is_begun()
             || self.summaries.len() <= CLEAN_SUMMARIES
             || self.segs.free() <= self.floor()
-            || self.cleaner.leaving.exhausted_at == Some(self.segs.events())
         {
+            return;
+        }
+        if self.cleaner.leaving.exhausted_at == Some(self.segs.events()) {
+            if self.cleaner.leaving.owed && self.sealing.is_empty() && self.graves.is_empty() {
+                self.end_leaving();
+            }
             return;
         }
         if let Some(segment) = self.next_leaving() {
@@ -43,6 +50,11 @@ impl Engine {
             self.cleaner.leaving.exhausted_at = Some(self.cleaner.leaving.searched_from);
             self.end_leaving();
         }
+    }
+
+    /// The devices have changed: what was given up, or found to be nothing, is worth another look.
+    pub(crate) fn look_for_leaving(&mut self) {
+        self.cleaner.leaving.exhausted_at = None;
     }
 
     /// The next segment to be emptied; none, and nothing `searched`, if there is none.
@@ -59,7 +71,8 @@ impl Engine {
             leaving.cursor = (segment + 1) % segments;
             leaving.searched += 1;
             let row = self.segs.row(segment);
-            if row.state != SegmentState::Sealed || !self.segs.is_closed(segment) {
+            let leaves = self.segs.is_closed(segment) && self.segs.is_leaving(segment);
+            if row.state != SegmentState::Sealed || !leaves {
                 continue;
             }
             if !row.left_alone {
@@ -84,8 +97,8 @@ impl Engine {
     /// Nothing more is to be copied: what was, must count. Outputs with nothing from those devices are left to
     /// be filled: sealed as they are they would be victims again, for ever.
     fn end_leaving(&mut self) {
-        let left =
-            |device: usize| !self.geo.extents[device].open && self.segs.sealed_on(device) > 0;
+        self.cleaner.leaving.owed = false;
+        let left = |device: usize| self.segs.leaves(device) && self.segs.sealed_on(device) > 0;
         if !self.geo.devices().any(left) {
             return;
         }
@@ -97,7 +110,9 @@ impl Engine {
             }
         }
         let copied = (0..self.cleaner.outputs.len()).any(|o| self.holds_leaving(o));
-        if !waits && !copied && self.sealing.is_empty() && self.graves.is_empty() {
+        let over = !waits && !copied && self.sealing.is_empty() && self.graves.is_empty();
+        self.cleaner.leaving.owed = !over;
+        if over {
             self.note_stuck();
         }
     }

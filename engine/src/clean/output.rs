@@ -221,6 +221,49 @@ impl Engine {
         }
     }
 
+    /// Forgets an output that is not sealed, and of which nothing is under way.
+    pub(super) fn abandon_output(&mut self, o: usize) {
+        let output = &mut self.cleaner.outputs[o];
+        output.stage = OutputStage::Idle;
+        output.targets.clear();
+        let (segment, class) = (output.segment, output.class);
+        if let Some(c) = output.chunk.take() {
+            self.cleaner.chunks[c as usize].idle = true;
+        }
+        self.summaries.extend(output.summary.take());
+        if self.cleaner.filling[class] == Some(o as u32) {
+            self.cleaner.filling[class] = None;
+        }
+        self.segs.release(segment);
+        self.cleaner.exhausted_at = None;
+        self.again = true;
+    }
+
+    /// Gives up the outputs on a device that failed, but for those whose seal is on its way: what was copied
+    /// there is where it was, and may be copied again.
+    pub(crate) fn give_up_outputs(&mut self, device: usize) {
+        for o in 0..self.cleaner.outputs.len() {
+            let Output { stage, segment, .. } = self.cleaner.outputs[o];
+            let sealing = self.sealing.iter().find(|sealing| sealing.segment == segment);
+            let durable = sealing
+                .is_some_and(|s| matches!(s.stage, SealStage::Durable | SealStage::Logged(_)));
+            let given_up = match stage {
+                OutputStage::Filling | OutputStage::Closing => true,
+                OutputStage::Sealing => !durable,
+                OutputStage::Idle | OutputStage::Switching { .. } => false,
+            };
+            if !given_up || self.geo.device_of(segment) != Some(device) {
+                continue;
+            }
+            for k in 0..self.cleaner.outputs[o].targets.len() {
+                let Target { segment, generation, .. } = self.cleaner.outputs[o].targets[k];
+                let row = self.segs.row_mut(segment);
+                row.left_alone &= row.generation != generation;
+            }
+            self.abandon_output(o);
+        }
+    }
+
     /// A planted bug: switches before the seal record is written.
     pub(crate) fn switch_early(&mut self, segment: u32) {
         let Some(o) = self.cleaner.outputs.iter().position(|output| output.segment == segment)

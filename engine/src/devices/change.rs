@@ -3,7 +3,7 @@
 use super::is_free;
 use crate::engine::Engine;
 use crate::error::IoFault;
-use crate::format::device::DeviceTable;
+use crate::format::device::{DeviceTable, Failure};
 use crate::format::superblock::{FLAG_JOINING, Superblock};
 use crate::geometry::Geometry;
 use crate::limits::USER_STREAMS;
@@ -76,6 +76,19 @@ impl Change {
     ) -> Self {
         let stage = Stage::Waiting;
         Self { tag, device, bytes, kind, geo, devices, stage, busy: false, failed: false }
+    }
+
+    /// Whether it changes this device.
+    pub(super) fn is_about(&self, device: usize) -> bool {
+        self.device == device
+    }
+
+    /// A device that it is not about has failed.
+    pub(super) fn device_failed(&mut self, device: usize, failure: Failure) {
+        self.geo = self.geo.failed(device);
+        if let Some(Some(row)) = self.devices.0.get_mut(device) {
+            row.failed = Some(failure);
+        }
     }
 
     /// Whether the journal must not begin another block.
@@ -180,6 +193,7 @@ impl Engine {
             Kind::Remove => {
                 self.geo = change.geo;
                 self.segs.forget(change.device);
+                self.flush.forget(change.device);
                 // A pool that has become small has fewer streams.
                 for stream in user_streams(&self.geo)..USER_STREAMS {
                     self.seal_open(bufs, stream);
@@ -194,6 +208,7 @@ impl Engine {
         self.slab.grow(&self.geo);
         self.space.epoch += 1;
         self.evacuation.changed();
+        self.look_for_leaving();
     }
 
     /// Writes one place of a joining superblock, or wipes it.

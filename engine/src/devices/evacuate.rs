@@ -72,6 +72,7 @@ impl Engine {
         {
             self.segs.close(device);
             self.evacuation.changed();
+            self.look_for_leaving();
         }
         for stream in 0..USER_STREAMS {
             let open = self.open[stream].as_ref();
@@ -90,7 +91,7 @@ impl Engine {
             return;
         }
         for device in self.geo.devices() {
-            if self.geo.extents[device].open {
+            if !self.segs.leaves(device) {
                 continue;
             }
             if self.journal_leaves(device) || self.remove_if_empty(device) {
@@ -105,7 +106,7 @@ impl Engine {
     }
 
     /// Whether no block of the journal that counts lies where it lay before it moved last.
-    fn journal_has_moved(&self) -> bool {
+    pub(super) fn journal_has_moved(&self) -> bool {
         let journal = self.geo.journal;
         journal.old == journal.device || self.journal.tail_durable >= journal.from
     }
@@ -156,7 +157,7 @@ impl Engine {
     /// The cleaner has found nothing more to move on devices that are being emptied, and nothing is
     /// under way: what is still there can't be read.
     pub(crate) fn note_stuck(&mut self) {
-        for device in self.geo.devices().filter(|&device| !self.geo.extents[device].open) {
+        for device in self.geo.devices().filter(|&device| self.geo.extents[device].leaving) {
             self.evacuation.stuck[device] = self.segs.sealed_on(device) > 0;
         }
     }

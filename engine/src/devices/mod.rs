@@ -22,6 +22,7 @@
 
 mod change;
 mod evacuate;
+mod failed;
 
 use crate::engine::Engine;
 use crate::error::SubmitError;
@@ -30,11 +31,12 @@ use crate::geometry::{Geometry, GeometryError};
 use crate::limits::SEGMENTS_MIN;
 use crate::plant::Plant;
 use crate::super_write::SuperWrite;
-use flagstone_block::{BLOCK_SIZE, Tag};
+use flagstone_block::{BLOCK_SIZE, DeviceError, Tag};
 
 pub(crate) use change::Change;
 use change::Kind;
 pub(crate) use evacuate::Evacuation;
+pub(crate) use failed::Failures;
 
 /// A device that is to be added.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +70,11 @@ pub struct DeviceInfo {
     pub stuck: bool,
     /// The journal lies there.
     pub journal: bool,
-    /// It failed a write or a flush, after which the pool takes no more.
+    /// It failed a write or a flush: it is not written to any more. If it could not be spared, neither is the
+    /// pool.
     pub failed: bool,
+    /// What failed it, if known.
+    pub reason: Option<DeviceError>,
 }
 
 impl Engine {
@@ -86,8 +91,18 @@ impl Engine {
             stuck: row.state == DeviceState::Evacuating
                 && (self.evacuation.is_stuck(device) || self.is_counting_stuck()),
             journal: self.geo.journal.device as usize == device,
-            failed: self.failed_device == Some(device),
+            failed: self.failed_device == Some(device) || self.has_failed(device),
+            reason: self.reason(device),
         })
+    }
+
+    /// Why a device failed.
+    fn reason(&self, device: usize) -> Option<DeviceError> {
+        let before = self.devices.get(device).and_then(|row| row.failed);
+        let errno = before.and_then(|failure| i32::try_from(failure.errno).ok());
+        let before = errno.filter(|errno| *errno > 0).map(|errno| DeviceError::Os { errno });
+        let pool = self.failed.filter(|_| self.failed_device == Some(device));
+        self.failures.reason(device).or(before).or(pool)
     }
 
     /// A device that was removed since the last call: no command for it will follow.
@@ -106,7 +121,7 @@ impl Engine {
         if let Some(row) = &mut devices.0[device] {
             let extent = geo.extents[device];
             (row.bytes, row.segments) = (extent.bytes, extent.segments);
-            row.state = if extent.open { DeviceState::Present } else { DeviceState::Evacuating };
+            row.state = if extent.leaving { DeviceState::Evacuating } else { DeviceState::Present };
             if extent.segments == 0 {
                 devices.0[device] = None;
             }
@@ -121,12 +136,15 @@ impl Engine {
     /// changes nothing, which is a success.
     ///
     /// # Errors
-    /// `Busy` while another device changes, `NoDevice`, `DeviceSize`, `Failed`, `Stopping`: nothing
-    /// happened.
+    /// `Busy` while another device changes, `NoDevice`, `DeviceSize`, `DeviceFailed`, `Failed`, `Stopping`:
+    /// nothing happened.
     pub fn grow(&mut self, tag: Tag, device: usize, bytes: u64) -> Result<(), SubmitError> {
         self.may_change()?;
         if self.devices.get(device).is_none() {
             return Err(SubmitError::NoDevice);
+        }
+        if self.has_failed(device) {
+            return Err(SubmitError::DeviceFailed);
         }
         let geo = self.geo.grown(device, bytes).ok_or(SubmitError::DeviceSize)?;
         if geo.extents[device].segments == self.geo.extents[device].segments {
@@ -166,6 +184,7 @@ impl Engine {
             first_segment: extent.first,
             segments: extent.segments,
             state: DeviceState::Present,
+            failed: None,
             label: Label::new(new.name),
         };
         let mut devices = self.devices;
@@ -227,9 +246,12 @@ impl Engine {
     /// Ends the emptying of a device: it takes data again.
     ///
     /// # Errors
-    /// `Busy` while another device changes, `NoDevice`, `Failed`, `Stopping`: nothing happened.
+    /// `Busy` while another device changes, `NoDevice`, `DeviceFailed`, `Failed`, `Stopping`: nothing happened.
     pub fn keep_device(&mut self, tag: Tag, device: usize) -> Result<(), SubmitError> {
         self.may_change()?;
+        if self.has_failed(device) {
+            return Err(SubmitError::DeviceFailed);
+        }
         match self.devices.get(device).map(|row| row.state) {
             None => return Err(SubmitError::NoDevice),
             Some(DeviceState::Present) => self.complete(tag, Ok(())),

@@ -3,9 +3,9 @@
 //! A device's number is its row: it stays the same for as long as the device belongs to the pool, and
 //! block numbers of the pool need not name it. A device owns a range of the pool's segment numbers.
 
-use super::DecodeError;
 use super::bytes::{get_u32, get_u64, put_u32, put_u64};
 use super::field::layout;
+use super::{DecodeError, SEQUENCE_MAX};
 use flagstone_block::DEVICES;
 
 /// Where the table begins in a superblock.
@@ -13,13 +13,13 @@ pub const TABLE_AT: usize = 1024;
 /// Bytes of a row.
 pub const ROW_BYTES: usize = 96;
 /// Bytes of a label.
-pub const LABEL_BYTES: usize = 56;
+pub const LABEL_BYTES: usize = 48;
 
 layout! {
     /// Byte table of one row; all zeroes if there is no such device.
     LAYOUT, "device" {
         UUID: 0, 16; BYTES: 16, 8; FIRST_SEGMENT: 24, 4; SEGMENTS: 28, 4; STATE: 32, 1;
-        LABEL: 40, 56;
+        ERRNO: 36, 4; LABEL: 40, 48; FAILED_FROM: 88, 8;
     }
 }
 
@@ -32,6 +32,16 @@ pub enum DeviceState {
     Present,
     /// Takes nothing; what lies there is being moved to others.
     Evacuating,
+}
+
+/// That a device failed a write or a flush, and the pool went on without it. It is not written to any
+/// more, and what it holds may have been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Writes in journal blocks from this one on whose data lies there did not happen. Not 0.
+    pub from: u64,
+    /// What the system said, as in `errno.h`; 0 if nothing.
+    pub errno: u32,
 }
 
 /// What a device was called when it was last given to the pool: for people, cut at the front.
@@ -72,6 +82,8 @@ pub struct DeviceRow {
     pub segments: u32,
     /// Whether it is in use.
     pub state: DeviceState,
+    /// Whether it failed.
+    pub failed: Option<Failure>,
     /// What it was called.
     pub label: Label,
 }
@@ -86,12 +98,16 @@ impl DeviceRow {
             DeviceState::Present => 1,
             DeviceState::Evacuating => 2,
         };
+        if let Some(Failure { from, errno }) = self.failed {
+            put_u64(row, at::FAILED_FROM, from);
+            put_u32(row, at::ERRNO, errno);
+        }
         row[at::LABEL..at::LABEL + LABEL_BYTES].copy_from_slice(&self.label.0);
     }
 
     fn decode(row: &[u8]) -> Result<Option<Self>, DecodeError> {
         let impossible = DecodeError::Field { at: (TABLE_AT + at::STATE) as u16 };
-        let unused = at::STATE + 1..at::LABEL;
+        let unused = at::STATE + 1..at::ERRNO;
         let vacant = row[at::STATE] == 0;
         if row[if vacant { 0..ROW_BYTES } else { unused }].iter().any(|byte| *byte != 0) {
             return Err(impossible);
@@ -102,6 +118,10 @@ impl DeviceRow {
             2 => DeviceState::Evacuating,
             _ => return Err(impossible),
         };
+        let (from, errno) = (get_u64(row, at::FAILED_FROM), get_u32(row, at::ERRNO));
+        if from >= SEQUENCE_MAX || (from == 0 && errno != 0) {
+            return Err(DecodeError::Field { at: (TABLE_AT + at::FAILED_FROM) as u16 });
+        }
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&row[at::UUID..at::UUID + 16]);
         let mut label = [0; LABEL_BYTES];
@@ -112,6 +132,7 @@ impl DeviceRow {
             first_segment: get_u32(row, at::FIRST_SEGMENT),
             segments: get_u32(row, at::SEGMENTS),
             state,
+            failed: (from > 0).then_some(Failure { from, errno }),
             label: Label(label),
         }))
     }
@@ -125,6 +146,18 @@ impl DeviceTable {
     /// The devices there are, with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (usize, &DeviceRow)> {
         self.0.iter().enumerate().filter_map(|(device, row)| Some((device, row.as_ref()?)))
+    }
+
+    /// Whether any of them failed.
+    #[must_use]
+    pub fn any_failed(&self) -> bool {
+        self.iter().any(|(_, row)| row.failed.is_some())
+    }
+
+    /// Whether a device is there that did not fail.
+    #[must_use]
+    pub fn is_sound(&self, device: usize) -> bool {
+        self.get(device).is_none_or(|row| row.failed.is_none())
     }
 
     /// The device with this number.

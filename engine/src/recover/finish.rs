@@ -3,10 +3,12 @@
 use super::RecoveryReport;
 use super::load::{Loaded, Source, TailSegment, load, load_from};
 use super::records::OwnedRecord;
+use super::superblock;
 use crate::batch::Batch;
 use crate::clean::Cleaner;
 use crate::counting::Rebuild;
 use crate::degraded::Degraded;
+use crate::devices::Failures;
 use crate::discard::Discards;
 use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
@@ -75,10 +77,12 @@ impl Engine {
         }
         // After a kill the device may still hold back what is about to be read. Nothing may be
         // built on it, or given to a client, that a power cut can take away again.
-        io.flush()?;
+        let devices = superblock(io, false, &mut RecoveryReport::default())?.devices;
+        io.flush_devices(&|device| devices.is_sound(device))?;
         let source = if options.rebuild { Source::Summaries } else { Source::Checkpoint };
         let mut loaded = load(io, options.planted, source)?;
         repair_superblocks(io, &loaded)?;
+        let orphans = take_orphans(&mut loaded);
         seal_old_tails(io, &mut loaded)?;
         let report = loaded.report.clone();
         let ended = loaded.journal_empty && loaded.unkept.is_empty();
@@ -86,8 +90,11 @@ impl Engine {
         let unkept = std::mem::take(&mut loaded.unkept);
         let mut engine = Self::assemble(bufs, loaded, options)?;
         engine.count_reservations();
-        if !ended && !damaged && !options.rebuild && engine.fits_chain(&unkept) {
-            engine.settle(io, bufs, &unkept)?;
+        let segments = orphans.iter().map(|tail| tail.segment).collect();
+        let depends = devices.any_failed() && report.summaries > 0;
+        engine.failures = Failures::new(segments, depends);
+        if !ended && !damaged && !options.rebuild && engine.fits_chain(&unkept, &orphans) {
+            engine.settle(io, bufs, &unkept, &orphans)?;
         } else if !ended || report.rebuilt {
             if let Some(counting) = &mut engine.counting {
                 counting.urgent = true;
@@ -137,8 +144,8 @@ impl Engine {
         let geo = loaded.geo;
         let memory = OpenError::Memory { blocks: own_blocks(&geo) };
         let mut take = |blocks: u32| bufs.alloc(blocks).ok_or(memory);
-        let mut batches = Vec::with_capacity(BATCHES);
-        for _ in 0..BATCHES {
+        let mut batches = Vec::with_capacity(BATCHES + 1);
+        for _ in 0..=BATCHES {
             let mut data = [take(BATCH_BLOCKS)?; USER_STREAMS];
             for buffer in &mut data[1..] {
                 *buffer = take(BATCH_BLOCKS)?;
@@ -221,6 +228,7 @@ impl Engine {
             shrinks: VecDeque::new(),
             change: None,
             change_buffer,
+            failures: Failures::default(),
             evacuation: Default::default(),
             full_wait_ns: FULL_WAIT_NS,
             touched,
@@ -231,9 +239,9 @@ impl Engine {
             sealing: Vec::with_capacity(SEALING),
             summaries,
             batches,
-            spare_batches: (0..BATCHES as u32).rev().collect(),
+            spare_batches: (0..=BATCHES as u32).rev().collect(),
             filling: None,
-            flight: VecDeque::with_capacity(BATCHES),
+            flight: VecDeque::with_capacity(BATCHES + 1),
             journal: Journal::new(geo.journal_blocks, loaded.next_jseq, loaded.next_jseq, 0),
             meta,
             meta_baseline,
@@ -313,7 +321,7 @@ fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenE
     let superblock = &loaded.superblock;
     let (mut block, mut found) = ([0; BLOCK_SIZE], [0; BLOCK_SIZE]);
     let mut repaired = false;
-    for device in loaded.geo.devices() {
+    for device in loaded.geo.sound_devices() {
         for offset in loaded.geo.superblock_places(device, superblock.generation) {
             superblock.on(device).encode(split_offset(offset).1, &mut block);
             if io.read_at(offset, &mut found).is_err() || found != block {
@@ -322,11 +330,12 @@ fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenE
             }
         }
     }
+    let sound = |device: usize| superblock.devices.is_sound(device);
     if repaired {
-        io.flush()?;
+        io.flush_devices(&sound)?;
     }
     let mut replaced = false;
-    for device in loaded.geo.devices() {
+    for device in loaded.geo.sound_devices() {
         let [one, two, _] = loaded.geo.superblock_places(device, superblock.generation + 1);
         for offset in [one, two] {
             let position = split_offset(offset).1;
@@ -352,7 +361,7 @@ fn repair_superblocks(io: &mut dyn BlockIo, loaded: &Loaded) -> Result<(), OpenE
         }
     }
     if replaced {
-        io.flush()?;
+        io.flush_devices(&sound)?;
     }
     Ok(())
 }
@@ -409,9 +418,31 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
     }
     loaded.tails.extend(resumed);
     if sealed {
-        io.flush()?;
+        let devices = loaded.superblock.devices;
+        io.flush_devices(&|device| devices.is_sound(device))?;
     }
     Ok(())
+}
+
+/// Takes the unsealed segments that lie on devices which failed: they are not filled any more, nor do they get
+/// a summary (see `devices/failed.rs`).
+fn take_orphans(loaded: &mut Loaded) -> Vec<TailSegment> {
+    let failed = |tail: &TailSegment| {
+        loaded.geo.device_of(tail.segment).is_some_and(|device| loaded.geo.extents[device].failed)
+    };
+    let (orphans, tails) = std::mem::take(&mut loaded.tails).into_iter().partition(failed);
+    loaded.tails = tails;
+    let orphans: Vec<TailSegment> = orphans;
+    for tail in &orphans {
+        let row = loaded.replay.segs.row_mut(tail.segment);
+        row.state = SegmentState::Sealed;
+        row.entries = tail.blocks.len() as u16;
+        row.generation = loaded.next_generation;
+        row.first_lsn = tail.blocks.first().map_or(0, |block| block.lsn);
+        row.mean_lsn = row.first_lsn.midpoint(tail.blocks.last().map_or(0, |block| block.lsn));
+        loaded.next_generation += 1;
+    }
+    orphans
 }
 
 /// Performs the engine's commands one by one; returns whether there were any.
@@ -431,7 +462,9 @@ pub(super) fn drive(
                 io.read_at(at(offset), bufs.bytes_mut(buffer))
             }
             DeviceCommand::Write { offset, buffer } => io.write_at(at(offset), bufs.bytes(buffer)),
-            DeviceCommand::Flush => io.flush(),
+            DeviceCommand::Flush => {
+                io.flush_devices(&|device| device == usize::from(command.device))
+            }
             // There are none during an opening.
             DeviceCommand::Discard { .. } => Ok(()),
         };

@@ -107,6 +107,7 @@ fn table(geo: &Geometry, options: &FormatOptions) -> DeviceTable {
             first_segment: first,
             segments,
             state: DeviceState::Present,
+            failed: None,
             label: Label::new(""),
         });
     }

@@ -135,6 +135,11 @@ fn load_log(
     let next_generation = highest_generation(&records).max(superblock.next_generation);
     let next_volume = highest_volume(&records).max(superblock.next_volume);
 
+    // None is in the chain: they were not retired.
+    if superblock.devices.any_failed() && !planted.has(Plant::ReplayVoid) {
+        records.retain(|record| !record.is_void(&superblock.devices, &geo));
+    }
+
     // A page of the chain was written when everything up to its records was durable.
     let in_chain = records.iter().filter(|r| r.jseq.is_none());
     let kept_lsn = in_chain.map(|r| r.record.lsn()).max().unwrap_or(0);
@@ -151,6 +156,10 @@ fn load_log(
                     .iter()
                     .copied()
                     .filter(|&i| !records[i].lies_on(&missing, &geo))
+                    .filter(|&i| {
+                        records[i].failure(&superblock.devices, &geo).is_none()
+                            || planted.has(Plant::ProveFailed)
+                    })
                     .collect();
                 let tail = if planted.has(Plant::CutAtMissing) { &tail_writes } else { &there };
                 prove(io, &geo, &records, tail, proven, planted, &mut report)?

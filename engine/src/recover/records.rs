@@ -1,6 +1,7 @@
 //! Records that outlive the block they were read from.
 
 use crate::degraded::Missing;
+use crate::format::device::{DeviceTable, Failure};
 use crate::format::record::{LeafMarks, Record, Seal};
 use crate::geometry::Geometry;
 use crate::volume::VolumeSettings;
@@ -98,6 +99,18 @@ impl Placed {
             OwnedRecord::Write { pbn, .. } => missing.holds(geo, geo.locate(pbn).0),
             _ => false,
         }
+    }
+
+    /// The failure of the device that it says data lies on.
+    pub(super) fn failure(&self, devices: &DeviceTable, geo: &Geometry) -> Option<Failure> {
+        let OwnedRecord::Write { pbn, .. } = self.record else { return None };
+        devices.get(geo.device_of(geo.locate(pbn).0)?)?.failed
+    }
+
+    /// Whether it is a write that did not happen, since the device that its data was for failed before.
+    pub(super) fn is_void(&self, devices: &DeviceTable, geo: &Geometry) -> bool {
+        let since = self.jseq.and_then(|jseq| Some((jseq, self.failure(devices, geo)?.from)));
+        since.is_some_and(|(jseq, from)| jseq >= from)
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn superblock(
     for (device, row) in best.devices.iter() {
         let (bytes, label) = (row.bytes, row.label);
         if io.device_bytes(device).is_none() {
-            if degraded {
+            if degraded || row.failed.is_some() {
                 continue;
             }
             return Err(OpenError::DeviceMissing { device, uuid: row.uuid, bytes, label });
@@ -98,7 +98,8 @@ pub(crate) fn superblock(
             Some((uuid, pool, _)) => (*uuid, *pool) == (row.uuid, best.pool_uuid),
             None => best.devices.iter().count() == 1,
         };
-        if !is_it {
+        // What lies on one that failed is believed for its checksums only.
+        if !is_it && row.failed.is_none() {
             return Err(OpenError::DeviceForeign { device, uuid: row.uuid, label });
         }
     }

@@ -24,12 +24,12 @@ enum Next {
 impl Engine {
     /// Number of places where the superblock that counts should lie.
     pub(super) fn superblock_places(&self) -> usize {
-        3 * self.geo.devices().count()
+        3 * self.geo.sound_devices().count()
     }
 
     /// One of these places: its offset, and its device.
     pub(super) fn superblock_place(&self, place: usize) -> (u64, usize) {
-        let device = self.geo.devices().nth(place / 3).unwrap_or_default();
+        let device = self.geo.sound_devices().nth(place / 3).unwrap_or_default();
         let places = self.geo.superblock_places(device, self.super_write.generation);
         (places[place % 3], device)
     }

@@ -55,6 +55,12 @@ impl FreeList {
         self.len
     }
 
+    /// As [`FreeList::len`], without a device.
+    pub(super) fn len_but(&self, device: usize) -> usize {
+        let queue = &self.devices[device];
+        self.len - if queue.shunned { 0 } else { queue.len() }
+    }
+
     /// All free segments.
     pub(super) fn all(&self) -> usize {
         self.all

@@ -15,7 +15,7 @@
 //!    under way in it; Freeing becomes Free only once its SEGMENT_FREE record is durable.
 //!    Otherwise a crash could bring back a map entry whose block was overwritten.
 //! 4. A free segment that is being discarded on the device is in no list, so nobody takes it.
-//! 5. What becomes free on a device that takes nothing any more is absent, as are the numbers of
+//! 5. What becomes free on a device that takes nothing any more, or that failed, is absent, as are the numbers of
 //!    devices that were removed: nobody takes it, and it does not count as free.
 
 mod devices;
@@ -128,8 +128,10 @@ pub struct SegmentTable {
     /// Devices that are being emptied: they take nothing any more, or only what the cleaner needs
     /// so that the others have room.
     leaving: [bool; DEVICES],
-    /// Those of them that take nothing.
+    /// Those of them that take nothing, and devices that failed.
     closed: [bool; DEVICES],
+    /// Devices that failed.
+    failed: [bool; DEVICES],
     /// Absent segments of each device.
     absent: [u32; DEVICES],
     /// The device that metadata goes to.
@@ -169,6 +171,7 @@ impl SegmentTable {
             discards: false,
             leaving: [false; DEVICES],
             closed: [false; DEVICES],
+            failed: [false; DEVICES],
             absent: [0; DEVICES],
             primary: 0,
             metas: [0; DEVICES],
@@ -212,8 +215,9 @@ impl SegmentTable {
         self.rows.resize(segments.max(self.rows.len()), row);
         for device in geo.devices() {
             let extent = geo.extents[device];
-            self.leaving[device] = !extent.open;
+            (self.leaving[device], self.failed[device]) = (extent.leaving, extent.failed);
             self.closed[device] &= !extent.open;
+            self.closed[device] |= extent.failed;
             self.free.shun(device, !extent.open);
             self.free.reserve(device, extent.segments as usize);
             for segment in extent.first..extent.first + extent.segments {
@@ -243,6 +247,7 @@ impl SegmentTable {
         self.maps = self.census()[SegmentState::Map as usize];
         let sealed = self.rows.iter().filter(|row| row.state == SegmentState::Sealed);
         self.sealed = sealed.fold((0, 0), |(n, live), row| (n + 1, live + u64::from(row.live)));
+        self.exclude_failed();
         (self.absent, self.metas) = ([0; DEVICES], [0; DEVICES]);
         for segment in 0..self.len() {
             let row = &mut self.rows[segment as usize];
@@ -491,6 +496,9 @@ impl SegmentTable {
         (row.state, row.in_map_lsn) = (SegmentState::Sealed, in_map_lsn);
         let live = u64::from(row.live);
         self.sealed = (self.sealed.0 + 1, self.sealed.1 + live);
+        if self.has_failed(segment) {
+            self.exclude(segment);
+        }
         if live == 0 {
             self.bury(segment, lsn);
         }

@@ -73,7 +73,10 @@ impl Engine {
         }
         let batch = self.batch_with_room(bufs, volume_bytes(spec.name), false)?;
         let id = self.log_clone(bufs, batch, spec);
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
         Ok(id)
     }
 
@@ -136,7 +139,10 @@ impl Engine {
         }
         let clone = CloneSpec { snapshot: spec.snapshot, uuid, name: &name, settings };
         let id = self.log_clone(bufs, batch, &clone);
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
         Ok(id)
     }
 

@@ -86,7 +86,10 @@ impl Engine {
                 batch = self.batch_with_room(bufs, bytes, false)?;
             }
         }
-        self.await_batch(batch, Waiter { tag, durability: Durability::Fua, rmw: None });
+        self.await_batch(
+            batch,
+            Waiter { tag, durability: Durability::Fua, rmw: None, write: None },
+        );
         Ok(VolumeId(first))
     }
 

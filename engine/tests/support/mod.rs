@@ -391,7 +391,7 @@ impl World {
     }
 
     pub fn flush(&mut self) {
-        self.submit(|e, _, t| e.flush(t)).unwrap().1.result.unwrap();
+        self.submit(|e, _, t| e.flush(t, VolumeId(0))).unwrap().1.result.unwrap();
     }
 
     pub fn read(

@@ -70,7 +70,7 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 29] = [
+const POOL_GAUGES: [PoolGauge; 31] = [
     ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
     ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
     ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
@@ -108,8 +108,15 @@ const POOL_GAUGES: [PoolGauge; 29] = [
     ("pool_running", "1 if the pool serves, 0 if it has failed", |p| {
         u64::from(p.state != PoolState::Failed)
     }),
-    ("pool_degraded", "1 if devices are missing and the pool is only read", |p| {
+    ("pool_degraded", "1 if a device is missing or has failed", |p| {
         u64::from(p.state == PoolState::Degraded)
+    }),
+    ("pool_read_only", "1 if the pool takes no writes", |p| u64::from(p.read_only)),
+    ("pool_devices_failed", "Devices that failed a write or flush", |p| {
+        p.devices
+            .iter()
+            .filter(|device| device.reason.is_some() || device.state == "failed")
+            .count() as u64
     }),
     ("pool_deleted", "1 if the pool's file has been deleted", |p| {
         u64::from(p.state == PoolState::Deleted)

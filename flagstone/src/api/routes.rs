@@ -364,8 +364,8 @@ async fn metrics_text(State(context): State<Context>) -> Result<Response, ApiErr
 #[utoipa::path(
     get, path = "/healthz", tag = "daemon",
     responses(
-        (status = 200, description = "Every pool serves", body = Health),
-        (status = 503, description = "A pool has failed or is degraded, or the daemon is stopping", body = Health),
+        (status = 200, description = "Every pool serves; `degraded` if one does without a device that has failed", body = Health),
+        (status = 503, description = "A pool has failed or is only read, or the daemon is stopping", body = Health),
     )
 )]
 async fn healthz(State(context): State<Context>) -> Result<Response, ApiError> {
@@ -374,7 +374,9 @@ async fn healthz(State(context): State<Context>) -> Result<Response, ApiError> {
     let (code, status) = if any(PoolState::Failed) {
         (StatusCode::SERVICE_UNAVAILABLE, "failed")
     } else if any(PoolState::Degraded) {
-        (StatusCode::SERVICE_UNAVAILABLE, "degraded")
+        let read_only = snapshot.pools.iter().any(|pool| pool.read_only);
+        let serves = if read_only { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        (serves, "degraded")
     } else {
         (StatusCode::OK, "ok")
     };

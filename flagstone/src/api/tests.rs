@@ -79,6 +79,7 @@ impl Backend for Fake {
             uuid: "u".to_owned(),
             path: "/p".to_owned(),
             state: if self.failed { PoolState::Failed } else { PoolState::Running },
+            read_only: self.failed,
             reason: None,
             device_bytes: 4,
             devices: Vec::new(),

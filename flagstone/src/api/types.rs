@@ -206,7 +206,8 @@ pub enum PoolState {
     Failed,
     /// Its file has been deleted: it is served as before, and gone when the daemon stops.
     Deleted,
-    /// Devices are missing: what lies on the others is read, and nothing is written.
+    /// A device is missing or has failed. What lies on the others is read; unless the pool is `read_only`, it is
+    /// written to as well.
     Degraded,
 }
 
@@ -230,10 +231,12 @@ pub struct PoolDevice {
     pub uuid: String,
     /// By which the daemon has opened it.
     pub path: String,
-    /// `present`; `missing` if it is not there, and the pool is read without it; `failed` if it failed a
-    /// write or flush, after which the pool is only read; `leaving` while it is being emptied; `stuck` if something on it can't be moved
-    /// because it can't be read.
+    /// `present`; `missing` if it is not there; `failed` if it failed a write or flush, after which nothing is
+    /// written to it any more; `leaving` while it is being emptied; `stuck` if something on it can't be moved because it can't be read.
     pub state: String,
+    /// Why it failed, if it did and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Its size, as far as the pool uses it.
     pub size_bytes: u64,
     /// Its segments.
@@ -253,6 +256,9 @@ pub struct Pool {
     pub path: String,
     /// Whether it serves.
     pub state: PoolState,
+    /// It takes no writes: it has failed, or a device is missing.
+    #[serde(default)]
+    pub read_only: bool,
     /// Why it is not just running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

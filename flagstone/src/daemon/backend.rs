@@ -332,16 +332,18 @@ fn snapshot(status: SnapshotStatus) -> SnapshotInfo {
 
 fn device(status: &DeviceStatus) -> PoolDevice {
     let state = match (status.leaving, status.stuck) {
-        _ if status.missing => "missing",
-        _ if status.failed => "failed",
-        (false, _) => "present",
-        (true, false) => "leaving",
         (true, true) => "stuck",
+        (true, false) if status.failed => "leaving",
+        _ if status.missing => "missing",
+        (true, false) => "leaving",
+        (false, _) if status.failed => "failed",
+        (false, _) => "present",
     };
     PoolDevice {
         uuid: uuid_text(status.uuid),
         path: status.path.display().to_string(),
         state: state.to_owned(),
+        reason: status.reason.clone(),
         size_bytes: status.bytes,
         segments: status.segments,
         segments_empty: status.segments_empty,
@@ -354,6 +356,11 @@ fn unfit(error: CreateError) -> ApiError {
 }
 
 fn pool(deleted: bool, status: PoolStatus) -> Pool {
+    let read_only = match &status.state {
+        node::PoolState::Running => false,
+        node::PoolState::Failed { .. } => true,
+        node::PoolState::Degraded { read_only, .. } => *read_only,
+    };
     let (state, reason) = match status.state {
         node::PoolState::Running if deleted => (
             PoolState::Deleted,
@@ -361,12 +368,13 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
         ),
         node::PoolState::Running => (PoolState::Running, None),
         node::PoolState::Failed { reason } => (PoolState::Failed, Some(reason)),
-        node::PoolState::Degraded { reason } => (PoolState::Degraded, Some(reason)),
+        node::PoolState::Degraded { reason, .. } => (PoolState::Degraded, Some(reason)),
     };
     Pool {
         uuid: uuid_text(status.uuid),
         path: status.path.display().to_string(),
         state,
+        read_only,
         reason,
         device_bytes: status.device_bytes,
         devices: status.devices.iter().map(device).collect(),

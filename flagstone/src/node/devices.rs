@@ -57,8 +57,11 @@ pub struct DeviceStatus {
     pub journal: bool,
     /// It is not there, and the pool is read without it. Its path is where it was last.
     pub missing: bool,
-    /// It failed a write or a flush, after which the pool takes no more.
+    /// It failed a write or a flush: nothing is written to it any more. If the pool could not spare it, nothing is
+    /// written to the pool.
     pub failed: bool,
+    /// Why it failed, in words, if that is known.
+    pub reason: Option<String>,
 }
 
 /// Why a device was not added to a pool.
@@ -249,8 +252,9 @@ impl Pool {
                 leaving: info.leaving,
                 stuck: info.stuck,
                 journal: info.journal,
-                missing: member.is_none() && self.engine.is_degraded(),
+                missing: member.is_none() && (self.engine.is_degraded() || info.failed),
                 failed: info.failed,
+                reason: info.reason.map(explain),
             }
         };
         self.engine.devices().map(status).collect()
@@ -258,12 +262,33 @@ impl Pool {
 
     /// What a device failed with and, of several, which it was, in words.
     pub(super) fn reason(&self, error: DeviceError) -> String {
-        let failed = self.engine.devices().find(|info| info.failed);
+        let failed = self.engine.devices().filter(|info| info.failed).last();
         let member = failed.and_then(|info| self.member(info.device));
         match member.filter(|_| self.members.iter().flatten().count() > 1) {
             Some(member) => format!("{}: {}", member.device.path().display(), explain(error)),
             None => explain(error),
         }
+    }
+
+    /// Which devices have failed that the pool goes on without, in words.
+    pub(super) fn failed_devices(&self) -> Option<String> {
+        let statuses = self.device_statuses();
+        let named = statuses.iter().filter(|status| status.failed).map(|status| {
+            let reason = match &status.reason {
+                _ if status.missing => ": it is not there".to_owned(),
+                Some(reason) => format!(": {reason}"),
+                None => String::new(),
+            };
+            format!("device {} ({}) has failed{reason}", status.number, status.path.display())
+        });
+        let named: Vec<String> = named.collect();
+        (!named.is_empty()).then(|| {
+            format!(
+                "{}; the pool goes on without, and what lies there is read as far as it can be: move it with \
+                 `flagstone pool remove`",
+                named.join(", and ")
+            )
+        })
     }
 
     /// Which devices are missing, in words.

@@ -36,7 +36,10 @@ impl Reactor {
         let pool = &mut self.pools[p];
         let Some((reply, mut number)) = pool.growing.take() else { return };
         while number < pool.members.len() {
-            let Some(member) = &pool.members[number] else {
+            // One that failed stays as it is.
+            let failed =
+                pool.engine.devices().any(|device| device.device == number && device.failed);
+            let Some(member) = pool.members[number].as_ref().filter(|_| !failed) else {
                 number += 1;
                 continue;
             };

@@ -34,6 +34,10 @@ pub enum IoError {
         /// Where the first such block begins, in bytes.
         offset: u64,
     },
+    /// A device of the pool failed before all that had been written to this volume, and answered, was flushed to it:
+    /// some of that is lost. Told once, by a flush; what was lost is [`IoError::Damaged`].
+    #[error("a device of the pool failed, and some of what was written before is lost")]
+    Lost,
     /// The pool's device failed. It can still be read; everything else is refused until the pool
     /// is opened again.
     #[error("the pool's device has failed; open the pool again when it is well")]
@@ -66,7 +70,7 @@ impl From<IoError> for std::io::Error {
             IoError::Closed => ErrorKind::NotConnected,
             IoError::Busy => ErrorKind::ResourceBusy,
             IoError::ReadOnly | IoError::IsSnapshot => ErrorKind::ReadOnlyFilesystem,
-            IoError::PoolFailed => ErrorKind::Other,
+            IoError::PoolFailed | IoError::Lost => ErrorKind::Other,
         };
         Self::new(kind, error)
     }
@@ -92,6 +96,7 @@ impl From<IoFault> for IoError {
             IoFault::BadBlock { lba } => Self::Damaged { offset: Lba(lba).offset() },
             IoFault::Gone => Self::VolumeDeleted,
             IoFault::NoSpace => Self::NoSpace,
+            IoFault::Lost => Self::Lost,
             _ => Self::PoolFailed,
         }
     }
@@ -291,7 +296,7 @@ impl Reactor {
                     let engine = &mut self.pools[pool].engine;
                     engine.zero(bufs, tag, volume, at, len - done, mode, Durability::Completed)
                 }
-                LocalOp::Flush => self.pools[pool].engine.flush(tag).map(|()| 0),
+                LocalOp::Flush => self.pools[pool].engine.flush(tag, volume).map(|()| 0),
             };
             self.pools[pool].touched = true;
             let Some(request) = self.local.requests.get_mut(name) else { return Progress::More };

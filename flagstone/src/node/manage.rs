@@ -475,8 +475,13 @@ impl Reactor {
             uuid: pool.engine.pool_uuid(),
             state: match pool.failure {
                 Some(error) => PoolState::Failed { reason: pool.reason(error) },
-                None if pool.engine.is_degraded() => PoolState::Degraded { reason: pool.missing() },
-                None => PoolState::Running,
+                None if pool.engine.is_degraded() => {
+                    PoolState::Degraded { reason: pool.missing(), read_only: true }
+                }
+                None => match pool.failed_devices() {
+                    Some(reason) => PoolState::Degraded { reason, read_only: false },
+                    None => PoolState::Running,
+                },
             },
             device_bytes: pool.members.iter().flatten().map(|m| m.device.size()).sum(),
             devices: pool.device_statuses(),

@@ -46,6 +46,8 @@ pub(super) struct Pool {
     pub(super) warning: Warning,
     /// That the map is damaged was told.
     pub(super) told_damage: bool,
+    /// Which failed devices were told, a bit each.
+    pub(super) told_failed: u32,
 }
 
 impl Pool {
@@ -66,10 +68,17 @@ impl Pool {
         self.members.iter().flatten().any(|member| member.id == id)
     }
 
-    /// Takes note of the engine's failure, once.
+    /// Takes note of devices that failed, or the whole pool, once each.
     pub(super) fn note_failure(&mut self) {
         if self.failure.is_some() {
             return;
+        }
+        let failed = self.engine.devices().filter(|device| device.failed);
+        let failed = failed.fold(0u32, |mask, device| mask | 1 << device.device);
+        let running = self.engine.state() == PoolState::Running;
+        if running && std::mem::replace(&mut self.told_failed, failed) & failed != failed {
+            let what = self.failed_devices().unwrap_or_default();
+            tracing::error!(pool = %self.path.display(), "{what}");
         }
         if let PoolState::Failed(error) = self.engine.state() {
             tracing::error!(

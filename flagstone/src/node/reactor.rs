@@ -234,6 +234,9 @@ impl Reactor {
             }
             pool.touched = false;
             pool.engine.pump(self.ring.buffers(), now_ns);
+            if matches!(pool.engine.state(), PoolState::Failed(_)) {
+                pool.note_failure();
+            }
             pool.note_state();
             pool.note_scrub();
             while let Some(io) = pool.engine.next_io() {

@@ -282,7 +282,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         let discards = all.into_iter().all(|m| config.device_discard.applies(&m.device));
         engine.set_device_discard(discards);
         tracing::info!(pool = %path.display(), devices = members.len(), ?report, "pool opened");
-        let pool = Pool {
+        let mut pool = Pool {
             path,
             members,
             engine,
@@ -294,7 +294,9 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
             scrubbing: false,
             warning: Warning::default(),
             told_damage: false,
+            told_failed: 0,
         };
+        pool.note_failure();
         if pool.engine.is_degraded() {
             tracing::warn!(pool = %pool.path.display(), "{}", pool.missing());
         }

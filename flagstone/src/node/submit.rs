@@ -273,7 +273,7 @@ impl Reactor {
         };
         let pool = &mut self.pools[opened.pool as usize];
         pool.touched = true;
-        match pool.engine.flush(Name::Request(request).tag()) {
+        match pool.engine.flush(Name::Request(request).tag(), opened.volume) {
             Ok(()) => {
                 if let Some(entry) = self.requests.get_mut(request) {
                     entry.outstanding += 1;

@@ -260,7 +260,7 @@ impl Run {
     }
 
     pub(super) fn flush(&mut self) {
-        if let Ok((tag, ())) = self.submit(|e, _, t| e.flush(t)) {
+        if let Ok((tag, ())) = self.submit(|e, _, t| e.flush(t, VolumeId(0))) {
             let sent = self.model.tick();
             say!("flush");
             self.pending.insert(tag, Pending::Flush { sent });

@@ -126,13 +126,16 @@ impl Disk {
     /// Whether nothing is damaged and no command will fail.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        !self.is_damaged() && self.rates == FaultRates::default()
+        !self.is_damaged() && self.rates == FaultRates::default() && self.trouble.is_none()
     }
 
     /// Undoes all damage.
     pub fn repair(&mut self) {
         self.damaged.clear();
         self.unreadable.clear();
+        if let Some(trouble) = &mut self.trouble {
+            trouble.reads = 0;
+        }
     }
 
     /// Damages one block of `area` that holds something; returns its number. Of superblocks and

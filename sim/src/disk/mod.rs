@@ -11,6 +11,7 @@
 //! - A discard leaves of each block zeroes, garbage or what was there, as it completes; before that
 //!   any part of it. It counts as a write that nobody misses: nothing needs a flush for it.
 //! - Commands in flight complete in any order.
+//! - One disk may begin to fail its commands, for a while or for good.
 //! - A failed write leaves any subset of its sectors; a failed flush drops any subset of the
 //!   pending writes.
 //! - A read may fail, or return a flipped bit once and be right the next time.
@@ -25,9 +26,11 @@ mod crash;
 mod damage;
 mod store;
 mod sync;
+mod trouble;
 
 pub use crash::{CrashKind, CrashStyle};
 pub use damage::{Area, Layout};
+pub use trouble::Trouble;
 
 use crate::arena::Arena;
 use crate::content::{Block, SECTOR};
@@ -38,6 +41,7 @@ use flagstone_block::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use store::Store;
+use trouble::Kind;
 
 /// Faults that strike commands, in commands per million.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +148,7 @@ pub struct Disk {
     discards: BTreeSet<u64>,
     seq: u64,
     rates: FaultRates,
+    trouble: Option<Trouble>,
     rng: Rng,
     /// Blocking writes and flushes until the process dies.
     calls_left: Option<u64>,
@@ -168,6 +173,7 @@ impl Disk {
             discards: BTreeSet::new(),
             seq: 0,
             rates: FaultRates::default(),
+            trouble: None,
             rng,
             calls_left: None,
             dead: false,
@@ -234,9 +240,17 @@ impl Disk {
     /// Blocks with writes that a power cut may lose.
     #[must_use]
     pub fn pending_blocks(&self) -> usize {
+        self.pending_but(&[])
+    }
+
+    /// As [`Disk::pending_blocks`], without those of some disks.
+    #[must_use]
+    pub fn pending_but(&self, disks: &[usize]) -> usize {
         let missed =
-            |pending: &&Pending| pending.writes.iter().any(|(seq, _)| !self.discards.contains(seq));
-        self.pending.values().filter(missed).count()
+            |pending: &Pending| pending.writes.iter().any(|(seq, _)| !self.discards.contains(seq));
+        let counts = |(block, _): &(&u32, &Pending)| !disks.contains(&store::split(**block).0);
+        let counted = self.pending.iter().filter(counts);
+        counted.filter(|(_, pending)| missed(pending)).count()
     }
 
     /// Whether command `i` in flight is a flush, a write or a read: 2, 1, 0.
@@ -373,7 +387,9 @@ impl Disk {
     ) -> (Result<(), DeviceError>, Vec<u32>) {
         let count = (into.len() / BLOCK_SIZE) as u32;
         let mut touched = Vec::new();
-        if self.strikes(self.rates.read_error) {
+        if self.strikes(self.rates.read_error)
+            || self.is_troubled(store::split(first).0, Kind::Read)
+        {
             self.counters.tainted_reads += 1;
             let short = DeviceError::Short { done: 0, wanted: into.len() as u32 };
             let error = if self.rng.one_in(4) { short } else { EIO };
@@ -413,7 +429,9 @@ impl Disk {
 
     fn write_blocks(&mut self, first: u32, blocks: &[Block]) -> Result<(), DeviceError> {
         self.counters.writes += 1;
-        if self.strikes(self.rates.write_error) {
+        if self.strikes(self.rates.write_error)
+            || self.is_troubled(store::split(first).0, Kind::Write)
+        {
             self.counters.failures += 1;
             self.write_part(first, blocks);
             return Err(EIO);
@@ -493,7 +511,7 @@ impl Disk {
 
     fn flush_blocks(&mut self, disk: usize, covers: u64) -> Result<(), DeviceError> {
         self.counters.flushes += 1;
-        if self.strikes(self.rates.flush_error) {
+        if self.strikes(self.rates.flush_error) || self.is_troubled(disk, Kind::Flush) {
             self.counters.failures += 1;
             self.drop_some_pending(disk);
             return Err(EIO);

@@ -67,11 +67,15 @@ impl BlockIo for Disk {
     }
 
     fn flush(&mut self) -> Result<(), DeviceError> {
+        self.flush_devices(&|_| true)
+    }
+
+    fn flush_devices(&mut self, wanted: &dyn Fn(usize) -> bool) -> Result<(), DeviceError> {
         if self.dead {
             return Err(EIO);
         }
         let (dies, seq) = (self.dies(), self.seq);
-        for disk in self.disks() {
+        for disk in self.disks().into_iter().filter(|disk| wanted(*disk)) {
             // One after the other, and perhaps not all of them.
             if dies && self.rng.one_in(2) {
                 break;

@@ -1,7 +1,7 @@
 //! Judging what a recovery found, and going on from there.
 
 use super::{BASE, History, NEVER, Op, OpId, Oracle, Version, Volume, base, never_written};
-use crate::content::{Place, describe_bytes, is_zero};
+use crate::content::{Content, Place, describe_bytes, is_zero};
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{StatusKind, VolumeSettings};
 use std::collections::BTreeMap;
@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 pub enum Bounds {
     /// All that were answered: the process was killed, or stopped cleanly.
     Answered,
+    /// All that were answered since a disk failed, and all whose durability was promised: the process was killed
+    /// while the pool parted with the disk.
+    Parting,
     /// All whose durability was promised: the power went, or the device failed.
     Durable,
     /// None, but those that survived still in prefix order: something was damaged that is there
@@ -83,7 +86,7 @@ impl Oracle {
                 self.describe(place, 0)
             ));
         };
-        history.found = Some((first as u32, last as u32));
+        (history.found, history.lost) = (Some((first as u32, last as u32)), false);
         found.mix(u64::from(place.volume) << 32 ^ place.lba);
         found.mix((first as u64) << 2 | kind as u64);
         Ok(())
@@ -95,6 +98,7 @@ impl Oracle {
         match bounds {
             _ if op == BASE => true,
             Bounds::Answered => answered != NEVER,
+            Bounds::Parting => answered != NEVER && (durable || answered > self.losses.at()),
             Bounds::Durable => answered != NEVER && durable,
             Bounds::Damaged => false,
         }
@@ -150,7 +154,7 @@ impl Oracle {
         let Some(history) = volume.and_then(|volume| volume.blocks.get(&place.lba)) else {
             return if is_zero(bytes) { Ok(()) } else { Err(never_written(place, bytes)) };
         };
-        let is_required = |v: &Version| self.required(v.op, bounds);
+        let is_required = |v: &Version| !v.optional && self.required(v.op, bounds);
         let oldest = history.versions.iter().rposition(is_required).unwrap_or(0);
         let fits = |v: &Version| v.content.matches(place, bytes);
         if history.versions[oldest..].iter().any(fits) {
@@ -238,9 +242,20 @@ impl Oracle {
             newest = newest.max(self.op(settings).accepted);
             for (&lba, history) in volume.blocks.range(..found.size / BLOCK_SIZE as u64) {
                 let place = Place { volume: *id, lba };
-                let (first, last) = self.found_versions(place, history)?;
-                let is_required = |v: &Version| self.required(v.op, bounds);
+                let is_required = |v: &Version| !v.optional && self.required(v.op, bounds);
                 let oldest = history.versions.iter().rposition(is_required).unwrap_or(0) as u32;
+                if history.lost {
+                    if !self.may_be_lost(place, oldest) {
+                        return Err(format!(
+                            "block {lba} of volume {id} can't be read, but was not lost ({bounds:?}, \
+                             durable before {}): {}",
+                            self.durable_before,
+                            self.describe(place, oldest)
+                        ));
+                    }
+                    continue;
+                }
+                let (first, last) = self.found_versions(place, history)?;
                 if last < oldest {
                     return Err(format!(
                         "block {lba} of volume {id} lost a version whose survival was promised \
@@ -302,8 +317,12 @@ impl Oracle {
             // What lies beyond the end went with a growth that did not survive, or a shrink.
             for (&lba, history) in volume.blocks.range(..found.size / BLOCK_SIZE as u64) {
                 let place = Place { volume: *id, lba };
+                if history.lost {
+                    continue;
+                }
                 let (first, last) = self.found_versions(place, history)?;
-                let oldest = history.versions.iter().rposition(|v| before(v.op)).unwrap_or(0);
+                let due = |v: &Version| !v.optional && before(v.op);
+                let oldest = history.versions.iter().rposition(due).unwrap_or(0);
                 if (last as usize) < oldest {
                     return Err(format!(
                         "prefix order is broken: a request accepted at {survived} survived, but \
@@ -317,6 +336,7 @@ impl Oracle {
     }
 
     fn adopt(&mut self, there: &BTreeMap<u32, &FoundVolume>) {
+        let lost = if self.losses.blind { Content::Any } else { Content::Lost };
         self.volumes.retain(|id, _| there.contains_key(id));
         for (id, volume) in &mut self.volumes {
             volume.created = BASE;
@@ -328,9 +348,23 @@ impl Oracle {
                 if lba >= end {
                     return false;
                 }
-                let found = history.found.take().map_or(0, |(first, _)| first);
+                let (found, last) = history.found.take().unwrap_or((0, 0));
+                // What is there may still be lost: nobody flushes a disk that failed.
+                let lossy =
+                    history.versions[found as usize..=last as usize].iter().any(|v| v.lossy);
+                if std::mem::take(&mut history.lost) {
+                    history.seen = 0;
+                    history.versions = vec![Version {
+                        op: BASE,
+                        content: lost.clone(),
+                        kind: StatusKind::Data,
+                        lossy: true,
+                        optional: false,
+                    }];
+                    return true;
+                }
                 let mut version = history.versions.swap_remove(found as usize);
-                version.op = BASE;
+                (version.op, version.lossy, version.optional) = (BASE, lossy, false);
                 let kept = version.kind != StatusKind::Hole;
                 history.versions.clear();
                 history.versions.push(version);
@@ -338,6 +372,7 @@ impl Oracle {
                 kept
             });
         }
+        self.losses.restarted();
         self.ops.clear();
         self.ops.push(base());
         self.durable_before = 0;

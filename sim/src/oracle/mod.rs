@@ -18,10 +18,13 @@
 //! 7. *Volumes*: a change that was answered is there; a deleted volume does not come back.
 //! 8. *Reservations*: a volume is not refused space that is reserved for it.
 //!
+//! 9. *Losses*: see [`loss`].
+//!
 //! The model is deliberately ignorant of the log, the journal and the map.
 
 mod diff;
 mod judge;
+mod loss;
 
 pub use judge::{Bounds, Found, FoundVolume};
 
@@ -31,7 +34,7 @@ use flagstone_engine::{StatusExtent, StatusKind, VolumeSettings};
 use std::collections::BTreeMap;
 
 /// A request since the last recovery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(u32);
 
 /// What was there when the pool was opened.
@@ -51,6 +54,10 @@ struct Version {
     op: OpId,
     content: Content,
     kind: StatusKind,
+    /// It may be unreadable, since a disk failed before it was durable.
+    lossy: bool,
+    /// Of a snapshot: what was under way when it was taken, and a disk failed, may have come after it.
+    optional: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +67,8 @@ struct History {
     seen: u32,
     /// What was found after a crash: first and last version that it may be.
     found: Option<(u32, u32)>,
+    /// After a crash it could not be read.
+    lost: bool,
 }
 
 /// A volume as the model knows it.
@@ -88,6 +97,7 @@ pub struct Oracle {
     volumes: BTreeMap<u32, Volume>,
     /// There was a snapshot.
     pub snapshots_taken: bool,
+    losses: loss::Losses,
 }
 
 impl Default for Oracle {
@@ -98,6 +108,7 @@ impl Default for Oracle {
             durable_before: 0,
             volumes: BTreeMap::new(),
             snapshots_taken: false,
+            losses: loss::Losses::default(),
         }
     }
 }
@@ -172,7 +183,13 @@ impl Oracle {
                 // What was never written to is a hole already.
                 let Some(volume) = self.volumes.get_mut(&volume) else { return op };
                 for (_, history) in volume.blocks.range_mut(first_whole..end_whole) {
-                    history.versions.push(Version { op, content: Content::Zero, kind });
+                    history.versions.push(Version {
+                        op,
+                        content: Content::Zero,
+                        kind,
+                        lossy: false,
+                        optional: false,
+                    });
                 }
             } else {
                 for lba in first_whole..end_whole {
@@ -213,7 +230,7 @@ impl Oracle {
             let before = &history.versions.last().expect("never empty").content;
             before.overlaid(Place { volume, lba }, from, to, new)
         };
-        history.versions.push(Version { op, content, kind });
+        history.versions.push(Version { op, content, kind, lossy: false, optional: false });
     }
 
     /// A change of part of one block did not happen. Nothing can have been accepted for that
@@ -239,14 +256,21 @@ impl Oracle {
     }
 
     /// A request that changes blocks was answered.
-    pub fn answered(&mut self, op: OpId, durable: bool) {
+    pub fn answered(&mut self, id: OpId, durable: bool) {
         let now = self.tick();
-        let op = &mut self.ops[op.0 as usize];
+        let op = &mut self.ops[id.0 as usize];
         op.answered = now;
         op.durable |= durable;
         if durable {
             self.durable_before = self.durable_before.max(op.accepted);
         }
+        self.not_lost(id);
+    }
+
+    /// A flush of a volume was answered.
+    pub fn answered_flush(&mut self, op: OpId, volume: u32) {
+        self.answered(op, true);
+        self.flushed(volume, op);
     }
 
     /// A flush was accepted.
@@ -346,12 +370,12 @@ impl Oracle {
 
     /// What all blocks of a volume may be now, for one that has the same from `op` on.
     fn now(&self, volume: &Volume, op: OpId) -> BTreeMap<u64, History> {
-        let answered = |v: &Version| self.op(v.op).answered != NEVER;
+        let answered = |v: &Version| !v.optional && self.op(v.op).answered != NEVER;
         let now = |history: &History| {
             let oldest = history.versions.iter().rposition(answered).unwrap_or(0);
             let mut versions = history.versions.get(oldest..)?.to_vec();
             versions.first_mut()?.op = op;
-            Some(History { versions, seen: 0, found: None })
+            Some(History { versions, seen: 0, found: None, lost: false })
         };
         let blocks = volume.blocks.iter();
         blocks.filter_map(|(&lba, history)| Some((lba, now(history)?))).collect()
@@ -428,7 +452,13 @@ impl Oracle {
             volume.sizes.push((size, op));
             for (_, history) in volume.blocks.range_mut(size / BLOCK_SIZE as u64..) {
                 let hole = StatusKind::Hole;
-                history.versions.push(Version { op, content: Content::Zero, kind: hole });
+                history.versions.push(Version {
+                    op,
+                    content: Content::Zero,
+                    kind: hole,
+                    lossy: false,
+                    optional: false,
+                });
             }
         }
         op
@@ -506,7 +536,8 @@ impl Oracle {
     }
 
     fn oldest(&self, history: &History) -> u32 {
-        let answered = |version: &Version| self.op(version.op).answered != NEVER;
+        let answered =
+            |version: &Version| !version.optional && self.op(version.op).answered != NEVER;
         let last = history.versions.iter().rposition(answered).unwrap_or(0);
         history.seen.max(last as u32)
     }
@@ -642,8 +673,9 @@ impl Oracle {
 
 impl History {
     fn untouched() -> Self {
-        let version = Version { op: BASE, content: Content::Zero, kind: StatusKind::Hole };
-        Self { versions: vec![version], seen: 0, found: None }
+        let (content, kind) = (Content::Zero, StatusKind::Hole);
+        let version = Version { op: BASE, content, kind, lossy: false, optional: false };
+        Self { versions: vec![version], seen: 0, found: None, lost: false }
     }
 }
 

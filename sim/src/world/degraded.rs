@@ -25,6 +25,7 @@ impl World {
         let missing = rng.pick(&disks);
         let mut copy = self.disk.clone();
         copy.set_rates(FaultRates::default());
+        copy.set_trouble(None);
         copy.remove(missing);
         let disk = std::mem::replace(&mut self.disk, copy);
         let looked = self.look_at_the_rest(missing);
@@ -48,9 +49,17 @@ impl World {
         let after = (self.disk.counters().writes, self.disk.counters().flushes);
         match opened {
             // It was none of the pool's any more, or not yet: this is an opening like any other.
-            Ok((engine, _)) if !engine.is_degraded() => return Ok(()),
+            Ok((engine, _))
+                if !engine.is_degraded()
+                    && !engine.devices().any(|device| device.device == missing) =>
+            {
+                return Ok(());
+            }
             Ok((engine, _)) => self.engine = Some(engine),
-            Err(OpenError::DeviceNeeded { device, .. }) if device == missing => {
+            // One that failed before may know of a journal that lay elsewhere.
+            Err(OpenError::DeviceNeeded { device, .. })
+                if device == missing || self.oracle.has_losses() =>
+            {
                 self.stats.needed += 1;
                 return Ok(());
             }
@@ -60,10 +69,12 @@ impl World {
                 return Err(self.fail(format!("without disk {missing}: {error}")));
             }
         }
-        if before != after {
+        // One that failed before is not needed to write, either.
+        let failed = !self.engine().is_degraded();
+        if before != after && !failed {
             return Err(self.fail(format!("opening without disk {missing} has written")));
         }
-        if self.engine().state() != PoolState::Degraded {
+        if self.engine().state() != PoolState::Degraded && !failed {
             return Err(self.fail("a pool with a missing disk is not degraded"));
         }
         self.stats.degraded += 1;
@@ -105,7 +116,8 @@ impl World {
             let engine = self.engine.as_mut().expect("the process lives");
             engine.pump(&mut self.arena, self.now_ns);
             while let Some(io) = self.engine().next_io() {
-                if !matches!(io.command, DeviceCommand::Read { .. }) {
+                let reads = matches!(io.command, DeviceCommand::Read { .. });
+                if !reads && self.engine().is_degraded() {
                     return Err(self.fail(format!("{:?} by a pool that is only read", io.command)));
                 }
                 if let Err(what) = self.disk.submit(io, &self.arena) {

@@ -14,8 +14,18 @@ impl World {
         let engine = self.engine.as_mut().expect("the process lives");
         engine.pump(&mut self.arena, self.now_ns);
         self.take_removed_disks();
+        self.note_late_failure();
         self.check_scrub()?;
         Ok(self.drain()? | self.has_turn_left())
+    }
+
+    /// A pool that went on without a disk may fail as a whole later: it is short of something.
+    fn note_late_failure(&mut self) {
+        let poisoned = self
+            .engine
+            .as_ref()
+            .is_some_and(|engine| matches!(engine.state(), PoolState::Failed(_)));
+        self.device_failed |= poisoned && !self.failing.is_empty();
     }
 
     /// Whether the engine asks for another turn at once.
@@ -93,9 +103,30 @@ impl World {
         let is_member = engine.devices().any(|device| device.device == ended.disk);
         engine.device_done(&mut self.arena, ended.token, ended.result);
         // One that is about to be added need not harm the others.
-        let harmed = is_member || matches!(engine.state(), PoolState::Failed(_));
-        self.device_failed |= failed && harmed;
+        let poisoned = matches!(engine.state(), PoolState::Failed(_));
+        if failed && is_member && !poisoned {
+            self.spared(ended.disk);
+        }
+        self.stats.needed_disks += u64::from(failed && poisoned && !self.device_failed);
+        self.device_failed |= failed && poisoned;
         Ok(())
+    }
+
+    /// A disk failed that the pool can do without.
+    fn spared(&mut self, disk: usize) {
+        if self.failing.contains(&disk) || !self.fails_anew(disk) {
+            return;
+        }
+        self.log.step(&[64, disk as u64], || format!("disk {disk} fails, the pool goes on"));
+        self.failing.push(disk);
+        self.stats.spared += 1;
+        self.oracle.disk_failed();
+    }
+
+    /// Whether the engine takes a disk for one that has just failed.
+    fn fails_anew(&mut self, disk: usize) -> bool {
+        let engine = self.engine();
+        engine.is_parting() && engine.devices().any(|device| device.device == disk && device.failed)
     }
 
     /// Remembers which blocks of which read a fault touched: only those may be reported.
@@ -145,6 +176,14 @@ impl World {
                 if self.outstanding() == 0 {
                     return Ok(());
                 }
+                // What was taken when there was more room waits for space, and gives up in time.
+                if self.oracle.has_losses()
+                    && self.engine().is_holding()
+                    && let Some(at) = self.engine().next_timer_ns()
+                {
+                    self.now_ns = self.now_ns.max(at);
+                    continue;
+                }
                 // One more turn, in case the last completion has left something to do.
                 if !self.pump()? && self.disk.in_flight() == 0 {
                     if let Some(at) = self.gives_up_at() {
@@ -174,7 +213,7 @@ impl World {
             }
             match self.engine().next_timer_ns() {
                 Some(at) => self.now_ns = self.now_ns.max(at),
-                None if self.disk.pending_blocks() > 0 && !self.device_failed => {
+                None if self.unflushed() > 0 && !self.device_failed => {
                     return Err(self.fail("the engine rests, but not all is flushed"));
                 }
                 None => return Ok(()),

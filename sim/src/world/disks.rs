@@ -1,7 +1,7 @@
 //! Disks that come and go while the pool is in use, and which of them the pool must have.
 
 use super::{Check, Request, Submitted, World};
-use crate::disk::Layout;
+use crate::disk::{Layout, Trouble};
 use flagstone_engine::{DeviceInfo, NewDevice, SubmitError};
 use std::collections::BTreeSet;
 
@@ -98,6 +98,43 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
+    /// Blocks that a power cut may lose, but for those of disks that failed.
+    pub fn unflushed(&mut self) -> usize {
+        let failed = self.engine.as_ref().map(|engine| {
+            engine.devices().filter(|device| device.failed).map(|device| device.device).collect()
+        });
+        let failed: Vec<usize> = failed.unwrap_or_default();
+        self.disk.pending_but(&failed)
+    }
+
+    /// Has a disk begin to fail after a while, now and then.
+    pub fn begin_trouble(&mut self) {
+        if self.config.trouble == 0 || !self.rng.percent(self.config.trouble) {
+            return;
+        }
+        let devices: Vec<DeviceInfo> = self.engine().devices().collect();
+        let others: Vec<DeviceInfo> =
+            devices.iter().filter(|device| !device.journal).copied().collect();
+        let any = others.is_empty() || self.rng.one_in(8);
+        let device = self.rng.pick(if any { &devices } else { &others });
+        let (writes, flushes) =
+            self.rng.pick(&[(100, 100), (100, 100), (100, 0), (0, 100), (20, 20), (20, 0)]);
+        let reads = self.rng.percent(self.config.trouble_reads);
+        let trouble = Trouble {
+            disk: device.device,
+            after: self.rng.skewed(300),
+            lasts: self.rng.pick(&[1, 1, 2, 20, u64::MAX, u64::MAX]),
+            writes,
+            flushes,
+            reads: if reads { self.rng.pick(&[30, 100]) } else { 0 },
+        };
+        if reads {
+            self.oracle.blind();
+        }
+        self.log.step(&[65, device.device as u64], || format!("{trouble:?}"));
+        self.disk.set_trouble(Some(trouble));
+    }
+
     fn change_refused(&mut self, what: &str, error: SubmitError) -> Check<Submitted<()>> {
         self.log.step(&[62], || format!("{what} refused: {error}"));
         match error {
@@ -106,6 +143,7 @@ impl World {
             SubmitError::NoRoomElsewhere { .. }
             | SubmitError::LastDevice
             | SubmitError::DeviceUnfit(_)
+            | SubmitError::DeviceFailed
             | SubmitError::Stopping => Ok(Submitted::Refused(error)),
             _ => Err(self.fail(format!("{what} refused: {error}"))),
         }
@@ -188,7 +226,7 @@ impl World {
         let damaged = self.disk.counters().tainted_reads > self.tainted_at_open;
         let left = self.engine().devices().find(|device| device.leaving);
         match left {
-            Some(device) if device.stuck && damaged => Ok(()),
+            Some(device) if device.stuck && (damaged || device.failed) => Ok(()),
             Some(device) => {
                 Err(self.fail(format!("at rest, but {device:?} is not empty: {usage:?}")))
             }

@@ -94,6 +94,19 @@ impl World {
                     }
                 }
             }
+            // Of several blocks each alone, to tell which it is.
+            Err(IoFault::BadBlock { .. }) if self.oracle.has_losses() && blocks > 1 => {
+                for lba in first..first + blocks {
+                    self.look_at(found, buffer, volume, lba, 1)?;
+                }
+            }
+            Err(IoFault::BadBlock { .. }) if self.oracle.has_losses() => {
+                self.stats.lost += 1;
+                let place = Place { volume, lba: first };
+                if let Err(what) = self.oracle.found_lost(found, place, kinds[0]) {
+                    return Err(self.log.fail(what));
+                }
+            }
             Err(IoFault::BadBlock { .. })
                 if self.disk.counters().tainted_reads > touched_before || self.moved_bad() => {}
             Err(fault) => {
@@ -184,6 +197,9 @@ impl World {
 
     /// The stopped pool passes the offline check, which sees no damage.
     pub fn check_offline(&mut self) -> Check {
+        if self.oracle.has_losses() {
+            return Ok(());
+        }
         match flagstone_engine::check(&mut self.disk, &mut |_, _| {}) {
             Ok(report) if report.is_sound() && (!report.recovery.rebuilt || self.rebuild_due) => {
                 Ok(())
@@ -195,7 +211,7 @@ impl World {
 
     /// With nothing under way, the engine's accounts agree with the model and each other.
     pub fn check_accounts(&mut self) -> Check {
-        if self.oracle.snapshots_taken {
+        if self.oracle.snapshots_taken || self.unsure {
             // What they share with their volumes the engine's own recount knows.
             return Ok(());
         }

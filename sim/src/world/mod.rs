@@ -64,7 +64,8 @@ enum Request {
         /// Reads of the engine's own that a fault had touched when this was accepted.
         touched_before: u64,
     },
-    Flush(OpId),
+    /// Of this volume.
+    Flush(OpId, u32),
     Volume(OpId),
     /// The pool is to have so many segments.
     Grow(u32),
@@ -136,6 +137,16 @@ pub struct Stats {
     pub needed: u64,
     /// See `degraded`.
     pub missed: u64,
+    /// Disks that failed and that the pool went on without, and those that it could not spare.
+    pub spared: u64,
+    /// See `spared`.
+    pub needed_disks: u64,
+    /// Blocks that were lost, and flushes that said so.
+    pub lost: u64,
+    /// See `lost`.
+    pub told: u64,
+    /// Blocks that were written again.
+    pub again: u64,
 }
 
 impl Stats {
@@ -161,6 +172,11 @@ impl Stats {
         self.degraded += other.degraded;
         self.needed += other.needed;
         self.missed += other.missed;
+        self.spared += other.spared;
+        self.needed_disks += other.needed_disks;
+        self.lost += other.lost;
+        self.told += other.told;
+        self.again += other.again;
     }
 }
 
@@ -229,6 +245,10 @@ pub struct World {
     /// A comparison under way.
     comparing: Option<diff::Comparing>,
     members: disks::Members,
+    /// Disks that failed in this life, and that the pool went on without.
+    failing: Vec<usize>,
+    /// A change failed although the pool goes on: what it did is not known.
+    unsure: bool,
 }
 
 impl World {
@@ -244,7 +264,7 @@ impl World {
             log,
             rng,
             disk,
-            arena: Arena::new(2800 + config.arena_blocks),
+            arena: Arena::new(2865 + config.arena_blocks),
             config,
             oracle: Oracle::default(),
             engine: None,
@@ -272,6 +292,8 @@ impl World {
             scrubbed: scrub::Seen::default(),
             comparing: None,
             members: disks::Members::default(),
+            failing: Vec::new(),
+            unsure: false,
         }
     }
 
@@ -295,6 +317,12 @@ impl World {
     #[must_use]
     pub fn device_failed(&self) -> bool {
         self.device_failed
+    }
+
+    /// Whether the pool went on without a disk in this life.
+    #[must_use]
+    pub fn has_spared(&self) -> bool {
+        !self.failing.is_empty()
     }
 
     /// Stamps for `blocks` blocks; none is ever given twice.

@@ -15,6 +15,7 @@ impl World {
             segment_bytes: self.config.segment_bytes,
         };
         self.first_disks();
+        self.disk.set_trouble(None);
         if self.rng.one_in(8) {
             self.disk.die_after(self.rng.below(14));
         }
@@ -54,18 +55,27 @@ impl World {
         });
         if let Some(engine) = &self.engine {
             self.layout = Some(Layout::new(*engine.geometry()));
+            // What was flushed is certain only once it is durable which disk failed.
+            if engine.is_parting() && self.bounds == Bounds::Answered {
+                self.bounds = Bounds::Parting;
+            }
         }
         self.disk.crash(kind, style, &self.layout());
         self.bury();
         self.stats.crashes += 1;
         self.bounds = match kind {
             _ if self.bounds == Bounds::Damaged => Bounds::Damaged,
-            CrashKind::Kill if !self.device_failed && self.bounds == Bounds::Answered => {
-                Bounds::Answered
+            CrashKind::Kill
+                if !self.device_failed
+                    && matches!(self.bounds, Bounds::Answered | Bounds::Parting) =>
+            {
+                self.bounds
             }
             _ => Bounds::Durable,
         };
         self.device_failed = false;
+        self.unsure = false;
+        self.failing.clear();
         self.bad_leaves_told = 0;
     }
 
@@ -77,6 +87,8 @@ impl World {
     /// The process ended after a clean stop.
     pub fn stopped(&mut self) {
         self.bury();
+        self.failing.clear();
+        self.unsure = false;
         self.bounds = Bounds::Answered;
     }
 
@@ -84,7 +96,9 @@ impl World {
     /// undoing that of the disk brings it no more back.
     pub fn moved_bad(&self) -> bool {
         let now = self.engine.as_ref().map_or(0, |engine| engine.counters().clean_bad_moved);
-        self.stats.bad_moved + now > 0
+        // What was lost with a disk stays what it is, wherever it is moved to.
+        let lost = self.oracle.has_losses() && self.config.rot == 0;
+        self.stats.bad_moved + now > 0 && !lost
     }
 
     /// The process is gone, with everything it had in memory.
@@ -103,6 +117,7 @@ impl World {
             self.stats.segments_cleaned += counters.segments_cleaned;
             self.stats.blocks_moved += counters.blocks_moved;
             self.stats.bad_moved += counters.clean_bad_moved;
+            self.stats.again += counters.blocks_again;
             self.stats.discards += counters.segments_discarded;
             self.stats.blocks_rewritten += counters.blocks_rewritten;
             self.stats.ring_turns += counters.batches / u64::from(engine.geometry().journal_blocks);
@@ -153,7 +168,8 @@ impl World {
         let settled = self.disk.pending_blocks() == 0 && self.disk.is_sound();
         let exhaustive = settled && self.rng.percent(self.config.exhaustive);
         let twice = settled && (exhaustive || self.rng.one_in(8));
-        if twice {
+        // A segment that a disk failed before it was sealed has no summary.
+        if twice && !self.oracle.has_losses() {
             self.compare_maps()?;
         }
         let reference = if twice { Some(self.look_aside(None)?) } else { None };
@@ -165,6 +181,8 @@ impl World {
         self.check_size()?;
         self.check_members()?;
         self.disk.set_rates(FaultRates::default());
+        let trouble = self.disk.trouble();
+        self.disk.set_trouble(None);
         let mut found = self.look()?;
         if self.moved_bad() {
             // The cleaner was at work while leaves were read. What the damage took is gone for good,
@@ -187,6 +205,7 @@ impl World {
         if let Err(what) = self.oracle.judge(&found, bounds) {
             return Err(self.fail(what));
         }
+        self.disk.set_trouble(trouble);
         self.bounds = Bounds::Answered;
         self.check_accounts()?;
         self.check_engine()?;
@@ -270,8 +289,9 @@ impl World {
                 Err(error) if self.disk.counters().failures > before.failures => {
                     self.log.step(&[37], || format!("opening failed with the device ({error})"));
                     self.disk.set_rates(FaultRates::default());
+                    self.disk.set_trouble(None);
                     self.bounds = match self.bounds {
-                        Bounds::Answered => Bounds::Durable,
+                        Bounds::Answered | Bounds::Parting => Bounds::Durable,
                         other => other,
                     };
                 }

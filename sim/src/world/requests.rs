@@ -70,6 +70,9 @@ impl World {
         let part = (!whole).then_some(Place { volume, lba: offset / block });
         let op = self.oracle.write(volume, offset, taken, stamp, start / block);
         let durable = durability == Durability::Fua;
+        if durable {
+            self.oracle.is_fua(op);
+        }
         let touched_before = self.own_reads_touched;
         self.enter(owner, Request::Change { op, part, durable, touched_before })?;
         self.log.step(&[1, u64::from(volume), offset, taken, stamp], || {
@@ -115,6 +118,9 @@ impl World {
         let discard = mode == ZeroMode::Discard;
         let op = self.oracle.zero(volume, offset, taken, kind, discard);
         let durable = durability == Durability::Fua;
+        if durable {
+            self.oracle.is_fua(op);
+        }
         let part = (!whole && !discard).then_some(Place { volume, lba: offset / block });
         let touched_before = self.own_reads_touched;
         self.enter(owner, Request::Change { op, part, durable, touched_before })?;
@@ -155,16 +161,20 @@ impl World {
         Ok(Submitted::Taken(()))
     }
 
-    /// Submits a flush.
+    /// Submits a flush of some volume.
     pub fn flush(&mut self, owner: Owner) -> Check<Submitted<()>> {
         let tag = self.peek_tag();
-        match self.engine().flush(tag) {
+        // Not by chance: seeds are to do what they did before it mattered which.
+        let volumes: Vec<u32> = self.oracle.live_volumes().collect();
+        let at = self.log.events() as usize % volumes.len().max(1);
+        let volume = volumes.get(at).copied().unwrap_or_default();
+        match self.engine().flush(tag, VolumeId(volume)) {
             Ok(()) => {}
             Err(error) => return self.refused("flush", 0, error),
         }
         let op = self.oracle.flush();
-        self.enter(owner, Request::Flush(op))?;
-        self.log.step(&[4], || "flush".into());
+        self.enter(owner, Request::Flush(op, volume))?;
+        self.log.step(&[4], || format!("flush volume {volume}"));
         Ok(Submitted::Taken(()))
     }
 
@@ -360,7 +370,10 @@ impl World {
 
     /// A request that was accepted may not have happened.
     fn may_have_failed(&self) -> bool {
-        self.device_failed || self.moved_bad() || self.stats.bad_blocks + self.bad_leaves_told > 0
+        self.device_failed
+            || self.unsure
+            || self.moved_bad()
+            || self.stats.bad_blocks + self.bad_leaves_told > 0
     }
 
     /// Asks for the block status of a range and checks it.
@@ -441,6 +454,8 @@ impl World {
     fn check_reservation(&mut self, volume: u32, blocks: u64, error: SubmitError) -> Check {
         let room = self.oracle.reserved_room(volume);
         let damaged = self.moved_bad() || self.disk.is_damaged() || self.device_failed;
+        // Nobody is asked whether a disk may fail.
+        let damaged = damaged || self.oracle.has_losses();
         let usage = self.engine().usage();
         if error == SubmitError::NoSpace && room >= blocks && !damaged {
             return Err(self.fail(format!(
@@ -469,6 +484,7 @@ impl World {
                 }
             }
             SubmitError::ReservationUnbacked { .. } | SubmitError::ReservationSize => {}
+            SubmitError::DeviceFailed if self.oracle.has_losses() => {}
             SubmitError::NoVolume | SubmitError::Stopping | SubmitError::VolumeExists => {}
             _ => return Err(self.fail(format!("{what} refused: {error}"))),
         }
@@ -523,7 +539,18 @@ impl World {
                 self.disk_changed(change, result.is_ok());
                 None
             }
-            Request::Flush(op) | Request::Volume(op) => match result {
+            Request::Flush(op, volume) if result == Err(IoFault::Lost) => {
+                self.stats.told += 1;
+                if let Err(what) = self.oracle.told(volume, op) {
+                    return Err(self.fail(what));
+                }
+                None
+            }
+            Request::Flush(op, volume) if result.is_ok() => {
+                self.oracle.answered_flush(op, volume);
+                None
+            }
+            Request::Flush(op, _) | Request::Volume(op) => match result {
                 Ok(()) => Some((op, true)),
                 Err(IoFault::Device) => None,
                 // A shrink that needs a page which can't be read, or a page more than there is.
@@ -567,7 +594,13 @@ impl World {
             }
             Err(IoFault::BadBlock { lba }) => {
                 self.stats.bad_blocks += 1;
-                let known = lba.checked_sub(place.lba).and_then(|b| attempts.get(b as usize));
+                let b = lba.checked_sub(place.lba).map(|b| b as usize);
+                let version = b.and_then(|b| oldest.get(b)).copied().unwrap_or(u32::MAX);
+                if self.oracle.may_be_lost(Place { lba, ..place }, version) {
+                    self.stats.lost += 1;
+                    return Ok(());
+                }
+                let known = b.and_then(|b| attempts.get(b));
                 // A block is read once more before it is given up. A failed flush may have dropped what was written.
                 if known.is_some_and(|known| known.touched && known.count >= 2)
                     || self.device_failed
@@ -599,6 +632,18 @@ impl World {
         match (fault, part) {
             // Nobody knows whether it happened.
             (IoFault::Device, _) => Ok(()),
+            (IoFault::Lost, _) if self.oracle.has_losses() => Ok(()),
+            // It was to be written again, and the other disks have no room.
+            (IoFault::NoSpace, None) if self.oracle.has_losses() => {
+                self.unsure = true;
+                Ok(())
+            }
+            (IoFault::BadBlock { lba }, Some(place))
+                if lba == place.lba
+                    && self.oracle.may_be_lost(place, self.oracle.oldest_of(place)) =>
+            {
+                self.oracle.undo(op, place).map_err(|what| self.fail(what))
+            }
             // The page that says where its blocks lie could not be read: that is told once.
             (IoFault::BadBlock { .. }, _)
                 if self.bad_leaves_told < self.engine().counters().leaf_pages_bad =>
@@ -631,7 +676,7 @@ impl World {
 fn describe(request: &Request) -> String {
     match request {
         Request::Change { op, .. } => format!("to change {op:?}"),
-        Request::Flush(op) => format!("to flush {op:?}"),
+        Request::Flush(op, volume) => format!("to flush {op:?} of volume {volume}"),
         Request::Volume(op) => format!("to volume change {op:?}"),
         Request::Grow(segments) => format!("to grow to {segments} segments"),
         Request::Disk(change) => format!("to change of disks {change:?}"),

@@ -44,6 +44,33 @@ impl SegmentTable {
         self.events += 1;
     }
 
+    /// A device failed: it takes nothing any more, and is not emptied unless that is asked for.
+    pub(crate) fn fail(&mut self, device: usize) {
+        self.failed[device] = true;
+        self.free.shun(device, true);
+        self.close(device);
+        self.exclude_failed();
+    }
+
+    /// What is dead on devices that failed can't be gained by cleaning.
+    pub(super) fn exclude_failed(&mut self) {
+        for segment in 0..self.len() {
+            if self.has_failed(segment) {
+                self.exclude(segment);
+            }
+        }
+    }
+
+    /// Free segments that others than this device have.
+    pub(crate) fn free_but(&self, device: usize) -> u32 {
+        self.free.len_but(device) as u32
+    }
+
+    /// Metadata segments of a device.
+    pub(crate) fn metas_on(&self, device: usize) -> u32 {
+        self.metas[device]
+    }
+
     /// A device takes data again.
     pub(crate) fn reopen(&mut self, device: usize) {
         (self.closed[device], self.leaving[device]) = (false, false);
@@ -104,6 +131,7 @@ impl SegmentTable {
         }
         (self.absent[device], self.metas[device]) = (0, 0);
         (self.closed[device], self.leaving[device]) = (false, false);
+        self.failed[device] = false;
         self.free.shun(device, false);
     }
 
@@ -111,6 +139,22 @@ impl SegmentTable {
     pub(crate) fn is_closed(&self, segment: u32) -> bool {
         let device = usize::from(self.row(segment).device);
         device < DEVICES && self.closed[device]
+    }
+
+    /// Whether a segment lies on a device that failed.
+    pub(crate) fn has_failed(&self, segment: u32) -> bool {
+        let device = usize::from(self.row(segment).device);
+        device < DEVICES && self.failed[device]
+    }
+
+    /// Whether nothing is gained by emptying a segment: it does not become free, but absent.
+    pub(crate) fn gains_nothing(&self, segment: u32) -> bool {
+        self.is_leaving(segment) || self.has_failed(segment)
+    }
+
+    /// Whether a device is being emptied.
+    pub(crate) fn leaves(&self, device: usize) -> bool {
+        self.leaving[device]
     }
 
     /// Whether a segment lies on a device that is being emptied.

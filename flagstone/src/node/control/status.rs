@@ -76,10 +76,12 @@ pub enum PoolState {
         /// What happened.
         reason: String,
     },
-    /// Devices are missing: it is only read.
+    /// Devices are missing, or have failed.
     Degraded {
         /// Which.
         reason: String,
+        /// It is only read: one is missing that had not failed before.
+        read_only: bool,
     },
 }
 
