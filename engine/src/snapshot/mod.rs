@@ -141,6 +141,9 @@ impl Engine {
         let Some(cut) = self.volumes.get(snapshot).and_then(|s| s.info.snapshot) else { return };
         let Some(volume) = self.volumes.get_mut(cut.line) else { return };
         volume.cuts -= 1;
+        if let Some(counting) = &mut self.counting {
+            counting.cut(cut.line, snapshot);
+        }
         let map = volume.map.snapshot(snapshot);
         let parent = volume.parent.replace(snapshot);
         if let Some(volume) = self.volumes.get_mut(snapshot) {
