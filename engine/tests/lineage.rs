@@ -2,8 +2,10 @@
 
 mod support;
 
-use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceIo, VolumeId};
-use flagstone_engine::{CloneSpec, OpenOptions, RollbackSpec, SnapshotSpec, VolumeSettings};
+use flagstone_block::{BLOCK_SIZE, Buffers, DeviceCommand, DeviceIo, VolumeId, ZeroMode};
+use flagstone_engine::{
+    CloneSpec, OnFull, OpenOptions, RollbackSpec, SnapshotSpec, VolumeSettings,
+};
 use support::{OPEN, World, block};
 
 const B: u64 = BLOCK_SIZE as u64;
@@ -161,4 +163,45 @@ fn what_is_passed_on_needs_no_page() {
         world.engine.check().unwrap();
     }
     assert!(refused > 0);
+}
+
+/// A discard of a part of what a clone has of its snapshot makes a leaf of its own, which takes metadata.
+#[test]
+fn discards_in_clones_leave_room_for_checkpoints() {
+    const LEAVES: u64 = 400;
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("v", LEAVES * LEAF * B);
+    for leaf in 0..LEAVES {
+        world.write(volume, leaf * LEAF * B, &[block(1 + leaf), block(1000)].concat()).unwrap();
+    }
+    let older = snapshot(&mut world, volume, "v@s");
+    let clones: Vec<VolumeId> =
+        (0..60).map(|i| clone(&mut world, older, &format!("c{i}"))).collect();
+    let settings = VolumeSettings { on_full: OnFull::Error, reserved: 0 };
+    let filler = world.create_with("filler", 64 << 20, settings).unwrap();
+    let mut blocks = 0;
+    while world.write(filler, blocks * B, &block(blocks)).is_ok() {
+        blocks += 1;
+    }
+    let mut refused = 0;
+    for &id in &clones {
+        for leaf in 0..LEAVES {
+            let discard = world.zero(id, leaf * LEAF * B, B, ZeroMode::Discard);
+            refused += u64::from(discard.is_err());
+        }
+    }
+    assert!(refused > 0 && world.engine.usage().capacity >= world.engine.usage().live);
+    let mut world = world.kill();
+    (0..100).for_each(|_| world.turn());
+    // Overwrites take no space.
+    for round in 0..3 {
+        for lba in 0..blocks {
+            world.write(filler, lba * B, &block(round * 10_000 + lba)).unwrap();
+        }
+    }
+    clones.into_iter().for_each(|id| world.delete(id));
+    world.engine.check().unwrap();
+    let mut world = world.kill();
+    (0..100).for_each(|_| world.turn());
+    world.engine.check().unwrap();
 }

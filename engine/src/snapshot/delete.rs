@@ -120,6 +120,9 @@ impl Engine {
             }
             self.space.epoch += 1;
         }
+        if self.volumes.has_idle() {
+            return;
+        }
         let Some(&id) = self.dying.front() else { return };
         let Some(snapshot) = self.volumes.get_mut(id) else {
             self.dying.pop_front();
