@@ -155,11 +155,16 @@ impl Engine {
 
     /// Segments that a compacted chain takes at most.
     pub(crate) fn chain_segments(&self, leaves: u64) -> u32 {
+        self.chain_segments_with(leaves, 0)
+    }
+
+    /// The same, if so many more leaves than now differ from the parent's.
+    pub(crate) fn chain_segments_with(&self, leaves: u64, touched: u64) -> u32 {
         let leaves = leaves + self.slab.leaves() as u64 + self.new_leaves_in_flight();
         let bytes = self.volumes.record_bytes()
             + self.geo.in_all as usize * SEGMENT_SEAL_BYTES
             + leaves as usize * LEAF_BYTES_MAX
-            + self.touched as usize * ZERO_BYTES
+            + (self.touched + touched) as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
             + USER_STREAMS * self.geo.shape.data_blocks as usize * write_bytes(1);
         let pages = (bytes / (PAGE_RECORD_BYTES - RECORD_BYTES_MAX) + 1) as u32;

@@ -77,6 +77,9 @@ impl Engine {
         // some are a snapshot's still.
         let ends = if keep || promised > 0 { 2 } else { self.new_ends(volume.0, lba, blocks) };
         self.charge_leaves(ends, 0)?;
+        if !keep {
+            self.charge_statements(volume.0, (lba, blocks), ends)?;
+        }
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
         self.batches[batch as usize].new_leaves += ends;
         let vol = self.volumes.get_mut(volume.0).expect("checked above");
@@ -158,6 +161,38 @@ impl Engine {
         };
         let last = Some(last).filter(|last| *last != first);
         [first].into_iter().chain(last).filter(is_new).count() as u64
+    }
+
+    /// Refuses a discard of what is a snapshot's, which makes `ends` leaves, if there is no room for these and for the
+    /// statements that of others there is nothing any more: what is taken already must find its place.
+    pub(crate) fn charge_statements(
+        &mut self,
+        volume: u32,
+        (lba, blocks): (u64, u64),
+        ends: u64,
+    ) -> Result<(), SubmitError> {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let Some(vol) = self.volumes.get(volume) else { return Ok(()) };
+        let inherits = |leaf: &u64| {
+            let state = vol.map.leaf(&self.slab, *leaf).0;
+            let empty = matches!(state, LeafState::Untouched | LeafState::AllHole);
+            !empty && (vol.cuts > 0 || !vol.map.is_different(*leaf))
+        };
+        let leaves = (lba / per_leaf..(lba + blocks).div_ceil(per_leaf)).filter(inherits).count();
+        if leaves == 0 {
+            return Ok(());
+        }
+        let under_way = self.effects_under_way().map(|effect| match effect {
+            Effect::Zero { blocks, keep: false, .. } => blocks / per_leaf + 2,
+            _ => 0,
+        });
+        let touched = leaves as u64 + under_way.sum::<u64>();
+        let longer = self.chain_segments_with(ends, touched) - self.chain_segments(ends);
+        let usable = self.usable_blocks_beside(ends, longer);
+        match usable < self.needed_blocks() && usable < self.usable_blocks() {
+            true => Err(self.no_segment()),
+            false => Ok(()),
+        }
     }
 
     /// Blocks from `lba`, up to `blocks`, that were never written to: there is nothing to undo,

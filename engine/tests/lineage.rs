@@ -165,9 +165,9 @@ fn what_is_passed_on_needs_no_page() {
     assert!(refused > 0);
 }
 
-/// A discard of a part of what a clone has of its snapshot makes a leaf of its own, which takes metadata.
-#[test]
-fn discards_in_clones_leave_room_for_checkpoints() {
+/// Discards of what a clone has of its snapshot take metadata: of a part of a leaf another leaf, of all of it a
+/// statement.
+fn discards_in_clones_leave_room_for_checkpoints(len: u64) {
     const LEAVES: u64 = 400;
     let mut world = World::format(64 << 20, 1 << 20);
     let volume = world.create("v", LEAVES * LEAF * B);
@@ -186,7 +186,7 @@ fn discards_in_clones_leave_room_for_checkpoints() {
     let mut refused = 0;
     for &id in &clones {
         for leaf in 0..LEAVES {
-            let discard = world.zero(id, leaf * LEAF * B, B, ZeroMode::Discard);
+            let discard = world.zero(id, leaf * LEAF * B, len, ZeroMode::Discard);
             refused += u64::from(discard.is_err());
         }
     }
@@ -204,4 +204,14 @@ fn discards_in_clones_leave_room_for_checkpoints() {
     let mut world = world.kill();
     (0..100).for_each(|_| world.turn());
     world.engine.check().unwrap();
+}
+
+#[test]
+fn discards_of_blocks_in_clones_leave_room_for_checkpoints() {
+    discards_in_clones_leave_room_for_checkpoints(B);
+}
+
+#[test]
+fn discards_of_leaves_in_clones_leave_room_for_checkpoints() {
+    discards_in_clones_leave_room_for_checkpoints(LEAF * B);
 }
