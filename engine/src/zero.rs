@@ -187,7 +187,7 @@ impl Engine {
             _ => 0,
         });
         let touched = leaves as u64 + under_way.sum::<u64>();
-        let longer = self.chain_segments_with(ends, touched) - self.chain_segments(ends);
+        let longer = self.chain_segments_with(ends, touched, 0) - self.chain_segments(ends);
         let usable = self.usable_blocks_beside(ends, longer);
         match usable < self.needed_blocks() && usable < self.usable_blocks() {
             true => Err(self.no_segment()),

@@ -215,3 +215,32 @@ fn discards_of_blocks_in_clones_leave_room_for_checkpoints() {
 fn discards_of_leaves_in_clones_leave_room_for_checkpoints() {
     discards_in_clones_leave_room_for_checkpoints(LEAF * B);
 }
+
+/// Snapshots that take no data take metadata, and overwrites must go on.
+#[test]
+fn snapshots_of_a_full_pool_are_refused_before_overwrites_are() {
+    let mut world = World::format(64 << 20, 1 << 20);
+    let volume = world.create("v", 4 * B);
+    world.write(volume, 0, &block(1)).unwrap();
+    let settings = VolumeSettings { on_full: OnFull::Error, reserved: 0 };
+    let filler = world.create_with("filler", 64 << 20, settings).unwrap();
+    let mut blocks = 0;
+    while world.write(filler, blocks * B, &block(blocks)).is_ok() {
+        blocks += 1;
+    }
+    let mut made = 0;
+    for i in 0..30_000 {
+        let name = format!("v@{i}");
+        if world.snapshot(&[SnapshotSpec { volume, uuid: [9; 16], name: &name }]).is_err() {
+            break;
+        }
+        made += 1;
+    }
+    assert!(made > 100 && made < 30_000, "{made}");
+    for round in 0..2 {
+        for lba in 0..blocks {
+            world.write(filler, lba * B, &block(round * 10_000 + lba)).unwrap();
+        }
+    }
+    world.engine.check().unwrap();
+}

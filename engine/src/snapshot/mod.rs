@@ -75,6 +75,7 @@ impl Engine {
         if self.segs.free() < self.reserve() {
             return Err(self.no_segment());
         }
+        self.charge_records(bytes)?;
         // A batch of their own: it has room for as many records as fit one block.
         self.close_batch(bufs);
         let mut batch = self.batch_with_room(bufs, bytes, false)?;
