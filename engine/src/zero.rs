@@ -163,8 +163,8 @@ impl Engine {
         [first].into_iter().chain(last).filter(is_new).count() as u64
     }
 
-    /// Refuses a discard of what is a snapshot's, which makes `ends` leaves, if there is no room for these and for the
-    /// statements that of others there is nothing any more: what is taken already must find its place.
+    /// Refuses a discard of what is a snapshot's, which makes `ends` leaves, if there is no room for the statements
+    /// about these, and about those of which there is nothing any more: what is taken already must find its place.
     pub(crate) fn charge_statements(
         &mut self,
         volume: u32,
@@ -182,17 +182,19 @@ impl Engine {
         if leaves == 0 {
             return Ok(());
         }
+        let inherits = |volume: u32| self.volumes.get(volume).is_some_and(|v| v.parent.is_some());
         let under_way = self.effects_under_way().map(|effect| match effect {
-            Effect::Zero { blocks, keep: false, .. } => blocks / per_leaf + 2,
+            Effect::Zero { volume, blocks, keep: false, .. } if inherits(volume) => {
+                blocks / per_leaf + 2
+            }
             _ => 0,
         });
         let touched = leaves as u64 + under_way.sum::<u64>();
-        let longer = self.chain_segments_with(ends, touched, 0) - self.chain_segments(ends);
-        let usable = self.usable_blocks_beside(ends, longer);
-        match usable < self.needed_blocks() && usable < self.usable_blocks() {
-            true => Err(self.no_segment()),
-            false => Ok(()),
+        let longer = self.chain_segments_with(ends, touched, 0) - self.chain_segments(0);
+        if longer > 0 && self.usable_blocks_beside(0, longer) < self.needed_blocks() {
+            return Err(self.no_segment());
         }
+        Ok(())
     }
 
     /// Blocks from `lba`, up to `blocks`, that were never written to: there is nothing to undo,
