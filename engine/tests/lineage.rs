@@ -244,3 +244,28 @@ fn snapshots_of_a_full_pool_are_refused_before_overwrites_are() {
     }
     world.engine.check().unwrap();
 }
+
+/// Each a clone of a snapshot of the one before it, of which there is nothing any more: with the last one all
+/// snapshots are forgotten, on the stack of a small thread.
+#[test]
+fn the_last_of_a_long_line_of_clones_is_deleted() {
+    const CLONES: u64 = 3000;
+    let line = || {
+        let mut world = World::format(64 << 20, 1 << 20);
+        let mut volume = world.create("c", B);
+        for i in 0..CLONES {
+            let older = snapshot(&mut world, volume, &format!("c{i}@s"));
+            let next = clone(&mut world, older, &format!("c{i}"));
+            world.delete(volume);
+            world.delete(older);
+            volume = next;
+        }
+        (0..20).for_each(|_| world.turn());
+        let before = world.engine.space_epoch();
+        world.delete(volume);
+        (0..200).for_each(|_| world.turn());
+        world.engine.check().unwrap();
+        assert!(world.engine.space_epoch() >= before + CLONES);
+    };
+    std::thread::Builder::new().stack_size(512 << 10).spawn(line).unwrap().join().unwrap();
+}
