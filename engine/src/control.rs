@@ -4,7 +4,7 @@
 use crate::batch::{Effect, Waiter};
 use crate::engine::Engine;
 use crate::error::SubmitError;
-use crate::format::record::{RECORD_BYTES_MAX, Record};
+use crate::format::record::{RECORD_BYTES_MAX, Record, volume_bytes};
 use crate::limits::{NAME_BYTES, VOLUME_BYTES, VOLUMES};
 use crate::volume::{Volume, VolumeInfo, VolumeSettings, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Tag, VolumeId};
@@ -61,6 +61,7 @@ impl Engine {
             // What compaction needs is gone already, unless it is about to give some back.
             return Err(self.no_segment());
         }
+        self.charge_records(volume_bytes(spec.name))?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         let id = self.next_volume;
         self.next_volume += 1;

@@ -25,6 +25,7 @@ use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
 use crate::volume::VolumeState;
 use flagstone_block::Buffers;
+use std::collections::HashMap;
 
 /// Pages that are read to be counted at a time; the others are for requests.
 const COUNTING_READS: usize = LEAF_READS / 2;
@@ -41,6 +42,9 @@ pub(crate) struct Counting {
     order: Vec<(u32, u64)>,
     /// The next of them to be asked for.
     next: usize,
+    /// Volumes that were cut since, and the first snapshot of each: it has what the volume had then. What the
+    /// volume has changed before was counted for that.
+    cuts: HashMap<u32, u32>,
     /// Leaves that are not counted yet.
     left: usize,
     /// The LSN that each segment was last freed at before the opening.
@@ -54,7 +58,19 @@ pub(crate) struct Counting {
 
 impl Counting {
     pub(crate) fn new(order: Vec<(u32, u64)>, freed: Vec<u64>, planted: Planted) -> Self {
-        Self { left: order.len(), order, next: 0, freed, urgent: false, again_ns: 0, planted }
+        let (left, cuts) = (order.len(), HashMap::new());
+        Self { left, order, next: 0, cuts, freed, urgent: false, again_ns: 0, planted }
+    }
+
+    /// A snapshot is taken of a volume.
+    pub(crate) fn cut(&mut self, volume: u32, snapshot: u32) {
+        self.cuts.entry(volume).or_insert(snapshot);
+    }
+
+    /// The next leaf to be asked for, in the name of who has it now.
+    fn next(&self) -> Option<(u32, u64)> {
+        let &(volume, leaf) = self.order.get(self.next)?;
+        Some((self.cuts.get(&volume).copied().unwrap_or(volume), leaf))
     }
 
     /// The leaves that there are to count, for who reads them all at once.
@@ -177,7 +193,7 @@ impl Engine {
         }
         for _ in 0..COUNTING_STEPS {
             let Some(counting) = &mut self.counting else { return };
-            let Some(&(volume, leaf)) = counting.order.get(counting.next) else { return };
+            let Some((volume, leaf)) = counting.next() else { return };
             if self.leaf_loader.counting_reads() == COUNTING_READS {
                 return;
             }
@@ -275,7 +291,10 @@ impl Engine {
         page: LeafPage,
         mut content: Leaf,
     ) -> Arrival {
-        let Some(away) = self.buried_leaf(volume, leaf) else { return Arrival::Taken };
+        let Some(away) = self.buried_leaf(volume, leaf) else {
+            self.count_as_snapshots(volume);
+            return Arrival::Taken;
+        };
         if self.slab.away_leaf(away).page != page || self.forget_uncounted(volume, leaf) {
             return Arrival::Taken;
         }
@@ -291,6 +310,17 @@ impl Engine {
         }
         self.graves.give_up(&mut self.slab, volume, leaf);
         Arrival::Taken
+    }
+
+    /// A leaf that was asked for in the name of a volume was not counted, since that is gone. If it is its
+    /// snapshot's, it is to be asked for in that one's name.
+    pub(crate) fn count_as_snapshots(&mut self, volume: u32) {
+        if let Some(counting) = &mut self.counting
+            && counting.cuts.contains_key(&volume)
+        {
+            counting.next = 0;
+            self.again = true;
+        }
     }
 
     /// A leaf, not in memory, of a volume that is being deleted. One that it has of a snapshot lives on, though

@@ -345,8 +345,9 @@ impl Engine {
     /// A leaf's page can't be read, or is wrong.
     fn leaf_is_bad(&mut self, volume: u32, leaf: u64, to_count: bool) {
         self.counters.leaf_pages_bad += 1;
-        if self.volumes.get(volume).is_some() {
-            self.want_rebuild();
+        match self.volumes.get(volume) {
+            Some(_) => self.want_rebuild(),
+            None => self.count_as_snapshots(volume),
         }
         if to_count {
             // Nobody waits for it.

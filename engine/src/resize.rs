@@ -204,9 +204,10 @@ impl Engine {
                 None => return Step::Fails(IoFault::BadBlock { lba }),
             };
             if !self.planted.has(Plant::ShrinkKeepsData) {
-                // A leaf that was kept zeroes as a whole and is cut in two has entries.
-                let leaves = self.kept_ends(volume, lba, blocks);
-                match self.check_chain_room().and_then(|()| self.charge_leaves(leaves, 0)) {
+                // A leaf that was kept zeroes as a whole, or a snapshot's, and is cut in two has entries.
+                let leaves = self.new_ends(volume, lba, blocks);
+                let room = self.check_chain_room().and_then(|()| self.charge_leaves(leaves, 0));
+                match room.and_then(|()| self.charge_statements(volume, (lba, blocks), leaves)) {
                     Ok(()) => {}
                     Err(SubmitError::NoSpace) => return Step::Fails(IoFault::NoSpace),
                     Err(_) => return Step::Waits,

@@ -287,6 +287,8 @@ pub(crate) struct Volumes {
     lines: HashMap<u32, Cuts, BuildHasherDefault<IdHasher>>,
     /// How many volumes and snapshots there are of lines that begin at a snapshot.
     bases: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    /// Snapshots that were there for such lines only, of which there is nothing any more.
+    idle: Vec<u32>,
     record_bytes: usize,
 }
 
@@ -379,11 +381,23 @@ impl Volumes {
                 self.bases.remove(&base);
                 // It was there to say where what its line logged has gone.
                 if self.get(base).is_some_and(|base| base.heir.is_some()) {
-                    self.remove(base);
+                    self.idle.push(base);
                 }
             }
         }
         Some(*volume)
+    }
+
+    /// Whether there are snapshots that nothing needs any more.
+    pub(crate) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
+    /// Forgets one of them; another may be idle then, that it came from. A checkpoint under way may have stated
+    /// it and not yet that other, without which it can't be, so none is forgotten meanwhile.
+    pub(crate) fn forget_idle(&mut self) -> bool {
+        let idle = self.idle.pop();
+        idle.is_some_and(|id| self.remove(id).is_some())
     }
 
     /// A snapshot is deleted; its name is free.

@@ -156,11 +156,18 @@ impl Engine {
 
     /// Segments that a compacted chain takes at most.
     pub(crate) fn chain_segments(&self, leaves: u64) -> u32 {
+        self.chain_segments_with(leaves, 0, 0)
+    }
+
+    /// The same, if so many more leaves than now differ from the parent's, and volumes and snapshots have so many
+    /// more bytes of records.
+    pub(crate) fn chain_segments_with(&self, leaves: u64, touched: u64, records: usize) -> u32 {
         let leaves = leaves + self.slab.leaves() as u64 + self.new_leaves_in_flight();
         let bytes = self.volumes.record_bytes()
+            + records
             + self.geo.in_all as usize * SEGMENT_SEAL_BYTES
             + leaves as usize * LEAF_BYTES_MAX
-            + self.touched as usize * ZERO_BYTES
+            + (self.touched + touched) as usize * ZERO_BYTES
             + self.space.leaves as usize * (LEAF_BYTES_MAX + ZERO_BYTES)
             + USER_STREAMS * self.geo.shape.data_blocks as usize * write_bytes(1);
         let pages = (bytes / (PAGE_RECORD_BYTES - RECORD_BYTES_MAX) + 1) as u32;
@@ -270,6 +277,16 @@ impl Engine {
     /// and none can begin now: not before all is counted what is live.
     pub(crate) fn check_chain_room(&mut self) -> Result<(), SubmitError> {
         if self.is_counting() && self.segs.free() <= self.reserve() {
+            return Err(self.no_segment());
+        }
+        Ok(())
+    }
+
+    /// Refuses a volume or snapshot, with `bytes` bytes of records, if these would make the metadata a segment longer
+    /// that is not there: what is taken already must find its place.
+    pub(crate) fn charge_records(&mut self, bytes: usize) -> Result<(), SubmitError> {
+        let longer = self.chain_segments_with(0, 0, bytes) - self.chain_segments(0);
+        if longer > 0 && self.usable_blocks_beside(0, longer) < self.needed_blocks() {
             return Err(self.no_segment());
         }
         Ok(())

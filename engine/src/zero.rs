@@ -74,9 +74,13 @@ impl Engine {
             Some(vol) if keep => self.newly_kept(vol, lba, blocks)?,
             _ => 0,
         };
-        // A leaf in which only some blocks are kept zeroes has entries: that at either end.
-        let ends = if keep || promised > 0 { 2 } else { self.kept_ends(volume.0, lba, blocks) };
+        // A leaf in which only some blocks are kept zeroes has entries: that at either end. So has one of which only
+        // some are a snapshot's still.
+        let ends = if keep || promised > 0 { 2 } else { self.new_ends(volume.0, lba, blocks) };
         self.charge_leaves(ends, 0)?;
+        if !keep {
+            self.charge_statements(volume.0, (lba, blocks), ends)?;
+        }
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
         self.batches[batch as usize].new_leaves += ends;
         let vol = self.volumes.get_mut(volume.0).expect("checked above");
@@ -144,12 +148,54 @@ impl Engine {
         Some(here.unwrap_or(end) - lba)
     }
 
-    /// How many of the leaves at the ends of a range are kept zeroes as a whole now.
-    pub(crate) fn kept_ends(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
+    /// How many of the leaves at the ends of a range have entries of their own once it is discarded, and have
+    /// none now: because they are kept zeroes as a whole, or a snapshot's.
+    pub(crate) fn new_ends(&self, volume: u32, lba: u64, blocks: u64) -> u64 {
         let Some(volume) = self.volumes.get(volume) else { return 0 };
-        let ends = [lba / LEAF_BLOCKS as u64, (lba + blocks - 1) / LEAF_BLOCKS as u64];
-        let kept = |leaf: &&u64| volume.map.leaf(&self.slab, **leaf).0 == LeafState::AllKept;
-        ends.iter().filter(kept).count() as u64
+        let (per_leaf, end) = (LEAF_BLOCKS as u64, lba + blocks);
+        let (first, last) = (lba / per_leaf, (end - 1) / per_leaf);
+        let is_new = |leaf: &u64| {
+            let whole = lba <= leaf * per_leaf && (leaf + 1) * per_leaf <= end;
+            let inherited = volume.cuts > 0 || !volume.map.is_different(*leaf);
+            let kept = volume.map.leaf(&self.slab, *leaf).0 == LeafState::AllKept;
+            kept || (!whole && inherited && volume.map.has_leaf(*leaf))
+        };
+        let last = Some(last).filter(|last| *last != first);
+        [first].into_iter().chain(last).filter(is_new).count() as u64
+    }
+
+    /// Refuses a discard of what is a snapshot's, which makes `ends` leaves, if there is no room for the statements
+    /// about these, and about those of which there is nothing any more: what is taken already must find its place.
+    pub(crate) fn charge_statements(
+        &mut self,
+        volume: u32,
+        (lba, blocks): (u64, u64),
+        ends: u64,
+    ) -> Result<(), SubmitError> {
+        let per_leaf = LEAF_BLOCKS as u64;
+        let Some(vol) = self.volumes.get(volume) else { return Ok(()) };
+        let inherits = |leaf: &u64| {
+            let state = vol.map.leaf(&self.slab, *leaf).0;
+            let empty = matches!(state, LeafState::Untouched | LeafState::AllHole);
+            !empty && (vol.cuts > 0 || !vol.map.is_different(*leaf))
+        };
+        let leaves = (lba / per_leaf..(lba + blocks).div_ceil(per_leaf)).filter(inherits).count();
+        if leaves == 0 {
+            return Ok(());
+        }
+        let inherits = |volume: u32| self.volumes.get(volume).is_some_and(|v| v.parent.is_some());
+        let under_way = self.effects_under_way().map(|effect| match effect {
+            Effect::Zero { volume, blocks, keep: false, .. } if inherits(volume) => {
+                blocks / per_leaf + 2
+            }
+            _ => 0,
+        });
+        let touched = leaves as u64 + under_way.sum::<u64>();
+        let longer = self.chain_segments_with(ends, touched, 0) - self.chain_segments(0);
+        if longer > 0 && self.usable_blocks_beside(0, longer) < self.needed_blocks() {
+            return Err(self.no_segment());
+        }
+        Ok(())
     }
 
     /// Blocks from `lba`, up to `blocks`, that were never written to: there is nothing to undo,

@@ -306,7 +306,14 @@ impl Engine {
         let mut at = next;
         self.heirs.forget();
         let mut waits = false;
-        while at < targets.len() && self.heirs.steps() < SWITCH_STEPS {
+        while at < targets.len() {
+            if self.heirs.steps() >= SWITCH_STEPS {
+                let moved = &targets[at].moved;
+                let owner = self.owner_of(moved);
+                if !self.heirs.has_list_of(owner, moved.leaf().1, SWITCH_STEPS) {
+                    break;
+                }
+            }
             if !self.switch_entry(segment, at as u32, &targets[at], lsn) {
                 waits = true;
                 break;

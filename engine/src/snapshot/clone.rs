@@ -71,6 +71,7 @@ impl Engine {
         if self.segs.free() < self.reserve() {
             return Err(self.no_segment());
         }
+        self.charge_records(volume_bytes(spec.name))?;
         let batch = self.batch_with_room(bufs, volume_bytes(spec.name), false)?;
         let id = self.log_clone(bufs, batch, spec);
         self.await_batch(
@@ -118,6 +119,7 @@ impl Engine {
         if self.segs.free() < self.reserve() {
             return Err(self.no_segment());
         }
+        self.charge_records(bytes)?;
         self.close_batch(bufs);
         let mut batch = self.batch_with_room(bufs, bytes, false)?;
         // What was held back for the volume is held back for what takes its place.

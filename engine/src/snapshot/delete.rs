@@ -100,7 +100,7 @@ impl Engine {
 
     /// Whether there is something to do now for snapshots that are deleted.
     pub(crate) fn dying_goes_on(&self) -> bool {
-        !self.dying.is_empty()
+        (!self.dying.is_empty() || self.volumes.has_idle())
             && !self.is_counting()
             && self.compaction.is_none()
             && !self.leaf_loader.is_reading()
@@ -112,6 +112,15 @@ impl Engine {
         // when it began, which it can only while both are there.
         let stated = self.compaction.is_some() && !self.planted.has(Plant::DieWhileStating);
         if self.opening || self.is_counting() || stated {
+            return;
+        }
+        for _ in 0..LEAVES {
+            if !self.volumes.forget_idle() {
+                break;
+            }
+            self.space.epoch += 1;
+        }
+        if self.volumes.has_idle() {
             return;
         }
         let Some(&id) = self.dying.front() else { return };
@@ -134,7 +143,7 @@ impl Engine {
             next = leaf;
             match self.pass_leaf(&mut map, child, leaf) {
                 Passed::Yes => next = leaf + 1,
-                // Where its blocks lie is not known any more, and nothing is freed until then.
+                // Where those lie that die is not known any more, and what they take is not given back.
                 Passed::Bad => {
                     self.want_rebuild();
                     next = leaf + 1;
@@ -185,14 +194,16 @@ impl Engine {
         }
         let passes: LeafBits = std::array::from_fn(|i| owned[i] & inherited[i]);
         let dies: LeafBits = std::array::from_fn(|i| owned[i] & !inherited[i]);
+        let mut passed = Passed::Yes;
         if let LeafState::Away(away) = state
             && dies != LeafBits::default()
         {
             let page = self.slab.away_leaf(away).page;
-            return match self.request_leaf(map.volume(), leaf, page) {
-                Paging::Bad => Passed::Bad,
-                _ => Passed::Coming,
-            };
+            match self.request_leaf(map.volume(), leaf, page) {
+                // What passes must not be nobody's: it is not counted as live by the next opening then.
+                Paging::Bad => passed = Passed::Bad,
+                _ => return Passed::Coming,
+            }
         }
         if let LeafState::Dense(index) = state {
             let lsn = self.applied_lsn;
@@ -206,7 +217,7 @@ impl Engine {
             child.map.take_over(&mut self.slab, leaf, &passes);
         }
         map.lose(&mut self.slab, leaf);
-        Passed::Yes
+        passed
     }
 
     /// Blocks of a leaf that a child does not own.

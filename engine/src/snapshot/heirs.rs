@@ -27,17 +27,25 @@ pub(crate) struct Heirs {
     stack: Vec<(u32, u32)>,
     /// Maps that were looked at since the list was forgotten.
     steps: usize,
+    /// Those of them that were looked at to move a block, not to make a list.
+    moves: usize,
 }
 
 impl Heirs {
     /// Things may have changed.
     pub(crate) fn forget(&mut self) {
-        (self.of, self.steps) = (None, 0);
+        (self.of, self.steps, self.moves) = (None, 0, 0);
     }
 
     /// Maps that were looked at since then.
     pub(crate) fn steps(&self) -> usize {
         self.steps
+    }
+
+    /// Whether this is whose list there is, and the blocks of one turn have not taken `most` steps: to make it once
+    /// more in the next turn would take longer than to go on.
+    pub(crate) fn has_list_of(&self, owner: u32, leaf: u64, most: usize) -> bool {
+        self.of == Some((owner, leaf)) && self.moves < most
     }
 }
 
@@ -63,6 +71,7 @@ impl Engine {
         }
         self.heirs.pass.clear();
         self.heirs.steps += self.heirs.nodes.len();
+        self.heirs.moves += self.heirs.nodes.len();
         for i in 0..self.heirs.nodes.len() {
             let (node, above) = self.heirs.nodes[i];
             let reached = i == 0 || self.heirs.pass[above as usize];

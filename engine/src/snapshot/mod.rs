@@ -75,6 +75,7 @@ impl Engine {
         if self.segs.free() < self.reserve() {
             return Err(self.no_segment());
         }
+        self.charge_records(bytes)?;
         // A batch of their own: it has room for as many records as fit one block.
         self.close_batch(bufs);
         let mut batch = self.batch_with_room(bufs, bytes, false)?;
@@ -144,6 +145,9 @@ impl Engine {
         let Some(cut) = self.volumes.get(snapshot).and_then(|s| s.info.snapshot) else { return };
         let Some(volume) = self.volumes.get_mut(cut.line) else { return };
         volume.cuts -= 1;
+        if let Some(counting) = &mut self.counting {
+            counting.cut(cut.line, snapshot);
+        }
         let map = volume.map.snapshot(snapshot);
         let parent = volume.parent.replace(snapshot);
         if let Some(volume) = self.volumes.get_mut(snapshot) {
