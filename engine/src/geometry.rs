@@ -267,6 +267,13 @@ impl Geometry {
             geo = geo.with(device, Extent { first, segments, open, leaving, failed, ..extent });
         }
         let meta = u32::try_from(superblock.meta_segment).ok();
+        // The pool fails as a whole with the device that has its journal, or the metadata: no table
+        // says otherwise, or what is logged there would be taken for written.
+        let kept = [Some(geo.journal.device as usize), meta.and_then(|meta| geo.device_of(meta))];
+        if kept.into_iter().flatten().any(|device| geo.extents.get(device).is_none_or(|e| e.failed))
+        {
+            return Err(inconsistent);
+        }
         // Fewer could not hold the metadata chain, its reserve and data at once.
         if geo.in_all < 8
             || geo.capacity == 0

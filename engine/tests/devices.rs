@@ -6,9 +6,11 @@ use flagstone_block::{
     BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, DeviceError, Devices, Durability, Lba, Tag,
     VolumeId, join_offset,
 };
+use flagstone_engine::format::device::Failure;
+use flagstone_engine::format::superblock::{SLOTS, Superblock};
 use flagstone_engine::{
-    DeviceInfo, Engine, FormatOptions, IoFault, Needed, NewDevice, OpenError, OpenOptions,
-    PoolState, SubmitError, VolumeSettings, VolumeSpec, identify,
+    DeviceInfo, Engine, FormatOptions, Geometry, IoFault, Needed, NewDevice, OpenError,
+    OpenOptions, PoolState, SubmitError, VolumeSettings, VolumeSpec, identify,
 };
 use std::collections::BTreeSet;
 use support::{Arena, Disk, OPEN};
@@ -595,4 +597,25 @@ fn a_pool_fails_with_the_device_of_its_journal() {
     assert!(matches!(pool.engine.state(), PoolState::Failed(_)));
     assert_eq!(pool.failed(), [true, false, false]);
     pool.verify(volume, 1_000, 1);
+}
+
+/// A table like that is nobody's doing but an attacker's: opened, what is logged would go nowhere.
+#[test]
+fn no_superblock_names_the_device_of_the_journal_as_failed() {
+    let mut disks = disks(&[48 * MIB, 48 * MIB]);
+    Engine::format(&mut disks, &OPTIONS).unwrap();
+    let mut bytes = [0; BLOCK_SIZE];
+    disks.read_at(join_offset(0, SLOTS[0][0]), &mut bytes).unwrap();
+    let mut superblock = Superblock::decode(SLOTS[0][0], &bytes).unwrap();
+    let mut geometry = |failed: [bool; 2]| {
+        for (device, failed) in failed.into_iter().enumerate() {
+            let row = superblock.devices.0[device].as_mut().unwrap();
+            row.failed = failed.then_some(Failure { from: 1, errno: 5 });
+        }
+        Geometry::of(&superblock, |_| Some(48 * MIB))
+    };
+    geometry([false, false]).unwrap();
+    geometry([false, true]).unwrap();
+    geometry([true, false]).unwrap_err();
+    geometry([true, true]).unwrap_err();
 }
