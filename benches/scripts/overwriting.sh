@@ -4,6 +4,7 @@
 # One RAM disk for the raw device and one for each case's pool, all written once. Each pool is overwritten twice its volume's size
 # first; then, ROUNDS times (5): raw and every case in turn, SECONDS_EACH (5) each, 4 KiB at random with 32 in flight. Prints each
 # measurement with its ratio to the raw one of its round, and medians. POOL_MIB is each pool's size (2048).
+# With FILES_IN the device is a file of that directory instead, so that a real disk can be measured.
 . "$(dirname "$0")/common.sh"
 rounds=${1:-5}
 shift || true
@@ -11,8 +12,14 @@ cases=("${@:-50:uniform}")
 [ $# -gt 0 ] || cases=(50:uniform 80:zipf 80:uniform)
 time=${SECONDS_EACH:-5}
 fill() { "$F" bench raw "$1" --rw write --block-size 1M --depth 4 --ops $(( ${POOL_MIB:-2048} )) --force-destructive > /dev/null 2>&1; }
-ram_disk "${POOL_MIB:-2048}"; RAW=$DISK; fill "$RAW"
-ram_disk "${POOL_MIB:-2048}"; fill "$DISK"
+device() {
+  [ -n "${FILES_IN:-}" ] || { ram_disk "${POOL_MIB:-2048}"; return; }
+  DISK=$(mktemp "$FILES_IN/flagstone-measure.XXXXXX")
+  fallocate -l "${POOL_MIB:-2048}M" "$DISK"
+}
+device; RAW=$DISK; fill "$RAW"
+device; fill "$DISK"
+[ -z "${FILES_IN:-}" ] || trap 'clean_up; rm -f "$RAW" "$DISK"' EXIT
 raw() { "$F" bench raw "$RAW" --rw randwrite --depth 32 --duration "${time}s" --force-destructive --json --seed "$1" 2> /dev/null | jq '.total.iops | round'; }
 # The slowest second and the slowest 100 ms, from the lines of the intervals.
 slowest() { awk '{ for (i = 2; i <= NF; i++) if ($i ~ /^IOPS/) { v = $(i - 1); gsub(",", "", v); if (!n || v < low) low = v; s[n % 10] = v; n++; sum = 0; if (n >= 10) { for (k in s) sum += s[k]; sum /= 10; if (!m || sum < second) { second = sum; m = 1 } } } } END { printf "%d %d", second, low }'; }
