@@ -1,9 +1,9 @@
 #!/bin/bash
 # snapshots.sh [GIB...]: what snapshots and clones cost, on a RAM disk.
 #
-# For a volume of each size (1, 16 and 64 GiB), written once: 100 snapshots under 4 KiB random writes, 8 in flight: how long the call takes
-# (`calls`), and the p99 of the writes in five seconds without snapshots and in those with them; then how long it takes to delete all of them,
-# call by call. With the first size: plain overwrites and the first ones after a snapshot, in turn, ROUNDS times
+# For a volume of each size (1, 16 and 64 GiB), written once: COUNT (100) snapshots under 4 KiB random writes, 8 in flight, one every EVERY (1)
+# seconds: how long the call takes (`calls`), and the p99 of the writes in as many seconds without snapshots and in those with them; then how
+# long it takes to delete all of them, call by call. With the first size: plain overwrites and the first ones after a snapshot, in turn, ROUNDS times
 # (5); and random reads of the volume and of the last of DEPTH (250) clones of clones,
 # in turn. Needs fio, curl, jq, and memory for what zeroes cost in zram.
 . "$(dirname "$0")/common.sh"
@@ -15,21 +15,25 @@ shot() { call -H 'content-type: application/json' -d "{\"snapshots\":[{\"volume\
 # Milliseconds: median, p99, longest.
 spread_of() { sort -n | awk '{ v[NR] = $1 * 1000 } END { printf "median %.2f ms, p99 %.2f ms, longest %.2f ms, %d calls", v[int((NR + 1) / 2)], v[int(NR * 0.99)], v[NR], NR }'; }
 bench() { "$F" bench nbd "$(uri "$1")" --rw "$2" --depth "$3" "${@:4}" --json 2> /dev/null; }
+count=${COUNT:-100} every=${EVERY:-1}
 for gib in "${sizes[@]}"; do
   ram_disk $((gib * 1280 + 3072))
+  # The speeds of the first one are compared: memory that zram takes for the first time costs it many times what a write costs later.
+  [ "$gib" != "${sizes[0]}" ] || [ "$gib" -gt 2 ] || "$F" bench raw "$DISK" --rw write --block-size 1M --depth 4 --ops $((gib * 1280 + 3072)) --force-destructive > /dev/null 2>&1
   "$F" pool create --force "$DISK" > /dev/null
   serve "$DISK" --map-memory 2G
   "$F" volume create v --size "${gib}G" $API > /dev/null
   load_with --rw=write --bs=1m --iodepth=8 --size="${gib}g"
-  before=$(bench v randwrite 8 --duration 5s --seed 1 | jq '.total.latency.p99_us | round')
-  bench v randwrite 8 --duration 8s --seed 2 > "$DIR/with.json" & writer=$!
-  sleep 1
-  for i in $(seq 100); do shot "s$i"; sleep 0.02; done > "$DIR/calls"
+  seconds=$(awk "BEGIN { printf \"%d\", $count * $every + 1 }")
+  before=$(bench v randwrite 8 --duration "${seconds}s" --seed 1 | jq '.total.latency.p99_us | round')
+  bench v randwrite 8 --duration "${seconds}s" --seed 2 > "$DIR/with.json" & writer=$!
+  sleep 0.5
+  for i in $(seq "$count"); do shot "s$i"; sleep "$every"; done > "$DIR/calls"
   wait $writer
   grep -vc ' 201$' "$DIR/calls" | sed 's/^0$//; s/^\([0-9].*\)$/\1 calls were refused/' | grep . || true
   printf '%d GiB: snapshot %s; writes p99 %d us without, %d us with; load %s; %s\n' "$gib" "$(spread_of < "$DIR/calls")" \
     "$before" "$(jq '.total.latency.p99_us | round' "$DIR/with.json")" "$(load)" "$(rss)"
-  for i in $(seq 100); do call -X DELETE "http://x/v1/snapshots/v@s$i"; done > "$DIR/calls"
+  for i in $(seq "$count"); do call -X DELETE "http://x/v1/snapshots/v@s$i"; done > "$DIR/calls"
   printf '%d GiB: deletion of a snapshot %s\n' "$gib" "$(spread_of < "$DIR/calls")"
   if [ "$gib" = "${sizes[0]}" ]; then
     for round in $(seq "${ROUNDS:-5}"); do

@@ -46,6 +46,7 @@ use crate::summary_copies::SummaryCopies;
 use crate::super_write::SuperWrite;
 use crate::token::Token;
 use crate::volume::{VolumeInfo, Volumes};
+use crate::write::Stall;
 use flagstone_block::{
     Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag, split_offset,
 };
@@ -222,6 +223,8 @@ pub struct Engine {
     pub(crate) failures: Failures,
     /// See [`Engine::set_full_wait_ns`].
     pub(crate) full_wait_ns: u64,
+    /// Whether requests wait for a segment, and since when.
+    pub(crate) stall: Option<Stall>,
     /// Leaves that were ever written to, of all volumes.
     pub(crate) touched: u64,
 

@@ -17,6 +17,19 @@ use crate::stream::HOT;
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId};
 
+/// Requests for a segment that come longer after each other than this do not wait for the same one.
+const WAITS_APART_NS: u64 = 1_000_000_000;
+
+/// Since when requests wait for a segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stall {
+    /// Sum of what counts what brings one closer.
+    progress: u64,
+    since_ns: u64,
+    /// When it was asked for last.
+    asked_ns: u64,
+}
+
 /// Bytes of a SEGMENT_OPEN record.
 const SEGMENT_OPEN_BYTES: usize = 32;
 
@@ -111,9 +124,15 @@ impl Engine {
     /// write, its reserved next segment, one for the present chain to grow into meanwhile, and
     /// those for a page of every leaf; and again what lies on devices that are being emptied, since
     /// a checkpoint that moves it from there gets nothing back for it; and those for copies of summaries.
+    ///
+    /// What has grown since the last checkpoint counts twice: the next one gets nothing back for it, and must
+    /// leave a reserve behind for the one after that.
     pub(crate) fn reserve(&self) -> u32 {
-        let pages = self.chain_segments(0) + 2 + self.leaf_segments(0);
-        pages + self.segs.meta_leaving() + self.copy_segments_left()
+        let (chain, pages) = (self.chain_segments(0), self.leaf_segments(0));
+        let maps = self.segs.maps();
+        let chains = self.segs.meta() - maps - self.copy_segments_taken();
+        let grown = pages.saturating_sub(maps) + chain.saturating_sub(chains);
+        chain + 2 + pages + grown + self.segs.meta_leaving() + self.copy_segments_left()
     }
 
     /// Segments that the pages of all leaves take, those of requests under way and of reservations
@@ -196,11 +215,10 @@ impl Engine {
     pub(crate) fn usable_blocks_beside(&self, leaves: u64, segments: u32) -> u64 {
         let data_blocks = u64::from(self.geo.shape.data_blocks);
         let (chains, maps) = self.meta_segments();
-        let pages = self.leaf_segments(leaves);
-        let maps = maps.max(pages);
-        let reserve = self.chain_segments(leaves) + 2 + pages + self.cleaner_reserve();
+        let (chain, pages) = (self.chain_segments(leaves), self.leaf_segments(leaves));
+        let reserve = chain + 2 + pages + self.cleaner_reserve();
         let copies = self.copy_segments().max(self.copy_segments_taken());
-        let meta = chains + maps + reserve + copies + segments;
+        let meta = chains.max(chain) + maps.max(pages) + reserve + copies + segments;
         let usable = u64::from(self.geo.capacity.saturating_sub(meta)) * data_blocks;
         usable.saturating_sub((usable / 32).max(data_blocks))
     }
@@ -306,6 +324,25 @@ impl Engine {
             self.flush.want();
         }
         let coming = flush_helps || !self.graves.is_empty() || self.is_compacting();
-        if self.starve() || coming { SubmitError::Busy } else { SubmitError::NoSpace }
+        let busy = (self.starve() || coming) && !self.is_stalled();
+        if busy { SubmitError::Busy } else { SubmitError::NoSpace }
+    }
+
+    /// Whether requests that wait for a segment have waited for as long as they may while nothing came closer to giving
+    /// one: no block was moved, no page of the map read or written, no checkpoint ended.
+    fn is_stalled(&mut self) -> bool {
+        let counters = &self.counters;
+        let progress = [counters.blocks_moved, counters.leaf_pages, counters.leaves_read];
+        let progress = [self.segs.events(), counters.compactions].into_iter().chain(progress).sum();
+        let now_ns = self.now_ns;
+        let wait_ns = self.full_wait_ns.max(WAITS_APART_NS);
+        let stall =
+            self.stall.get_or_insert(Stall { progress, since_ns: now_ns, asked_ns: now_ns });
+        let waited_on = now_ns.saturating_sub(stall.asked_ns) < WAITS_APART_NS;
+        if stall.progress != progress || !waited_on {
+            *stall = Stall { progress, since_ns: now_ns, asked_ns: now_ns };
+        }
+        stall.asked_ns = now_ns;
+        now_ns.saturating_sub(stall.since_ns) >= wait_ns
     }
 }

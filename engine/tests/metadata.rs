@@ -3,8 +3,12 @@
 mod support;
 
 use flagstone_block::{BLOCK_SIZE, Durability, ZeroMode};
-use flagstone_engine::{SubmitError, VolumeSpec};
-use support::{World, block};
+use flagstone_engine::{OpenOptions, SnapshotSpec, SubmitError, VolumeSpec};
+use support::{OPEN, World, block};
+
+const B: u64 = BLOCK_SIZE as u64;
+/// What a leaf of the map covers.
+const LEAF_BYTES: u64 = 2 << 20;
 
 /// Discards that never pause: there is no moment at which every record is in a written page, and
 /// compaction must not wait for one.
@@ -133,4 +137,64 @@ fn volumes_that_fill_the_metadata_are_refused_in_time() {
     }
     world.write(data, 0, &block(1)).unwrap();
     world.engine.check().unwrap();
+}
+
+/// Snapshots of a volume that is written all over have a map each. When their pages fill the pool, snapshots and
+/// writes are refused; nothing waits for ever, and what deletions give back is enough to go on.
+#[test]
+fn maps_of_snapshots_that_fill_the_pool_are_refused_in_time() {
+    for (seed, options) in
+        (0..2).zip([OPEN, OpenOptions { map_memory: Some(2 << 20), ..OPEN }].iter().cycle())
+    {
+        let mut random = 0x9e37_79b9_u64 + seed;
+        let mut draw = |below: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % below
+        };
+        let mut world = World::format(128 << 20, 1 << 20);
+        world = World::open_with(world.stop(), options).unwrap();
+        let leaves = 150 + 100 * seed;
+        let sparse = world.create("sparse", leaves * LEAF_BYTES);
+        let dense = world.create("dense", 64 << 20);
+        let stamp = block(1);
+        for lba in 0..8 * 1024 + 1024 * (seed % 4) {
+            world.write(dense, lba * B, &stamp).unwrap();
+        }
+        let mut snapshots = Vec::new();
+        let refused = 'fill: loop {
+            let name = format!("s{}", snapshots.len());
+            let specs = [SnapshotSpec { volume: sparse, uuid: [1; 16], name: &name }];
+            match world.snapshot(&specs) {
+                Ok(id) => snapshots.push(id),
+                Err(error) => break error,
+            }
+            for leaf in 0..leaves {
+                if let Err(error) = world.write(sparse, leaf * LEAF_BYTES, &stamp) {
+                    break 'fill error;
+                }
+                world.write(dense, draw(8 * 1024) * B, &stamp).unwrap_or_else(|error| {
+                    panic!("an overwrite was refused: {error}, {} snapshots", snapshots.len())
+                });
+            }
+        };
+        assert_eq!(refused, SubmitError::NoSpace, "seed {seed}, {} snapshots", snapshots.len());
+        world.engine.check().unwrap();
+        // Overwrites go on for as long as anybody likes.
+        for i in 0..2_000 {
+            world.write(dense, draw(8 * 1024) * B, &stamp).unwrap_or_else(|error| {
+                let (usage, counters) = (world.engine.usage(), world.engine.counters());
+                panic!("seed {seed}, overwrite {i}: {error}: {usage:?} {counters:?}")
+            });
+        }
+        for id in snapshots {
+            world.delete(id);
+        }
+        for leaf in 0..leaves {
+            world.write(sparse, leaf * LEAF_BYTES + B, &stamp).unwrap();
+        }
+        world.flush();
+        world.engine.check().unwrap();
+    }
 }

@@ -20,7 +20,7 @@ pub mod rng;
 pub mod scenario;
 pub mod world;
 
-pub use config::theme_for;
+pub use config::{first_seed_for, theme_for};
 pub use log::{Detail, Failure};
 pub use scenario::{Outcome, run_seed};
 pub use world::Twist;

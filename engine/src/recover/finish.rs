@@ -231,6 +231,7 @@ impl Engine {
             failures: Failures::default(),
             evacuation: Default::default(),
             full_wait_ns: FULL_WAIT_NS,
+            stall: None,
             touched,
             next_lsn: loaded.last_lsn + 1,
             applied_lsn: loaded.last_lsn,

@@ -287,7 +287,7 @@ impl World {
         mut request: impl FnMut(&mut Engine, &mut Arena, Tag) -> Result<T, SubmitError>,
     ) -> Result<(T, Completion), SubmitError> {
         let tag = self.tag();
-        for _ in 0..10_000 {
+        for _ in 0..100_000 {
             match request(&mut self.engine, &mut self.arena, tag) {
                 Ok(value) => return Ok((value, self.wait(tag))),
                 Err(SubmitError::Busy) => self.turn(),
