@@ -32,6 +32,21 @@ pub struct ListenerId {
     pub(crate) generation: u32,
 }
 
+/// A file that commands are given to. Stale after it was removed; using a stale name is harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CommandFileId {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+impl CommandFileId {
+    /// The index of the file's slot: small, and another's once the file was removed.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
 /// Something that happened. Error numbers are positive, as in `errno.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -76,6 +91,15 @@ pub enum Event {
     Closed {
         /// The socket; its name is stale now.
         socket: SocketId,
+    },
+    /// A driver's command ended.
+    Command {
+        /// The file it was given to.
+        file: CommandFileId,
+        /// As submitted.
+        name: u32,
+        /// As the driver says: below 0 an error number.
+        result: i32,
     },
     /// Another thread woke the ring: look into the mailboxes.
     Woken,

@@ -33,10 +33,10 @@ pub use device::{
     Allocation, Backing, CreateFileError, Device, DeviceKind, DeviceOpenError, OpenMode, SyncDevice,
 };
 pub use error::{AddError, RingError, SocketError};
-pub use event::{DeviceId, Event, ListenerId, SocketId};
+pub use event::{CommandFileId, DeviceId, Event, ListenerId, SocketId};
 pub use mode::{BufferMode, RingMode};
 pub use net::{ListenError, listen_tcp, listen_unix, set_tcp_options};
-pub use ring::{Ring, RingConfig, SEND_PARTS_MAX, SendPart};
+pub use ring::{Command, Ring, RingConfig, SEND_PARTS_MAX, SendPart};
 pub use rustix::io::Errno;
 pub use spin::{BUSY_INTERVAL_NS, SPIN_MAX_NS, SpinEstimate, SpinPolicy};
 pub use timers::TimerId;

@@ -14,6 +14,8 @@
 
 use flagstone_block::{Buffer, IoToken};
 
+use crate::ring::Command;
+
 const NONE: u32 = u32::MAX;
 
 /// What a device command transfers.
@@ -61,6 +63,12 @@ pub(crate) enum Op {
     /// Accept connections, for as long as the kernel says that more will come.
     Accept {
         listener: u32,
+    },
+    /// A driver's command.
+    Command {
+        file: u32,
+        name: u32,
+        command: Command,
     },
     /// Watch the eventfd that other threads ring.
     Wake,

@@ -18,6 +18,7 @@
 //! at set-up and tear-down of a connection, the registration of its descriptor.
 
 mod accept;
+mod commands;
 mod device_io;
 mod setup;
 mod sockets;
@@ -33,6 +34,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use rustix::io::Errno;
 
 use self::accept::ListenerSlot;
+use self::commands::CommandFile;
 use self::device_io::RingDevice;
 use self::sockets::SocketSlot;
 use crate::arena::Arena;
@@ -46,10 +48,13 @@ use crate::timers::{TimerId, Timers};
 use crate::uring::{Uring, Wait};
 use crate::wake::{MailSender, Mailbox, Waker, mailbox};
 
+pub use self::commands::Command;
 pub use self::sockets::{SEND_PARTS_MAX, SendPart};
 
-/// Registered files set aside for devices; sockets follow.
+/// Registered files set aside for devices; sockets follow, then the files that commands are given to.
 const DEVICES_MAX: u32 = 64;
+/// Files that commands are given to.
+const COMMAND_FILES_MAX: u32 = 256;
 
 /// Sizes of a ring, all fixed at start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +134,9 @@ pub struct Ring {
     sockets: Box<[SocketSlot]>,
     free_sockets: Vec<u32>,
     listeners: Vec<ListenerSlot>,
+    command_files: Vec<CommandFile>,
+    /// Their commands under way.
+    commands: u32,
     timers: Timers<TimerUse>,
     waker: Waker,
     spin: SpinEstimate,
@@ -340,6 +348,7 @@ impl Ring {
             }
             Op::Send { socket } => self.send_submission(socket),
             Op::Accept { listener } => self.accept_submission(listener),
+            Op::Command { file, command, .. } => self.command_submission(file, &command),
             Op::Wake => opcode::PollAdd::new(types::Fd(self.waker.raw_fd()), libc::POLLIN as u32)
                 .multi(true)
                 .build(),
@@ -404,6 +413,9 @@ impl Ring {
             Op::Send { socket } => self.complete_send(index, socket, completion.result()),
             Op::Accept { listener } => {
                 self.complete_accept(index, listener, completion.result(), more);
+            }
+            Op::Command { file, name, .. } => {
+                self.complete_command(index, file, name, completion.result());
             }
             // The wake-up itself was seen in the waker's state; only the watch is renewed.
             Op::Wake => {

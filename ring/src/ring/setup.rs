@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::sockets::SocketSlot;
-use super::{DEVICES_MAX, Ring, RingConfig};
+use super::{COMMAND_FILES_MAX, DEVICES_MAX, Ring, RingConfig};
 use crate::arena::Arena;
 use crate::counters::Counters;
 use crate::error::RingError;
@@ -60,7 +60,8 @@ impl Ring {
             errno: errno_of(&error),
         })?;
         let buffers = register_arena(&uring, &arena);
-        let registered_files = register_file_table(&uring, DEVICES_MAX + config.max_sockets);
+        let registered_files =
+            register_file_table(&uring, DEVICES_MAX + config.max_sockets + COMMAND_FILES_MAX);
         let waker = Waker::new().map_err(|errno| RingError::Os { call: "eventfd", errno })?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let spin = SpinEstimate::new(config.spin, cores);
@@ -91,6 +92,8 @@ impl Ring {
             sockets: (0..config.max_sockets).map(|_| SocketSlot::default()).collect(),
             free_sockets: (0..config.max_sockets).rev().collect(),
             listeners: Vec::new(),
+            command_files: Vec::new(),
+            commands: 0,
             timers: Timers::with_capacity(64),
             waker,
             spin,

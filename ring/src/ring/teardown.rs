@@ -1,8 +1,9 @@
 //! Dropping a ring: nothing is unmapped while the kernel may still use it.
 //!
 //! Sockets are shut down and every operation is asked to end; then completions are taken until
-//! none is missing. Commands to a device that hangs can't be cancelled, so the wait has an end:
-//! after it, the memory they may touch is leaked rather than given back.
+//! none is missing, but for commands of drivers, which touch nothing of the ring's (see `commands`). Commands to a
+//! device that hangs can't be cancelled, so the wait has an end: after it, the memory they may touch is leaked rather
+//! than given back.
 
 use rustix::net::Shutdown;
 
@@ -43,6 +44,7 @@ impl Ring {
         self.draining = true;
         // Never given to the kernel, so they simply end.
         while let Some(index) = self.queue.pop_front() {
+            self.commands -= u32::from(matches!(self.ops.get(index), Op::Command { .. }));
             self.ops.release(index);
         }
         for slot in &self.sockets {
@@ -51,13 +53,17 @@ impl Ring {
                 let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
             }
         }
-        let under_way: Vec<u64> =
-            self.ops.iter().map(|(index, _)| self.ops.user_data(index)).collect();
+        let under_way: Vec<u64> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| !matches!(op, Op::Command { .. }))
+            .map(|(index, _)| self.ops.user_data(index))
+            .collect();
         for target in under_way {
             self.begin(Op::Cancel { target });
         }
         let give_up_ns = monotonic_ns() + DRAIN_MAX_NS;
-        while self.ops.busy() > 0 {
+        while self.ops.busy() > self.commands {
             let now_ns = monotonic_ns();
             if now_ns >= give_up_ns || self.fill().is_err() {
                 return false;
