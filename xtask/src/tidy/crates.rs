@@ -7,13 +7,14 @@ use super::File;
 
 /// The crates, by directory, and what each may depend on among them. Development dependencies are
 /// free, but for `sim` (see [`DEV_TOO`]).
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("block", &[]),
     ("engine", &["block"]),
     ("nbd-frontend", &["block"]),
     ("ring", &["block"]),
+    ("ublk-frontend", &["block", "ring"]),
     ("loadgen", &["block", "ring"]),
-    ("flagstone", &["block", "engine", "nbd-frontend", "ring", "loadgen"]),
+    ("flagstone", &["block", "engine", "nbd-frontend", "ublk-frontend", "ring", "loadgen"]),
     ("sim", &["block", "engine", "nbd-frontend"]),
     ("benches", &["block", "loadgen"]),
     ("fuzz", &["block", "engine", "nbd-frontend", "loadgen", "flagstone"]),
@@ -24,8 +25,8 @@ const EDGES: [(&str, &[&str]); 11] = [
 /// The simulator must not be able to reach a real device, not even in its own tests.
 const DEV_TOO: &str = "sim";
 
-/// The one crate that may use `unsafe`.
-const UNSAFE: &str = "ring";
+/// The crates that may use `unsafe`.
+const UNSAFE: [&str; 2] = ["ring", "ublk-frontend"];
 
 pub(super) fn check(files: &[File]) -> Vec<String> {
     let mut complaints = Vec::new();
@@ -42,7 +43,7 @@ pub(super) fn check(files: &[File]) -> Vec<String> {
                 complaints.push(format!("{}: must not depend on {dependency}", file.path));
             }
         }
-        if name != UNSAFE && !manifest.forbids_unsafe {
+        if !UNSAFE.contains(&name) && !manifest.forbids_unsafe {
             complaints.push(format!("{}: must inherit the workspace's lints", file.path));
         }
     }
@@ -93,6 +94,7 @@ fn directory(package: &str) -> Option<&str> {
     match package {
         "flagstone" | "xtask" => Some(package),
         "flagstone-nbd" => Some("nbd-frontend"),
+        "flagstone-ublk" => Some("ublk-frontend"),
         _ => package.strip_prefix("flagstone-"),
     }
 }
