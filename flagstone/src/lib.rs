@@ -20,6 +20,7 @@ pub mod pool;
 pub mod probe;
 pub mod progress;
 pub mod size;
+pub mod ublk;
 pub mod uri;
 
 pub use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState};

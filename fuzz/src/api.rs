@@ -16,6 +16,7 @@ use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
 use flagstone::api::snapshots::{NewSnapshot, SnapshotInfo};
 use flagstone::api::types::{CreateVolume, OnFull, Pool, Volume};
+use flagstone::api::ublk::{AttachVolume, Attached};
 use flagstone::api::usage::Usage;
 use flagstone::name::{check_name, split_snapshot_name};
 use flagstone::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
@@ -246,6 +247,19 @@ impl Backend for Fake {
 
     fn scrub(&self, _pool: String, _action: ScrubAction) -> Reply<Scrub> {
         answer(Ok(Scrub::default()))
+    }
+
+    fn attach(&self, request: AttachVolume) -> Reply<(Attached, bool)> {
+        assert!(request.queue_depth.is_none_or(|depth| depth > 0), "the caller checks depths");
+        answer(Err(ApiError::new(ErrorCode::UblkUnavailable, "no ublk")))
+    }
+
+    fn detach(&self, _name: String, _force: bool) -> Reply<()> {
+        answer(Err(ApiError::new(ErrorCode::NotAttached, "not attached")))
+    }
+
+    fn attached(&self) -> Reply<Vec<Attached>> {
+        answer(Ok(Vec::new()))
     }
 
     fn delete_volume(&self, name: String, force: bool, _snapshots: bool) -> Reply<()> {

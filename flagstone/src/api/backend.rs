@@ -11,6 +11,7 @@ use super::errors::ApiError;
 use super::scrub::Scrub;
 use super::snapshots::{NewSnapshot, SnapshotInfo};
 use super::types::{CreateVolume, Pool, Volume};
+use super::ublk::{AttachVolume, Attached};
 use super::usage::Usage;
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
 
@@ -112,6 +113,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Begins, shows or ends the scrub of a pool, meant by its path or UUID.
     fn scrub(&self, pool: String, action: ScrubAction) -> Reply<Scrub>;
+
+    /// Attaches a volume or snapshot as a block device; the flag says whether it is new.
+    fn attach(&self, request: AttachVolume) -> Reply<(Attached, bool)>;
+
+    /// Takes the block device of a volume or snapshot away; with `force` even if it is in use.
+    fn detach(&self, name: String, force: bool) -> Reply<()>;
+
+    /// The block devices that Flagstone has made on this machine.
+    fn attached(&self) -> Reply<Vec<Attached>>;
 
     /// URIs of the NBD server itself.
     fn server_uris(&self) -> Vec<String>;

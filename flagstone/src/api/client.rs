@@ -24,6 +24,7 @@ use super::types::{
     CreateVolume, ListQuery, PAGE_VOLUMES, Pool, PoolList, Shrink, Status, UpdateVolume, Volume,
     VolumeList,
 };
+use super::ublk::{AttachVolume, Attached, AttachedList};
 use super::usage::Usage;
 use crate::exit::Exit;
 
@@ -363,6 +364,33 @@ impl Client {
     /// [`ClientError`].
     pub async fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), ClientError> {
         let path = format!("/v1/snapshots/{name}?force={force}");
+        self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
+    }
+
+    /// Attaches a volume or snapshot as a block device; the flag says whether it is new.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn attach(&self, request: &AttachVolume) -> Result<(Attached, bool), ClientError> {
+        let (status, attached) = self.call(Method::POST, "/v1/ublk", Some(request)).await?;
+        Ok((attached, status == StatusCode::CREATED))
+    }
+
+    /// The block devices that Flagstone has made on the daemon's machine.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn attached(&self) -> Result<Vec<Attached>, ClientError> {
+        let (_, list): (_, AttachedList) = self.get("/v1/ublk").await?;
+        Ok(list.devices)
+    }
+
+    /// Takes the block device of a volume or snapshot away. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn detach(&self, name: &str, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/ublk/{name}?force={force}");
         self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 

@@ -70,6 +70,12 @@ pub enum ErrorCode {
     DeviceUnfit,
     /// The pool can't do without the device, or not with it.
     DeviceRefused,
+    /// The kernel has no ublk, or one that is too old.
+    UblkUnavailable,
+    /// The kernel refused to make, start or stop the block device.
+    UblkRefused,
+    /// The volume or snapshot is not attached as a block device.
+    NotAttached,
     /// A scrub of the pool is under way.
     ScrubRunning,
     /// The pool has no space left.
@@ -109,7 +115,8 @@ impl ErrorCode {
             | Self::VolumeNotFound
             | Self::SnapshotNotFound
             | Self::PoolNotFound
-            | Self::DeviceNotFound => StatusCode::NOT_FOUND,
+            | Self::DeviceNotFound
+            | Self::NotAttached => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::VolumeExists
             | Self::VolumeInUse
@@ -121,7 +128,9 @@ impl ErrorCode {
             | Self::ShrinkRefused
             | Self::DeviceUnfit
             | Self::DeviceRefused
+            | Self::UblkRefused
             | Self::ScrubRunning => StatusCode::CONFLICT,
+            Self::UblkUnavailable => StatusCode::NOT_IMPLEMENTED,
             Self::PoolFull | Self::TooManyVolumes | Self::ReservationUnbacked => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
@@ -140,7 +149,8 @@ impl ErrorCode {
             | Self::VolumeNotFound
             | Self::SnapshotNotFound
             | Self::PoolNotFound
-            | Self::DeviceNotFound => Exit::NotFound,
+            | Self::DeviceNotFound
+            | Self::NotAttached => Exit::NotFound,
             Self::Internal | Self::Unknown | Self::PoolFailed | Self::MapDamaged => Exit::Failure,
             Self::InvalidName | Self::InvalidSize | Self::InvalidReservation => Exit::Usage,
             _ => Exit::Refused,

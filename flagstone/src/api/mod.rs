@@ -18,6 +18,7 @@ pub mod scrub;
 pub mod server;
 pub mod snapshots;
 pub mod types;
+pub mod ublk;
 pub mod usage;
 
 #[cfg(test)]

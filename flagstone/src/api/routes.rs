@@ -27,6 +27,7 @@ use super::types::{
     CreateVolume, DeleteVolumeQuery, Health, ListQuery, OnFull, PAGE_VOLUMES, Pool, PoolList,
     PoolState, Shrink, Status, UpdateVolume, Volume, VolumeList,
 };
+use super::ublk;
 use super::usage;
 use crate::node::SettingsChange;
 use crate::{name, size};
@@ -64,6 +65,7 @@ impl Context {
         (name = "volumes", description = "Thin volumes, each an NBD export"),
         (name = "snapshots", description = "Volumes as they were at one instant, each a read-only NBD export"),
         (name = "pools", description = "The files and devices that volumes live on"),
+        (name = "ublk", description = "Volumes as block devices of the daemon's machine"),
         (name = "daemon", description = "The daemon itself"),
     )
 )]
@@ -85,6 +87,8 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(devices::remove_device))
         .routes(routes!(devices::keep_device))
         .routes(routes!(scrub::start_scrub, scrub::show_scrub, scrub::cancel_scrub))
+        .routes(routes!(ublk::attach, ublk::list_attached))
+        .routes(routes!(ublk::detach))
         .routes(routes!(status))
         .routes(routes!(openapi))
         .routes(routes!(metrics_text))

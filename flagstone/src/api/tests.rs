@@ -24,6 +24,7 @@ use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
 use super::snapshots::{CreateSnapshots, NewSnapshot, SnapshotInfo, SnapshotQuery};
 use super::types::{CreateVolume, OnFull, Pool, PoolState, UpdateVolume, Volume};
+use super::ublk::{AttachVolume, Attached};
 use super::usage::Usage;
 use crate::exit::Exit;
 use crate::name::split_snapshot_name;
@@ -310,6 +311,28 @@ impl Backend for Fake {
         answer(Ok(scrub.clone()))
     }
 
+    fn attach(&self, request: AttachVolume) -> Reply<(Attached, bool)> {
+        let new = request.volume != "again";
+        let AttachVolume { volume, number, queue_depth } = request;
+        let (number, queue_depth) = (number.unwrap_or(0), queue_depth.unwrap_or(128));
+        let device = format!("/dev/ublkb{number}");
+        let volume = Some(volume);
+        let attached = Attached { device, number, volume, queue_depth, ..Attached::default() };
+        answer(Ok((attached, new)))
+    }
+
+    fn detach(&self, name: String, force: bool) -> Reply<()> {
+        answer(match (name.as_str(), force) {
+            ("away", _) => Err(ApiError::new(ErrorCode::NotAttached, "not attached")),
+            ("busy", false) => Err(ApiError::new(ErrorCode::VolumeInUse, "it is mounted")),
+            _ => Ok(()),
+        })
+    }
+
+    fn attached(&self) -> Reply<Vec<Attached>> {
+        answer(Err(ApiError::new(ErrorCode::UblkUnavailable, "no ublk")))
+    }
+
     fn server_uris(&self) -> Vec<String> {
         vec!["nbd+unix:///?socket=/s".to_owned()]
     }
@@ -388,6 +411,37 @@ async fn snapshots_are_paged() {
     client.delete_snapshot("a@s0", false).await.unwrap();
     let error = client.snapshot("a@s0").await.unwrap_err();
     assert_eq!(error.exit(), Exit::NotFound);
+}
+
+#[tokio::test]
+async fn block_devices_are_attached_and_detached_by_name() {
+    let daemon = Daemon::start(Fake::default());
+    let client = daemon.client();
+    let wanted = |volume: &str| AttachVolume { volume: volume.into(), ..AttachVolume::default() };
+    let (device, new) = client.attach(&wanted("a")).await.unwrap();
+    assert_eq!((device.device.as_str(), device.volume.as_deref()), ("/dev/ublkb0", Some("a")));
+    assert_eq!((new, device.queue_depth), (true, 128));
+    assert!(!client.attach(&wanted("again")).await.unwrap().1);
+    let seventh = AttachVolume { number: Some(7), queue_depth: Some(4096), ..wanted("a@s") };
+    assert_eq!(client.attach(&seventh).await.unwrap().0.device, "/dev/ublkb7");
+    for (body, code) in [
+        ("{\"volume\": \"a b\"}", "invalid_name"),
+        ("{\"volume\": \"a@\"}", "invalid_name"),
+        ("{\"volume\": \"a\", \"queue_depth\": 0}", "invalid_body"),
+        ("{\"volume\": \"a\", \"queue_depth\": 4097}", "invalid_body"),
+        ("{\"volume\": \"a\", \"number\": -1}", "invalid_body"),
+        ("{\"number\": 1}", "invalid_body"),
+    ] {
+        let (_, _, answer) = daemon.raw(request("POST", "/v1/ublk", body)).await;
+        assert!(answer.contains(code), "{body}: {answer}");
+    }
+    client.detach("a", false).await.unwrap();
+    client.detach("busy", true).await.unwrap();
+    assert_eq!(client.detach("busy", false).await.unwrap_err().exit(), Exit::Refused);
+    assert_eq!(client.detach("away", true).await.unwrap_err().exit(), Exit::NotFound);
+    let (status, _, answer) = daemon.raw(request("GET", "/v1/ublk", "")).await;
+    assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
+    assert!(answer.contains("ublk_unavailable"), "{answer}");
 }
 
 #[tokio::test]

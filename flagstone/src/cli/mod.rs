@@ -17,6 +17,7 @@ mod pool;
 mod ready;
 mod serve;
 mod snapshot;
+mod ublk;
 mod up;
 mod usage;
 mod volume;
@@ -96,6 +97,8 @@ enum Command {
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     Clone(clone::Args),
+    #[command(subcommand)]
+    Ublk(ublk::Command),
     Diff(diff::Args),
     Export(Box<image::export::Args>),
     Import(Box<image::import::Args>),
@@ -129,6 +132,7 @@ impl Cli {
             Command::Volume(command) => volume::run(command, json).map(|()| Exit::Success),
             Command::Snapshot(command) => snapshot::run(command, json).map(|()| Exit::Success),
             Command::Clone(args) => clone::run(args, json).map(|()| Exit::Success),
+            Command::Ublk(command) => ublk::run(command, json).map(|()| Exit::Success),
             Command::Diff(args) => diff::run(args, json).map(|()| Exit::Success),
             Command::Export(args) => image::export::run(&args, json).map(|()| Exit::Success),
             Command::Import(args) => image::import::run(&args, json).map(|()| Exit::Success),

@@ -80,7 +80,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Memory for buffers, fixed at start [default: 192M]
+    /// Memory for buffers, fixed at start [default: 176M]
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
 

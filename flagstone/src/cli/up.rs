@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     nbd_listen: Option<SocketAddr>,
 
-    /// Memory for buffers [default: 192M]
+    /// Memory for buffers [default: 176M]
     #[arg(long, allow_hyphen_values = true, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
 

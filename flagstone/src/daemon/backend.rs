@@ -10,6 +10,7 @@ use crate::api::errors::{ApiError, ErrorCode};
 use crate::api::scrub::Scrub;
 use crate::api::snapshots::{NewSnapshot, SnapshotInfo};
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
+use crate::api::ublk::{AttachVolume, Attached, AttachedState};
 use crate::api::usage::Usage;
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
@@ -18,6 +19,7 @@ use crate::node::{
     Shrink, SnapshotStatus, VolumeStatus,
 };
 use crate::pool::create::CreateError;
+use crate::ublk::{AttachOptions, Ublk, UblkDevice, UblkError, UblkState};
 use crate::uri::NbdEndpoints;
 
 /// A node behind the API.
@@ -121,7 +123,12 @@ impl Backend for NodeBackend {
     fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
         let node = self.node.clone();
         Box::pin(async move {
-            node.resize_volume(name, size_bytes, shrink).await.map(volume).map_err(api_error)
+            let resized = node.resize_volume(name.clone(), size_bytes, shrink).await;
+            let resized = resized.map_err(api_error)?;
+            if let Err(error) = Ublk::new(node).resized(&name).await {
+                tracing::warn!(volume = name, %error, "the kernel was not told the new size of its block device");
+            }
+            Ok(volume(resized))
         })
     }
 
@@ -291,6 +298,28 @@ impl Backend for NodeBackend {
         })
     }
 
+    fn attach(&self, request: AttachVolume) -> Reply<(Attached, bool)> {
+        let ublk = Ublk::new(self.node.clone());
+        let options = AttachOptions { number: request.number, depth: request.queue_depth };
+        Box::pin(async move {
+            let (device, new) = ublk.attach(&request.volume, options).await.map_err(ublk_error)?;
+            Ok((attached(device), new))
+        })
+    }
+
+    fn detach(&self, name: String, force: bool) -> Reply<()> {
+        let ublk = Ublk::new(self.node.clone());
+        Box::pin(async move { ublk.detach(&name, force).await.map(drop).map_err(ublk_error) })
+    }
+
+    fn attached(&self) -> Reply<Vec<Attached>> {
+        let ublk = Ublk::new(self.node.clone());
+        Box::pin(async move {
+            let devices = ublk.list().await.map_err(ublk_error)?;
+            Ok(devices.into_iter().map(attached).collect())
+        })
+    }
+
     fn server_uris(&self) -> Vec<String> {
         self.endpoints.uris("")
     }
@@ -407,6 +436,47 @@ fn pool(deleted: bool, status: PoolStatus) -> Pool {
     }
 }
 
+/// A block device, as the API tells it.
+pub(crate) fn attached(device: UblkDevice) -> Attached {
+    Attached {
+        device: device.path.display().to_string(),
+        number: device.number,
+        volume: device.volume,
+        size_bytes: device.size_bytes,
+        read_only: device.read_only,
+        state: match device.state {
+            UblkState::Live => AttachedState::Live,
+            UblkState::Waiting => AttachedState::Waiting,
+            UblkState::Dead => AttachedState::Dead,
+            UblkState::Unknown => AttachedState::Unknown,
+        },
+        pid: device.pid,
+        queue_depth: device.depth,
+        features: device.features,
+    }
+}
+
+fn ublk_error(error: UblkError) -> ApiError {
+    use flagstone_ublk::ControlError as Kernel;
+    let (code, advice) = match &error {
+        UblkError::Node(error) => return api_error(error.clone()),
+        UblkError::Ended => return ApiError::stopping(),
+        UblkError::NotAttached { .. } | UblkError::NotOurs { .. } => {
+            (ErrorCode::NotAttached, "; `flagstone ublk list` shows what is")
+        }
+        UblkError::InUse { .. } => (
+            ErrorCode::VolumeInUse,
+            "; unmount it first, or detach it with --force, and lose what was not written",
+        ),
+        UblkError::Served { .. } => (ErrorCode::UblkRefused, ""),
+        UblkError::Control(Kernel::NoUblk | Kernel::Lacks { .. }) => {
+            (ErrorCode::UblkUnavailable, "")
+        }
+        UblkError::Control(_) => (ErrorCode::UblkRefused, ""),
+    };
+    ApiError::new(code, format!("{error}{advice}"))
+}
+
 /// The one place where the node's refusals become the API's.
 fn api_error(error: ControlError) -> ApiError {
     let (code, advice) = match &error {
@@ -480,6 +550,7 @@ fn api_error(error: ControlError) -> ApiError {
         }
         ControlError::DeviceFailed => (ErrorCode::DeviceUnfit, ""),
         ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
+        ControlError::Ublk { .. } => (ErrorCode::UblkRefused, ""),
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };
     ApiError::new(code, format!("{error}{advice}"))

@@ -28,6 +28,7 @@ use crate::exit::Exit;
 use crate::node::{self, NodeConfig, NodeExit, NodeHandle, StartError};
 use crate::notify;
 use crate::pool::offline;
+use crate::ublk::Ublk;
 use crate::uri::NbdEndpoints;
 
 use self::backend::NodeBackend;
@@ -144,6 +145,7 @@ async fn serve(
     let endpoints = NbdEndpoints { socket: nbd_unix, listen: node.nbd_tcp() };
     let backend = NodeBackend::new(node.clone(), endpoints.clone());
     let served = async {
+        take_over(&node).await;
         let snapshot = first_snapshot(&backend, settings.first_volume).await?;
         let ready = Ready { endpoints: &endpoints, api_socket: &settings.api_socket, snapshot };
         announce(&ready).map_err(DaemonError::Announce)?;
@@ -181,6 +183,17 @@ async fn serve(
     join(node).await?;
     served?;
     if deleted.is_empty() { Ok(()) } else { Err(DaemonError::Deleted { pools: deleted }) }
+}
+
+/// Serves the block devices again that the daemon before has left: programs are waiting for them.
+async fn take_over(node: &NodeHandle) {
+    match Ublk::new(node.clone()).recover().await {
+        Ok(recovered) if recovered.served > 0 => {
+            tracing::info!(devices = recovered.served, "block devices are served again");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "block devices that were left can't be looked for"),
+    }
 }
 
 /// Looks from time to time whether the pools' files still have names, and tells once if not: while

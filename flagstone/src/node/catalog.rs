@@ -164,6 +164,11 @@ impl Catalog {
         self.entries.get(self.snapshots.get(name)?)
     }
 
+    /// All that is exported, and what is being deleted.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
     pub(super) fn get(&self, handle: u64) -> Option<&Entry> {
         self.entries.get(&handle)
     }

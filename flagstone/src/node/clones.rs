@@ -156,7 +156,7 @@ impl Reactor {
         }
         let snapshot = self.snapshot_named(&name)?;
         let volume = self.volume_named(snapshot.volume_name().unwrap_or_default())?;
-        if volume.connections > 0 && !force {
+        if volume.connections > 0 && (!force || self.ublk.serving(volume.handle()) > 0) {
             return Err(ControlError::InUse { connections: volume.connections });
         }
         let keep = keep.map(|(short, uuid)| {
@@ -214,7 +214,8 @@ impl Reactor {
         let mut entries: Vec<Entry> = snapshots.cloned().collect();
         entries.push(Entry { snapshots: 0, ..volume });
         let connections = entries.iter().map(|entry| entry.connections).sum();
-        if connections > 0 && !force {
+        let attached = entries.iter().any(|entry| self.ublk.serving(entry.handle()) > 0);
+        if connections > 0 && (!force || attached) {
             return answer(reply, Err(ControlError::InUse { connections }));
         }
         let deletions = entries.len() as u32;

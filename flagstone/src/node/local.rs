@@ -1,12 +1,14 @@
-//! Requests of this process, without a socket: the library's reads, writes and flushes.
+//! Requests of this machine, without a socket: reads, writes and flushes of the library, and those of the
+//! kernel's block devices ([`super::ublk`]).
 //!
-//! They come through a mailbox of their own, each with the memory that its data lies in or goes
-//! to, so that nothing is allocated for them here. A request is handed to its engine part by part,
+//! The library's come through a mailbox of their own, each with the memory that its data lies in or goes
+//! to, so that nothing is allocated for them here. The kernel's keep their data in the kernel, from where it is
+//! copied part by part. A request is handed to its engine part by part,
 //! as memory and the engine allow; who comes first is served first. READs take buffers from the
 //! shared part of the arena as one connection would. Nothing is cancelled: a request whose asker
 //! has gone away is finished, unanswered.
 
-use super::limits::{LOCAL_CALLS, LOCAL_REQUESTS, PIECE_BLOCKS};
+use super::limits::{LOCAL_CALLS, LOCAL_REQUESTS, PIECE_BLOCKS, WRITE_BYTES};
 use super::reactor::Reactor;
 use super::request::Name;
 use super::slab::Slab;
@@ -115,7 +117,7 @@ pub(crate) enum LocalOp {
     Flush,
 }
 
-/// One request, as it crosses to the reactor. Its range may be any, but not empty.
+/// One request of the library, as it crosses to the reactor. Its range may be any, but not empty.
 pub(crate) struct LocalRequest {
     /// As [`super::VolumeStatus`] has it.
     pub(crate) handle: u64,
@@ -127,24 +129,29 @@ pub(crate) struct LocalRequest {
     pub(crate) reply: oneshot::Sender<Result<Vec<u8>, IoError>>,
 }
 
-impl LocalRequest {
-    fn len(&self) -> u64 {
-        match self.op {
-            LocalOp::Read | LocalOp::Write => self.data.len() as u64,
-            LocalOp::Zero { len, .. } => len,
-            LocalOp::Flush => 0,
-        }
-    }
-
-    fn answer(self, error: Option<IoError>) {
-        // The asker may have stopped waiting, which is its own affair.
-        let _ = self.reply.send(error.map_or(Ok(self.data), Err));
-    }
+/// Who asks, and where the data is.
+pub(super) enum Asker {
+    /// The library.
+    Library { data: Vec<u8>, reply: oneshot::Sender<Result<Vec<u8>, IoError>> },
+    /// The kernel, through request `tag` of a block device.
+    Kernel { device: u32, tag: u16 },
 }
 
 /// A request under way.
-struct Request {
-    asked: LocalRequest,
+pub(super) struct Request {
+    /// As [`LocalRequest::handle`].
+    pub(super) handle: u64,
+    pub(super) op: LocalOp,
+    pub(super) durability: Durability,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) asker: Asker,
+    pub(super) progress: Parts,
+}
+
+/// How far a request has come.
+#[derive(Default)]
+pub(super) struct Parts {
     /// Bytes of it that the engine has got.
     submitted_bytes: u64,
     /// No more parts will follow.
@@ -153,6 +160,33 @@ struct Request {
     outstanding: u32,
     /// The first failure.
     error: Option<IoError>,
+}
+
+impl Request {
+    fn of_library(asked: LocalRequest) -> Self {
+        let len = match asked.op {
+            LocalOp::Read | LocalOp::Write => asked.data.len() as u64,
+            LocalOp::Zero { len, .. } => len,
+            LocalOp::Flush => 0,
+        };
+        Self {
+            handle: asked.handle,
+            op: asked.op,
+            durability: Durability::Completed,
+            offset: asked.offset,
+            len,
+            asker: Asker::Library { data: asked.data, reply: asked.reply },
+            progress: Parts::default(),
+        }
+    }
+
+    const fn pool(&self) -> usize {
+        (self.handle >> 32) as usize
+    }
+
+    const fn volume(&self) -> VolumeId {
+        VolumeId(self.handle as u32)
+    }
 }
 
 /// One part of a read.
@@ -173,6 +207,8 @@ pub(super) struct Local {
     has_mail: bool,
     requests: Slab<Request>,
     pieces: Slab<Piece>,
+    /// Those of them that are the library's.
+    of_library: usize,
     /// Requests that are not submitted in full, in the order of their arrival.
     queue: VecDeque<u32>,
     /// Blocks of the arena that pieces hold.
@@ -180,7 +216,7 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Without a mailbox there will be no requests.
+    /// Without a mailbox there will be no requests of the library.
     pub(super) fn new(mailbox: Option<Mailbox<LocalRequest>>) -> Self {
         let room = if mailbox.is_some() { LOCAL_REQUESTS } else { 0 };
         Self {
@@ -188,6 +224,7 @@ impl Local {
             has_mail: false,
             requests: Slab::with_capacity(room),
             pieces: Slab::with_capacity(room),
+            of_library: 0,
             queue: VecDeque::with_capacity(room),
             shared_blocks: 0,
         }
@@ -211,6 +248,13 @@ impl Local {
     /// Requests under way.
     pub(super) fn len(&self) -> usize {
         self.requests.len()
+    }
+
+    /// Takes a request; it is begun in this turn or the next.
+    pub(super) fn push(&mut self, request: Request) {
+        self.of_library += usize::from(matches!(request.asker, Asker::Library { .. }));
+        let name = self.requests.insert(request);
+        self.queue.push_back(name);
     }
 }
 
@@ -245,27 +289,21 @@ impl Reactor {
     }
 
     fn read_local_mail(&mut self) {
-        if self.local.requests.len() == LOCAL_REQUESTS {
+        if self.local.of_library == LOCAL_REQUESTS {
             // Of those that wait for space some may have been given up.
             self.wake_waiting();
         }
-        while self.local.requests.len() < LOCAL_REQUESTS {
+        while self.local.of_library < LOCAL_REQUESTS {
             let Some(asked) = self.local.mailbox.as_mut().and_then(Mailbox::take) else {
                 self.local.has_mail = false;
                 return;
             };
-            if !self.stop.is_running() {
-                asked.answer(Some(IoError::Closed));
-                continue;
+            if self.stop.is_running() {
+                self.local.push(Request::of_library(asked));
+            } else {
+                // The asker may have stopped waiting, which is its own affair.
+                let _ = asked.reply.send(Err(IoError::Closed));
             }
-            let request = self.local.requests.insert(Request {
-                asked,
-                submitted_bytes: 0,
-                submitted: false,
-                outstanding: 0,
-                error: None,
-            });
-            self.local.queue.push_back(request);
         }
     }
 
@@ -273,38 +311,31 @@ impl Reactor {
     pub(super) fn advance_local(&mut self, name: u32) -> Progress {
         for _ in 0..LOCAL_CALLS {
             let Some(request) = self.local.requests.get_mut(name) else { return Progress::More };
-            let asked = &request.asked;
-            let (done, len) = (request.submitted_bytes, asked.len());
-            let at = asked.offset.saturating_add(done);
+            let (done, len) = (request.progress.submitted_bytes, request.len);
+            let at = request.offset.saturating_add(done);
             let tag = Name::Local(name).tag();
-            let volume = VolumeId(asked.handle as u32);
-            let pool = (asked.handle >> 32) as usize;
-            let outcome = match asked.op {
+            let (pool, volume, durability) = (request.pool(), request.volume(), request.durability);
+            let outcome = match request.op {
                 LocalOp::Read => match self.fetch_local(name, pool, volume, at, len - done) {
                     Some(outcome) => outcome,
                     None => return Progress::Blocked,
                 },
-                LocalOp::Write => {
-                    let data = &asked.data[done as usize..];
-                    let bufs = self.ring.buffers();
-                    let engine = &mut self.pools[pool].engine;
-                    let taken = engine.write(bufs, tag, volume, at, data, Durability::Completed);
-                    taken.map(|bytes| bytes as u64)
-                }
+                LocalOp::Write => self.write_local(name, at),
                 LocalOp::Zero { mode, .. } => {
                     let bufs = self.ring.buffers();
                     let engine = &mut self.pools[pool].engine;
-                    engine.zero(bufs, tag, volume, at, len - done, mode, Durability::Completed)
+                    engine.zero(bufs, tag, volume, at, len - done, mode, durability)
                 }
                 LocalOp::Flush => self.pools[pool].engine.flush(tag, volume).map(|()| 0),
             };
             self.pools[pool].touched = true;
             let Some(request) = self.local.requests.get_mut(name) else { return Progress::More };
+            let progress = &mut request.progress;
             match outcome {
                 Ok(bytes) => {
-                    request.outstanding += 1;
-                    request.submitted_bytes += bytes;
-                    request.submitted = request.submitted_bytes == len;
+                    progress.outstanding += 1;
+                    progress.submitted_bytes += bytes;
+                    progress.submitted = progress.submitted_bytes == len;
                 }
                 Err(SubmitError::Busy) => return Progress::Busy,
                 Err(SubmitError::NoSpace) if self.waits_for_space(pool as u32, volume) => {
@@ -314,12 +345,12 @@ impl Reactor {
                     let Some(request) = self.local.requests.get_mut(name) else {
                         return Progress::More;
                     };
-                    request.error.get_or_insert(error.into());
-                    request.submitted = true;
+                    request.progress.error.get_or_insert(error.into());
+                    request.progress.submitted = true;
                 }
             }
             let request = self.local.requests.get_mut(name);
-            if request.is_none_or(|request| request.submitted) {
+            if request.is_none_or(|request| request.progress.submitted) {
                 self.finish_local(name);
                 return Progress::More;
             }
@@ -327,29 +358,58 @@ impl Reactor {
         Progress::Yields
     }
 
+    /// Hands the engine the next part of a write, which begins at `at`.
+    fn write_local(&mut self, name: u32, at: u64) -> Result<u64, SubmitError> {
+        let tag = Name::Local(name).tag();
+        let Some(request) = self.local.requests.get_mut(name) else {
+            return Err(SubmitError::NoVolume);
+        };
+        let (volume, durability) = (request.volume(), request.durability);
+        let (done, left) = {
+            let done = request.progress.submitted_bytes as usize;
+            (done, request.len as usize - done)
+        };
+        let engine = &mut self.pools[request.pool()].engine;
+        let bufs = self.ring.buffers();
+        let taken = match &request.asker {
+            Asker::Library { data, .. } => {
+                engine.write(bufs, tag, volume, at, &data[done..], durability)
+            }
+            &Asker::Kernel { device, tag: number } => {
+                let part = &mut self.payload[..left.min(WRITE_BYTES)];
+                if !self.ublk.take(device, number, done, part) {
+                    // The device is being taken away: whoever asked is not told any more.
+                    return Err(SubmitError::Stopping);
+                }
+                engine.write(bufs, tag, volume, at, part, durability)
+            }
+        };
+        taken.map(|bytes| bytes as u64)
+    }
+
     /// Has a request wait for space.
     fn park(&mut self, name: u32) {
         let Some(request) = self.local.requests.get_mut(name) else { return };
-        let handle = request.asked.handle;
+        let handle = request.handle;
         self.park_local((handle >> 32) as u32, VolumeId(handle as u32), name);
     }
 
     /// Bytes of a request that the engine has got.
     pub(super) fn local_submitted(&mut self, name: u32) -> Option<u64> {
-        self.local.requests.get_mut(name).map(|request| request.submitted_bytes)
+        self.local.requests.get_mut(name).map(|request| request.progress.submitted_bytes)
     }
 
     /// Whether nobody waits for a request any more.
     pub(super) fn local_is_abandoned(&mut self, name: u32) -> bool {
-        let request = self.local.requests.get_mut(name);
-        request.is_none_or(|request| request.asked.reply.is_closed())
+        let Some(request) = self.local.requests.get_mut(name) else { return true };
+        matches!(&request.asker, Asker::Library { reply, .. } if reply.is_closed())
     }
 
     /// What is left of a request will not happen.
     pub(super) fn fail_local(&mut self, name: u32, error: IoError) {
         if let Some(request) = self.local.requests.get_mut(name) {
-            request.error.get_or_insert(error);
-            request.submitted = true;
+            request.progress.error.get_or_insert(error);
+            request.progress.submitted = true;
         }
         self.finish_local(name);
     }
@@ -368,7 +428,7 @@ impl Reactor {
         let touched = (skip + left).div_ceil(BLOCK_SIZE as u64);
         let buffer = self.take_local(touched.min(u64::from(PIECE_BLOCKS)) as u32)?;
         let len = (buffer.len() as u64 - skip).min(left);
-        let from = self.local.requests.get_mut(request)?.submitted_bytes as usize;
+        let from = self.local.requests.get_mut(request)?.progress.submitted_bytes as usize;
         let (skip, bytes) = (skip as usize, len as usize);
         let piece = self.local.pieces.insert(Piece { request, buffer, skip, from, len: bytes });
         let (tag, lba) = (Name::LocalPiece(piece).tag(), Lba::containing(at));
@@ -402,9 +462,9 @@ impl Reactor {
     /// A part of a write, discard or write-zeroes, or a flush, has ended.
     pub(super) fn local_part_done(&mut self, name: u32, result: Result<(), IoFault>) {
         let Some(request) = self.local.requests.get_mut(name) else { return };
-        request.outstanding -= 1;
+        request.progress.outstanding -= 1;
         if let Err(fault) = result {
-            request.error.get_or_insert(fault.into());
+            request.progress.error.get_or_insert(fault.into());
         }
         self.finish_local(name);
     }
@@ -415,9 +475,17 @@ impl Reactor {
         if let Some(request) = self.local.requests.get_mut(piece.request)
             && result.is_ok()
         {
-            let bytes = self.ring.buffers_ref().bytes(piece.buffer);
-            request.asked.data[piece.from..][..piece.len]
-                .copy_from_slice(&bytes[piece.skip..][..piece.len]);
+            let bytes = &self.ring.buffers_ref().bytes(piece.buffer)[piece.skip..][..piece.len];
+            match &mut request.asker {
+                Asker::Library { data, .. } => {
+                    data[piece.from..][..piece.len].copy_from_slice(bytes);
+                }
+                &mut Asker::Kernel { device, tag } => {
+                    if !self.ublk.give(device, tag, piece.from, bytes) {
+                        request.progress.error.get_or_insert(IoError::Closed);
+                    }
+                }
+            }
         }
         self.give_local(piece.buffer);
         self.local_part_done(piece.request, result);
@@ -425,12 +493,26 @@ impl Reactor {
 
     /// Answers a request whose parts are all answered.
     fn finish_local(&mut self, name: u32) {
-        let is_over = |request: &mut Request| request.submitted && request.outstanding == 0;
+        let is_over =
+            |request: &mut Request| request.progress.submitted && request.progress.outstanding == 0;
         if !self.local.requests.get_mut(name).is_some_and(is_over) {
             return;
         }
-        if let Some(request) = self.local.requests.remove(name) {
-            request.asked.answer(request.error);
+        let Some(request) = self.local.requests.remove(name) else { return };
+        let error = request.progress.error;
+        match request.asker {
+            Asker::Library { data, reply } => {
+                self.local.of_library -= 1;
+                // The asker may have stopped waiting, which is its own affair.
+                let _ = reply.send(error.map_or(Ok(data), Err));
+            }
+            Asker::Kernel { device, tag } => {
+                let bytes = match request.op {
+                    LocalOp::Read | LocalOp::Write => request.len,
+                    LocalOp::Zero { .. } | LocalOp::Flush => 0,
+                };
+                self.commit(device, tag, error.map_or(Ok(bytes as u32), Err));
+            }
         }
     }
 }

@@ -124,6 +124,14 @@ impl Reactor {
                 ControlRequest::DeleteSnapshot { name, force, reply } => {
                     self.delete_snapshot(name, force, reply);
                 }
+                ControlRequest::UblkVolume { target, reply } => {
+                    answer(reply, self.ublk_volume(&target));
+                }
+                ControlRequest::ServeUblk { handle, device, reply } => {
+                    let served = self.serve_ublk(handle, &device);
+                    answer(reply, served);
+                }
+                ControlRequest::LeaveUblk { number, reply } => self.leave_ublk(number, reply),
                 ControlRequest::Usage { target, reply } => self.begin_usage(&target, reply),
                 ControlRequest::Diff { query, reply } => self.begin_diff(&query, reply),
                 ControlRequest::PoolStatus { reply } => {
@@ -223,7 +231,9 @@ impl Reactor {
         if entry.snapshots > 0 {
             return asker.refuse(ControlError::HasSnapshots { snapshots: entry.snapshots });
         }
-        if entry.connections > 0 && !force {
+        // A block device can't be taken away from here: whoever attached it detaches it.
+        let in_use = entry.connections > 0 && (!force || self.ublk.serving(handle) > 0);
+        if in_use {
             return asker.refuse(ControlError::InUse { connections: entry.connections });
         }
         self.disconnect(handle);

@@ -31,6 +31,7 @@ mod status;
 mod stop;
 mod submit;
 mod transmit;
+mod ublk;
 mod usage;
 mod waiting;
 mod walks;
@@ -48,6 +49,7 @@ pub use local::IoError;
 pub use scrub::ScrubAction;
 pub(crate) use start::{LocalSender, start_local};
 pub use start::{StartError, start};
+pub use ublk::{UblkTarget, UblkVolume};
 pub use usage::Usage;
 
 #[cfg(test)]

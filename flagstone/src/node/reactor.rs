@@ -11,7 +11,7 @@
 //! queues have grown to what the load needs, allocates. The parts: [`super::serve`] parses and
 //! starts requests, [`super::submit`] hands them to the engines, [`super::finish`] takes what
 //! they answer, [`super::run`] puts the pieces of long simple replies in order,
-//! [`super::transmit`] sends, [`super::local`] serves this process itself, [`super::manage`] performs
+//! [`super::transmit`] sends, [`super::local`] serves this process itself, [`super::ublk`] the kernel's block devices, [`super::manage`] performs
 //! control requests, [`super::walks`] those that take long, [`super::stop`] ends it.
 
 use super::catalog::Catalog;
@@ -28,6 +28,7 @@ use super::request::{Data, Name, Piece, Request};
 use super::slab::Slab;
 use super::status::Statuses;
 use super::stop::Stop;
+use super::ublk::Ublk;
 use super::walks::Walks;
 use crate::uri::NbdEndpoints;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
@@ -62,8 +63,10 @@ pub(super) struct Reactor {
     /// Answers on their way for which maps are walked.
     pub(super) walks: Walks,
 
-    /// Requests of this process itself.
+    /// Requests of this machine itself.
     pub(super) local: Local,
+    /// Block devices of the kernel.
+    pub(super) ublk: Ublk,
 
     /// Connections that want a turn: blocked ones are tried again each time something happened.
     pub(super) queue: VecDeque<u32>,
@@ -137,6 +140,7 @@ impl Reactor {
             pending_changes: VecDeque::new(),
             walks: Walks::new(),
             local: Local::new(parts.local),
+            ublk: Ublk::default(),
             queue: VecDeque::with_capacity(parts.max_connections as usize),
             full_wait_ns: parts.full_wait_ns,
             default_on_full: parts.default_on_full,
@@ -317,6 +321,7 @@ impl Reactor {
                 self.read_mail();
                 self.local.woken();
             }
+            Event::Command { file, name, result } => self.ublk_event(file, name, result),
             Event::Timer { user, .. } => self.handshake_timed_out(user),
         }
     }

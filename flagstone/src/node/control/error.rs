@@ -12,6 +12,14 @@ pub enum ControlError {
         /// The name asked for.
         name: String,
     },
+    /// A block device can't be served.
+    #[error("ublk device {number} can't be served: {reason}")]
+    Ublk {
+        /// Its number.
+        number: u32,
+        /// Why.
+        reason: String,
+    },
     /// No snapshot of that name.
     #[error("there is no snapshot {name:?}")]
     NoSuchSnapshot {

@@ -12,12 +12,14 @@ use super::super::diff::{DiffPage, DiffQuery, DiffTarget};
 use super::super::files::PoolFile;
 use super::super::limits::LIST_VOLUMES;
 use super::super::scrub::ScrubAction;
+use super::super::ublk::{UblkTarget, UblkVolume};
 use super::super::usage::Usage;
 use super::{
     ControlError, ControlRequest, NewClone, NewRollback, NewSnapshot, NodeExit, NodeStats,
     PoolStatus, Reply, RolledBack, SettingsChange, SnapshotStatus, VolumeStatus,
 };
 use flagstone_engine::{ScrubReport, Shrink};
+use flagstone_ublk::DeviceInfo;
 
 /// What the reactor does not share with the handle but the handle needs.
 pub(in crate::node) type Post =
@@ -91,6 +93,35 @@ impl NodeHandle {
         let request =
             |reply| ControlRequest::CreateVolume { name, size_bytes, uuid, pool, settings, reply };
         self.ask(request).await
+    }
+
+    /// See [`ControlRequest::UblkVolume`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn ublk_volume(&self, target: UblkTarget) -> Result<UblkVolume, ControlError> {
+        self.ask(|reply| ControlRequest::UblkVolume { target, reply }).await
+    }
+
+    /// See [`ControlRequest::ServeUblk`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn serve_ublk(
+        &self,
+        volume: &UblkVolume,
+        device: DeviceInfo,
+    ) -> Result<(), ControlError> {
+        let handle = volume.handle;
+        self.ask(|reply| ControlRequest::ServeUblk { handle, device, reply }).await
+    }
+
+    /// See [`ControlRequest::LeaveUblk`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn leave_ublk(&self, number: u32) -> Result<(), ControlError> {
+        self.ask(|reply| ControlRequest::LeaveUblk { number, reply }).await
     }
 
     /// See [`ControlRequest::SetVolume`].

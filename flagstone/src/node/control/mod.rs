@@ -19,8 +19,10 @@ use super::devices::DeviceChange;
 use super::diff::{DiffPage, DiffQuery, DiffTarget};
 use super::discard::DeviceDiscard;
 use super::scrub::ScrubAction;
+use super::ublk::{UblkTarget, UblkVolume};
 use super::usage::Usage;
 use flagstone_engine::{OnFull, ScrubReport, Shrink, VolumeSettings};
+use flagstone_ublk::DeviceInfo;
 
 pub use error::{ControlError, FailedPool, NodeExit};
 pub use handle::NodeHandle;
@@ -65,7 +67,7 @@ impl Default for NodeConfig {
             pools: Vec::new(),
             nbd_unix: None,
             nbd_tcp: None,
-            memory_bytes: 192 << 20,
+            memory_bytes: 176 << 20,
             map_memory: Some(1 << 30),
             max_connections: 128,
             handshake_timeout: Duration::from_secs(30),
@@ -311,6 +313,29 @@ pub enum ControlRequest {
     Stats {
         /// The counters.
         reply: Reply<NodeStats>,
+    },
+    /// What a block device of the kernel is to serve.
+    UblkVolume {
+        /// Which.
+        target: UblkTarget,
+        /// What is known of it.
+        reply: Reply<UblkVolume>,
+    },
+    /// Begin to serve a block device that was added to the kernel, or is to be recovered.
+    ServeUblk {
+        /// Of the volume, as [`UblkVolume`] has it.
+        handle: u64,
+        /// The device.
+        device: DeviceInfo,
+        /// Answered when its requests are being fetched.
+        reply: Reply<()>,
+    },
+    /// Let go of a block device that the kernel was told to stop.
+    LeaveUblk {
+        /// Its number.
+        number: u32,
+        /// Answered when nothing of it is under way, and its character device is closed.
+        reply: Reply<()>,
     },
     /// Stop accepting, finish what is under way, make everything durable, end the thread.
     Shutdown,
