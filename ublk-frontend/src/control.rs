@@ -277,7 +277,8 @@ fn judge(command: &'static str, number: u32, result: i32) -> Result<(), ControlE
         return Ok(());
     }
     match Errno::from_raw_os_error(-result) {
-        Errno::NODEV if number != u32::MAX => Err(ControlError::NoDevice { number }),
+        // The way to a device that is just coming, or going, leads nowhere.
+        Errno::NODEV | Errno::NOENT if number != u32::MAX => Err(ControlError::NoDevice { number }),
         Errno::PERM | Errno::ACCESS => Err(ControlError::NotPermitted),
         errno => Err(ControlError::Refused { command, number, errno }),
     }

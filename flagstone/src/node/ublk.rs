@@ -44,6 +44,8 @@ pub struct UblkVolume {
     pub size_bytes: u64,
     /// Writes are refused.
     pub read_only: bool,
+    /// The device that serves it, if it is attached to this node.
+    pub device: Option<u32>,
     pub(crate) handle: u64,
 }
 
@@ -81,6 +83,12 @@ impl Ublk {
     /// Gives a read its bytes; false if the device is gone.
     pub(super) fn give(&mut self, slot: u32, tag: u16, from: usize, data: &[u8]) -> bool {
         self.get(slot).is_some_and(|device| device.queue.give(tag, from, data).is_ok())
+    }
+
+    /// The device that serves a volume or snapshot.
+    fn number_of(&self, handle: u64) -> Option<u32> {
+        let mut devices = self.devices.iter().flatten();
+        devices.find(|device| device.handle == handle).map(|device| device.number)
     }
 
     /// Devices that serve a volume or snapshot.
@@ -124,6 +132,7 @@ impl Reactor {
             note: note_of(entry),
             size_bytes: entry.size,
             read_only: entry.read_only,
+            device: self.ublk.number_of(entry.handle()),
             handle: entry.handle(),
         })
     }
@@ -144,6 +153,9 @@ impl Reactor {
             prepare();
         }
         let refused = |reason: String| ControlError::Ublk { number: info.number, reason };
+        if self.ublk.serving(handle) > 0 {
+            return Err(refused("its volume is attached already".to_owned()));
+        }
         let queue = Queue::open(info).map_err(|error| refused(error.to_string()))?;
         let file =
             self.ring.add_command_file(&queue).map_err(|error| refused(error.to_string()))?;

@@ -62,24 +62,12 @@ impl Ublk {
     ) -> Result<(UblkDevice, bool), UblkError> {
         let target = UblkTarget::Named(name.to_owned());
         let volume = self.node.ublk_volume(target).await?;
+        if let Some(number) = volume.device {
+            let known = on_thread(move || own::known(&mut Control::open()?, number)).await?;
+            return Ok((device::of(&known, Some(&volume)), false));
+        }
         let wanted = volume.clone();
-        let found = on_thread(move || {
-            let mut control = Control::open()?;
-            let ours = own::devices(&mut control)?;
-            let mine = |device: &&own::Known| device.info.note == wanted.note;
-            if let Some(known) = ours.iter().find(mine) {
-                return Ok((None, Some(known.clone())));
-            }
-            Ok((Some(add(&mut control, &wanted, options)?), None))
-        })
-        .await?;
-        let info = match found {
-            (Some(info), _) => info,
-            (None, known) => {
-                let known = known.map(|known| device::of(&known, Some(&volume)));
-                return known.map(|device| (device, false)).ok_or(UblkError::Ended);
-            }
-        };
+        let info = on_thread(move || add(&mut Control::open()?, &wanted, options)).await?;
         let started = match self.node.serve_ublk(&volume, info).await {
             Ok(()) => on_thread(move || Ok(Control::open()?.start(&info)?)).await,
             Err(error) => Err(error.into()),
@@ -116,17 +104,13 @@ impl Ublk {
     /// Takes the block device of a volume or snapshot away. Without `force` only if nobody has it open.
     ///
     /// # Errors
-    /// `NotAttached`, `InUse`; otherwise it may be half gone, and the same again goes on.
+    /// `NotAttached`, `InUse`; otherwise it may be half gone, and [`remove_device`] takes away what is left.
     pub async fn detach(&self, name: &str, force: bool) -> Result<UblkDevice, UblkError> {
         let target = UblkTarget::Named(name.to_owned());
         let volume = self.node.ublk_volume(target).await?;
-        let note = volume.note;
-        let known = on_thread(move || {
-            let ours = own::devices(&mut Control::open()?)?;
-            Ok(ours.into_iter().find(|known| known.info.note == note))
-        })
-        .await?
-        .ok_or_else(|| UblkError::NotAttached { name: name.to_owned() })?;
+        let not_attached = || UblkError::NotAttached { name: name.to_owned() };
+        let number = volume.device.ok_or_else(not_attached)?;
+        let known = on_thread(move || own::known(&mut Control::open()?, number)).await?;
         let info = known.info;
         on_thread(move || {
             if !force {
@@ -162,16 +146,12 @@ impl Ublk {
     /// [`UblkError`].
     pub async fn resized(&self, name: &str) -> Result<(), UblkError> {
         let target = UblkTarget::Named(name.to_owned());
-        let UblkVolume { note, size_bytes, .. } = self.node.ublk_volume(target).await?;
+        let UblkVolume { device, size_bytes, .. } = self.node.ublk_volume(target).await?;
+        let Some(number) = device else { return Ok(()) };
         on_thread(move || {
-            if !own::are_there() {
-                return Ok(());
-            }
             let mut control = Control::open()?;
-            for known in own::devices(&mut control)?.iter().filter(|k| k.info.note == note) {
-                own::set_size(&mut control, known, size_bytes)?;
-            }
-            Ok(())
+            let known = own::known(&mut control, number)?;
+            own::set_size(&mut control, &known, size_bytes)
         })
         .await
     }

@@ -51,6 +51,13 @@ pub(super) fn devices(control: &mut Control) -> Result<Vec<Known>, UblkError> {
     Ok(devices)
 }
 
+/// What the kernel knows of a device of ours.
+pub(super) fn known(control: &mut Control, number: u32) -> Result<Known, UblkError> {
+    let info = control.info(number)?;
+    let size_bytes = Some(control.params(&info)?.size_bytes);
+    Ok(Known { info, size_bytes })
+}
+
 /// Refuses if somebody has the block device open in a way that excludes others, as a mount does, or holds it, as the
 /// device-mapper does.
 pub(super) fn check_unused(number: u32) -> Result<(), UblkError> {

@@ -3,7 +3,7 @@
 use super::{Check, World};
 use crate::disk::Area;
 use flagstone_block::{BLOCK_SIZE, Buffers, Lba, Tag, VolumeId};
-use flagstone_engine::{OpenError, ScrubPlace, ScrubState};
+use flagstone_engine::{BadBlock, OpenError, ScrubPlace, ScrubState};
 
 /// How much of the report of a scrub was looked at.
 #[derive(Clone, Copy, Debug, Default)]
@@ -141,9 +141,13 @@ impl World {
                     let Some(id) = self.engine().volume_by_name(volume).map(|v| v.id) else {
                         continue;
                     };
-                    for lba in *lba..*lba + u64::from(finding.blocks) {
-                        let listed =
-                            check.listed.iter().any(|b| b.volume == *volume && b.lba == lba);
+                    for i in 0..u64::from(finding.blocks) {
+                        let (lba, offset) = (lba + i, finding.offset + i * BLOCK_SIZE as u64);
+                        // Of several that have a block the two may name different ones.
+                        let is_it = |b: &BadBlock| {
+                            b.offset == offset || (b.volume == *volume && b.lba == lba)
+                        };
+                        let listed = check.listed.iter().any(is_it);
                         if !listed && !self.is_readable(VolumeId(id), lba)? {
                             newer += 1;
                         }
