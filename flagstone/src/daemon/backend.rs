@@ -472,6 +472,11 @@ fn ublk_error(error: UblkError) -> ApiError {
         UblkError::Control(Kernel::NoUblk | Kernel::Lacks { .. }) => {
             (ErrorCode::UblkUnavailable, "")
         }
+        UblkError::Control(Kernel::Refused { command: "ADD_DEV", errno, .. })
+            if *errno == rustix::io::Errno::EXIST =>
+        {
+            (ErrorCode::UblkRefused, "; there is such a device already, choose another number")
+        }
         UblkError::Control(_) => (ErrorCode::UblkRefused, ""),
     };
     ApiError::new(code, format!("{error}{advice}"))
@@ -551,6 +556,9 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::DeviceFailed => (ErrorCode::DeviceUnfit, ""),
         ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
         ControlError::Ublk { .. } => (ErrorCode::UblkRefused, ""),
+        ControlError::Attached { .. } => {
+            (ErrorCode::VolumeInUse, "; detach it first, with `flagstone ublk detach`")
+        }
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };
     ApiError::new(code, format!("{error}{advice}"))

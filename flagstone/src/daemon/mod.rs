@@ -28,7 +28,7 @@ use crate::exit::Exit;
 use crate::node::{self, NodeConfig, NodeExit, NodeHandle, StartError};
 use crate::notify;
 use crate::pool::offline;
-use crate::ublk::Ublk;
+use crate::ublk::{Ublk, step_back};
 use crate::uri::NbdEndpoints;
 
 use self::backend::NodeBackend;
@@ -173,6 +173,10 @@ async fn serve(
         ended
     }
     .await;
+    tokio::select! {
+        () = step_back() => {}
+        signal = signals.next() => exit_now(signal),
+    }
     let deleted: Vec<_> = node.deleted_pools().map(Path::to_owned).collect();
     node.shutdown();
     tokio::select! {

@@ -156,7 +156,8 @@ impl Reactor {
         }
         let snapshot = self.snapshot_named(&name)?;
         let volume = self.volume_named(snapshot.volume_name().unwrap_or_default())?;
-        if volume.connections > 0 && (!force || self.ublk.serving(volume.handle()) > 0) {
+        self.check_detached(volume.handle())?;
+        if volume.connections > 0 && !force {
             return Err(ControlError::InUse { connections: volume.connections });
         }
         let keep = keep.map(|(short, uuid)| {
@@ -214,8 +215,10 @@ impl Reactor {
         let mut entries: Vec<Entry> = snapshots.cloned().collect();
         entries.push(Entry { snapshots: 0, ..volume });
         let connections = entries.iter().map(|entry| entry.connections).sum();
-        let attached = entries.iter().any(|entry| self.ublk.serving(entry.handle()) > 0);
-        if connections > 0 && (!force || attached) {
+        if let Err(error) = entries.iter().try_for_each(|e| self.check_detached(e.handle())) {
+            return answer(reply, Err(error));
+        }
+        if connections > 0 && !force {
             return answer(reply, Err(ControlError::InUse { connections }));
         }
         let deletions = entries.len() as u32;

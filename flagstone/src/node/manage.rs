@@ -231,9 +231,10 @@ impl Reactor {
         if entry.snapshots > 0 {
             return asker.refuse(ControlError::HasSnapshots { snapshots: entry.snapshots });
         }
-        // A block device can't be taken away from here: whoever attached it detaches it.
-        let in_use = entry.connections > 0 && (!force || self.ublk.serving(handle) > 0);
-        if in_use {
+        if let Err(error) = self.check_detached(handle) {
+            return asker.refuse(error);
+        }
+        if entry.connections > 0 && !force {
             return asker.refuse(ControlError::InUse { connections: entry.connections });
         }
         self.disconnect(handle);

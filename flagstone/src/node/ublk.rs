@@ -22,6 +22,7 @@ use flagstone_ring::CommandFileId;
 use flagstone_ublk::{DeviceInfo, IoCommand, Operation, Queue, result_of};
 use rustix::io::Errno;
 use rustix::mm::MlockAllFlags;
+use rustix::process::{Resource, Rlimit, getrlimit};
 
 /// What a block device is to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,11 +91,6 @@ impl Ublk {
         let mut devices = self.devices.iter().flatten();
         devices.find(|device| device.handle == handle).map(|device| device.number)
     }
-
-    /// Devices that serve a volume or snapshot.
-    pub(super) fn serving(&self, handle: u64) -> u32 {
-        self.devices.iter().flatten().filter(|device| device.handle == handle).count() as u32
-    }
 }
 
 /// Whoever serves a block device of its own machine must not need that device to go on: when memory is short the kernel writes to it, and
@@ -106,7 +102,12 @@ fn prepare() {
         tracing::warn!(%errno, "PR_SET_IO_FLUSHER was refused: under memory pressure this daemon and its block devices may wait for each other");
     }
     let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
-    if let Err(errno) = rustix::mm::mlockall(flags) {
+    // With a limit a later request for memory would fail once it is reached, which is worse.
+    let none = Rlimit { current: None, maximum: None };
+    let unlimited = getrlimit(Resource::Memlock) == none
+        || rustix::process::setrlimit(Resource::Memlock, none).is_ok();
+    let locked = if unlimited { rustix::mm::mlockall(flags) } else { Err(Errno::PERM) };
+    if let Err(errno) = locked {
         tracing::warn!(%errno, "mlockall was refused: keep swap off the block devices that this daemon serves (LimitMEMLOCK=infinity)");
     }
 }
@@ -137,6 +138,14 @@ impl Reactor {
         })
     }
 
+    /// Refuses what a block device can't bear: it can't be taken away from here, whoever attached it detaches it.
+    pub(super) fn check_detached(&self, handle: u64) -> Result<(), ControlError> {
+        match self.ublk.number_of(handle) {
+            Some(number) => Err(ControlError::Attached { number }),
+            None => Ok(()),
+        }
+    }
+
     /// Begins to serve a device that was added, or is to be recovered.
     pub(super) fn serve_ublk(
         &mut self,
@@ -153,9 +162,7 @@ impl Reactor {
             prepare();
         }
         let refused = |reason: String| ControlError::Ublk { number: info.number, reason };
-        if self.ublk.serving(handle) > 0 {
-            return Err(refused("its volume is attached already".to_owned()));
-        }
+        self.check_detached(handle)?;
         let queue = Queue::open(info).map_err(|error| refused(error.to_string()))?;
         let file =
             self.ring.add_command_file(&queue).map_err(|error| refused(error.to_string()))?;

@@ -16,7 +16,7 @@ mod recover;
 
 pub use device::{AttachOptions, UblkDevice, UblkError, UblkState};
 pub use own::{list_devices, remove_device};
-pub use recover::Recovered;
+pub use recover::{Recovered, step_back};
 
 use crate::node::{NodeHandle, UblkTarget, UblkVolume};
 use flagstone_ublk::{Control, ControlError, DeviceInfo, DeviceState, Features, Params};

@@ -3,13 +3,15 @@
 use super::own::{self, Known};
 use super::{Ublk, UblkError, on_thread};
 use crate::node::{ControlError as NodeError, UblkTarget, UblkVolume};
-use flagstone_ublk::{Control, ControlError, DeviceInfo, DeviceState};
+use flagstone_ublk::{Control, ControlError, DeviceInfo, DeviceState, Features};
 use rustix::io::Errno;
 use std::time::{Duration, Instant};
 
 /// How long the kernel may take to be done with the process before.
 const PATIENCE: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(20);
+/// How long requests that are being served when the process steps back may take.
+const QUIESCE: Duration = Duration::from_secs(2);
 
 /// What became of the devices that were left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +90,33 @@ impl Ublk {
             info.number
         );
         Ok(true)
+    }
+}
+
+/// Has the kernel keep what is asked of this process's block devices from now on for the next, where it can be told so:
+/// then nothing is fetched any more that could not be answered. Where it can't, it finds out when this process ends.
+pub async fn step_back() {
+    let stepped = on_thread(|| {
+        if !own::are_there() {
+            return Ok(());
+        }
+        let mut control = Control::open()?;
+        let own_pid = std::process::id() as i32;
+        for known in own::devices(&mut control)? {
+            let info = known.info;
+            let live = info.state == DeviceState::Live && info.pid == own_pid;
+            if !live || !info.features.has(Features::QUIESCE) {
+                continue;
+            }
+            if let Err(error) = control.quiesce(&info, QUIESCE) {
+                tracing::debug!(device = info.number, %error, "not told to wait");
+            }
+        }
+        Ok(())
+    })
+    .await;
+    if let Err(error) = stepped {
+        tracing::warn!(%error, "block devices were not told to wait");
     }
 }
 

@@ -12,6 +12,12 @@ pub enum ControlError {
         /// The name asked for.
         name: String,
     },
+    /// It is attached as a block device of this machine.
+    #[error("it is attached as /dev/ublkb{number}")]
+    Attached {
+        /// The N of that.
+        number: u32,
+    },
     /// A block device can't be served.
     #[error("ublk device {number} can't be served: {reason}")]
     Ublk {
