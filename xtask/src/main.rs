@@ -3,6 +3,7 @@
 //! Only the standard library: this crate stands before everything else that is built, and a task
 //! that checks the project must not wait for the project's dependencies.
 
+mod lab;
 mod report;
 mod step;
 mod test;
@@ -22,20 +23,27 @@ Usage: cargo xtask TASK
   ci       the same; what CI runs
   tidy     rules about the sources that no compiler checks
   tools    install the programs that the end-to-end tests drive
+  lab      run a command on a real kernel, in QEMU: `cargo xtask lab` says how
 
 docs/operations/testing.md describes the parts of `test` and the knobs of the longer runs.";
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
-    let task = args.next();
-    if let Some(extra) = args.next() {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let (task, rest) = match args.split_first() {
+        Some((task, rest)) => (Some(task.as_str()), rest),
+        None => (None, &[][..]),
+    };
+    if let Some(extra) = rest.first()
+        && task != Some("lab")
+    {
         eprintln!("error: unexpected argument {extra:?}\n\n{HELP}");
         return ExitCode::from(2);
     }
-    match task.as_deref() {
+    match task {
         Some("test" | "ci") => test::run(&root()),
         Some("tidy") => exit(tidy::run(&root())),
         Some("tools") => exit(tools::install()),
+        Some("lab") => lab::run(&root(), rest),
         Some("help" | "--help" | "-h") => {
             println!("{HELP}");
             ExitCode::SUCCESS

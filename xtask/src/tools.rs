@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A program, and the Debian package that has it.
-const TOOLS: [(&str, &str); 15] = [
+const TOOLS: [(&str, &str); 16] = [
     ("fio", "fio"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdfuse", "libnbd-bin"),
     ("nbdsh", "python3-libnbd"),
     ("nbdkit", "nbdkit"),
+    ("nbd-client", "nbd-client"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -28,12 +29,22 @@ const TOOLS: [(&str, &str); 15] = [
 
 /// Installs what is missing; what it did, or what is left to do.
 pub fn install() -> Result<String, String> {
-    let missing = missing_packages();
+    let missing = missing_packages(&TOOLS);
     if missing.is_empty() {
         return Ok("every program is there".to_owned());
     }
-    let list = missing.join(" ");
-    let by_hand = format!("install by hand: apt-get install -y {list}");
+    install_packages(&missing)?;
+    let left = missing_packages(&TOOLS);
+    if left.is_empty() {
+        Ok(format!("installed {}", missing.join(" ")))
+    } else {
+        Err(format!("installed, but still missing: {}", left.join(" ")))
+    }
+}
+
+/// Installs packages by name, or says what is to be done by hand.
+pub fn install_packages(packages: &[&str]) -> Result<(), String> {
+    let by_hand = format!("install by hand: apt-get install -y {}", packages.join(" "));
     let Some(prefix) = superuser() else {
         return Err(format!("missing, and neither root nor sudo without a password; {by_hand}"));
     };
@@ -41,18 +52,20 @@ pub fn install() -> Result<String, String> {
         return Err(format!("missing, and this system has no apt-get; {by_hand}"));
     }
     // The list of packages may be stale or absent, as in a bare container.
-    let installed = apt(prefix, &["install"], &missing)
-        || (apt(prefix, &["update"], &[]) && apt(prefix, &["install"], &missing));
-    let left = missing_packages();
-    if installed && left.is_empty() {
-        Ok(format!("installed {list}"))
-    } else {
-        Err(format!("installing failed; {by_hand}"))
-    }
+    let installed = apt(prefix, &["install"], packages)
+        || (apt(prefix, &["update"], &[]) && apt(prefix, &["install"], packages));
+    if installed { Ok(()) } else { Err(format!("installing failed; {by_hand}")) }
 }
 
-fn missing_packages() -> Vec<&'static str> {
-    let mut packages: Vec<_> = TOOLS
+/// Brings the machine's lists of packages up to date.
+pub fn update_lists() -> Result<(), String> {
+    let updated = superuser().is_some_and(|prefix| apt(prefix, &["update"], &[]));
+    if updated { Ok(()) } else { Err("apt-get update failed, or needs root".to_owned()) }
+}
+
+/// The packages of those programs that are not there.
+pub fn missing_packages(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = tools
         .iter()
         .filter(|(program, _)| find(program).is_none())
         .map(|&(_, package)| package)
@@ -90,7 +103,7 @@ fn superuser() -> Option<&'static [&'static str]> {
 }
 
 /// Where a program is. Administration programs count, though a user's PATH often leaves them out.
-fn find(program: &str) -> Option<std::path::PathBuf> {
+pub fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(|dir| Path::new(dir).to_owned());
     env::split_paths(&path)
