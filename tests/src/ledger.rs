@@ -235,6 +235,66 @@ impl Ledger {
         })
     }
 
+    /// All of it as text, for whoever verifies in another process.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let or_none = |number: Option<u64>| number.map_or("-".to_owned(), |n| n.to_string());
+        let mut text = String::new();
+        for (lba, versions) in &self.blocks {
+            for version in versions {
+                let (acknowledged, forced) =
+                    (or_none(version.acknowledged), or_none(version.forced));
+                let content = match version.content {
+                    Content::Zeroes => "zeroes".to_owned(),
+                    Content::Stamp => "stamp".to_owned(),
+                    Content::Patch { from, to } => format!("{from}..{to}"),
+                };
+                text += &format!("{lba} {} {content} {acknowledged} {forced}\n", version.sent);
+            }
+        }
+        for flush in &self.flushes {
+            text += &format!("flush {} {}\n", flush.sent, flush.position);
+        }
+        text
+    }
+
+    /// What [`Self::to_text`] wrote; `None` if it is anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let or_none = |word: &str| match word {
+            "-" => Some(None),
+            _ => word.parse().ok().map(Some),
+        };
+        let mut ledger = Self::default();
+        for line in text.lines() {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["flush", sent, position] => {
+                    let (sent, position) = (sent.parse().ok()?, position.parse().ok()?);
+                    ledger.flushes.push(Flush { sent, position });
+                }
+                [lba, sent, content, acknowledged, forced] => {
+                    let content = match content {
+                        "zeroes" => Content::Zeroes,
+                        "stamp" => Content::Stamp,
+                        patch => {
+                            let (from, to) = patch.split_once("..")?;
+                            Content::Patch { from: from.parse().ok()?, to: to.parse().ok()? }
+                        }
+                    };
+                    let version = Version {
+                        sent: sent.parse().ok()?,
+                        content,
+                        acknowledged: or_none(acknowledged)?,
+                        forced: or_none(forced)?,
+                    };
+                    ledger.blocks.entry(lba.parse().ok()?).or_default().push(version);
+                }
+                _ => return None,
+            }
+        }
+        Some(ledger)
+    }
+
     /// Forgets what did not survive: the versions found are the present now, and were promised.
     pub fn settle(&mut self, survivors: &Survivors) {
         self.flushes.clear();
@@ -290,6 +350,8 @@ impl Promises {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// Block 0: written at 1, acknowledged at 2, patched at 5; block 1: written at 3, acknowledged
@@ -349,6 +411,21 @@ mod tests {
         let mut flipped = volume(&ledger, [2, 1]);
         flipped[4000] ^= 1;
         ledger.verify(&flipped, Cut::Power(0)).unwrap_err();
+    }
+
+    #[test]
+    fn text_has_all_of_it() {
+        let ledger = ledger();
+        let text = ledger.to_text();
+        let copy = Ledger::from_text(&text).unwrap();
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        assert_eq!(lines(&copy.to_text()), lines(&text));
+        let found = volume(&ledger, [1, 1]);
+        assert_eq!(
+            copy.verify(&found, Cut::Power(10)).unwrap(),
+            ledger.verify(&found, Cut::Power(10)).unwrap()
+        );
+        assert!(Ledger::from_text("flush 1\n").is_none());
     }
 
     #[test]

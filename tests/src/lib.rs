@@ -15,6 +15,7 @@ pub mod nbd;
 pub mod process;
 pub mod programs;
 pub mod random;
+pub mod recovery;
 
 use std::time::Duration;
 

@@ -8,13 +8,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use flagstone_tests::daemon::{Config, create_pool, directory_in_memory, try_check_pool};
+use flagstone_tests::daemon::{Config, create_pool, directory_in_memory};
 use flagstone_tests::disk::{Cutter, Disk};
 use flagstone_tests::filesystem::Fuse;
-use flagstone_tests::ledger::{Clock, Cut, Ledger};
+use flagstone_tests::ledger::{Clock, Ledger};
 use flagstone_tests::load::{self, Plan, Shared};
 use flagstone_tests::programs::{Need, can_run};
 use flagstone_tests::random::Random;
+use flagstone_tests::recovery::recover;
 use flagstone_tests::{BLOCK, MIB, knob};
 
 /// Blocks of the volume.
@@ -148,30 +149,4 @@ fn record(dir: &Path, random: &mut Random) -> (Recording, Vec<u8>) {
     drop(fuse);
     fs::remove_file(&image).unwrap();
     (Recording { disk, ledger }, base)
-}
-
-/// Recovers an image twice and compares what is there with what was promised; how many versions of
-/// blocks are not there.
-fn recover(dir: &Path, pool: &Path, ledger: &Ledger, position: u64) -> Result<usize, String> {
-    try_check_pool(pool)?;
-    let config = Config::new(pool, dir);
-    let mut daemon = config.start();
-    let first = load::read_all(&daemon.address(), "v")?;
-    let survivors = ledger.verify(&first, Cut::Power(position))?;
-    // Recovery again, from what the first one left when it was killed.
-    daemon.kill();
-    daemon.restart();
-    let second = load::read_all(&daemon.address(), "v")?;
-    if first != second {
-        return Err("the second recovery found something else than the first".to_owned());
-    }
-    let mut client = daemon.connect("v");
-    let written = client.write(0, &[1; BLOCK], 0).and_then(|()| client.flush());
-    // The pool may have been cut when it was full.
-    if written.is_err_and(|error| error != flagstone_tests::nbd::ENOSPC) {
-        return Err("it doesn't write after the recovery".to_owned());
-    }
-    daemon.stop_cleanly();
-    try_check_pool(pool)?;
-    Ok(survivors.lost)
 }
