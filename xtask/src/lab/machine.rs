@@ -215,10 +215,11 @@ fn add_disk(
         File::create(log).map_err(|error| failed(log, &error))?;
         let log = value(log);
         qemu.args(["-blockdev", &format!("driver=file,node-name=log,filename={log}")]);
-        // The number of entries is kept up to date, so that it is right whenever the power is cut.
-        let recorder = "driver=blklogwrites,node-name=recorder,log-super-update-interval=1";
-        qemu.args(["-blockdev", &format!("{recorder},file={node},log=log")]);
         node = "recorder".to_owned();
+        // The number of entries is kept up to date, so that it is right whenever the power is cut.
+        let how = "discard=unmap,log-super-update-interval=1,log=log";
+        let recorder = format!("driver=blklogwrites,node-name={node},file=disk{number},{how}");
+        qemu.args(["-blockdev", &recorder]);
     }
     let mut namespace = format!("nvme-ns,bus=nvme{number},drive={node},nsid=1");
     for property in properties.split(',').filter(|property| !property.is_empty()) {

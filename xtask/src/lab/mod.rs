@@ -56,6 +56,7 @@ The first use installs what is missing, as root, and fetches a kernel. Options o
 Options of replay:
 
   --at N            the power fails before entry N of the log [at its end]
+  --from N          all before entry N is there, whatever happens [0]
   --seed N          chooses what is lost [0]
   --torn 512|4096   writes are kept or lost in pieces of so many bytes, not whole
   --reorder         what was not flushed reaches the disk in another order

@@ -1,13 +1,13 @@
 //! `cargo xtask lab replay`: the image that a power cut could have left of a disk whose writes were
 //! recorded.
 //!
-//! The power fails just before an entry of the log. What arrived before the last flush is there, and
+//! The power fails just before an entry of the log. What stands before the last flush is there, and
 //! so are writes with FUA; of the rest, by seed, some is lost: whole writes, or pieces of them, each
-//! for itself, as a disk tears them. The log does not say when a request was answered, so one that
-//! was still under way when a flush arrived counts as flushed: an image never lacks what a disk had
-//! promised to keep.
+//! for itself, as a disk tears them. A write that was not answered when a flush was sent, but done
+//! before it, counts as flushed: an image never lacks what a disk had promised to keep.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -20,8 +20,10 @@ const KEPT: [u64; 5] = [0, 10, 50, 90, 100];
 
 #[derive(Debug, Default)]
 struct Cut {
-    /// Entries that arrived before it; all, if not given.
+    /// Entries before it; all, if not given.
     at: Option<usize>,
+    /// Entries that are there whatever happens.
+    from: usize,
     seed: u64,
     /// The size of what a disk keeps or loses as a whole; whole writes, if not given.
     torn_bytes: Option<u64>,
@@ -51,6 +53,7 @@ pub fn run(args: &[&str]) -> Result<(), Trouble> {
             "--base" => base = Some(PathBuf::from(value()?)),
             "--out" => out = Some(PathBuf::from(value()?)),
             "--at" => cut.at = Some(number(arg, value()?)? as usize),
+            "--from" => cut.from = number(arg, value()?)? as usize,
             "--seed" => cut.seed = number(arg, value()?)?,
             "--torn" => match number(arg, value()?)? {
                 bytes @ (512 | 4096) => cut.torn_bytes = Some(bytes),
@@ -63,8 +66,12 @@ pub fn run(args: &[&str]) -> Result<(), Trouble> {
     }
     let log = Log::open(Path::new(log))?;
     if list {
+        let mut out = std::io::stdout().lock();
         for (index, entry) in log.entries.iter().enumerate() {
-            println!("{index} {}", entry.describe());
+            if writeln!(out, "{index} {}", entry.describe()).is_err() {
+                // Whoever reads has seen enough.
+                break;
+            }
         }
         return Ok(());
     }
@@ -98,7 +105,8 @@ fn apply(log: &Log, cut: &Cut, end: usize, image: &File) -> std::io::Result<Tall
     let entries = &log.entries[..end];
     let flush = entries.iter().rposition(Entry::is_flush).filter(|_| !cut.ignore_flushes);
     let is_durable = |index: usize| {
-        flush.is_some_and(|flush| index < flush)
+        index < cut.from
+            || flush.is_some_and(|flush| index < flush)
             || (entries[index].is_forced() && !cut.ignore_flushes)
     };
     let mut order: Vec<_> = (0..end).collect();
@@ -196,6 +204,8 @@ mod tests {
         let entries = [(0, 0, 1), (1, 2, 2), (0, 1, 0)];
         let lying = |seed| Cut { seed, ignore_flushes: true, ..Cut::default() };
         assert!(images("lies", &entries, lying).contains(&[0; 4]));
+        let later = |seed| Cut { from: 1, ..lying(seed) };
+        assert!(images("later", &entries, later).iter().all(|image| image[0] == 1));
     }
 
     #[test]

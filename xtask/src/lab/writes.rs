@@ -1,5 +1,6 @@
-//! Recorded writes: the log that QEMU's `blklogwrites` makes of all that a disk was sent, in the
-//! order of arrival. It has the format of the kernel's `dm-log-writes` (Linux,
+//! Recorded writes: the log that QEMU's `blklogwrites` makes of all that a disk was sent. A request is
+//! logged when it is done and before it is answered, so a flush stands behind every write that was
+//! answered before it was sent. The log has the format of the kernel's `dm-log-writes` (Linux,
 //! Documentation/admin-guide/device-mapper/log-writes.rst): a head in the first sector, then of each
 //! request a sector that describes it and, but for discards, its data.
 
@@ -17,11 +18,11 @@ const VERSION: u64 = 1;
 #[derive(Debug)]
 pub struct Log {
     file: File,
-    /// What arrived, in that order.
+    /// What was done, in that order.
     pub entries: Vec<Entry>,
 }
 
-/// A request that the disk was sent.
+/// A request that the disk has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// First byte on the disk.
@@ -84,6 +85,10 @@ impl Log {
                 return Err(Trouble::Failed(format!("{}: damaged at byte {at}", path.display())));
             };
             let entry = Entry { offset, length, flags, data: at + sector };
+            if length == 0 && !entry.is_flush() {
+                // Counted, but not written when the power was cut: nobody had an answer to it.
+                break;
+            }
             let end = entry.data.saturating_add(if entry.is_discard() { 0 } else { length });
             if end > size {
                 break;
@@ -145,6 +150,9 @@ pub mod tests {
         // The power was cut while the last one was written.
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(Log::open(&path).unwrap().entries.len(), 3);
+        let hole = [&whole[..whole.len() - 1024], &[0; 1024]].concat();
+        std::fs::write(&path, hole).unwrap();
         assert_eq!(Log::open(&path).unwrap().entries.len(), 3);
         std::fs::write(&path, [0; 512]).unwrap();
         assert!(Log::open(&path).is_err());
