@@ -129,6 +129,34 @@ impl Drop for Mount {
     }
 }
 
+/// Fills a mounted file system: a tree of small files, and files that fio writes at random places, past
+/// the page cache, so that they can be verified.
+pub fn write_files(root: &Path) {
+    let text = |path: &Path| path.to_str().expect("paths of tests are text").to_owned();
+    run("cp", ["-r", SOURCES, &text(&root.join("sources"))]);
+    fio(root, &["--do_verify=0", "--end_fsync=1"]);
+    run("sync", ["-f", &text(root)]);
+}
+
+/// Finds what [`write_files`] has written.
+pub fn check_files(root: &Path) {
+    let copy = root.join("sources");
+    run("diff", ["-r", SOURCES, copy.to_str().expect("paths of tests are text")]);
+    fio(root, &["--verify_only"]);
+}
+
+/// Many small files that are there wherever the tests are built: these.
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/src");
+
+fn fio(root: &Path, mode: &[&str]) {
+    let directory = format!("--directory={}", root.display());
+    let job = ["--name=fio", "--size=16M", "--bsrange=4k-64k", "--rw=randwrite", "--randseed=7"];
+    let how = ["--ioengine=libaio", "--iodepth=8", "--direct=1", "--verify=crc32c"];
+    // Otherwise it looks for the state of the run that wrote, in the current directory.
+    let state = ["--verify_state_save=0", "--verify_fatal=1", "--numjobs=2", "--thread"];
+    run("fio", [&directory[..]].iter().chain(&job).chain(&how).chain(&state).chain(mode));
+}
+
 fn quietly(program: &str, args: &[&str]) {
     // Nothing can be done about a failure here; what is left behind shows in the next test.
     let mut command: Command = programs::command(program);

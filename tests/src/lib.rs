@@ -9,6 +9,7 @@ pub mod ask;
 pub mod daemon;
 pub mod disk;
 pub mod filesystem;
+pub mod kernel;
 pub mod ledger;
 pub mod load;
 pub mod nbd;

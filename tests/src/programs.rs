@@ -41,6 +41,10 @@ pub enum Need<'a> {
     Root,
     /// A loop device that can be made.
     Loop,
+    /// A kernel and disks of one's own: `cargo xtask lab`.
+    Lab,
+    /// A variable of the environment that says where something is.
+    Variable(&'a str),
 }
 
 impl Need<'_> {
@@ -52,6 +56,11 @@ impl Need<'_> {
                 open.err().map(|error| format!("/dev/fuse ({error})"))
             }
             Self::Root => (!rustix::process::geteuid().is_root()).then(|| "root".to_owned()),
+            Self::Variable(name) => std::env::var_os(name).is_none().then(|| (*name).to_owned()),
+            Self::Lab => {
+                let inside = Path::new(crate::kernel::POWER_CUT).exists();
+                (!inside).then(|| "the lab (cargo xtask lab)".to_owned())
+            }
             Self::Loop => {
                 let path = Path::new("/dev/loop-control");
                 let open = std::fs::File::options().read(true).write(true).open(path);

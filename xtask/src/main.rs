@@ -3,6 +3,7 @@
 //! Only the standard library: this crate stands before everything else that is built, and a task
 //! that checks the project must not wait for the project's dependencies.
 
+mod kernel_tests;
 mod lab;
 mod report;
 mod step;
@@ -19,10 +20,12 @@ Tasks of the Flagstone project
 Usage: cargo xtask TASK
 
   test     everything: tools, format, lints, tidy, all tests, simulator, fuzz corpora,
-           end-to-end tests with real clients
+           end-to-end tests with real clients, kernel tests in the lab
   ci       the same; what CI runs
   tidy     rules about the sources that no compiler checks
   tools    install the programs that the end-to-end tests drive
+  kernel-tests [SUITE]
+           the kernel tests alone, with the kernel of that Debian suite
   lab      run a command on a real kernel, in QEMU: `cargo xtask lab` says how
 
 docs/operations/testing.md describes the parts of `test` and the knobs of the longer runs.";
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
         None => (None, &[][..]),
     };
     if let Some(extra) = rest.first()
-        && task != Some("lab")
+        && !matches!(task, Some("lab" | "kernel-tests"))
     {
         eprintln!("error: unexpected argument {extra:?}\n\n{HELP}");
         return ExitCode::from(2);
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Some("test" | "ci") => test::run(&root()),
         Some("tidy") => exit(tidy::run(&root())),
         Some("tools") => exit(tools::install()),
+        Some("kernel-tests") => test::kernel(&root(), rest),
         Some("lab") => lab::run(&root(), rest),
         Some("help" | "--help" | "-h") => {
             println!("{HELP}");

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use crate::report::{self, Row};
 use crate::step::{self, Counts};
-use crate::{tidy, tools};
+use crate::{kernel_tests, lab, tidy, tools};
 
 /// The end-to-end tests' files, in the package `flagstone-tests`, begin with this.
 const END_TO_END: &str = "e2e";
@@ -63,10 +63,32 @@ pub fn run(root: &Path) -> ExitCode {
         });
         step("fuzz inputs", &mut || step::run(fuzz(root, &["test", "--no-fail-fast"])));
         step("end-to-end tests", &mut || step::run(end_to_end(root)));
+        step("kernel tests", &mut || kernel_tests::run(root, lab::NEWEST, workspace_tests(root)));
     }
     let good = report::is_good(&rows);
     print!("{}", report::render(&rows));
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs the kernel tests alone, with the kernel of a suite if one is named.
+pub fn kernel(root: &Path, args: &[String]) -> ExitCode {
+    let suite = match args {
+        [] => lab::NEWEST,
+        [suite] => suite,
+        _ => {
+            eprintln!("error: one suite at a time");
+            return ExitCode::from(2);
+        }
+    };
+    let start = Instant::now();
+    let result =
+        step::run(cargo(root, &["build", "--workspace", "--bins"])).and_then(|built| match built {
+            Counts { failed: 0, .. } => kernel_tests::run(root, suite, workspace_tests(root)),
+            _ => Err("nothing is tested that wasn't built".to_owned()),
+        });
+    let rows = [Row { name: "kernel tests", took: start.elapsed(), result }];
+    print!("{}", report::render(&rows));
+    if report::is_good(&rows) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// A machine where a program can't be installed still runs the rest: what is missing shows as
@@ -81,11 +103,12 @@ fn tool_counts(result: Result<String, String>) -> Counts {
     }
 }
 
-/// Unit tests and every crate's own integration tests: all targets but the end-to-end ones.
+/// Unit tests and every crate's own integration tests: all targets but the end-to-end ones, and
+/// those for a kernel of their own.
 fn crate_tests(root: &Path) -> Result<Command, String> {
     let mut command = cargo(root, &["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
     for name in test_targets(root)? {
-        if !name.starts_with(END_TO_END) {
+        if !name.starts_with(END_TO_END) && !name.starts_with(kernel_tests::PREFIX) {
             command.args(["--test", &name]);
         }
     }
@@ -112,6 +135,10 @@ fn fuzz(root: &Path, args: &[&str]) -> Command {
 
 fn target_directory(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+fn workspace_tests(root: &Path) -> Command {
+    cargo(root, &["test", "--workspace"])
 }
 
 fn end_to_end(root: &Path) -> Command {
@@ -169,6 +196,7 @@ mod tests {
     fn end_to_end_targets_are_among_the_test_targets() {
         let names = test_targets(&crate::root()).unwrap();
         assert!(names.iter().any(|name| name.starts_with(END_TO_END)));
+        assert!(names.iter().any(|name| name.starts_with(kernel_tests::PREFIX)));
         assert!(names.iter().any(|name| !name.starts_with(END_TO_END)));
     }
 }

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub use cache::{Cache, NEWEST};
+pub use options::suite;
 
 /// The lab, or what the machine needs for it, failed: nothing is known of the command.
 const FAILED: u8 = 125;
