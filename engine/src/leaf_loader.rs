@@ -286,6 +286,13 @@ impl Engine {
         self.leaves_in_memory() + more as usize <= limit + slack
     }
 
+    /// Leaves that one request may ask for at a time: where only a few fit, those behind the first would push it out before the
+    /// request comes again.
+    pub(crate) fn leaves_ahead(&self) -> usize {
+        let most = LEAF_READS / 2;
+        self.leaf_loader.limit.map_or(most, |limit| (limit / 4).clamp(1, most))
+    }
+
     /// Whether a leaf may be read that nobody waits for yet. Where only a few fit it must not push
     /// out what somebody does wait for: two that read ahead would do so to each other for ever. Nor may it
     /// take the last buffers: a checkpoint that needs one is what the others may be waiting for.

@@ -66,7 +66,9 @@ impl Engine {
                     .sealing
                     .iter()
                     .all(|s| matches!(s.stage, SealStage::Logged(jseq) if durable(jseq)));
-                let quiet = self.is_quiet()
+                let durable = self.journal.durable == self.journal.next;
+                let logged = self.is_quiet() && sealed && durable;
+                let quiet = logged
                     && self.rmws.is_idle()
                     && self.compaction.is_none()
                     && !self.rebuild.writing
@@ -75,16 +77,16 @@ impl Engine {
                     && self.failures.orphans.is_empty()
                     && !self.failures.has_again()
                     && self.cleaner.is_idle()
-                    && self.scrub.is_idle()
-                    && sealed
-                    && self.journal.durable == self.journal.next;
+                    && self.scrub.is_idle();
                 if quiet && self.open_segments_fit_chain() {
                     self.stop.stage = Stage::KeepingOpenSegments;
                 } else if quiet {
                     for stream in 0..USER_STREAMS {
                         self.seal_open(bufs, stream);
                     }
-                } else {
+                } else if !(logged && self.leaf_loader.is_reading()) {
+                    // A page that is being read needs no flush, and one after the other could keep
+                    // it from being read.
                     self.flush.want();
                 }
             }

@@ -6,7 +6,7 @@ use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushWaiter;
 use crate::format::record::{Record, ZERO_BYTES};
 use crate::leaf_loader::Paging;
-use crate::limits::{LEAF_READS, ZERO_BLOCKS};
+use crate::limits::ZERO_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafState};
 use crate::plant::Plant;
 use flagstone_block::{BLOCK_SIZE, Buffers, Durability, Lba, Tag, VolumeId, ZeroMode};
@@ -132,7 +132,8 @@ impl Engine {
         let per_leaf = LEAF_BLOCKS as u64;
         let end = lba + blocks;
         let (mut at, mut asked, mut here) = (lba, 0, None);
-        while at < end && asked < LEAF_READS / 2 {
+        let ahead = self.leaves_ahead();
+        while at < end && asked < ahead {
             let vol = self.volumes.get(volume)?;
             let (state, leaves) = vol.map.leaf(&self.slab, at / per_leaf);
             if let LeafState::Away(away) = state {
