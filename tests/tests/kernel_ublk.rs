@@ -1,0 +1,286 @@
+//! Volumes as block devices of the kernel: file systems on them, the daemon killed under them, and nothing left behind.
+//!
+//! Runs in the lab; see docs/operations/lab.md.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use flagstone_tests::daemon::{Daemon, check_pool, directory_in_memory, flagstone};
+use flagstone_tests::filesystem::{Mount, check_files, write_files};
+use flagstone_tests::programs::{self, Need, can_run, run, wait_until};
+use flagstone_tests::{LIMIT, MIB, knob};
+
+const POOL: u64 = 640 * MIB;
+/// The smallest that xfs takes.
+const VOLUME: u64 = 320 * MIB;
+
+/// A volume as a block device; detached, by force if need be, when dropped.
+struct Attached {
+    number: u64,
+    path: String,
+}
+
+impl Attached {
+    fn new(daemon: &Daemon, volume: &str) -> Self {
+        let device = daemon.ask(&["ublk", "attach", volume]);
+        assert_eq!(
+            (device["volume"].as_str(), device["state"].as_str()),
+            (Some(volume), Some("live"))
+        );
+        let path = device["device"].as_str().unwrap().to_owned();
+        Self { number: device["number"].as_u64().unwrap(), path }
+    }
+
+    /// What the kernel says of it: a file below `/sys/block/NAME`.
+    fn attribute(&self, name: &str) -> String {
+        let path = format!("/sys/block/ublkb{}/{name}", self.number);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        text.trim().to_owned()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.attribute("size").parse::<u64>().unwrap() * 512
+    }
+
+    fn exists(&self) -> bool {
+        Path::new(&self.path).exists() || Path::new(&format!("/dev/ublkc{}", self.number)).exists()
+    }
+}
+
+fn features() -> Vec<String> {
+    let output = flagstone(&["ublk", "features", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let told: serde_json::Value = serde_json::from_str(&output.out).unwrap();
+    let names = told["features"].as_array().unwrap().iter();
+    names.map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn ext4() {
+    if can_run("ext4", &[Need::Lab, Need::Program("mkfs.ext4"), Need::Program("resize2fs")]) {
+        let grow = |device: &Attached, _: &Path| drop(run("resize2fs", [&device.path]));
+        file_system(&["mkfs.ext4", "-q"], &["e2fsck", "-f", "-n"], grow);
+    }
+}
+
+#[test]
+fn xfs() {
+    if can_run("xfs", &[Need::Lab, Need::Program("mkfs.xfs"), Need::Program("xfs_growfs")]) {
+        let grow = |_: &Attached, at: &Path| drop(run("xfs_growfs", [at]));
+        file_system(&["mkfs.xfs", "-q"], &["xfs_repair", "-n"], grow);
+    }
+}
+
+/// Made, written to with verification, grown while it is mounted, emptied and trimmed, and checked; the daemon is
+/// stopped and started again meanwhile, under a mounted file system.
+fn file_system(make: &[&str], check: &[&str], grow: impl Fn(&Attached, &Path)) {
+    let on = |words: &[&str], device: &Attached| {
+        run(words[0], words[1..].iter().chain([&device.path.as_str()]));
+    };
+    let dir = directory_in_memory();
+    let at = dir.path().join("mnt");
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, VOLUME);
+    let device = Attached::new(&daemon, "v");
+    assert_eq!(device.bytes(), VOLUME);
+    for (attribute, value) in [
+        ("queue/logical_block_size", "4096"),
+        ("queue/max_hw_sectors_kb", "1024"),
+        ("queue/write_cache", "write back"),
+        ("queue/fua", "1"),
+        ("queue/discard_granularity", "4096"),
+        ("queue/write_zeroes_max_bytes", "1073741824"),
+        ("ro", "0"),
+    ] {
+        assert_eq!(device.attribute(attribute), value, "{attribute}");
+    }
+    on(make, &device);
+    let mount = Mount::new(&device.path, &at);
+    write_files(mount.path());
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
+    daemon.restart();
+    check_files(mount.path());
+    // In use it is not taken away, nor what it serves.
+    for words in [["ublk", "detach", "v"], ["volume", "delete", "v"]] {
+        let refused = daemon.control(&words);
+        assert!(!refused.status.success(), "{words:?}: {refused:?}");
+    }
+    daemon.ask(&["volume", "resize", "v", "--size", "384M"]);
+    if features().iter().any(|name| name == "UPDATE_SIZE") {
+        wait_until("the device to grow", || device.bytes() == 384 * MIB);
+        grow(&device, &at);
+    }
+    // What is deleted comes back.
+    run("sync", ["-f", at.to_str().unwrap()]);
+    let before = daemon.used();
+    run("rm", ["-r", at.join("sources").to_str().unwrap()]);
+    for file in 0..2 {
+        run("rm", [at.join(format!("fio.{file}.0"))]);
+    }
+    run("sync", ["-f", at.to_str().unwrap()]);
+    run("fstrim", [&at]);
+    assert!(
+        daemon.used() + 30 * MIB < before,
+        "{before} bytes were used, and now {}",
+        daemon.used()
+    );
+    drop(mount);
+    on(check, &device);
+    let gone = daemon.control(&["ublk", "detach", "v"]);
+    assert!(gone.status.success() && !device.exists(), "{gone:?}");
+    daemon.stop_cleanly();
+}
+
+/// The daemon is killed under a load that verifies what it reads, `FLAGSTONE_UBLK_KILLS` times (4): the load sees no error.
+#[test]
+fn killed_under_a_load_that_verifies() {
+    if !can_run("killed_under_a_load_that_verifies", &[Need::Lab, Need::Program("fio")]) {
+        return;
+    }
+    let kills = knob("FLAGSTONE_UBLK_KILLS", 4);
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, 128 * MIB);
+    let device = Attached::new(&daemon, "v");
+    let mut fio = programs::command("fio");
+    fio.args([
+        "--name=v",
+        "--direct=1",
+        "--ioengine=libaio",
+        "--iodepth=16",
+        "--bs=4k",
+        "--size=64m",
+    ]);
+    fio.args(["--rw=randrw", "--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1"]);
+    fio.args(["--time_based", "--runtime=3600", "--verify_state_save=0"]);
+    fio.arg(format!("--filename={}", device.path)).current_dir(dir.path());
+    let mut fio = fio.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("fio starts");
+    let done = |device: &Attached| {
+        let stat = device.attribute("stat");
+        let field = |i: usize| stat.split_whitespace().nth(i).unwrap().parse::<u64>().unwrap();
+        field(0) + field(4)
+    };
+    let mut pauses = Vec::new();
+    for round in 0..kills {
+        let begun = done(&device);
+        wait_until("the load to get on", || done(&device) > begun + 200);
+        daemon.kill();
+        let paused = Instant::now();
+        daemon.restart();
+        let stopped = done(&device);
+        wait_until("the load to go on", || done(&device) > stopped);
+        pauses.push(paused.elapsed());
+        let ended = fio.try_wait().expect("own child");
+        assert!(ended.is_none(), "the load ended in round {round}: {ended:?}");
+        assert_eq!(daemon.ask(&["ublk", "list"])["devices"].as_array().unwrap().len(), 1);
+    }
+    let term = Command::new("kill").arg(fio.id().to_string()).status().unwrap();
+    assert!(term.success());
+    let ended = programs::wait(&mut fio, LIMIT).expect("fio ends");
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut fio.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(!said.contains("verify"), "{ended:?}: {said}");
+    assert!(!said.contains("error"), "{ended:?}: {said}");
+    pauses.sort_unstable();
+    let at =
+        |percent: usize| pauses[(pauses.len() * percent / 100).min(pauses.len() - 1)].as_millis();
+    println!("{kills} kills; the load paused for {} ms (median), {} ms (p99)", at(50), at(99));
+    assert!(daemon.control(&["ublk", "detach", "v"]).status.success());
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
+}
+
+/// Many at a time, each once however often it is asked for; then the daemon dies, and another takes them over. Detaching leaves nothing behind.
+#[test]
+fn many_at_a_time() {
+    const DEVICES: usize = 24;
+    if !can_run("many_at_a_time", &[Need::Lab]) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, MIB);
+    let names: Vec<String> = (0..DEVICES).map(|i| format!("n{i}")).collect();
+    names.iter().for_each(|name| daemon.create_volume(name, 1 << 30));
+    let all = |daemon: &Daemon, what: &str| {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = names
+                .iter()
+                .map(|name| scope.spawn(move || daemon.control(&["ublk", what, name])))
+                .collect();
+            for thread in threads {
+                let output = thread.join().unwrap();
+                assert!(output.status.success(), "{output:?}");
+            }
+        });
+    };
+    let begun = Instant::now();
+    all(&daemon, "attach");
+    println!("{DEVICES} devices attached in {} ms", begun.elapsed().as_millis());
+    all(&daemon, "attach");
+    let live = |daemon: &Daemon| {
+        let list = daemon.ask(&["ublk", "list"]);
+        let devices = list["devices"].as_array().unwrap().iter();
+        devices.filter(|device| device["state"] == "live").count()
+    };
+    assert_eq!(live(&daemon), DEVICES);
+    daemon.kill();
+    let begun = Instant::now();
+    daemon.restart();
+    println!("taken over in {} ms", begun.elapsed().as_millis());
+    assert_eq!(live(&daemon), DEVICES);
+    all(&daemon, "detach");
+    assert_eq!(live(&daemon), 0);
+    let left = std::fs::read_dir("/sys/class/ublk-char").unwrap().count();
+    assert_eq!(left, 0, "devices are left behind");
+    daemon.stop_cleanly();
+}
+
+/// A snapshot is read-only; a device whose daemon does not come back can be removed, but not one that is served.
+#[test]
+fn snapshots_and_devices_that_nobody_serves() {
+    if !can_run("snapshots_and_devices_that_nobody_serves", &[Need::Lab]) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, 16 * MIB);
+    let volume = Attached::new(&daemon, "v");
+    let write = |path: &str, byte: u8| {
+        let mut dd = programs::command("dd");
+        let from = format!("if={}", dir.path().join(format!("{byte}")).display());
+        std::fs::write(dir.path().join(format!("{byte}")), vec![byte; 8192]).unwrap();
+        dd.args([
+            &from,
+            &format!("of={path}"),
+            "bs=4096",
+            "count=2",
+            "oflag=direct",
+            "conv=notrunc",
+        ]);
+        programs::finish(dd).status.success()
+    };
+    assert!(write(&volume.path, 1));
+    daemon.ask(&["snapshot", "create", "v", "s"]);
+    let snapshot = Attached::new(&daemon, "v@s");
+    assert!(write(&volume.path, 2));
+    assert_eq!(snapshot.attribute("ro"), "1");
+    assert!(!write(&snapshot.path, 3));
+    let first = |device: &Attached| std::fs::read(&device.path).unwrap()[..8192].to_vec();
+    assert_eq!((first(&snapshot), first(&volume)), (vec![1; 8192], vec![2; 8192]));
+    let number = volume.number.to_string();
+    let remove = |number: &str| flagstone(&["ublk", "remove", number]).status.code();
+    assert_eq!(remove(&number), Some(3), "a device that is served was removed");
+    daemon.kill();
+    let waiting = || {
+        let output = flagstone(&["ublk", "list", "--json", "--api-socket", "/nowhere"]);
+        output.out.matches("waiting").count()
+    };
+    wait_until("the kernel to see that the daemon is gone", || waiting() == 2);
+    assert_eq!(remove(&number), Some(0));
+    assert_eq!(remove(&snapshot.number.to_string()), Some(0));
+    assert!(!volume.exists() && !snapshot.exists());
+    assert_eq!(remove(&number), Some(7));
+    // Nothing is left to be taken over.
+    daemon.restart();
+    assert!(daemon.ask(&["ublk", "list"])["devices"].as_array().unwrap().is_empty());
+    daemon.stop_cleanly();
+}
