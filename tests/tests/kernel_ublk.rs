@@ -193,7 +193,7 @@ fn killed_under_a_load_that_verifies() {
 /// Many at a time, each once however often it is asked for; then the daemon dies, and another takes them over. Detaching leaves nothing behind.
 #[test]
 fn many_at_a_time() {
-    const DEVICES: usize = 24;
+    const DEVICES: usize = 12;
     if !can_run("many_at_a_time", &[Need::Lab]) {
         return;
     }

@@ -21,6 +21,7 @@ pub use recover::{Recovered, step_back};
 use crate::node::{NodeHandle, UblkTarget, UblkVolume};
 use flagstone_ublk::{Control, ControlError, DeviceInfo, DeviceState, Features, Params};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Requests of a device under way at once, unless told otherwise.
 pub const DEPTH: u16 = 128;
@@ -30,6 +31,10 @@ const DEPTH_UNPRIVILEGED: u16 = 32;
 const MAX_IO_BYTES: u32 = 1 << 20;
 /// And of one without privilege.
 const MAX_IO_BYTES_UNPRIVILEGED: u32 = 256 << 10;
+
+/// How long it may take until the device of a user without privilege belongs to that user, which a rule of the administrator's sees to (udev).
+const OWNER_PATIENCE: Duration = Duration::from_secs(5);
+const OWNER_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The block device with this number.
 #[must_use]
@@ -205,11 +210,20 @@ fn add(
         max_io_bytes: info.max_io_bytes,
         read_only: volume.read_only,
     };
-    if let Err(error) = control.set_params(&info, &params) {
-        let _ = control.delete(&info);
-        return Err(error.into());
+    let give_up = Instant::now() + OWNER_PATIENCE;
+    loop {
+        match control.set_params(&info, &params) {
+            Ok(()) => return Ok(info),
+            // Its character device is not this user's yet.
+            Err(ControlError::NotPermitted) if !privileged && Instant::now() < give_up => {
+                std::thread::sleep(OWNER_INTERVAL);
+            }
+            Err(error) => {
+                let _ = control.delete(&info);
+                return Err(error.into());
+            }
+        }
     }
-    Ok(info)
 }
 
 /// Runs what may wait for the kernel on a thread that serves nobody.
