@@ -280,6 +280,15 @@ impl Daemon {
         self.child.wait().expect("own child");
     }
 
+    /// SIGSTOP: it lives, and does nothing until it is killed.
+    ///
+    /// # Panics
+    /// When the signal can't be sent.
+    pub fn pause(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("signal");
+    }
+
     /// Starts it again after its end.
     pub fn restart(&mut self) {
         *self = self.config.start();

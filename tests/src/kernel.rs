@@ -38,6 +38,10 @@ pub fn part(disk: &Path, number: u32, first: u64, length: u64) -> PathBuf {
     part
 }
 
+/// How long the kernel waits for a reply, in seconds. Without a limit, a request that the server had not
+/// read when it was killed is waited for until the device is detached.
+const REPLY_LIMIT: &str = "20";
+
 /// A volume as the kernel's NBD device.
 #[derive(Debug)]
 pub struct NbdDevice(String);
@@ -52,7 +56,8 @@ impl NbdDevice {
         let device = format!("/dev/nbd{number}");
         let socket = daemon.config().nbd_socket();
         let socket = socket.to_str().expect("paths of tests are text");
-        run("nbd-client", ["-unix", socket, "-N", volume, "-b", "4096", &device]);
+        let how = ["-N", volume, "-b", "4096", "-t", REPLY_LIMIT, &device];
+        run("nbd-client", ["-unix", socket].iter().chain(&how));
         let attached = Self(device);
         wait_until("the device to have a size", || attached.attribute("size") != "0");
         attached

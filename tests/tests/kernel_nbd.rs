@@ -2,11 +2,13 @@
 //!
 //! Runs in the lab; see docs/operations/lab.md.
 
+use std::fs;
+
 use flagstone_tests::MIB;
 use flagstone_tests::daemon::{Daemon, check_pool, directory_in_memory};
 use flagstone_tests::filesystem::{Mount, check_files, write_files};
 use flagstone_tests::kernel::NbdDevice;
-use flagstone_tests::programs::{Need, can_run, run};
+use flagstone_tests::programs::{Need, can_run, command, finish, run, wait_until};
 
 const POOL: u64 = 640 * MIB;
 
@@ -58,4 +60,44 @@ fn file_system(make: &[&str], check: &[&str]) {
     on(check, &device);
     let mount = Mount::new(device.device(), &dir.path().join("mnt"));
     check_files(mount.path());
+}
+
+/// The daemon is killed under a mounted file system: writes fail then, and what was synchronized before
+/// is there when the file system's own journal has been replayed on the recovered volume.
+#[test]
+fn a_mounted_file_system_outlives_the_daemon() {
+    let needs = [Need::Lab, Need::Program("nbd-client"), Need::Program("mkfs.ext4")];
+    if !can_run("a_mounted_file_system_outlives_the_daemon", &needs) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, VOLUME);
+    let at = dir.path().join("mnt");
+    {
+        let device = NbdDevice::attach(&daemon, "v", 1);
+        run("mkfs.ext4", ["-q", device.device()]);
+        let mount = Mount::new(device.device(), &at);
+        write_files(mount.path());
+        fs::write(mount.path().join("late"), vec![b'l'; MIB as usize]).unwrap();
+        // It no longer reads what it is sent, so the kernel has requests under way when it ends.
+        daemon.pause();
+        let mut synchronize = command("sync");
+        synchronize.arg(mount.path().join("late"));
+        let late = std::thread::spawn(move || finish(synchronize));
+        wait_until("requests under way", || {
+            device.attribute("inflight").split_whitespace().any(|number| number != "0")
+        });
+        daemon.kill();
+        let late = late.join().unwrap();
+        assert!(!late.status.success(), "there is no daemon that could have taken it");
+    }
+    daemon.restart();
+    let device = NbdDevice::attach(&daemon, "v", 2);
+    let mount = Mount::new(device.device(), &at);
+    check_files(mount.path());
+    drop(mount);
+    run("e2fsck", ["-f", "-n", device.device()]);
+    drop(device);
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
 }
