@@ -3,17 +3,21 @@
 //! What a command means, and which memory it names, is the affair of whoever makes it: see [`Command::new`]. Such
 //! commands may wait for as long as nobody asks anything of the driver, and many drivers don't let go
 //! of them when asked to; so dropping the ring does not wait for them. The kernel ends them when it
-//! closes the ring.
+//! closes the ring. Their files are not in the registered table: before Linux 6.13 the kernel waits, when that is given up, for all
+//! that use it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use io_uring::{opcode, squeue};
+use io_uring::{opcode, squeue, types};
 
-use super::{COMMAND_FILES_MAX, DEVICES_MAX, Ring, Target, on_target};
+use super::Ring;
 use crate::error::AddError;
 use crate::event::{CommandFileId, Event};
 use crate::ops::Op;
 use crate::uring::errno_of;
+
+/// Files that commands are given to.
+const COMMAND_FILES_MAX: u32 = 256;
 
 /// A driver's command: its operation code, and the bytes that go with it.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +43,6 @@ impl Command {
 pub(super) struct CommandFile {
     /// A duplicate; `None` if the slot is free.
     fd: Option<OwnedFd>,
-    target: Option<Target>,
     in_flight: u32,
     generation: u32,
 }
@@ -60,13 +63,11 @@ impl Ring {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| AddError::Os { call: "dup", errno: errno_of(&error) })?;
-        let index = DEVICES_MAX + self.sockets.len() as u32 + slot as u32;
-        let target = self.register_file(index, &fd);
         if vacant.is_none() {
             self.command_files.push(CommandFile::default());
         }
         let entry = &mut self.command_files[slot];
-        (entry.fd, entry.target) = (Some(fd), Some(target));
+        entry.fd = Some(fd);
         Ok(CommandFileId { slot: slot as u32, generation: entry.generation })
     }
 
@@ -82,10 +83,6 @@ impl Ring {
         assert_eq!(entry.in_flight, 0, "a file is removed when its commands have ended");
         entry.generation = entry.generation.wrapping_add(1);
         entry.fd = None;
-        if let Some(Target::Fixed(index)) = entry.target.take() {
-            // Otherwise the kernel would keep the file open.
-            let _ = self.uring.submitter().register_files_update(index, &[-1]);
-        }
     }
 
     /// Accepts a command; exactly one [`Event::Command`] with `name` will follow, unless the ring is dropped before.
@@ -104,11 +101,9 @@ impl Ring {
     }
 
     pub(super) fn command_submission(&self, file: u32, command: &Command) -> squeue::Entry {
-        let target = self.command_files[file as usize].target;
-        let target = target.expect("a file with commands is not removed");
-        on_target!(target, fd => {
-            opcode::UringCmd16::new(fd, command.code).cmd(command.bytes).build()
-        })
+        let fd = self.command_files[file as usize].fd.as_ref();
+        let fd = types::Fd(fd.expect("a file with commands is not removed").as_raw_fd());
+        opcode::UringCmd16::new(fd, command.code).cmd(command.bytes).build()
     }
 
     pub(super) fn complete_command(&mut self, index: u32, file: u32, name: u32, result: i32) {

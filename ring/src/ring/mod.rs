@@ -51,10 +51,8 @@ use crate::wake::{MailSender, Mailbox, Waker, mailbox};
 pub use self::commands::Command;
 pub use self::sockets::{SEND_PARTS_MAX, SendPart};
 
-/// Registered files set aside for devices; sockets follow, then the files that commands are given to.
+/// Registered files set aside for devices; sockets follow.
 const DEVICES_MAX: u32 = 64;
-/// Files that commands are given to.
-const COMMAND_FILES_MAX: u32 = 256;
 
 /// Sizes of a ring, all fixed at start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

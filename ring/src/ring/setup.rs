@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::sockets::SocketSlot;
-use super::{COMMAND_FILES_MAX, DEVICES_MAX, Ring, RingConfig};
+use super::{DEVICES_MAX, Ring, RingConfig};
 use crate::arena::Arena;
 use crate::counters::Counters;
 use crate::error::RingError;
@@ -60,8 +60,7 @@ impl Ring {
             errno: errno_of(&error),
         })?;
         let buffers = register_arena(&uring, &arena);
-        let registered_files =
-            register_file_table(&uring, DEVICES_MAX + config.max_sockets + COMMAND_FILES_MAX);
+        let registered_files = register_file_table(&uring, DEVICES_MAX + config.max_sockets);
         let waker = Waker::new().map_err(|errno| RingError::Os { call: "eventfd", errno })?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let spin = SpinEstimate::new(config.spin, cores);
