@@ -719,6 +719,8 @@ fn the_document_describes_every_path_and_error() {
         "/v1/snapshots/{name}",
         "/v1/snapshots/{name}/rollback",
         "/v1/status",
+        "/v1/ublk",
+        "/v1/ublk/{name}",
         "/v1/usage/{name}",
         "/v1/volumes",
         "/v1/volumes/{name}",
