@@ -211,6 +211,8 @@ pub(super) struct Local {
     of_library: usize,
     /// Requests that are not submitted in full, in the order of their arrival.
     queue: VecDeque<u32>,
+    /// Volumes whose engine was too busy for a request in this pass.
+    busy: Vec<u64>,
     /// Blocks of the arena that pieces hold.
     shared_blocks: u32,
 }
@@ -226,6 +228,7 @@ impl Local {
             pieces: Slab::with_capacity(room),
             of_library: 0,
             queue: VecDeque::with_capacity(room),
+            busy: Vec::new(),
             shared_blocks: 0,
         }
     }
@@ -264,25 +267,34 @@ impl Reactor {
         if self.local.has_mail {
             self.read_local_mail();
         }
-        while let Some(&first) = self.local.queue.front() {
+        self.local.busy.clear();
+        for _ in 0..self.local.queue.len() {
+            let Some(first) = self.local.queue.pop_front() else { return };
+            let Some(request) = self.local.requests.get_mut(first) else { continue };
+            let handle = request.handle;
+            // Those of one volume come one after the other; nobody waits for another volume's.
+            if self.local.busy.contains(&handle) {
+                self.local.queue.push_back(first);
+                continue;
+            }
             match self.advance_local(first) {
-                Progress::More => {
-                    self.local.queue.pop_front();
-                }
-                Progress::Full => {
-                    self.local.queue.pop_front();
-                    self.park(first);
-                }
+                Progress::More => {}
+                Progress::Full => self.park(first),
                 // Others get their turn, also those behind it.
                 Progress::Yields => {
                     self.hungry = true;
-                    return self.local.queue.rotate_left(1);
+                    self.local.queue.push_back(first);
                 }
                 // Whatever ends frees what it waits for; the retry only bounds the harm of a
                 // wake-up that was missed.
-                Progress::Waits | Progress::Blocked | Progress::Busy => {
+                Progress::Busy => {
                     self.engine_busy = true;
-                    return;
+                    self.local.busy.push(handle);
+                    self.local.queue.push_back(first);
+                }
+                Progress::Waits | Progress::Blocked => {
+                    self.engine_busy = true;
+                    return self.local.queue.push_front(first);
                 }
             }
         }
