@@ -15,6 +15,7 @@ use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
 use crate::volume::{Volume, VolumeInfo, VolumeState};
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Lba, ReadAt};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Problems listed by name; further ones are only counted.
@@ -418,9 +419,10 @@ impl Engine {
         state: LeafState,
         read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
         page: &mut [u8],
-    ) -> Option<Leaf> {
+    ) -> Option<Cow<'_, Leaf>> {
+        static EMPTY: Leaf = Leaf::new();
         match state {
-            LeafState::Dense(index) => Some(self.slab.get(index).clone()),
+            LeafState::Dense(index) => Some(Cow::Borrowed(self.slab.get(index))),
             LeafState::Away(away) => {
                 let place = self.slab.away_leaf(away).page;
                 let (segment, block) = self.geo.locate(place.pbn);
@@ -434,9 +436,9 @@ impl Engine {
                 if let Some(unread) = unread {
                     unread.clone().apply(&mut content, false, |_| Verdict::Good);
                 }
-                (crc == place.crc).then_some(content)
+                (crc == place.crc).then_some(Cow::Owned(content))
             }
-            _ => Some(Leaf::new()),
+            _ => Some(Cow::Borrowed(&EMPTY)),
         }
     }
 
@@ -496,7 +498,7 @@ impl Engine {
                     }
                 }
                 let found = found.filter(|_| map.is_different(leaf));
-                for (i, pbn) in found.iter().flat_map(blocks_of) {
+                for (i, pbn) in found.iter().flat_map(|leaf| blocks_of(leaf)) {
                     if self.leaf_owns(state, i) {
                         mapped[self.geo.locate(pbn).0 as usize] += 1;
                         continue;

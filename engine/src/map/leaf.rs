@@ -47,7 +47,7 @@ pub struct LeafPage {
 impl Leaf {
     /// A leaf of holes.
     #[must_use]
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
         Self {
             low: [HOLE as u32; LEAF_BLOCKS],
             high: [(HOLE >> 32) as u8; LEAF_BLOCKS],
