@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR
 host=$(rustc -vV | sed -n 's/^host: //p')
 work=$CARGO_TARGET_DIR/fuzzing
 parsers="nbd_handshake nbd_transmission nbd_session superblock journal metadata segment
-    api_input text_input image"
+    api_input text_input image nvme_identify nvme_completion"
 pools="whole_pool engine_ops"
 
 # Parsers are built with recorded comparisons, which find magic numbers and keywords. For pools,

@@ -75,6 +75,14 @@ pub enum DeviceError {
         /// As in `errno.h`, positive.
         errno: i32,
     },
+    /// The device itself failed the command, and said so with a status of its own.
+    #[error("{fault} (status {status:#x})")]
+    Command {
+        /// What that means.
+        fault: DeviceFault,
+        /// As the device says it; of NVMe the status field of the completion.
+        status: u16,
+    },
     /// Fewer bytes were transferred than asked for.
     #[error("the device transferred {done} of {wanted} bytes")]
     Short {
@@ -89,6 +97,61 @@ pub enum DeviceError {
         /// Byte offset of the refused command.
         offset: u64,
     },
+}
+
+/// What a device means by failing a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceFault {
+    /// The medium: what was written can't be read, or can't be written here.
+    #[error("the device has a medium error there")]
+    Medium,
+    /// The device is gone, or can't be reached.
+    #[error("the device was removed, or can't be reached any more")]
+    Removed,
+    /// The command was thrown away, again and again: resets of the controller, or time-outs.
+    #[error("the device did not do the command in time and was reset")]
+    Aborted,
+    /// It can't be written to.
+    #[error("the device is write-protected or reserved for another host")]
+    Protected,
+    /// It has no room.
+    #[error("the device has no room left for what it promised to hold")]
+    NoSpace,
+    /// It doesn't take the command as it is.
+    #[error("the device refuses the command")]
+    Refused,
+    /// A fault inside of it, or one that has no name here.
+    #[error("the device has an internal error")]
+    Internal,
+}
+
+impl DeviceError {
+    /// The closest number of `errno.h`, positive.
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        const EIO: i32 = 5;
+        const ENXIO: i32 = 6;
+        const ENODEV: i32 = 19;
+        const EINVAL: i32 = 22;
+        const ENOSPC: i32 = 28;
+        const EROFS: i32 = 30;
+        const ENODATA: i32 = 61;
+        const ETIMEDOUT: i32 = 110;
+        match self {
+            Self::Os { errno } => errno,
+            Self::Command { fault, .. } => match fault {
+                DeviceFault::Medium => ENODATA,
+                DeviceFault::Removed => ENODEV,
+                DeviceFault::Aborted => ETIMEDOUT,
+                DeviceFault::Protected => EROFS,
+                DeviceFault::NoSpace => ENOSPC,
+                DeviceFault::Refused => EINVAL,
+                DeviceFault::Internal => EIO,
+            },
+            Self::Short { .. } => EIO,
+            Self::OutOfRange { .. } => ENXIO,
+        }
+    }
 }
 
 /// One element of [`BlockIo::read_many`].

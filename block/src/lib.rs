@@ -11,8 +11,8 @@ mod volume;
 pub use address::{BLOCK_BITS, BLOCK_SIZE, Lba};
 pub use buffer::{Buffer, Buffers};
 pub use device::{
-    BlockIo, DEVICE_SHIFT, DEVICES, DeviceCommand, DeviceError, DeviceIo, IoToken, ReadAt,
-    join_offset, split_offset,
+    BlockIo, DEVICE_SHIFT, DEVICES, DeviceCommand, DeviceError, DeviceFault, DeviceIo, IoToken,
+    ReadAt, join_offset, split_offset,
 };
 pub use devices::Devices;
 pub use volume::{Durability, Tag, VolumeId, ZeroMode};

@@ -12,7 +12,7 @@ use flagstone_loadgen::{
 };
 use flagstone_ring::DeviceOpenError;
 
-use crate::{exit::Exit, output, size::parse_size};
+use crate::{exit::Exit, node::NvmePolling, output, size::parse_size};
 
 /// Measure throughput, latency and CPU time per request
 ///
@@ -41,12 +41,16 @@ enum Target {
 /// What is driven directly, and how.
 #[derive(Args, Debug)]
 struct RawArgs {
-    /// A regular file or block device.
+    /// A regular file, a block device, or an NVMe namespace (/dev/ngXnY), which is driven by commands of its own.
     path: PathBuf,
 
     /// Write even if the target holds data, which is lost then.
     #[arg(long)]
     force_destructive: bool,
+
+    /// Of an NVMe namespace (/dev/ngXnY): when completions are polled for instead of awaited
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    nvme_polling: NvmePolling,
 
     #[command(flatten)]
     job: JobArgs,
@@ -145,6 +149,10 @@ struct JobArgs {
     #[arg(long, value_name = "FILE", requires = "verify")]
     ledger: Option<PathBuf>,
 
+    /// Write zeroes: for disks in memory that compress, where random content would need all of it.
+    #[arg(long, conflicts_with = "verify")]
+    zero_buffers: bool,
+
     /// Names the random numbers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
@@ -203,6 +211,7 @@ impl JobArgs {
             fua: self.fua,
             verify: self.verify,
             ledger: self.ledger.clone(),
+            zero_buffers: self.zero_buffers,
             seed: self.seed,
         }
     }
@@ -269,7 +278,10 @@ pub fn run(args: &BenchArgs, json: bool) -> Result<(), BenchError> {
             run_nbd(&nbd.uri, &workload, &options, &limits, &mut console)?
         }
         Target::Raw(raw) => {
-            let options = RawOptions { force_destructive: raw.force_destructive };
+            let options = RawOptions {
+                force_destructive: raw.force_destructive,
+                polling: raw.nvme_polling.mode(),
+            };
             let mut console = Console::new(json);
             let (workload, limits) = (raw.job.workload(), raw.job.limits());
             run_raw(&raw.path, &workload, options, &limits, &mut console)?
@@ -396,6 +408,8 @@ mod tests {
         assert_eq!(workload.read_percent, 70);
         let hot = Distribution::Hot { accesses_percent: 80, blocks_percent: 20 };
         assert_eq!(workload.distribution, hot);
+        assert!(!workload.zero_buffers);
+        assert!(job(&["--zero-buffers"]).expect("valid").0.zero_buffers);
     }
 
     #[test]
@@ -414,6 +428,7 @@ mod tests {
             &["--interval=1ms"],
             &["--ops=0"],
             &["--ledger=file"],
+            &["--zero-buffers", "--verify"],
         ] {
             assert!(job(arguments).is_err(), "{arguments:?}");
         }

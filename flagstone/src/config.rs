@@ -12,14 +12,14 @@ use crate::api::types::OnFull;
 use toml::de::{DeTable, DeValue};
 
 use crate::logging::{LogFormat, check_filter};
-use crate::node::DeviceDiscard;
+use crate::node::{DeviceDiscard, NvmePolling};
 use crate::size::{SizeError, parse_size};
 
 /// Largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "pool",
     "nbd-socket",
     "nbd-listen",
@@ -30,6 +30,7 @@ pub const KEYS: [&str; 13] = [
     "on-full",
     "full-wait",
     "device-discard",
+    "nvme-polling",
     "degraded-read-only",
     "log-level",
     "log-format",
@@ -58,6 +59,8 @@ pub struct FileConfig {
     pub full_wait: Option<Duration>,
     /// `device-discard`: `auto`, `on` or `off`.
     pub device_discard: Option<DeviceDiscard>,
+    /// `nvme-polling`: `auto`, `always` or `never`.
+    pub nvme_polling: Option<NvmePolling>,
     /// `degraded-read-only`.
     pub degraded_read_only: Option<bool>,
     /// `log-level`.
@@ -201,6 +204,18 @@ impl FileConfig {
                     }
                 });
             }
+            "nvme-polling" => {
+                self.nvme_polling = Some(match string(value)? {
+                    "auto" => NvmePolling::Auto,
+                    "always" => NvmePolling::Always,
+                    "never" => NvmePolling::Never,
+                    other => {
+                        return Err(format!(
+                            "\"{other}\" is none of \"auto\", \"always\", \"never\""
+                        ));
+                    }
+                });
+            }
             "degraded-read-only" => {
                 let DeValue::Boolean(set) = value else {
                     return Err(format!("expected true or false, found {}", value.type_str()));
@@ -321,6 +336,7 @@ mod tests {
              on-full = \"error\"\n\
              full-wait = 5\n\
              device-discard = \"off\"\n\
+             nvme-polling = \"always\"\n\
              degraded-read-only = true\n\
              log-level = \"warn\"\n\
              log-format = \"json\"\n",
@@ -337,6 +353,7 @@ mod tests {
             on_full: Some(OnFull::Error),
             full_wait: Some(Duration::from_secs(5)),
             device_discard: Some(DeviceDiscard::Off),
+            nvme_polling: Some(NvmePolling::Always),
             degraded_read_only: Some(true),
             log_level: Some("warn".to_owned()),
             log_format: Some(LogFormat::Json),

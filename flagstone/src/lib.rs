@@ -30,5 +30,6 @@ pub use library::{
 pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
     ControlError, DeviceDiscard, DiffExtent, DiffKind, DiffPage, DiffSide, IoError, NodeExit,
-    OnFull, PoolState, PoolStatus, SettingsChange, Shrink, SnapshotStatus, Usage, VolumeStatus,
+    NvmePolling, OnFull, PoolState, PoolStatus, SettingsChange, Shrink, SnapshotStatus, Usage,
+    VolumeStatus,
 };

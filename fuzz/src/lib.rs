@@ -21,6 +21,8 @@ pub mod fixup;
 mod image;
 mod input;
 mod nbd;
+#[cfg(feature = "product")]
+mod nvme;
 pub mod seeds;
 #[cfg(feature = "product")]
 mod text;
@@ -35,6 +37,8 @@ pub use engine_ops::engine_ops;
 #[cfg(feature = "product")]
 pub use image::image;
 pub use nbd::{nbd_handshake, nbd_session, nbd_transmission};
+#[cfg(feature = "product")]
+pub use nvme::{nvme_completion, nvme_identify};
 #[cfg(feature = "product")]
 pub use text::text_input;
 pub use whole_pool::whole_pool;
@@ -65,4 +69,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "text_input", run: text_input },
     #[cfg(feature = "product")]
     Target { name: "image", run: image },
+    #[cfg(feature = "product")]
+    Target { name: "nvme_identify", run: nvme_identify },
+    #[cfg(feature = "product")]
+    Target { name: "nvme_completion", run: nvme_completion },
 ];

@@ -23,6 +23,10 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         "text_input" => texts(),
         #[cfg(feature = "product")]
         "image" => crate::image::seeds(),
+        #[cfg(feature = "product")]
+        "nvme_identify" => crate::nvme::identify_seeds(),
+        #[cfg(feature = "product")]
+        "nvme_completion" => crate::nvme::completion_seeds(),
         _ => Vec::new(),
     }
 }

@@ -65,5 +65,5 @@ macro_rules! targets {
 
 targets! {
     nbd_handshake nbd_transmission nbd_session superblock journal metadata segment whole_pool
-    engine_ops api_input text_input image
+    engine_ops api_input text_input image nvme_identify nvme_completion
 }

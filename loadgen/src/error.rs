@@ -10,6 +10,12 @@ use crate::{HandshakeError, LedgerFileError, ProtocolError, WorkloadError};
 /// Why a run did not come to its end. Requests that fail are counted, not reported here.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// NVMe commands were asked for, and don't get through.
+    #[error("NVMe commands don't get through: {reason}; its block device can be driven instead")]
+    Passthrough {
+        /// Why.
+        reason: String,
+    },
     /// The job makes no sense, or not on this target.
     #[error(transparent)]
     Workload(#[from] WorkloadError),

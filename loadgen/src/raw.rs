@@ -7,8 +7,8 @@ use std::path::Path;
 
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffer, Buffers, DeviceCommand, DeviceIo, IoToken};
 use flagstone_ring::{
-    Device, DeviceId, Event, MAX_BUFFER_BLOCKS, OpenMode, Ring, RingConfig, RingError, SpinPolicy,
-    SyncDevice,
+    Device, DeviceId, Event, MAX_BUFFER_BLOCKS, OpenMode, PassthroughMode, Ring, RingConfig,
+    RingError, SpinPolicy, SyncDevice,
 };
 
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
 pub struct RawOptions {
     /// Writes even when the target holds data.
     pub force_destructive: bool,
+    /// Of an NVMe namespace (`/dev/ngXnY`): how completions are learnt of.
+    pub polling: PassthroughMode,
 }
 
 /// Runs `workload` against the file or block device at `path`.
@@ -52,7 +54,8 @@ pub fn run_raw(
         return Err(RunError::RawBlockSize { bytes, max });
     }
     let mode = if workload.writes() { OpenMode::Exclusive } else { OpenMode::ReadOnly };
-    let mut device = Device::open(path, mode)?;
+    let mut device = flagstone_nvme::open(path, mode)?;
+    let passthrough = passthrough(&device, options.polling)?;
     let requests = workload.requests(device.size(), 1)?;
     if workload.writes() && !options.force_destructive {
         let mut sync = SyncDevice::new(device);
@@ -64,6 +67,7 @@ pub fn run_raw(
     let ledger = ledger_file::open(workload, requests)?;
     let mut driver = RawDriver {
         device,
+        passthrough,
         workload,
         generator: Generator::new(workload, requests, 0, 1),
         ledger: ledger.as_ref(),
@@ -83,6 +87,19 @@ pub fn run_raw(
         outcome.used,
         ledger.is_some().then_some(verification),
     ))
+}
+
+/// How a ring is to drive the device. What was asked for is had, or an error: a figure for another way would mislead.
+fn passthrough(device: &Device, wanted: PassthroughMode) -> Result<PassthroughMode, RunError> {
+    match device.passthrough() {
+        None => Ok(PassthroughMode::Off),
+        Some(Err(reason)) => Err(RunError::Passthrough { reason: reason.to_owned() }),
+        Some(Ok(commands)) if wanted == PassthroughMode::Polled && !commands.can_poll() => {
+            let reason = "it has no queues that are polled (nvme.poll_queues)".to_owned();
+            Err(RunError::Passthrough { reason })
+        }
+        Some(Ok(_)) => Ok(wanted),
+    }
 }
 
 /// Bytes at either end where file systems, partition tables, RAID and volume managers sign.
@@ -130,6 +147,7 @@ struct Slot {
 
 struct RawDriver<'a> {
     device: Device,
+    passthrough: PassthroughMode,
     workload: &'a Workload,
     generator: Generator,
     ledger: Option<&'a Ledger>,
@@ -151,6 +169,7 @@ impl Driver for RawDriver<'_> {
             arena_blocks,
             spin: SpinPolicy::Auto,
             max_sockets: 1,
+            passthrough: self.passthrough,
         })?;
         let device = ring.add_device(&self.device)?;
         let mut buffers = Vec::with_capacity(depth as usize);
@@ -161,7 +180,11 @@ impl Driver for RawDriver<'_> {
                 what: "arena_blocks",
                 value: u64::from(arena_blocks),
             })?;
-            rng.fill(arena.bytes_mut(buffer));
+            if self.workload.zero_buffers {
+                arena.bytes_mut(buffer).fill(0);
+            } else {
+                rng.fill(arena.bytes_mut(buffer));
+            }
             buffers.push(buffer);
         }
         Ok(Local { ring, device, buffers })

@@ -51,6 +51,8 @@ pub struct Workload {
     pub verify: bool,
     /// With `verify`: the file that says what earlier runs wrote, and that this one adds to.
     pub ledger: Option<PathBuf>,
+    /// What is written is zeroes; without it nothing that could be compressed. Not with `verify`.
+    pub zero_buffers: bool,
     /// Names the random numbers.
     pub seed: u64,
 }
@@ -68,6 +70,7 @@ impl Default for Workload {
             fua: false,
             verify: false,
             ledger: None,
+            zero_buffers: false,
             seed: 1,
         }
     }

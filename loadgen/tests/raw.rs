@@ -21,7 +21,7 @@ fn blank(bytes: u64) -> File {
 
 fn run(file: &File, workload: &Workload, operations: u64, force: bool) -> Result<Report, RunError> {
     let limits = Limits { duration: None, operations: Some(operations), ..Limits::default() };
-    let options = RawOptions { force_destructive: force };
+    let options = RawOptions { force_destructive: force, ..RawOptions::default() };
     run_raw(&file.path, workload, options, &limits, &mut Unobserved)
 }
 

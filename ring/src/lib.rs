@@ -30,13 +30,14 @@ mod wake;
 pub use arena::{Arena, MAX_BUFFER_BLOCKS};
 pub use counters::Counters;
 pub use device::{
-    Allocation, Backing, CreateFileError, Device, DeviceKind, DeviceOpenError, OpenMode, SyncDevice,
+    Allocation, Backing, CreateFileError, DataPath, Device, DeviceKind, DeviceOpenError, OpenMode,
+    Passthrough, PassthroughCommand, PassthroughOutcome, PassthroughRequest, SyncDevice,
 };
 pub use error::{AddError, RingError, SocketError};
 pub use event::{CommandFileId, DeviceId, Event, ListenerId, SocketId};
 pub use mode::{BufferMode, RingMode};
 pub use net::{ListenError, listen_tcp, listen_unix, set_tcp_options};
-pub use ring::{Command, Ring, RingConfig, SEND_PARTS_MAX, SendPart};
+pub use ring::{Command, PassthroughMode, Ring, RingConfig, SEND_PARTS_MAX, SendPart};
 pub use rustix::io::Errno;
 pub use spin::{BUSY_INTERVAL_NS, SPIN_MAX_NS, SpinEstimate, SpinPolicy};
 pub use timers::TimerId;

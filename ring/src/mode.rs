@@ -28,6 +28,8 @@ pub struct RingMode {
     pub no_sq_array: bool,
     /// The ring's own descriptor is registered (Linux 5.18).
     pub registered_ring_fd: bool,
+    /// Whether it can drive devices by commands of their own: its submissions have 128 bytes (Linux 5.19).
+    pub wide: bool,
     /// Whether the arena is registered.
     pub buffers: BufferMode,
     /// Entries in the registered file table; 0 if the kernel offers none.
@@ -57,6 +59,9 @@ impl fmt::Display for RingMode {
         }
         if self.registered_ring_fd {
             write!(f, ", registered ring fd")?;
+        }
+        if self.wide {
+            write!(f, ", wide")?;
         }
         write!(f, ", {} MiB of buffers", self.arena_bytes >> 20)?;
         match self.buffers {

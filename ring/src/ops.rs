@@ -26,6 +26,8 @@ pub(crate) enum Transfer {
     Flush,
     /// Of so many bytes; there is no buffer.
     Discard(u64),
+    /// A discard of what a list of so many bytes says, which is in the buffer. The buffer is the ring's own.
+    List(u32),
 }
 
 /// A device command under way.
@@ -43,6 +45,25 @@ pub(crate) struct DeviceOp {
     pub done: u32,
     /// Submissions that ended in `EINTR` or `EAGAIN` since the last progress.
     pub retries: u8,
+    pub route: Route,
+}
+
+impl DeviceOp {
+    /// What is left of a transfer, but at most `most` bytes.
+    pub(crate) fn piece(&self, most: u32) -> u32 {
+        (self.buffer.len() as u32 - self.done).min(most)
+    }
+}
+
+/// Which way a device command takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Through the file.
+    File,
+    /// As a command of the device's own.
+    Own,
+    /// The same, on the ring that polls.
+    Polled,
 }
 
 /// One operation that the kernel has, or is about to be given.

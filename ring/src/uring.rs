@@ -11,9 +11,9 @@
 //! Deliberately no SQPOLL: its kernel thread competes for the cores that the engine needs.
 //! This module does not know what the operations mean: see `ops` and `ring`.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
-use io_uring::{EnterFlags, IoUring, cqueue, squeue, types};
+use io_uring::{Builder, EnterFlags, IoUring, cqueue, squeue, types};
 use rustix::io::Errno;
 
 use crate::error::RingError;
@@ -38,6 +38,8 @@ pub(crate) struct Setup {
     pub task_run: TaskRun,
     pub no_sq_array: bool,
     pub registered_ring_fd: bool,
+    /// Takes submissions of 128 bytes.
+    pub wide: bool,
     pub sq_entries: u32,
     pub cq_entries: u32,
 }
@@ -68,8 +70,64 @@ struct ResourceUpdate {
     data: u64,
 }
 
+/// The queues, with entries of either size.
+enum Queues {
+    Narrow(IoUring),
+    /// `SQE128 | CQE32`, which passthrough asks for.
+    Wide(IoUring<squeue::Entry128, cqueue::Entry32>),
+}
+
+/// A submission of either size. Large ones are for wide rings only.
+#[derive(Clone)]
+pub(crate) enum Submission {
+    Small(squeue::Entry),
+    Large(squeue::Entry128),
+}
+
+impl Submission {
+    pub(crate) fn user_data(self, user_data: u64) -> Self {
+        match self {
+            Self::Small(entry) => Self::Small(entry.user_data(user_data)),
+            Self::Large(entry) => Self::Large(entry.user_data(user_data)),
+        }
+    }
+}
+
+impl From<squeue::Entry> for Submission {
+    fn from(entry: squeue::Entry) -> Self {
+        Self::Small(entry)
+    }
+}
+
+/// A completion, whatever its size was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completion {
+    pub user_data: u64,
+    pub result: i32,
+    pub flags: u32,
+}
+
+/// What kind of ring is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Narrow,
+    Wide,
+    /// Wide, and completions are polled for (`IORING_SETUP_IOPOLL`).
+    Polled,
+}
+
+/// Does the same with the queues of either kind.
+macro_rules! either {
+    ($queues:expr, $ring:ident => $what:expr) => {
+        match $queues {
+            Queues::Narrow($ring) => $what,
+            Queues::Wide($ring) => $what,
+        }
+    };
+}
+
 pub(crate) struct Uring {
-    ring: IoUring,
+    queues: Queues,
     /// Index of the registered ring descriptor, for this thread.
     registered: Option<u32>,
     no_iowait: bool,
@@ -86,32 +144,55 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     (TaskRun::Interrupting, false),
 ];
 
+fn prepare<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
+    builder: &mut Builder<S, C>,
+    cq_entries: u32,
+    task_run: TaskRun,
+    no_sq_array: bool,
+) {
+    builder.setup_clamp().setup_cqsize(cq_entries).dontfork();
+    match task_run {
+        TaskRun::Deferred => {
+            builder.setup_single_issuer().setup_defer_taskrun();
+            builder.setup_taskrun_flag().setup_submit_all();
+        }
+        TaskRun::Cooperative => {
+            builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+        }
+        TaskRun::Interrupting => {}
+    }
+    if no_sq_array {
+        builder.setup_no_sqarray();
+    }
+}
+
 impl Uring {
     /// Makes a ring in the first way that this kernel takes.
     pub(crate) fn new(
         entries: u32,
         cq_entries: u32,
+        shape: Shape,
         attempts: &[Attempt],
     ) -> Result<(Self, Setup), RingError> {
         let mut refused = Errno::INVAL;
         for &(task_run, no_sq_array) in attempts {
-            let mut builder = IoUring::builder();
-            builder.setup_clamp().setup_cqsize(cq_entries).dontfork();
-            match task_run {
-                TaskRun::Deferred => {
-                    builder.setup_single_issuer().setup_defer_taskrun();
-                    builder.setup_taskrun_flag().setup_submit_all();
+            let built = match shape {
+                Shape::Narrow => {
+                    let mut builder = IoUring::<squeue::Entry, cqueue::Entry>::builder();
+                    prepare(&mut builder, cq_entries, task_run, no_sq_array);
+                    builder.build(entries).map(Queues::Narrow)
                 }
-                TaskRun::Cooperative => {
-                    builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+                Shape::Wide | Shape::Polled => {
+                    let mut builder = IoUring::<squeue::Entry128, cqueue::Entry32>::builder();
+                    prepare(&mut builder, cq_entries, task_run, no_sq_array);
+                    if shape == Shape::Polled {
+                        builder.setup_iopoll();
+                    }
+                    builder.build(entries).map(Queues::Wide)
                 }
-                TaskRun::Interrupting => {}
-            }
-            if no_sq_array {
-                builder.setup_no_sqarray();
-            }
-            match builder.build(entries) {
-                Ok(ring) => return Self::finish(ring, task_run, no_sq_array),
+            };
+            match built {
+                Ok(queues) => return Self::finish(queues, task_run, no_sq_array),
                 Err(error) => match errno_of(&error) {
                     // An unknown flag; the next attempt asks for less.
                     Errno::INVAL => refused = Errno::INVAL,
@@ -126,11 +207,11 @@ impl Uring {
     }
 
     fn finish(
-        ring: IoUring,
+        queues: Queues,
         task_run: TaskRun,
         no_sq_array: bool,
     ) -> Result<(Self, Setup), RingError> {
-        let params = ring.params();
+        let params = either!(&queues, ring => ring.params());
         for (present, feature) in [
             (params.is_feature_ext_arg(), "IORING_FEAT_EXT_ARG"),
             (params.is_feature_nodrop(), "IORING_FEAT_NODROP"),
@@ -144,20 +225,26 @@ impl Uring {
         }
         let no_iowait = params.is_feature_no_iowait();
         let (sq_entries, cq_entries) = (params.sq_entries(), params.cq_entries());
-        let registered = register_ring_fd(&ring);
+        let registered = register_ring_fd(either!(&queues, ring => ring.as_raw_fd()));
         let setup = Setup {
             task_run,
             no_sq_array,
             registered_ring_fd: registered.is_some(),
+            wide: matches!(queues, Queues::Wide(_)),
             sq_entries,
             cq_entries,
         };
-        Ok((Self { ring, registered, no_iowait }, setup))
+        Ok((Self { queues, registered, no_iowait }, setup))
     }
 
     /// The ring's registration calls.
     pub(crate) fn submitter(&self) -> io_uring::Submitter<'_> {
-        self.ring.submitter()
+        either!(&self.queues, ring => ring.submitter())
+    }
+
+    /// The ring's descriptor.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        either!(&self.queues, ring => ring.as_raw_fd())
     }
 
     /// Queues one submission; false if the queue is full.
@@ -165,31 +252,52 @@ impl Uring {
     /// # Safety
     /// Every address in `entry` must stay valid, and what the kernel writes must be borrowed by
     /// nobody, until the last completion with its `user_data` has been taken from this ring.
-    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> bool {
+    pub(crate) unsafe fn push(&mut self, submission: &Submission) -> bool {
         // SAFETY: the caller's promise is the one that `push` asks for.
-        unsafe { self.ring.submission().push(entry).is_ok() }
+        unsafe {
+            match (&mut self.queues, submission) {
+                (Queues::Narrow(ring), Submission::Small(entry)) => {
+                    ring.submission().push(entry).is_ok()
+                }
+                (Queues::Wide(ring), Submission::Small(entry)) => {
+                    ring.submission().push(&squeue::Entry128::from(entry.clone())).is_ok()
+                }
+                (Queues::Wide(ring), Submission::Large(entry)) => {
+                    ring.submission().push(entry).is_ok()
+                }
+                (Queues::Narrow(_), Submission::Large(_)) => {
+                    unreachable!("large submissions are made for wide rings")
+                }
+            }
+        }
     }
 
     /// Submissions that the kernel has not taken yet.
     pub(crate) fn unsubmitted(&mut self) -> u32 {
-        self.ring.submission().len() as u32
+        either!(&mut self.queues, ring => ring.submission().len() as u32)
     }
 
     /// The next completion that is visible without a system call.
-    pub(crate) fn next_completion(&mut self) -> Option<cqueue::Entry> {
-        self.ring.completion().next()
+    pub(crate) fn next_completion(&mut self) -> Option<Completion> {
+        either!(&mut self.queues, ring => ring.completion().next().map(|entry| Completion {
+            user_data: entry.user_data(),
+            result: entry.result(),
+            flags: entry.flags(),
+        }))
     }
 
     /// Whether a completion is visible without a system call.
     pub(crate) fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty()
+        either!(&mut self.queues, ring => !ring.completion().is_empty())
     }
 
     /// Whether [`Uring::enter`] would produce completions without waiting. Always false where the
     /// kernel produces them by itself.
     pub(crate) fn has_task_work(&mut self) -> bool {
-        let queue = self.ring.submission();
-        queue.taskrun() || queue.cq_overflow()
+        either!(&mut self.queues, ring => {
+            let queue = ring.submission();
+            queue.taskrun() || queue.cq_overflow()
+        })
     }
 
     /// Submits everything queued and produces completions; waits as told.
@@ -224,7 +332,7 @@ impl Uring {
                 flags |= EnterFlags::REGISTERED_RING;
                 index as libc::c_int
             }
-            None => self.ring.as_raw_fd(),
+            None => self.raw_fd(),
         };
         // SAFETY: `arg` and the timespec that it points to outlive the call, which only reads
         // them; what the queued submissions point to is the promise made at `push`.
@@ -250,15 +358,14 @@ impl Uring {
 }
 
 /// Registers the ring's own descriptor for this thread; `None` where the kernel doesn't offer it.
-fn register_ring_fd(ring: &IoUring) -> Option<u32> {
-    let mut update =
-        ResourceUpdate { offset: u32::MAX, reserved: 0, data: ring.as_raw_fd() as u64 };
+fn register_ring_fd(ring: RawFd) -> Option<u32> {
+    let mut update = ResourceUpdate { offset: u32::MAX, reserved: 0, data: ring as u64 };
     // SAFETY: `update` is one `struct io_uring_rsrc_update`, as REGISTER_RING_FDS with a count of
     // 1 expects, and outlives the call, which writes the index into `offset`.
     let result = unsafe {
         libc::syscall(
             libc::SYS_io_uring_register,
-            ring.as_raw_fd(),
+            ring,
             REGISTER_RING_FDS,
             std::ptr::from_mut(&mut update),
             1 as libc::c_uint,

@@ -117,7 +117,8 @@ fn a_sleeping_ring_is_woken_from_another_thread() {
 /// Every mail must be noticed although the ring sleeps without a deadline whenever it has none:
 /// one lost wake-up and this test hangs until its watchdog speaks.
 fn mail_storm(spin: SpinPolicy, senders: u64, mails: u64, pause: bool) {
-    let config = RingConfig { entries: 16, arena_blocks: 16, spin, max_sockets: 1 };
+    let config =
+        RingConfig { entries: 16, arena_blocks: 16, spin, max_sockets: 1, ..RingConfig::default() };
     let mut ring = Ring::new(config).expect("io_uring is available");
     let (sender, mut inbox) = ring.mailbox::<(u64, u64)>(64);
     let answered = Arc::new(AtomicU64::new(0));
@@ -193,7 +194,13 @@ fn mail_sent_before_the_first_round_is_seen() {
 #[test]
 fn a_ring_under_load_polls_only_when_told_that_it_may() {
     for (spin, may) in [(SpinPolicy::Never, false), (SpinPolicy::UnderLoad, true)] {
-        let config = RingConfig { entries: 16, arena_blocks: 16, spin, max_sockets: 2 };
+        let config = RingConfig {
+            entries: 16,
+            arena_blocks: 16,
+            spin,
+            max_sockets: 2,
+            ..RingConfig::default()
+        };
         let mut ring = Ring::new(config).expect("io_uring is available");
         let (left, right) = UnixStream::pair().expect("a socket pair");
         let left = ring.add_socket(left.into()).expect("room");

@@ -26,6 +26,16 @@ pub fn disk(number: u32) -> PathBuf {
     Path::new("/dev").join(name)
 }
 
+/// The device that takes commands of the lab's disk with that number.
+///
+/// # Panics
+/// When it is another disk, or there is none.
+#[must_use]
+pub fn namespace(number: u32) -> PathBuf {
+    let _ = disk(number);
+    PathBuf::from(format!("/dev/ng{number}n1"))
+}
+
 /// A part of a disk as a device of its own, `first` and `length` in sectors of 512 bytes; its number
 /// must be free. There is no table: the kernel is told, and forgets it with the disk.
 #[must_use]

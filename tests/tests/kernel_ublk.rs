@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use flagstone_tests::daemon::{Daemon, check_pool, directory_in_memory, flagstone};
+use flagstone_tests::daemon::{Config, Daemon, check_pool, directory_in_memory, flagstone};
 use flagstone_tests::filesystem::{Mount, check_files, write_files};
+use flagstone_tests::kernel;
 use flagstone_tests::programs::{self, Need, can_run, run, wait_until};
 use flagstone_tests::{LIMIT, MIB, knob};
 
@@ -60,7 +61,7 @@ fn features() -> Vec<String> {
 fn ext4() {
     if can_run("ext4", &[Need::Lab, Need::Program("mkfs.ext4"), Need::Program("resize2fs")]) {
         let grow = |device: &Attached, _: &Path| drop(run("resize2fs", [&device.path]));
-        file_system(&["mkfs.ext4", "-q"], &["e2fsck", "-f", "-n"], grow);
+        file_system(1, &["mkfs.ext4", "-q"], &["e2fsck", "-f", "-n"], grow);
     }
 }
 
@@ -68,19 +69,23 @@ fn ext4() {
 fn xfs() {
     if can_run("xfs", &[Need::Lab, Need::Program("mkfs.xfs"), Need::Program("xfs_growfs")]) {
         let grow = |_: &Attached, at: &Path| drop(run("xfs_growfs", [at]));
-        file_system(&["mkfs.xfs", "-q"], &["xfs_repair", "-n"], grow);
+        file_system(2, &["mkfs.xfs", "-q"], &["xfs_repair", "-n"], grow);
     }
 }
 
-/// Made, written to with verification, grown while it is mounted, emptied and trimmed, and checked; the daemon is
+/// Of a pool on that disk, which is driven by NVMe commands: made, written to with verification, grown while it is mounted, emptied and trimmed, and checked; the daemon is
 /// stopped and started again meanwhile, under a mounted file system.
-fn file_system(make: &[&str], check: &[&str], grow: impl Fn(&Attached, &Path)) {
+fn file_system(disk: u32, make: &[&str], check: &[&str], grow: impl Fn(&Attached, &Path)) {
     let on = |words: &[&str], device: &Attached| {
         run(words[0], words[1..].iter().chain([&device.path.as_str()]));
     };
     let dir = directory_in_memory();
     let at = dir.path().join("mnt");
-    let mut daemon = Daemon::with_volume(dir.path(), POOL, VOLUME);
+    let pool = kernel::namespace(disk);
+    let created = flagstone(&["pool", "create", "--force", pool.to_str().unwrap()]);
+    assert!(created.status.success(), "{created:?}");
+    let mut daemon = Config::new(&pool, dir.path()).start();
+    daemon.create_volume("v", VOLUME);
     let device = Attached::new(&daemon, "v");
     assert_eq!(device.bytes(), VOLUME);
     for (attribute, value) in [
@@ -98,7 +103,7 @@ fn file_system(make: &[&str], check: &[&str], grow: impl Fn(&Attached, &Path)) {
     let mount = Mount::new(&device.path, &at);
     write_files(mount.path());
     daemon.stop_cleanly();
-    check_pool(&dir.path().join("pool"));
+    check_pool(&pool);
     daemon.restart();
     check_files(mount.path());
     // In use it is not taken away, nor what it serves.

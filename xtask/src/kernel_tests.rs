@@ -52,6 +52,10 @@ pub fn run(root: &Path, suite: &str, cargo: Command) -> Result<Counts, String> {
     let mut guest = Command::new(&lab);
     guest.args(["lab", "--kernel", suite, "--disk", "disk.img", "--log", "writes.log"]);
     guest.args(["--nvme", "1G", "--nvme", "1G,logical_block_size=4096"]);
+    // With metadata in each block; with a sector that can't be read, at 100 MiB.
+    guest.args(["--nvme", "128M,ms=8", "--nvme", "256M,unreadable=204800"]);
+    // To be pulled out.
+    guest.args(["--nvme", "256M"]);
     guest.args(["--timeout", "300", "--expect-cut", "--", "sh", "-c", SCRIPT, "sh"]);
     guest.arg(last).args(others);
     guest.env("RECORDS", RECORDS).env("FLAGSTONE_RECORDING", &recording.0);

@@ -73,7 +73,7 @@ impl RamDisk {
         };
         let operations = Some(bytes / u64::from(BLOCK_SIZE));
         let limits = Limits { duration: None, operations, ..Limits::default() };
-        let options = RawOptions { force_destructive: true };
+        let options = RawOptions { force_destructive: true, ..RawOptions::default() };
         run_raw(self.path(), &workload, options, &limits, &mut Unobserved)
             .map(drop)
             .map_err(|source| CompareError::Run { server: "the RAM disk", source })

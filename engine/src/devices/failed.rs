@@ -286,10 +286,8 @@ impl Engine {
         }
         self.give_up_outputs(device);
         self.orphan_segments(device);
-        let errno = match self.failures.reasons[device] {
-            Some(DeviceError::Os { errno }) => errno.unsigned_abs(),
-            _ => 0,
-        };
+        let reason = self.failures.reasons[device];
+        let errno = reason.map_or(0, |reason| reason.errno().unsigned_abs());
         let failure = Failure { from: self.journal.retired, errno };
         if let Some(Some(row)) = self.devices.0.get_mut(device) {
             row.failed = Some(failure);

@@ -153,6 +153,11 @@ pub struct World {
     /// Discards are held back.
     pub hold_discards: bool,
     pub held: Vec<DeviceIo>,
+    /// Of so many reads, and of so many writes, one says that it succeeded and was not done; 0: none.
+    pub untrue: (u64, u64),
+    /// How many there were.
+    pub untruths: u64,
+    chance: Numbers,
     next_tag: u64,
 }
 
@@ -194,6 +199,9 @@ impl World {
             hold: None,
             hold_discards: false,
             held,
+            untrue: (0, 0),
+            untruths: 0,
+            chance: Numbers(99),
             next_tag: 1,
         })
     }
@@ -241,6 +249,15 @@ impl World {
                     assert!(!(from..from + bytes).contains(&offset), "{io:?}, under discard");
                 }
             }
+        }
+        let one_of = match io.command {
+            DeviceCommand::Read { .. } => self.untrue.0,
+            DeviceCommand::Write { .. } => self.untrue.1,
+            _ => 0,
+        };
+        if one_of > 0 && self.chance.below(one_of) == 0 {
+            self.untruths += 1;
+            return self.engine.device_done(&mut self.arena, io.token, Ok(()));
         }
         let result = match io.command {
             DeviceCommand::Read { offset, buffer } => {

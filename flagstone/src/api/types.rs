@@ -245,6 +245,13 @@ pub struct PoolDevice {
     pub segments_empty: u32,
     /// The journal lies there.
     pub journal: bool,
+    /// How it is driven: `file`; `block`, through the kernel's block layer; `nvme`, by NVMe commands; `nvme-polled`, the
+    /// same with completions that are polled for. None if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path: Option<String>,
+    /// NVMe commands were asked for (its path is `/dev/ngXnY`) and don't get through: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path_reason: Option<String>,
 }
 
 /// A pool.

@@ -14,7 +14,7 @@ use crate::config::{FileConfig, parse_address, parse_seconds};
 use crate::daemon::{self, Settings};
 use crate::exit::Exit;
 use crate::logging::LEVEL_DEFAULT;
-use crate::node::{DeviceDiscard, NodeConfig};
+use crate::node::{DeviceDiscard, NodeConfig, NvmePolling};
 use crate::output;
 use crate::size::parse_size;
 
@@ -106,6 +106,11 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "WHEN")]
     device_discard: Option<DeviceDiscard>,
 
+    /// When completions of NVMe commands are polled for instead of awaited (pools on /dev/ngXnY): auto does
+    /// while several are under way, on machines with more than two cores [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    nvme_polling: Option<NvmePolling>,
+
     /// Serve a pool with a device missing without it, read-only; otherwise the daemon does not start
     ///
     /// Nothing is written. What lies on the missing device is an I/O error, everything else is read as it
@@ -177,6 +182,7 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
             .device_discard
             .or(file.device_discard)
             .unwrap_or(defaults.device_discard),
+        nvme_polling: args.nvme_polling.or(file.nvme_polling).unwrap_or(defaults.nvme_polling),
         degraded: args.degraded_read_only || file.degraded_read_only.unwrap_or(defaults.degraded),
     };
     Ok(Settings { node, api_socket, first_volume: None })

@@ -377,6 +377,8 @@ fn device(status: &DeviceStatus) -> PoolDevice {
         segments: status.segments,
         segments_empty: status.segments_empty,
         journal: status.journal,
+        data_path: status.data_path.as_ref().map(|path| path.name.to_owned()),
+        data_path_reason: status.data_path.as_ref().and_then(|path| path.reason.clone()),
     }
 }
 

@@ -15,8 +15,8 @@ use crate::node::devices::{AddDeviceError, prepare_device};
 use crate::node::limits::{LOCAL_REQUESTS, LOCAL_WRITES};
 use crate::node::{
     self, ControlError, DeviceDiscard, DiffTarget, FULL_WAIT, LocalSender, NewClone, NewRollback,
-    NewSnapshot, NodeConfig, NodeExit, NodeHandle, PoolStatus, ScrubAction, SettingsChange, Shrink,
-    SnapshotStatus, StartError, VolumeStatus,
+    NewSnapshot, NodeConfig, NodeExit, NodeHandle, NvmePolling, PoolStatus, ScrubAction,
+    SettingsChange, Shrink, SnapshotStatus, StartError, VolumeStatus,
 };
 use crate::pool::create::{self, CreateError};
 
@@ -32,6 +32,8 @@ pub struct OpenOptions {
     pub full_wait: Duration,
     /// When the space of free segments is given back to the device.
     pub device_discard: DeviceDiscard,
+    /// When completions of NVMe commands are polled for.
+    pub nvme_polling: NvmePolling,
     /// A pool with a device missing is opened without it, to be read: nothing is written, and what lies
     /// on the missing device is an I/O error. Otherwise it is not opened.
     pub degraded: bool,
@@ -44,6 +46,7 @@ impl Default for OpenOptions {
             map_memory: Some(1 << 30),
             full_wait: FULL_WAIT,
             device_discard: DeviceDiscard::default(),
+            nvme_polling: NvmePolling::default(),
             degraded: false,
         }
     }
@@ -190,6 +193,7 @@ impl Pool {
             map_memory: options.map_memory,
             full_wait: options.full_wait,
             device_discard: options.device_discard,
+            nvme_polling: options.nvme_polling,
             degraded: options.degraded,
             // There is no listener; the ring wants room for one.
             max_connections: 1,

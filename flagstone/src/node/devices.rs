@@ -1,6 +1,7 @@
 //! The devices of a pool while it is served: added, emptied and removed, kept after all.
 
 use super::control::{ControlError, ControlRequest, NodeHandle, PoolStatus, Reply};
+use super::device_path::DevicePath;
 use super::manage::answer;
 use super::pool::{Changing, Member, Pool};
 use super::reactor::Reactor;
@@ -62,6 +63,8 @@ pub struct DeviceStatus {
     pub failed: bool,
     /// Why it failed, in words, if that is known.
     pub reason: Option<String>,
+    /// Which way commands take to it; `None` if it is not there.
+    pub data_path: Option<DevicePath>,
 }
 
 /// Why a device was not added to a pool.
@@ -178,7 +181,9 @@ impl Reactor {
         let new = NewDevice { uuid, bytes: device.size(), name: &name };
         match self.pools[p].engine.add_device(tag, &new) {
             Ok(number) => {
-                self.pools[p].put(number, Member { device, id });
+                let path = DevicePath::of(&self.ring, id, &device);
+                path.tell(&device, number);
+                self.pools[p].put(number, Member { device, id, path });
                 Ok(number)
             }
             Err(error) => {
@@ -255,6 +260,7 @@ impl Pool {
                 missing: member.is_none() && (self.engine.is_degraded() || info.failed),
                 failed: info.failed,
                 reason: info.reason.map(explain),
+                data_path: member.map(|m| m.path.clone()),
             }
         };
         self.engine.devices().map(status).collect()

@@ -7,6 +7,7 @@ mod catalog;
 mod clones;
 mod connection;
 pub mod control;
+mod device_path;
 pub mod devices;
 mod diff;
 mod discard;
@@ -42,6 +43,7 @@ pub use control::{
     NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState, PoolStatus, RolledBack, SettingsChange,
     SnapshotStatus, VolumeStatus, WARNINGS,
 };
+pub use device_path::{DevicePath, NvmePolling};
 pub use diff::{DiffPage, DiffQuery, DiffSide, DiffTarget};
 pub use discard::DeviceDiscard;
 pub use flagstone_engine::{DiffExtent, DiffKind, OnFull, Shrink, VolumeSettings};

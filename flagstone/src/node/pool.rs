@@ -6,6 +6,7 @@ use flagstone_ring::{Device, DeviceId};
 use std::path::PathBuf;
 
 use super::control::{PoolStatus, Reply};
+use super::device_path::DevicePath;
 use super::waiting::Waiting;
 use super::warning::Warning;
 
@@ -14,6 +15,7 @@ pub(super) struct Member {
     /// Holds the device's lock for as long as the pool is served.
     pub(super) device: Device,
     pub(super) id: DeviceId,
+    pub(super) path: DevicePath,
 }
 
 /// A change of the devices under way.

@@ -1,6 +1,7 @@
 //! Starting a node: the thread, its ring, the pools and the listening sockets.
 
 use super::control::{ControlError, NodeConfig, NodeExit, NodeHandle, Post};
+use super::device_path::DevicePath;
 use super::files::PoolFile;
 use super::limits::{CONTROL_QUEUE, LOCAL_REQUESTS, MAX_CONNECTIONS, MAX_POOLS, SHARED_BLOCKS_MIN};
 use super::local::LocalRequest;
@@ -14,9 +15,10 @@ use crate::size::Human;
 use crate::uri::NbdEndpoints;
 use flagstone_block::BLOCK_SIZE;
 use flagstone_engine::{Engine, OpenError, OpenOptions};
+use flagstone_nvme::is_namespace;
 use flagstone_ring::{
-    AddError, DeviceOpenError, ListenError, MailError, MailSender, OpenMode, Ring, RingConfig,
-    RingError, SpinPolicy, listen_tcp, listen_unix,
+    AddError, DeviceOpenError, ListenError, MailError, MailSender, OpenMode, PassthroughMode, Ring,
+    RingConfig, RingError, SpinPolicy, listen_tcp, listen_unix,
 };
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -230,11 +232,14 @@ fn serve(
 
 fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartError> {
     let arena_blocks = (config.memory_bytes / BLOCK_SIZE as u64) as u32;
+    let wanted = config.pools.iter().any(|path| is_namespace(path));
+    let passthrough = if wanted { config.nvme_polling.mode() } else { PassthroughMode::Off };
     let mut ring = Ring::new(RingConfig {
         entries: RING_ENTRIES,
         arena_blocks,
         spin: SpinPolicy::Auto,
         max_sockets: config.max_connections,
+        passthrough,
     })?;
     tracing::info!(mode = %ring.mode(), "reactor ready");
     let connection_blocks = Reactor::connection_blocks(config.max_connections);
@@ -274,9 +279,9 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
             let device = io.into_device();
             engine.set_device_name(number, &device.path().display().to_string());
             let id = ring.add_device(&device)?;
-            let (path, direct) = (device.path().display(), device.is_direct());
-            tracing::info!(device = %path, number, direct, "device opened");
-            members.push(Some(Member { device, id }));
+            let path = DevicePath::of(&ring, id, &device);
+            path.tell(&device, number);
+            members.push(Some(Member { device, id, path }));
         }
         let all = members.iter().flatten();
         let discards = all.into_iter().all(|m| config.device_discard.applies(&m.device));

@@ -317,7 +317,7 @@ fn in_new_file(options: &CreateOptions, path: &Path) -> Result<Target, CreateErr
 fn in_file(options: &CreateOptions, path: &Path, as_pool: bool) -> Result<Target, CreateError> {
     let io_error = |source| CreateError::Io { path: path.to_owned(), source };
     // Held from the first look to the last write, so that no other process formats or serves it.
-    let mut device = Device::open(path, OpenMode::Exclusive)?;
+    let mut device = flagstone_nvme::open(path, OpenMode::Exclusive)?;
     let present = std::fs::metadata(path).map_err(io_error)?.len();
     if present == 0 && options.size_bytes.is_none() {
         return Err(CreateError::SizeMissing { path: path.to_owned(), state: "is empty" });
@@ -332,7 +332,7 @@ fn in_file(options: &CreateOptions, path: &Path, as_pool: bool) -> Result<Target
         file.set_len(size_bytes).map_err(io_error)?;
         // A device's size is fixed while it is open.
         drop(device);
-        device = Device::open(path, OpenMode::Exclusive)?;
+        device = flagstone_nvme::open(path, OpenMode::Exclusive)?;
     }
     if options.preallocate {
         device = zero(options, device)?;
@@ -350,7 +350,7 @@ fn on_device(options: &CreateOptions, path: &Path, as_pool: bool) -> Result<Targ
             return file_only("--preallocate");
         }
     }
-    let device = Device::open(path, OpenMode::Exclusive)?;
+    let device = flagstone_nvme::open(path, OpenMode::Exclusive)?;
     if as_pool {
         shape(options, path, &[device.size()])?;
     }

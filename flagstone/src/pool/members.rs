@@ -15,7 +15,7 @@ use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Devices};
 use flagstone_engine::format::device::Label;
 use flagstone_engine::format::superblock::{FLAG_JOINING, SLOTS, Superblock};
 use flagstone_engine::identify;
-use flagstone_ring::{Device, DeviceOpenError, OpenMode, SyncDevice};
+use flagstone_ring::{DeviceOpenError, OpenMode, SyncDevice};
 
 use super::offline::is_same;
 
@@ -51,7 +51,7 @@ pub fn gather(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Gathered>, Device
     let mut pools: Vec<(Option<[u8; 16]>, Vec<Candidate>)> = Vec::new();
     let mut unopened = Vec::new();
     for path in paths {
-        let mut io = match Device::open(path, mode) {
+        let mut io = match flagstone_nvme::open(path, mode) {
             Ok(device) => SyncDevice::new(device),
             Err(error) if is_for_certain(&error) => return Err(error),
             Err(error) => {
@@ -112,7 +112,7 @@ fn is_for_certain(error: &DeviceOpenError) -> bool {
 /// # Errors
 /// [`DeviceOpenError`].
 pub fn gather_one(path: &Path, mode: OpenMode) -> Result<Gathered, DeviceOpenError> {
-    let mut io = SyncDevice::new(Device::open(path, mode)?);
+    let mut io = SyncDevice::new(flagstone_nvme::open(path, mode)?);
     let says = identify(&mut io).ok();
     if says.is_none() { Ok(alone(io)) } else { assemble(vec![Candidate { io, says }], mode) }
 }
@@ -159,7 +159,7 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
         let mut busy = None;
         for found in search(&paths, &newest.pool_uuid, &missing) {
             // There may be several names for one, of which only one can be opened.
-            let mut io = match Device::open(&found, mode) {
+            let mut io = match flagstone_nvme::open(&found, mode) {
                 Ok(device) => SyncDevice::new(device),
                 Err(error) => {
                     busy.get_or_insert(error);

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use flagstone_nvme::visible;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
@@ -100,6 +101,7 @@ impl Report {
 /// [`ProbeError`]; `Io` with `NotFound` if there is nothing at `path`.
 pub fn kind(path: &Path) -> Result<Kind, ProbeError> {
     let io_error = |source| ProbeError::Io { path: path.to_owned(), source };
+    let path = &*visible(path);
     // Looked at before anything is opened: opening a FIFO or a tape has effects.
     let meta = std::fs::metadata(path).map_err(io_error)?;
     let file_type = meta.file_type();
@@ -132,7 +134,7 @@ pub fn examine(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Report, ProbeError> {
     let io_error = |source| ProbeError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io_error)?;
+    let file = File::open(visible(path)).map_err(io_error)?;
     let size = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| io_error(e.into()))?;
     let found = signatures::scan(&file, size).map_err(io_error)?;
     // A used disk is full of somebody's old bytes, and a missing signature is how people say that

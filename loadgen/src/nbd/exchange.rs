@@ -150,7 +150,9 @@ impl<'a> Exchange<'a> {
         let block_bytes = terms.workload.block_size as usize;
         let with_payload = terms.workload.writes() || terms.ledger.is_some();
         let mut payload = vec![0; if with_payload { depth * block_bytes } else { 0 }];
-        Rng::new(terms.workload.seed, u64::from(terms.index) | 1 << 40).fill(&mut payload);
+        if !terms.workload.zero_buffers {
+            Rng::new(terms.workload.seed, u64::from(terms.index) | 1 << 40).fill(&mut payload);
+        }
         let slot = Slot {
             operation: Operation { kind: Kind::Flush, request: 0 },
             busy: false,

@@ -6,15 +6,20 @@
 
 mod create;
 mod open;
+mod passthrough;
 mod sync;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 pub use self::create::{Allocation, CreateFileError};
 pub use self::open::{DeviceOpenError, OpenMode};
+pub use self::passthrough::{
+    DataPath, Passthrough, PassthroughCommand, PassthroughOutcome, PassthroughRequest,
+};
 pub use self::sync::SyncDevice;
 
 /// What kind of file a device is.
@@ -49,6 +54,7 @@ pub struct Device {
     /// Why `O_DIRECT` is not in use, if so.
     buffered: Option<Errno>,
     read_only: bool,
+    passthrough: Option<Result<Arc<dyn Passthrough>, String>>,
 }
 
 impl Device {
@@ -127,6 +133,25 @@ impl Device {
             std::fs::read_to_string(format!("{device}/{queue}/discard_max_bytes")).ok()
         };
         limit("queue").or_else(|| limit("../queue"))?.trim().parse().ok()
+    }
+
+    /// Calls it `path`, and has rings that can ([`crate::RingConfig::passthrough`]) drive it by commands of its own; or says
+    /// why they don't although that was asked for.
+    #[must_use]
+    pub fn with_passthrough(
+        mut self,
+        path: &Path,
+        commands: Result<Arc<dyn Passthrough>, String>,
+    ) -> Self {
+        path.clone_into(&mut self.path);
+        self.passthrough = Some(commands);
+        self
+    }
+
+    /// Its own commands, if it was asked to be driven by them, or why that can't be.
+    #[must_use]
+    pub fn passthrough(&self) -> Option<Result<&Arc<dyn Passthrough>, &str>> {
+        self.passthrough.as_ref().map(|commands| commands.as_ref().map_err(String::as_str))
     }
 
     /// Whether it was opened to read only.

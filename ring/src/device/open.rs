@@ -70,6 +70,12 @@ pub enum DeviceOpenError {
         /// As given.
         path: PathBuf,
     },
+    /// What it is keeps it from being used.
+    #[error("{reason}")]
+    Unfit {
+        /// A sentence with its path.
+        reason: String,
+    },
     /// Its unit of direct I/O is larger than a block.
     #[error(
         "{path} transfers units of {needed} bytes; Flagstone's blocks have 4096, so it can't be used"
@@ -141,6 +147,7 @@ impl Device {
             backing: backing_of(kind, &stat, end),
             buffered,
             read_only: mode == OpenMode::ReadOnly,
+            passthrough: None,
         })
     }
 }

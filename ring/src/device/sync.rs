@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::Device;
 use crate::arena::{Arena, MAX_BUFFER_BLOCKS};
 use crate::event::{DeviceId, Event};
-use crate::ring::{Ring, RingConfig};
+use crate::ring::{PassthroughMode, Ring, RingConfig};
 use crate::spin::SpinPolicy;
 
 /// Reads in flight in [`BlockIo::read_many`].
@@ -205,6 +205,7 @@ fn make_queue(device: &Device) -> Queue {
         arena_blocks: QUEUE_DEPTH as u32 * PIECE_BLOCKS,
         spin: SpinPolicy::Never,
         max_sockets: 1,
+        passthrough: PassthroughMode::Off,
     };
     let Ok(mut ring) = Ring::new(config) else { return Queue::Refused };
     match ring.add_device(device) {

@@ -6,26 +6,33 @@
 //! device zeroes the range in the way that unmaps, or says `EOPNOTSUPP` (`blkdev_fallocate` in the
 //! kernel's `block/fops.c`), on a kernel thread that may wait. `EINTR` and `EAGAIN` are submitted
 //! again, a bounded number of times without progress.
+//!
+//! A device with commands of its own (see [`Passthrough`]) gets those instead, in pieces as long as it takes, one after
+//! the other; its results are judged by it. What it has no command for goes through the file as well.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use flagstone_block::{BLOCK_SIZE, Buffer, DeviceCommand, DeviceError, DeviceIo};
+use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo};
 use io_uring::{opcode, squeue, types};
 
+use super::polling::PassthroughMode;
 use super::setup::REGISTERED_SLOT_BITS;
 use super::{DEVICES_MAX, Ring, Target, on_target};
 use crate::arena::{MAX_BUFFER_BLOCKS, slots_of};
-use crate::device::Device;
+use crate::device::{DataPath, Device, Passthrough, PassthroughOutcome, PassthroughRequest};
 use crate::error::AddError;
 use crate::event::{DeviceId, Event};
 use crate::mode::BufferMode;
-use crate::ops::{DeviceOp, Op, Transfer};
-use crate::uring::errno_of;
+use crate::ops::{DeviceOp, Op, Route, Transfer};
+use crate::uring::{Submission, errno_of};
 
 const NO_BUFFER: Buffer = Buffer { slot: 0, blocks: 0 };
 
 /// Submissions of one command that may end in `EINTR` or `EAGAIN` without progress in between.
 const RETRIES_MAX: u8 = 100;
+/// Attempts of a device's own command after one that might have succeeded; as many as the kernel's driver makes for its own.
+const OWN_RETRIES_MAX: u8 = 5;
 
 /// A device as the ring knows it.
 pub(super) struct RingDevice {
@@ -33,10 +40,20 @@ pub(super) struct RingDevice {
     /// `None` once it was removed.
     fd: Option<OwnedFd>,
     target: Target,
+    /// Its own commands, if it is driven by them.
+    own: Option<Own>,
     size_bytes: u64,
     /// Granularity of progress within a transfer.
     logical_block_bytes: u32,
     in_flight: u32,
+}
+
+/// A device's own commands.
+struct Own {
+    commands: Arc<dyn Passthrough>,
+    /// The file that takes them; `commands` keeps it open.
+    target: Target,
+    path: DataPath,
 }
 
 impl Ring {
@@ -55,9 +72,15 @@ impl Ring {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| AddError::Os { call: "dup", errno: errno_of(&error) })?;
-        let target = self.register_file(index, &fd);
+        let commands = device.passthrough().and_then(Result::ok);
+        let own = commands.and_then(|commands| self.own_commands(index, commands));
+        let target = match &own {
+            Some(_) => Target::Fd(fd.as_raw_fd()),
+            None => self.register_file(index, fd.as_fd()),
+        };
         let device = RingDevice {
             target,
+            own,
             fd: Some(fd),
             size_bytes: device.size(),
             logical_block_bytes: device.logical_block_bytes(),
@@ -78,10 +101,33 @@ impl Ring {
         let Some(device) = self.devices.get_mut(id.0 as usize) else { return };
         assert_eq!(device.in_flight, 0, "a device is removed when its commands have ended");
         (device.fd, device.size_bytes) = (None, 0);
-        if let Target::Fixed(index) = device.target {
+        let own = device.own.take().map(|own| own.target);
+        if let Target::Fixed(index) = own.unwrap_or(device.target) {
             // Otherwise the kernel would keep the file, and its lock.
             let _ = self.uring.submitter().register_files_update(index, &[-1]);
         }
+    }
+
+    /// Whether and how the device's own commands are used.
+    #[must_use]
+    pub fn data_path(&self, id: DeviceId) -> DataPath {
+        let own = self.devices.get(id.0 as usize).and_then(|device| device.own.as_ref());
+        own.map_or(DataPath::Block, |own| own.path)
+    }
+
+    fn own_commands(&mut self, index: u32, commands: &Arc<dyn Passthrough>) -> Option<Own> {
+        if !self.mode.wide {
+            return None;
+        }
+        let wanted = match self.passthrough {
+            PassthroughMode::Off | PassthroughMode::Interrupts => false,
+            PassthroughMode::Adaptive => self.spin.is_enabled(),
+            PassthroughMode::Polled => true,
+        };
+        let polled = wanted && commands.can_poll() && self.poller().is_some();
+        let path = if polled { DataPath::PolledPassthrough } else { DataPath::Passthrough };
+        let target = self.register_file(index, commands.file());
+        Some(Own { commands: Arc::clone(commands), target, path })
     }
 
     /// Takes note that a device has become larger; see [`Device::refresh_size`].
@@ -114,7 +160,7 @@ impl Ring {
             }
         };
         let len = match transfer {
-            Transfer::Flush => None,
+            Transfer::Flush | Transfer::List(_) => None,
             Transfer::Discard(bytes) => Some(bytes),
             Transfer::Read | Transfer::Write => {
                 assert!(
@@ -135,9 +181,22 @@ impl Ring {
                 return;
             }
         }
+        let path = target.own.as_ref().map(|own| own.path);
+        let (route, transfer, buffer) = match (path, transfer) {
+            (None, _) => (Route::File, transfer, buffer),
+            (Some(_), Transfer::Discard(bytes)) => match self.discard_list(device, offset, bytes) {
+                Some((list, buffer)) => (Route::Own, list, buffer),
+                None => (Route::File, transfer, buffer),
+            },
+            (Some(path), Transfer::Read | Transfer::Write) if self.polls_for(path) => {
+                (Route::Polled, transfer, buffer)
+            }
+            (Some(_), _) => (Route::Own, transfer, buffer),
+        };
+        let target = &mut self.devices[device.0 as usize];
         match transfer {
             Transfer::Read => self.arena.begin_write(slots_of(buffer)),
-            Transfer::Write => self.arena.begin_read(slots_of(buffer)),
+            Transfer::Write | Transfer::List(_) => self.arena.begin_read(slots_of(buffer)),
             Transfer::Flush | Transfer::Discard(_) => {}
         }
         target.in_flight += 1;
@@ -151,10 +210,70 @@ impl Ring {
             buffer,
             done: 0,
             retries: 0,
+            route,
         }));
     }
 
-    pub(super) fn device_submission(&self, op: &DeviceOp) -> squeue::Entry {
+    /// The list of what is to be discarded, if the device has a command for that and there is a buffer for it now.
+    fn discard_list(
+        &mut self,
+        device: DeviceId,
+        offset: u64,
+        bytes: u64,
+    ) -> Option<(Transfer, Buffer)> {
+        let own = self.devices[device.0 as usize].own.as_ref()?;
+        let buffer = self.arena.alloc(1)?;
+        let list = own.commands.discard_list(offset, bytes, self.arena.bytes_mut(buffer));
+        if list.is_none() {
+            self.arena.free(buffer);
+        }
+        Some((Transfer::List(list?), buffer))
+    }
+
+    /// Whether an operation is on the ring that polls.
+    pub(super) fn is_polled(&self, index: u32) -> bool {
+        matches!(self.ops.get(index), Op::Device(DeviceOp { route: Route::Polled, .. }))
+    }
+
+    pub(super) fn device_submission(&self, op: &DeviceOp) -> Submission {
+        if op.route == Route::File {
+            self.file_submission(op).into()
+        } else {
+            self.own_submission(op)
+        }
+    }
+
+    fn own_submission(&self, op: &DeviceOp) -> Submission {
+        let own = self.devices[op.device as usize].own.as_ref();
+        let own = own.expect("a device is driven one way while it is there");
+        let address = self.arena.address(op.buffer.slot, op.done as usize) as u64;
+        let offset = op.offset + u64::from(op.done);
+        let bytes = op.piece(own.commands.transfer_bytes_max());
+        let request = match op.transfer {
+            Transfer::Read => PassthroughRequest::Read { offset, address, bytes },
+            Transfer::Write => PassthroughRequest::Write { offset, address, bytes },
+            Transfer::List(bytes) => PassthroughRequest::Discard { address, bytes },
+            Transfer::Flush | Transfer::Discard(_) => PassthroughRequest::Flush,
+        };
+        let command = own.commands.command(request);
+        let buffers = match (op.route, &self.poller) {
+            (Route::Polled, Some(poller)) => poller.buffers,
+            _ => self.mode.buffers,
+        };
+        let with_memory = op.transfer != Transfer::Flush;
+        let index = (with_memory && buffers == BufferMode::Registered)
+            .then_some((op.buffer.slot >> REGISTERED_SLOT_BITS) as u16);
+        // The ring that polls has no table of files.
+        let target = match (op.route, own.target) {
+            (Route::Polled, Target::Fixed(_)) => Target::Fd(own.commands.file().as_raw_fd()),
+            (_, target) => target,
+        };
+        Submission::Large(on_target!(target, fd => {
+            opcode::UringCmd80::new(fd, command.code).cmd(command.bytes).buf_index(index).build()
+        }))
+    }
+
+    fn file_submission(&self, op: &DeviceOp) -> squeue::Entry {
         let target = self.devices[op.device as usize].target;
         // Of the empty buffer: the arena's first byte, and unused.
         let address = self.arena.address(op.buffer.slot, op.done as usize);
@@ -171,7 +290,7 @@ impl Ring {
                 opcode::WriteFixed::new(fd, address, len, index).offset(offset).build()
             }
             (Transfer::Write, false) => opcode::Write::new(fd, address, len).offset(offset).build(),
-            (Transfer::Flush, _) => {
+            (Transfer::Flush | Transfer::List(_), _) => {
                 opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
             }
             (Transfer::Discard(bytes), _) => {
@@ -182,10 +301,13 @@ impl Ring {
     }
 
     pub(super) fn complete_device(&mut self, index: u32, mut op: DeviceOp, result: i32) {
-        let outcome = match op.transfer {
-            Transfer::Flush | Transfer::Discard(_) if result >= 0 => Some(Ok(())),
-            _ if result >= 0 => self.progress(&mut op, result as u32),
-            _ => self.device_retry(&mut op, -result),
+        let outcome = match op.route {
+            Route::Own | Route::Polled => self.own_outcome(&mut op, result),
+            Route::File => match op.transfer {
+                Transfer::Flush | Transfer::Discard(_) if result >= 0 => Some(Ok(())),
+                _ if result >= 0 => self.progress(&mut op, result as u32),
+                _ => self.device_retry(&mut op, -result),
+            },
         };
         let outcome = match outcome {
             Some(outcome) => outcome,
@@ -201,6 +323,10 @@ impl Ring {
         match op.transfer {
             Transfer::Read => self.arena.end_write(slots_of(op.buffer)),
             Transfer::Write => self.arena.end_read(slots_of(op.buffer)),
+            Transfer::List(_) => {
+                self.arena.end_read(slots_of(op.buffer));
+                self.arena.free(op.buffer);
+            }
             Transfer::Flush | Transfer::Discard(_) => {}
         }
         self.devices[op.device as usize].in_flight -= 1;
@@ -208,6 +334,28 @@ impl Ring {
         self.device_writes -= u32::from(op.transfer == Transfer::Write);
         let device = DeviceId(op.device);
         self.events.push_back(Event::Device { device, token: op.token, result: outcome });
+    }
+
+    /// What became of a device's own command; `None` if there is more to submit.
+    fn own_outcome(&mut self, op: &mut DeviceOp, result: i32) -> Option<Result<(), DeviceError>> {
+        let own = self.devices[op.device as usize].own.as_ref();
+        let commands = &own.expect("a device is driven one way while it is there").commands;
+        let piece = op.piece(commands.transfer_bytes_max());
+        match (commands.outcome(result), op.transfer) {
+            (PassthroughOutcome::Done, Transfer::Read | Transfer::Write) => {
+                self.progress(op, piece)
+            }
+            (PassthroughOutcome::Done, _) => Some(Ok(())),
+            // Each attempt may have waited for a time-out of the driver's.
+            (PassthroughOutcome::Again(_), _) if op.retries < OWN_RETRIES_MAX => {
+                op.retries += 1;
+                self.counters.retries += 1;
+                None
+            }
+            (PassthroughOutcome::Failed(error) | PassthroughOutcome::Again(error), _) => {
+                Some(Err(error))
+            }
+        }
     }
 
     /// Books `bytes` more; `None` if the rest is to be submitted.
@@ -224,7 +372,7 @@ impl Ring {
         }
         op.done = whole;
         op.retries = 0;
-        self.counters.short_transfers += 1;
+        self.counters.short_transfers += u64::from(op.route == Route::File);
         None
     }
 
@@ -240,7 +388,7 @@ impl Ring {
     }
 
     /// Puts a descriptor into the registered file table, if there is room at `index`.
-    pub(super) fn register_file(&mut self, index: u32, fd: &OwnedFd) -> Target {
+    pub(super) fn register_file(&mut self, index: u32, fd: BorrowedFd<'_>) -> Target {
         let raw = fd.as_raw_fd();
         if index < self.mode.registered_files
             && self.uring.submitter().register_files_update(index, &[raw]).is_ok()

@@ -20,6 +20,7 @@
 mod accept;
 mod commands;
 mod device_io;
+mod polling;
 mod setup;
 mod sockets;
 mod teardown;
@@ -30,12 +31,13 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::os::fd::RawFd;
 
-use io_uring::{cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, types};
 use rustix::io::Errno;
 
 use self::accept::ListenerSlot;
 use self::commands::CommandFile;
 use self::device_io::RingDevice;
+use self::polling::Poller;
 use self::sockets::SocketSlot;
 use crate::arena::Arena;
 use crate::counters::Counters;
@@ -45,10 +47,11 @@ use crate::mode::RingMode;
 use crate::ops::{Op, OpTable};
 use crate::spin::{SpinEstimate, SpinPolicy};
 use crate::timers::{TimerId, Timers};
-use crate::uring::{Uring, Wait};
+use crate::uring::{Completion, Submission, Uring, Wait};
 use crate::wake::{MailSender, Mailbox, Waker, mailbox};
 
 pub use self::commands::Command;
+pub use self::polling::PassthroughMode;
 pub use self::sockets::{SEND_PARTS_MAX, SendPart};
 
 /// Registered files set aside for devices; sockets follow.
@@ -66,11 +69,19 @@ pub struct RingConfig {
     pub spin: SpinPolicy,
     /// Sockets open at once, at least 1; connections beyond are closed as they arrive.
     pub max_sockets: u32,
+    /// Whether devices that have commands of their own are driven by them.
+    pub passthrough: PassthroughMode,
 }
 
 impl Default for RingConfig {
     fn default() -> Self {
-        Self { entries: 256, arena_blocks: 16_384, spin: SpinPolicy::Auto, max_sockets: 1024 }
+        Self {
+            entries: 256,
+            arena_blocks: 16_384,
+            spin: SpinPolicy::Auto,
+            max_sockets: 1024,
+            passthrough: PassthroughMode::Off,
+        }
     }
 }
 
@@ -119,6 +130,8 @@ enum TimerUse {
 pub struct Ring {
     // Dropped first: the kernel's side ends before the memory that it might use.
     uring: Uring,
+    poller: Option<Poller>,
+    passthrough: PassthroughMode,
     arena: Arena,
     arena_identity: *mut u8,
     ops: OpTable,
@@ -253,6 +266,9 @@ impl Ring {
             (Some(caller), Some(timer)) => Some(caller.min(timer)),
             (caller, timer) => caller.or(timer),
         };
+        if self.polled_in_flight() > 0 {
+            return self.look_until(deadline_ns);
+        }
         let budget_ns = self.spin.budget_ns();
         if budget_ns > 0 && self.poll_for_news(budget_ns, deadline_ns)? {
             return self.produce();
@@ -273,6 +289,12 @@ impl Ring {
     /// Submits, and has the kernel produce completions that are ready; no system call if there is
     /// neither.
     fn produce(&mut self) -> Result<(), Errno> {
+        self.look()?;
+        self.produce_first()
+    }
+
+    /// The same, of the ring that everything but polled transfers is on.
+    fn produce_first(&mut self) -> Result<(), Errno> {
         if self.uring.unsubmitted() == 0 && !self.uring.has_task_work() {
             return Ok(());
         }
@@ -317,6 +339,16 @@ impl Ring {
         self.check_arena();
         while let Some(&index) = self.queue.front() {
             let entry = self.submission(index);
+            if self.is_polled(index) {
+                // SAFETY: as below.
+                if unsafe { self.push_polled(&entry)? } {
+                    self.queue.pop_front();
+                    self.counters.submissions += 1;
+                    continue;
+                }
+                self.counters.backlogged += self.queue.len() as u64;
+                return Ok(());
+            }
             // SAFETY: the addresses in an entry made by `submission` are in the arena, in slots
             // marked as under way since the operation was accepted, or in the frame of a socket
             // whose slot is held until the operation ends; both marks and slot are released only
@@ -338,19 +370,20 @@ impl Ring {
     }
 
     /// The submission for an operation, built from its entry in the table.
-    fn submission(&self, index: u32) -> squeue::Entry {
-        let entry = match self.ops.get(index) {
+    fn submission(&self, index: u32) -> Submission {
+        let entry: Submission = match self.ops.get(index) {
             Op::Device(op) => self.device_submission(&op),
             Op::Receive { socket, buffer, from, len } => {
-                self.receive_submission(socket, buffer, from, len)
+                self.receive_submission(socket, buffer, from, len).into()
             }
-            Op::Send { socket } => self.send_submission(socket),
-            Op::Accept { listener } => self.accept_submission(listener),
-            Op::Command { file, command, .. } => self.command_submission(file, &command),
+            Op::Send { socket } => self.send_submission(socket).into(),
+            Op::Accept { listener } => self.accept_submission(listener).into(),
+            Op::Command { file, command, .. } => self.command_submission(file, &command).into(),
             Op::Wake => opcode::PollAdd::new(types::Fd(self.waker.raw_fd()), libc::POLLIN as u32)
                 .multi(true)
-                .build(),
-            Op::Cancel { target } => opcode::AsyncCancel::new(target).build(),
+                .build()
+                .into(),
+            Op::Cancel { target } => opcode::AsyncCancel::new(target).build().into(),
         };
         entry.user_data(self.ops.user_data(index))
     }
@@ -391,29 +424,30 @@ impl Ring {
             count += 1;
             self.complete(&completion);
         }
+        count += self.reap_polled();
         self.counters.completions += count as u64;
         if count > 0 && self.spin.is_enabled() {
             self.spin.arrived(monotonic_ns(), count);
         }
     }
 
-    fn complete(&mut self, completion: &cqueue::Entry) {
-        let Some((index, op)) = self.ops.lookup(completion.user_data()) else {
+    fn complete(&mut self, completion: &Completion) {
+        let Some((index, op)) = self.ops.lookup(completion.user_data) else {
             self.counters.strays += 1;
             return;
         };
-        let more = cqueue::more(completion.flags());
+        let more = cqueue::more(completion.flags);
         match op {
-            Op::Device(op) => self.complete_device(index, op, completion.result()),
+            Op::Device(op) => self.complete_device(index, op, completion.result),
             Op::Receive { socket, buffer, from, len } => {
-                self.complete_receive(index, socket, buffer, from, len, completion.result());
+                self.complete_receive(index, socket, buffer, from, len, completion.result);
             }
-            Op::Send { socket } => self.complete_send(index, socket, completion.result()),
+            Op::Send { socket } => self.complete_send(index, socket, completion.result),
             Op::Accept { listener } => {
-                self.complete_accept(index, listener, completion.result(), more);
+                self.complete_accept(index, listener, completion.result, more);
             }
             Op::Command { file, name, .. } => {
-                self.complete_command(index, file, name, completion.result());
+                self.complete_command(index, file, name, completion.result);
             }
             // The wake-up itself was seen in the waker's state; only the watch is renewed.
             Op::Wake => {

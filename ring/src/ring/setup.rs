@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::polling::PassthroughMode;
 use super::sockets::SocketSlot;
 use super::{DEVICES_MAX, Ring, RingConfig};
 use crate::arena::Arena;
@@ -15,7 +16,7 @@ use crate::mode::{BufferMode, RingMode};
 use crate::ops::{Op, OpTable};
 use crate::spin::SpinEstimate;
 use crate::timers::Timers;
-use crate::uring::{ATTEMPTS, Attempt, Uring, errno_of};
+use crate::uring::{ATTEMPTS, Attempt, Shape, Uring, errno_of};
 use crate::wake::Waker;
 
 /// `MSG_NOSIGNAL`: a peer that is gone is an error, not `SIGPIPE`. `MSG_WAITALL`: the kernel itself
@@ -53,8 +54,17 @@ impl Ring {
         // Room for what is usually under way at once; more is kept by the kernel, not lost
         // (IORING_FEAT_NODROP).
         let cq_entries = (config.entries * 4).clamp(1024, 2 * ENTRIES_MAX);
-        let (uring, setup) =
-            with_locked_memory(|| Uring::new(config.entries, cq_entries, attempts))?;
+        let wide = config.passthrough != PassthroughMode::Off;
+        let shapes: &[Shape] = if wide { &[Shape::Wide, Shape::Narrow] } else { &[Shape::Narrow] };
+        let mut made = Err(RingError::Os { call: "io_uring_setup", errno: Errno::INVAL });
+        for &shape in shapes {
+            // Before Linux 5.19 there are none that are wide.
+            if matches!(made, Err(RingError::Os { errno: Errno::INVAL, .. })) {
+                made =
+                    with_locked_memory(|| Uring::new(config.entries, cq_entries, shape, attempts));
+            }
+        }
+        let (uring, setup) = made?;
         let arena = Arena::new(config.arena_blocks).map_err(|error| RingError::Memory {
             bytes: u64::from(config.arena_blocks) << flagstone_block::BLOCK_BITS,
             errno: errno_of(&error),
@@ -72,6 +82,7 @@ impl Ring {
             registered_files,
             huge_pages: arena.huge_pages(),
             spins: spin.is_enabled(),
+            wide: setup.wide,
             sq_entries: setup.sq_entries,
             cq_entries: setup.cq_entries,
             arena_bytes: u64::from(config.arena_blocks) << flagstone_block::BLOCK_BITS,
@@ -80,6 +91,8 @@ impl Ring {
         let operations = (config.entries as usize * 4).max(1024);
         let mut ring = Self {
             uring,
+            poller: None,
+            passthrough: config.passthrough,
             arena_identity: arena.identity(),
             arena,
             ops: OpTable::with_capacity(operations),
@@ -127,7 +140,7 @@ fn with_locked_memory<T>(mut setup: impl FnMut() -> Result<T, RingError>) -> Res
 
 /// Registers the arena in pieces of at most 1 GiB. On `ENOMEM` the soft limit of locked memory is
 /// raised to the hard one and it is tried once more (`io_uring_register(2)`, `RLIMIT_MEMLOCK`).
-fn register_arena(uring: &Uring, arena: &Arena) -> BufferMode {
+pub(super) fn register_arena(uring: &Uring, arena: &Arena) -> BufferMode {
     let (base, len) = arena.whole();
     let pieces: Vec<libc::iovec> = (0..len)
         .step_by(REGISTERED_BYTES_MAX)

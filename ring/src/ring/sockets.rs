@@ -62,7 +62,7 @@ impl Ring {
 
     pub(super) fn install_socket(&mut self, fd: OwnedFd) -> Option<SocketId> {
         let slot = self.free_sockets.pop()?;
-        let target = self.register_file(DEVICES_MAX + slot, &fd);
+        let target = self.register_file(DEVICES_MAX + slot, fd.as_fd());
         let entry = &mut self.sockets[slot as usize];
         entry.frame.get_or_insert_with(SendFrame::new);
         entry.open = Some(Socket { fd, target, receiving: None, sending: None, closing: false });

@@ -15,6 +15,8 @@ use crate::uring::Wait;
 const DRAIN_MAX_NS: u64 = 10_000_000_000;
 /// One wait; a completion ends it sooner.
 const DRAIN_STEP_NS: u64 = 100_000_000;
+/// The same while there is something to be polled for.
+const POLL_STEP_NS: u64 = 1_000_000;
 
 impl Drop for Ring {
     fn drop(&mut self) {
@@ -33,6 +35,7 @@ impl Drop for Ring {
         // Closing the ring would release these too, but some time later, in the kernel's own time:
         // a device would stay locked and memory accounted after this returns. Not having registered
         // them is the only way for this to fail.
+        self.release_poller();
         let _ = self.uring.submitter().unregister_files();
         let _ = self.uring.submitter().unregister_buffers();
     }
@@ -56,7 +59,8 @@ impl Ring {
         let under_way: Vec<u64> = self
             .ops
             .iter()
-            .filter(|(_, op)| !matches!(op, Op::Command { .. }))
+            // What is polled for can't be asked to end, and does soon.
+            .filter(|&(index, op)| !matches!(op, Op::Command { .. }) && !self.is_polled(index))
             .map(|(index, _)| self.ops.user_data(index))
             .collect();
         for target in under_way {
@@ -68,7 +72,11 @@ impl Ring {
             if now_ns >= give_up_ns || self.fill().is_err() {
                 return false;
             }
-            let timeout_ns = Some(DRAIN_STEP_NS.min(give_up_ns - now_ns));
+            let step_ns = if self.polled_in_flight() > 0 { POLL_STEP_NS } else { DRAIN_STEP_NS };
+            let timeout_ns = Some(step_ns.min(give_up_ns - now_ns));
+            if self.look().is_err() {
+                return false;
+            }
             if self.enter(Wait::For { completions: 1, timeout_ns }).is_err() {
                 return false;
             }

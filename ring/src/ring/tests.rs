@@ -11,8 +11,13 @@ use crate::device::{Allocation, Device};
 use crate::net::listen_unix;
 use crate::uring::ATTEMPTS;
 
-const CONFIG: RingConfig =
-    RingConfig { entries: 8, arena_blocks: 256, spin: SpinPolicy::Never, max_sockets: 4 };
+const CONFIG: RingConfig = RingConfig {
+    entries: 8,
+    arena_blocks: 256,
+    spin: SpinPolicy::Never,
+    max_sockets: 4,
+    passthrough: PassthroughMode::Off,
+};
 
 fn event(ring: &mut Ring) -> Event {
     let give_up = ring.now_ns() + 20_000_000_000;
@@ -150,7 +155,7 @@ fn completions_that_name_nothing_change_nothing() {
     // A submission from outside the table, as a late completion of a released entry would look.
     let stray = opcode::Nop::new().build().user_data(u64::MAX);
     // SAFETY: a no-operation refers to no memory.
-    assert!(unsafe { ring.uring.push(&stray) });
+    assert!(unsafe { ring.uring.push(&stray.into()) });
     ring.submit_and_wait(Some(ring.now_ns() + 10_000_000)).expect("the ring works");
     assert_eq!(ring.counters().strays, 1);
     assert_eq!(ring.next_event(), None);

@@ -10,7 +10,13 @@ use flagstone_ring::{Allocation, Device, DeviceId, Event, Ring, RingConfig, Spin
 const PATIENCE_NS: u64 = 20_000_000_000;
 
 pub fn ring(arena_blocks: u32) -> Ring {
-    let config = RingConfig { entries: 64, arena_blocks, spin: SpinPolicy::Auto, max_sockets: 16 };
+    let config = RingConfig {
+        entries: 64,
+        arena_blocks,
+        spin: SpinPolicy::Auto,
+        max_sockets: 16,
+        ..RingConfig::default()
+    };
     Ring::new(config).expect("io_uring is available where these tests run")
 }
 

@@ -197,6 +197,9 @@ fn command(
     Ok(qemu)
 }
 
+/// A property of our own: a sector of 512 bytes that can't be read.
+const UNREADABLE: &str = "unreadable=";
+
 /// One NVMe controller with one namespace.
 fn add_disk(
     qemu: &mut Command,
@@ -221,8 +224,18 @@ fn add_disk(
         let recorder = format!("driver=blklogwrites,node-name={node},file=disk{number},{how}");
         qemu.args(["-blockdev", &recorder]);
     }
+    let sectors = properties.split(',').filter_map(|property| property.strip_prefix(UNREADABLE));
+    for sector in sectors {
+        let image = std::mem::replace(&mut node, format!("faulty{number}"));
+        let rule = format!(
+            "inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.sector={sector}"
+        );
+        let faulty = format!("driver=blkdebug,node-name={node},image={image},{rule}");
+        qemu.args(["-blockdev", &faulty]);
+    }
     let mut namespace = format!("nvme-ns,bus=nvme{number},drive={node},nsid=1");
-    for property in properties.split(',').filter(|property| !property.is_empty()) {
+    let ours = |property: &&str| property.starts_with(UNREADABLE) || property.is_empty();
+    for property in properties.split(',').filter(|property| !ours(property)) {
         namespace += &format!(",{property}");
         // QEMU refuses a physical block that is smaller than a logical one.
         if let Some(size) = property.strip_prefix("logical_block_size=")

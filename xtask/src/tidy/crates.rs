@@ -7,17 +7,18 @@ use super::File;
 
 /// The crates, by directory, and what each may depend on among them. Development dependencies are
 /// free, but for `sim` (see [`DEV_TOO`]).
-const EDGES: [(&str, &[&str]); 12] = [
+const EDGES: [(&str, &[&str]); 13] = [
     ("block", &[]),
     ("engine", &["block"]),
     ("nbd-frontend", &["block"]),
     ("ring", &["block"]),
     ("ublk-frontend", &["block", "ring"]),
-    ("loadgen", &["block", "ring"]),
-    ("flagstone", &["block", "engine", "nbd-frontend", "ublk-frontend", "ring", "loadgen"]),
+    ("nvme", &["block", "ring"]),
+    ("loadgen", &["block", "nvme", "ring"]),
+    ("flagstone", &["block", "engine", "nbd-frontend", "ublk-frontend", "nvme", "ring", "loadgen"]),
     ("sim", &["block", "engine", "nbd-frontend"]),
     ("benches", &["block", "loadgen"]),
-    ("fuzz", &["block", "engine", "nbd-frontend", "loadgen", "flagstone"]),
+    ("fuzz", &["block", "engine", "nbd-frontend", "nvme", "loadgen", "flagstone"]),
     ("tests", &[]),
     ("xtask", &[]),
 ];
@@ -26,7 +27,7 @@ const EDGES: [(&str, &[&str]); 12] = [
 const DEV_TOO: &str = "sim";
 
 /// The crates that may use `unsafe`.
-const UNSAFE: [&str; 2] = ["ring", "ublk-frontend"];
+const UNSAFE: [&str; 3] = ["ring", "nvme", "ublk-frontend"];
 
 pub(super) fn check(files: &[File]) -> Vec<String> {
     let mut complaints = Vec::new();

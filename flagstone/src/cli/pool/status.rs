@@ -1,6 +1,6 @@
 //! `flagstone pool status`: the pools of a running daemon, and how full they are.
 
-use crate::api::types::{Pool, PoolList, PoolState};
+use crate::api::types::{Pool, PoolDevice, PoolList, PoolState};
 use crate::cli::Failure;
 use crate::cli::api_args::ApiArgs;
 use crate::output::{self, Table};
@@ -68,19 +68,33 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
         ]);
     }
     output::line(&table.render())?;
-    for pool in pools.iter().filter(|pool| pool.devices.len() > 1) {
-        let mut table = Table::new(&["DEVICE", "STATE", "SIZE>", "SEGMENTS EMPTY>", "UUID"]);
+    let tells = |device: &PoolDevice| {
+        device.data_path.as_deref().is_some_and(|path| path.starts_with("nvme"))
+            || device.data_path_reason.is_some()
+    };
+    for pool in pools.iter().filter(|p| p.devices.len() > 1 || p.devices.iter().any(tells)) {
+        let columns = ["DEVICE", "STATE", "DATA PATH", "SIZE>", "SEGMENTS EMPTY>", "UUID"];
+        let mut table = Table::new(&columns);
         for device in &pool.devices {
             let journal = if device.journal { ", journal" } else { "" };
             table.row([
                 device.path.clone(),
                 format!("{}{journal}", device.state),
+                device.data_path.as_deref().unwrap_or("-").to_owned(),
                 Human(device.size_bytes).to_string(),
                 format!("{} of {}", device.segments_empty, device.segments),
                 device.uuid.clone(),
             ]);
         }
         output::line(&format!("\ndevices of {}:\n{}", pool.path, table.render()))?;
+    }
+    for device in pools.iter().flat_map(|pool| &pool.devices) {
+        if let Some(reason) = &device.data_path_reason {
+            let path = &device.path;
+            output::line(&format!(
+                "{path}: driven as a block device, not by NVMe commands: {reason}"
+            ))?;
+        }
     }
     for pool in &pools {
         if pool.waiting > 0 {

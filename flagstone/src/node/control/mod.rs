@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::device_path::NvmePolling;
 use super::devices::DeviceChange;
 use super::diff::{DiffPage, DiffQuery, DiffTarget};
 use super::discard::DeviceDiscard;
@@ -57,6 +58,8 @@ pub struct NodeConfig {
     pub full_wait: Duration,
     /// When the space of free segments is given back to the device.
     pub device_discard: DeviceDiscard,
+    /// When completions of NVMe commands are polled for.
+    pub nvme_polling: NvmePolling,
     /// A pool with a device missing is opened without it, to be read only; otherwise it is not opened.
     pub degraded: bool,
 }
@@ -74,6 +77,7 @@ impl Default for NodeConfig {
             on_full: OnFull::default(),
             full_wait: FULL_WAIT,
             device_discard: DeviceDiscard::default(),
+            nvme_polling: NvmePolling::default(),
             degraded: false,
         }
     }
