@@ -430,6 +430,7 @@ async fn block_devices_are_attached_and_detached_by_name() {
         ("{\"volume\": \"a\", \"queue_depth\": 0}", "invalid_body"),
         ("{\"volume\": \"a\", \"queue_depth\": 4097}", "invalid_body"),
         ("{\"volume\": \"a\", \"number\": -1}", "invalid_body"),
+        ("{\"volume\": \"a\", \"number\": 4294967295}", "invalid_body"),
         ("{\"number\": 1}", "invalid_body"),
     ] {
         let (_, _, answer) = daemon.raw(request("POST", "/v1/ublk", body)).await;

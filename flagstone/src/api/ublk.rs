@@ -13,6 +13,8 @@ use super::types::DeleteQuery;
 
 /// Most requests that a block device can have under way (`UBLK_MAX_QUEUE_DEPTH`).
 pub const DEPTH_MAX: u16 = 4096;
+/// The largest N of `/dev/ublkbN`: the kernel's minor numbers have 20 bits (`MINORBITS`).
+pub const NUMBER_MAX: u32 = (1 << 20) - 1;
 
 /// Asks for a block device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,7 +23,7 @@ pub struct AttachVolume {
     /// Name of the volume, or of a snapshot, `VOLUME@SNAPSHOT`, which can only be read.
     #[schema(example = "demo")]
     pub volume: String,
-    /// The N of `/dev/ublkbN`; without it, the next that is free.
+    /// The N of `/dev/ublkbN`, 0 to 1048575; without it, the next that is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u32>,
     /// Requests under way at once, 1 to 4096; 128 without it.
@@ -104,6 +106,10 @@ pub(super) async fn attach(
     check_either(&request.volume)?;
     if request.queue_depth.is_some_and(|depth| !(1..=DEPTH_MAX).contains(&depth)) {
         let text = format!("queue_depth is from 1 to {DEPTH_MAX}");
+        return Err(ApiError::new(ErrorCode::InvalidBody, text));
+    }
+    if request.number.is_some_and(|number| number > NUMBER_MAX) {
+        let text = format!("number is from 0 to {NUMBER_MAX}");
         return Err(ApiError::new(ErrorCode::InvalidBody, text));
     }
     let (attached, new) = context.backend.attach(request).await?;

@@ -4,7 +4,9 @@ use clap::Subcommand;
 
 use super::Failure;
 use super::api_args::ApiArgs;
-use crate::api::ublk::{AttachVolume, Attached, AttachedList, AttachedState, DEPTH_MAX};
+use crate::api::ublk::{
+    AttachVolume, Attached, AttachedList, AttachedState, DEPTH_MAX, NUMBER_MAX,
+};
 use crate::daemon::backend::attached;
 use crate::exit::Exit;
 use crate::name::{parse_name, parse_snapshot_name};
@@ -42,7 +44,7 @@ pub struct AttachArgs {
     volume: String,
 
     /// Have it as /dev/ublkbN [default: the next that is free]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(NUMBER_MAX)))]
     number: Option<u32>,
 
     /// Requests under way at once [default: 128]

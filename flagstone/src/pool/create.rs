@@ -198,6 +198,7 @@ impl CreateError {
             | Self::File(CreateFileError::Open(DeviceOpenError::InUse { .. })) => Exit::InUse,
             Self::HoldsData { .. } => Exit::HoldsData,
             Self::Probe(ProbeError::Unsuitable { .. })
+            | Self::Open(DeviceOpenError::Unfit { .. })
             | Self::SizeMissing { .. }
             | Self::Twice { .. }
             | Self::FileOnly { .. }

@@ -104,6 +104,7 @@ fn is_for_certain(error: &DeviceOpenError) -> bool {
         DeviceOpenError::PermissionDenied { .. }
             | DeviceOpenError::InUse { .. }
             | DeviceOpenError::WrongType { .. }
+            | DeviceOpenError::Unfit { .. }
     )
 }
 

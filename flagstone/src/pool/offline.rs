@@ -47,7 +47,7 @@ impl OfflineError {
 pub fn device_exit(error: &DeviceOpenError) -> Exit {
     match error {
         DeviceOpenError::InUse { .. } => Exit::InUse,
-        DeviceOpenError::WrongType { .. } => Exit::Usage,
+        DeviceOpenError::WrongType { .. } | DeviceOpenError::Unfit { .. } => Exit::Usage,
         DeviceOpenError::NotFound { .. } => Exit::NoPool,
         // A part of the path is a file: there is nothing at its end either.
         DeviceOpenError::Os { errno: Errno::NOTDIR, .. } => Exit::NoPool,
