@@ -2,7 +2,7 @@
 # snapshots.sh [GIB...]: what snapshots and clones cost, on a RAM disk.
 #
 # For a volume of each size (1, 16 and 64 GiB), written once: COUNT (100) snapshots under 4 KiB random writes, 8 in flight, one every EVERY (1)
-# seconds: how long the call takes (`calls`), and the p99 of the writes in as many seconds without snapshots and in those with them; then how
+# seconds: how long the call takes, and the p99 of the writes in as many seconds without snapshots and in those with them, ten in turn; then how
 # long it takes to delete all of them, call by call. With the first size: plain overwrites and the first ones after a snapshot, in turn, ROUNDS times
 # (5), beside qcow2 with an internal snapshot behind qemu-nbd; and random reads of the volume and of the last of DEPTH (250) clones of clones,
 # in turn. All that is written is zeroes, which cost zram no memory. Needs fio, curl, jq, qemu-nbd and qemu-img.
@@ -35,23 +35,30 @@ qcow2_bench() { "$F" bench nbd "nbd+unix:///?socket=$DIR/qcow2.sock" --zero-buff
 qcow2_writes() { qcow2_bench --rw randwrite --depth 32 --duration 2s --seed "$1" | jq '.total.iops | round'; }
 count=${COUNT:-100} every=${EVERY:-1}
 for gib in "${sizes[@]}"; do
-  # Snapshots keep what is overwritten: room for as many seconds of writes, and as many before.
-  ram_disk $((gib * 1280 + 3072 + count * 1000))
+  # Snapshots keep what is overwritten: room for as many seconds of writes, and as many before, so that there is nothing to be cleaned.
+  ram_disk $((gib * 4096 + count * 1000))
   # The speeds of the first one are compared: memory that zram takes for the first time costs it many times what a write costs later.
   [ "$gib" != "${sizes[0]}" ] || [ "$gib" -gt 2 ] || "$F" bench raw "$DISK" --rw write --block-size 1M --depth 4 --ops $((gib * 1280 + 3072)) --force-destructive > /dev/null 2>&1
   "$F" pool create --force "$DISK" > /dev/null
   serve "$DISK" --map-memory 2G
   "$F" volume create v --size "${gib}G" $API > /dev/null
   load_with --rw=write --bs=1m --iodepth=8 --size="${gib}g"
-  seconds=$(awk "BEGIN { printf \"%d\", $count * $every + 1 }")
-  before=$(bench v randwrite 8 --duration "${seconds}s" --seed 1 | jq '.total.latency.p99_us | round')
-  bench v randwrite 8 --duration "${seconds}s" --seed 2 > "$DIR/with.json" & writer=$!
-  sleep 0.5
-  for i in $(seq "$count"); do shot "s$i"; sleep "$every"; done > "$DIR/calls"
-  wait $writer
+  # In turn, ten snapshots at a time: what else the machine does meets both alike.
+  seconds=$(awk "BEGIN { printf \"%d\", 10 * $every + 1 }")
+  : > "$DIR/calls"
+  : > "$DIR/p99"
+  for ten in $(seq 0 10 $((count - 1))); do
+    before=$(bench v randwrite 8 --duration "${seconds}s" --seed $((ten + 1)) | jq '.total.latency.p99_us | round')
+    bench v randwrite 8 --duration "${seconds}s" --seed $((ten + 2)) > "$DIR/with.json" & writer=$!
+    sleep 0.5
+    for i in $(seq $((ten + 1)) $((ten + 10 < count ? ten + 10 : count))); do shot "s$i"; sleep "$every"; done >> "$DIR/calls"
+    wait $writer
+    printf '%d %d\n' "$before" "$(jq '.total.latency.p99_us | round' "$DIR/with.json")" >> "$DIR/p99"
+  done
   grep -vc ' 201$' "$DIR/calls" | sed 's/^0$//; s/^\([0-9].*\)$/\1 calls were refused/' | grep . || true
-  printf '%d GiB: snapshot %s; writes p99 %d us without, %d us with; load %s; %s\n' "$gib" "$(spread_of < "$DIR/calls")" \
-    "$before" "$(jq '.total.latency.p99_us | round' "$DIR/with.json")" "$(load)" "$(rss)"
+  median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+  printf '%d GiB: snapshot %s; writes p99 %d us without, %d us with (medians), ratio %s; load %s; %s\n' "$gib" "$(spread_of < "$DIR/calls")" \
+    "$(cut -d' ' -f1 "$DIR/p99" | median)" "$(cut -d' ' -f2 "$DIR/p99" | median)" "$(awk '{ printf "%.2f\n", $2 / $1 }' "$DIR/p99" | median)" "$(load)" "$(rss)"
   for i in $(seq "$count"); do call -X DELETE "http://x/v1/snapshots/v@s$i"; done > "$DIR/calls"
   printf '%d GiB: deletion of a snapshot %s\n' "$gib" "$(spread_of < "$DIR/calls")"
   if [ "$gib" = "${sizes[0]}" ]; then

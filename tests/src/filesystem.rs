@@ -116,6 +116,12 @@ impl Mount {
         Self(directory.to_owned())
     }
 
+    /// One that is mounted already.
+    #[must_use]
+    pub fn of(directory: &Path) -> Self {
+        Self(directory.to_owned())
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

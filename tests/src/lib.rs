@@ -16,6 +16,7 @@ pub mod nbd;
 pub mod process;
 pub mod programs;
 pub mod random;
+pub mod recorded;
 pub mod recovery;
 
 use std::time::Duration;

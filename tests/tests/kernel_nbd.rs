@@ -3,11 +3,12 @@
 //! Runs in the lab; see docs/operations/lab.md.
 
 use std::fs;
+use std::path::Path;
 
 use flagstone_tests::MIB;
-use flagstone_tests::daemon::{Daemon, check_pool, directory_in_memory};
+use flagstone_tests::daemon::{Config, Daemon, check_pool, directory_in_memory, flagstone};
 use flagstone_tests::filesystem::{Mount, check_files, write_files};
-use flagstone_tests::kernel::NbdDevice;
+use flagstone_tests::kernel::{self, NbdDevice};
 use flagstone_tests::programs::{Need, can_run, command, finish, run, wait_until};
 
 const POOL: u64 = 640 * MIB;
@@ -19,7 +20,8 @@ const VOLUME: u64 = 320 * MIB;
 fn ext4() {
     let needs = [Need::Lab, Need::Program("nbd-client"), Need::Program("mkfs.ext4")];
     if can_run("ext4", &needs) {
-        file_system(&["mkfs.ext4", "-q"], &["e2fsck", "-f", "-n"]);
+        let grow = |device: &NbdDevice, _: &Path| drop(run("resize2fs", [device.device()]));
+        file_system(1, &["mkfs.ext4", "-q"], &["e2fsck", "-f", "-n"], grow);
     }
 }
 
@@ -27,18 +29,24 @@ fn ext4() {
 fn xfs() {
     let needs = [Need::Lab, Need::Program("nbd-client"), Need::Program("mkfs.xfs")];
     if can_run("xfs", &needs) {
-        file_system(&["mkfs.xfs", "-q"], &["xfs_repair", "-n"]);
+        let grow = |_: &NbdDevice, at: &Path| drop(run("xfs_growfs", [at]));
+        file_system(2, &["mkfs.xfs", "-q"], &["xfs_repair", "-n"], grow);
     }
 }
 
-/// Made, written to with verification, trimmed, unmounted, checked, and all found again after a clean
-/// restart of the daemon.
-fn file_system(make: &[&str], check: &[&str]) {
+/// Of a pool on that disk, which is driven by NVMe commands: made, written to with verification, trimmed, unmounted, checked, and
+/// all found again after a clean restart of the daemon; then grown while it is mounted, the client having connected again, and
+/// emptied, which gives the space back.
+fn file_system(disk: u32, make: &[&str], check: &[&str], grow: impl Fn(&NbdDevice, &Path)) {
     let on = |words: &[&str], device: &NbdDevice| {
         run(words[0], words[1..].iter().chain([&device.device()]));
     };
     let dir = directory_in_memory();
-    let mut daemon = Daemon::with_volume(dir.path(), POOL, VOLUME);
+    let pool = kernel::namespace(disk);
+    let created = flagstone(&["pool", "create", "--force", pool.to_str().unwrap()]);
+    assert!(created.status.success(), "{created:?}");
+    let mut daemon = Config::new(&pool, dir.path()).start();
+    daemon.create_volume("v", VOLUME);
     {
         let device = NbdDevice::attach(&daemon, "v", 0);
         assert_eq!(device.attribute("size"), (VOLUME / 512).to_string());
@@ -54,12 +62,26 @@ fn file_system(make: &[&str], check: &[&str]) {
         on(check, &device);
     }
     daemon.stop_cleanly();
-    check_pool(&dir.path().join("pool"));
+    check_pool(&pool);
     daemon.restart();
+    daemon.ask(&["volume", "resize", "v", "--size", "384M"]);
     let device = NbdDevice::attach(&daemon, "v", 0);
     on(check, &device);
-    let mount = Mount::new(device.device(), &dir.path().join("mnt"));
+    let at = dir.path().join("mnt");
+    let mount = Mount::new(device.device(), &at);
+    grow(&device, &at);
     check_files(mount.path());
+    let before = daemon.used();
+    run("rm", ["-r", at.join("sources").to_str().unwrap()]);
+    for file in 0..2 {
+        run("rm", [at.join(format!("fio.{file}.0"))]);
+    }
+    run("sync", ["-f", at.to_str().unwrap()]);
+    run("fstrim", [&at]);
+    let after = daemon.used();
+    assert!(after + 30 * MIB < before, "{before} bytes were used, and now {after}");
+    drop(mount);
+    on(check, &device);
 }
 
 /// The daemon is killed under a mounted file system: writes fail then, and what was synchronized before

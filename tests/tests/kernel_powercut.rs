@@ -4,7 +4,7 @@
 //!
 //! Two parts. One runs in the lab and ends with it; the other recovers, on the host, what the first
 //! has left in `FLAGSTONE_RECORDING`: the disk (`disk.img`), how it began (`base.img`), its log
-//! (`writes.log`) and the ledger. `cargo xtask test` runs both. `FLAGSTONE_POWERCUTS` says how many
+//! (`writes.log`) and the ledger; and likewise what `kernel_filesystem_recorded` has left there. `cargo xtask test` runs both. `FLAGSTONE_POWERCUTS` says how many
 //! images; `FLAGSTONE_SEED` chooses the same of a recording that was kept.
 
 use std::fs::{self, File};
@@ -14,12 +14,14 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use flagstone_tests::daemon::{Config, Daemon, directory_in_memory, flagstone};
+use flagstone_tests::daemon::{Config, Daemon, directory_in_memory, flagstone, try_check_pool};
+use flagstone_tests::filesystem::{Loop, Mount};
 use flagstone_tests::kernel::{self, POWER_CUT};
 use flagstone_tests::ledger::{Clock, Ledger};
 use flagstone_tests::load::{self, Plan, Shared};
-use flagstone_tests::programs::{Need, can_run, succeed};
+use flagstone_tests::programs::{Need, can_run, command, finish, run, succeed};
 use flagstone_tests::random::Random;
+use flagstone_tests::recorded;
 use flagstone_tests::recovery::recover;
 use flagstone_tests::{BLOCK, MIB, knob};
 use rustix::fs::OFlags;
@@ -158,6 +160,99 @@ fn a_disk_without_flushes_is_found_out() {
         recording.check(&pool, dir.path(), entry)
     });
     assert!(cuts.any(|result| result.is_err()), "ten cuts without flushes, and nothing is missed");
+}
+
+/// A journaling file system, from images of its disk: every file that was synchronized before the cut is there, and the
+/// file system is sound once its journal was replayed.
+#[test]
+fn file_system_images_are_recovered() {
+    let needs = [
+        Need::Variable("FLAGSTONE_LAB"),
+        Need::Root,
+        Need::Loop,
+        Need::Program("nbdcopy"),
+        Need::Program("e2fsck"),
+    ];
+    let Some(directory) = recording("file_system_images_are_recovered", &needs) else { return };
+    let lab = PathBuf::from(std::env::var_os("FLAGSTONE_LAB").expect("set"));
+    let note = fs::read_to_string(directory.join(recorded::NOTE)).expect("the note");
+    let synchronized: Vec<u64> = note.lines().map(|line| line.parse().expect("a number")).collect();
+    assert_eq!(synchronized.len() as u64, recorded::FILES);
+    let mut random = Random::from_environment();
+    let dir = directory_in_memory();
+    let image = dir.path().join("image");
+    let (first, last) = (synchronized[0], *synchronized.last().expect("files"));
+    let replay = |entry: u64, how: &[&str]| {
+        let mut replay = Command::new(&lab);
+        replay.args(["lab", "replay", recorded::LOG, "--base", recorded::BASE]);
+        replay.args(["--at", &entry.to_string()]).args(how);
+        replay.arg("--out").arg(&image).current_dir(&directory);
+        succeed(replay);
+    };
+    let (cuts, mut found) = (knob("FLAGSTONE_POWERCUTS", CUTS / 2), 0);
+    for cut in 0..cuts {
+        // The first one has everything.
+        let entry = if cut == 0 { last } else { first + random.below(last - first + 1) };
+        let seed = random.number().to_string();
+        let mut how = vec!["--seed", &seed];
+        match random.below(3) {
+            0 => {}
+            1 => how.extend(["--torn", "512"]),
+            _ => how.extend(["--torn", "4096"]),
+        }
+        if random.chance(50) {
+            how.push("--reorder");
+        }
+        replay(entry, &how);
+        let there = synchronized.iter().take_while(|&&entries| entries <= entry).count() as u64;
+        match find_files(&image, dir.path(), there) {
+            Ok(()) => found += there,
+            Err(why) => panic!("cut before entry {entry} with {how:?}: {why}"),
+        }
+    }
+    println!("{cuts} cuts in {last} entries of the log; {found} files found");
+    // With a disk that lies about flushes something must be missed.
+    let mut lies = (1..=10).map(|tenth| {
+        let entry = first + (last - first) * tenth / 10;
+        let (seed, from) = (random.number().to_string(), first.to_string());
+        replay(entry, &["--seed", &seed, "--from", &from, "--ignore-flushes"]);
+        let there = synchronized.iter().take_while(|&&entries| entries <= entry).count() as u64;
+        find_files(&image, dir.path(), there)
+    });
+    assert!(lies.any(|result| result.is_err()), "ten cuts without flushes, and nothing is missed");
+}
+
+/// Recovers a pool, then the file system on its volume; the first so many files must be there.
+fn find_files(pool: &Path, dir: &Path, there: u64) -> Result<(), String> {
+    try_check_pool(pool)?;
+    let volume = dir.join("volume");
+    let mut daemon = Config::new(pool, dir).start();
+    run("nbdcopy", [&daemon.uri("v"), volume.to_str().unwrap()]);
+    daemon.kill();
+    {
+        let device = Loop::attach(&volume);
+        let at = dir.join("mnt");
+        fs::create_dir_all(&at).expect("a mount point");
+        let mut mount = command("mount");
+        mount.arg(device.device()).arg(&at);
+        let mounted = finish(mount);
+        if !mounted.status.success() {
+            return Err(format!("it can't be mounted: {mounted:?}"));
+        }
+        let mount = Mount::of(&at);
+        for number in 0..there {
+            let file = fs::read(mount.path().join(recorded::name(number)));
+            let file = file.map_err(|error| format!("file {number} of {there}: {error}"))?;
+            if file != recorded::content(number) {
+                return Err(format!("file {number} of {there} has something else in it"));
+            }
+        }
+    }
+    // With its journal replayed there is nothing to repair.
+    let mut check = command("e2fsck");
+    check.args(["-f", "-n"]).arg(&volume);
+    let checked = finish(check);
+    if checked.status.success() { Ok(()) } else { Err(format!("e2fsck: {checked:?}")) }
 }
 
 /// Where the recording is, or is to be. Without one nothing can be tested, and a line says so.

@@ -18,7 +18,11 @@ pub const PREFIX: &str = "kernel";
 /// The test binary that records in the guest and recovers here, and its tests for that.
 const POWER_CUT: &str = "kernel_powercut";
 const RECORDS: &str = "records_until_the_power_is_cut";
-const RECOVERS: [&str; 2] = ["crash_images_are_recovered", "a_disk_without_flushes_is_found_out"];
+const RECOVERS: [&str; 3] = [
+    "crash_images_are_recovered",
+    "a_disk_without_flushes_is_found_out",
+    "file_system_images_are_recovered",
+];
 
 /// Bytes of the recorded disk.
 const RECORDED: u64 = 96 << 20;
@@ -56,6 +60,8 @@ pub fn run(root: &Path, suite: &str, cargo: Command) -> Result<Counts, String> {
     guest.args(["--nvme", "128M,ms=8", "--nvme", "256M,unreadable=204800"]);
     // To be pulled out.
     guest.args(["--nvme", "256M"]);
+    // For a file system; recorded, too.
+    guest.args(["--disk", "fs.img,recorded=fs.log"]);
     guest.args(["--timeout", "300", "--expect-cut", "--", "sh", "-c", SCRIPT, "sh"]);
     guest.arg(last).args(others);
     guest.env("RECORDS", RECORDS).env("FLAGSTONE_RECORDING", &recording.0);
@@ -111,7 +117,7 @@ impl Recording {
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).map_err(failed)?;
         let recording = Self(path.clone());
-        for name in ["base.img", "disk.img"] {
+        for name in ["base.img", "disk.img", "fs-base.img", "fs.img"] {
             File::create(path.join(name))
                 .and_then(|file| file.set_len(RECORDED))
                 .map_err(failed)?;

@@ -191,14 +191,18 @@ fn command(
             }
             Content::Empty { bytes } => place.disk(number, *bytes)?,
         };
-        let log = options.log.as_deref().filter(|_| number == 0);
-        add_disk(&mut qemu, number, &file, &disk.properties, log)?;
+        let log = options.log.as_deref().filter(|_| number == 0).map(Path::to_owned);
+        let property = disk.properties.split(',').find_map(|p| p.strip_prefix(RECORDED));
+        let log = log.or_else(|| property.map(|log| directory.join(log)));
+        add_disk(&mut qemu, number, &file, &disk.properties, log.as_deref())?;
     }
     Ok(qemu)
 }
 
 /// A property of our own: a sector of 512 bytes that can't be read.
 const UNREADABLE: &str = "unreadable=";
+/// Another: where the writes to the disk are recorded.
+const RECORDED: &str = "recorded=";
 
 /// One NVMe controller with one namespace.
 fn add_disk(
@@ -217,10 +221,11 @@ fn add_disk(
     if let Some(log) = log {
         File::create(log).map_err(|error| failed(log, &error))?;
         let log = value(log);
-        qemu.args(["-blockdev", &format!("driver=file,node-name=log,filename={log}")]);
-        node = "recorder".to_owned();
+        let name = format!("log{number}");
+        qemu.args(["-blockdev", &format!("driver=file,node-name={name},filename={log}")]);
+        node = format!("recorder{number}");
         // The number of entries is kept up to date, so that it is right whenever the power is cut.
-        let how = "discard=unmap,log-super-update-interval=1,log=log";
+        let how = format!("discard=unmap,log-super-update-interval=1,log={name}");
         let recorder = format!("driver=blklogwrites,node-name={node},file=disk{number},{how}");
         qemu.args(["-blockdev", &recorder]);
     }
@@ -234,7 +239,9 @@ fn add_disk(
         qemu.args(["-blockdev", &faulty]);
     }
     let mut namespace = format!("nvme-ns,bus=nvme{number},drive={node},nsid=1");
-    let ours = |property: &&str| property.starts_with(UNREADABLE) || property.is_empty();
+    let ours = |property: &&str| {
+        property.is_empty() || [UNREADABLE, RECORDED].iter().any(|own| property.starts_with(own))
+    };
     for property in properties.split(',').filter(|property| !ours(property)) {
         namespace += &format!(",{property}");
         // QEMU refuses a physical block that is smaller than a logical one.

@@ -43,7 +43,8 @@ The first use installs what is missing, as root, and fetches a kernel. Options o
 
   --nvme SIZE[,PROPERTY=VALUE]...  an empty NVMe disk, gone afterwards; repeatable; 1G if no disk is named
   --disk FILE[,PROPERTY=VALUE]...  an NVMe disk that is kept in FILE; repeatable
-                                   PROPERTY: of QEMU's nvme-ns; or unreadable=SECTOR, which can't be read
+                                   PROPERTY: of QEMU's nvme-ns; or unreadable=SECTOR, which can't be read,
+                                   or recorded=FILE, as --log
   --log FILE                       record the writes, flushes and discards of the first disk
   --memory SIZE                    of the guest [1536M]
   --cpus N                         of the guest [2]
