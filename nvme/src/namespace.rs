@@ -96,7 +96,7 @@ pub struct Namespace {
 /// # Errors
 /// It is one, and can't be used: see [`NamespaceError`].
 pub fn block_device(path: &Path) -> Result<Option<PathBuf>, NamespaceError> {
-    let Some(name) = generic_name(path)? else { return Ok(None) };
+    let Some(name) = generic_name(path) else { return Ok(None) };
     // With several ways to a namespace the kernel names each of them: ngXcYnZ.
     let block = name.strip_prefix("ng").filter(|rest| !rest.contains('c'));
     let none = || NamespaceError::NoBlockDevice { path: path.to_owned() };
@@ -117,25 +117,15 @@ pub fn block_device(path: &Path) -> Result<Option<PathBuf>, NamespaceError> {
 }
 
 /// The kernel's name of a device that takes commands of a namespace.
-fn generic_name(path: &Path) -> Result<Option<String>, NamespaceError> {
-    let os = |source| NamespaceError::Os { path: path.to_owned(), source };
-    let meta = match fs::metadata(path) {
-        Ok(meta) => meta,
-        // Whoever opens it will say so.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(os(error)),
-    };
-    if !meta.file_type().is_char_device() {
-        return Ok(None);
-    }
+fn generic_name(path: &Path) -> Option<String> {
+    // What can't be looked at, whoever opens it will say.
+    let meta = fs::metadata(path).ok().filter(|meta| meta.file_type().is_char_device())?;
     let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
     let sys = Path::new(SYS).join(format!("dev/char/{major}:{minor}"));
-    let Ok(sys) = fs::canonicalize(sys) else { return Ok(None) };
+    let sys = fs::canonicalize(sys).ok()?;
     let class = fs::canonicalize(sys.join("subsystem")).unwrap_or_default();
-    if class.file_name().is_none_or(|class| class != CLASS) {
-        return Ok(None);
-    }
-    Ok(sys.file_name().map(|name| name.to_string_lossy().into_owned()))
+    class.file_name().filter(|class| *class == CLASS)?;
+    Some(sys.file_name()?.to_string_lossy().into_owned())
 }
 
 impl Namespace {
@@ -229,7 +219,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("file");
         fs::write(&file, b"").expect("written");
-        for path in [Path::new("/dev/null"), &file, dir.path(), &dir.path().join("nothing")] {
+        let (nothing, beyond) = (dir.path().join("nothing"), file.join("beyond"));
+        for path in [Path::new("/dev/null"), &file, dir.path(), &nothing, &beyond] {
             assert!(block_device(path).expect("can be looked at").is_none(), "{path:?}");
         }
     }
