@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -129,12 +129,12 @@ fn generic_name(path: &Path) -> Option<String> {
 }
 
 impl Namespace {
-    /// Opens the namespace that `path` takes commands for, and tries whether they get through. Its block device, `block`, must be open exclusively
-    /// already: see the module's header.
+    /// Opens the namespace that `path` takes commands for, and tries whether they get through. `held` is its block device, `block`, open exclusively:
+    /// see the module's header.
     ///
     /// # Errors
     /// See [`NamespaceError`]. That commands don't get through is none: see [`Namespace::commands`].
-    pub fn open(path: &Path, block: &Path) -> Result<Self, NamespaceError> {
+    pub fn open(path: &Path, block: &Path, held: BorrowedFd<'_>) -> Result<Self, NamespaceError> {
         let os = |source| NamespaceError::Os { path: path.to_owned(), source };
         let silent = |failure: IdentifyFailure| NamespaceError::Identify {
             path: path.to_owned(),
@@ -142,7 +142,28 @@ impl Namespace {
         };
         let file = File::options().read(true).write(true).open(path).map_err(os)?;
         let file = OwnedFd::from(file);
+        // Names may lead elsewhere by now, or in a container: what counts is what was opened.
+        let different =
+            || NamespaceError::Different { path: path.to_owned(), block: block.to_owned() };
+        let number = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| stat.st_rdev).ok();
+        let class = Path::new(SYS).join("class");
+        let expected = |class: PathBuf| fs::read_to_string(class.join("dev")).ok();
+        let generic = generic_name(path).ok_or_else(different)?;
+        let name = block.file_name().unwrap_or_default();
+        let same = |fd, class| {
+            let text = |n| format!("{}:{}", rustix::fs::major(n), rustix::fs::minor(n));
+            let (number, expected) = (number(fd), expected(class));
+            number.map(text).is_some_and(|n| expected.is_some_and(|e| e.trim() == n))
+        };
+        if !same(file.as_fd(), class.join(CLASS).join(generic))
+            || !same(held, class.join("block").join(name))
+        {
+            return Err(different());
+        }
         let nsid = namespace_id(file.as_fd()).map_err(os)?;
+        if namespace_id(held).map_err(os)? != nsid {
+            return Err(different());
+        }
         let queue = Queue::of(block);
         if queue.text("zoned").is_some_and(|zoned| zoned != "none") {
             return Err(NamespaceError::Zoned { path: path.to_owned() });
@@ -153,14 +174,7 @@ impl Namespace {
         let controller = IdentifyController::parse(&data[..]).expect("the data is whole");
         let geometry = Geometry::of(&namespace)
             .map_err(|source| NamespaceError::Format { path: path.to_owned(), source })?;
-        let different =
-            || NamespaceError::Different { path: path.to_owned(), block: block.to_owned() };
-        let other = File::open(block)
-            .map_err(|source| NamespaceError::Os { path: block.to_owned(), source })?;
-        if namespace_id(other.as_fd()).map_err(os)? != nsid {
-            return Err(different());
-        }
-        let end = rustix::fs::seek(&other, rustix::fs::SeekFrom::End(0));
+        let end = rustix::fs::seek(held, rustix::fs::SeekFrom::End(0));
         if end.map_err(|errno| os(errno.into()))? != geometry.bytes() {
             return Err(different());
         }
@@ -173,9 +187,21 @@ impl Namespace {
         let discards = controller.capabilities.dataset_management;
         let discard_bytes_max = queue.number("discard_max_bytes").filter(|_| discards);
         let trial = |completions| probe(file.as_fd(), nsid, geometry.shift, completions);
-        let (works, polled) = match trial(Completions::Interrupts) {
-            Ok(()) => (Ok(()), trial(Completions::Polled).err()),
-            Err(error) => (Err(error), None),
+        let transport = class.join("block").join(name).join("device/transport");
+        let transport = fs::read_to_string(transport).unwrap_or_default();
+        let (works, polled) = if transport.trim() != "pcie" {
+            // Over a network, or several paths, the block layer waits for a path that is lost; commands would fail.
+            let transport = transport.trim().to_owned();
+            (Err(ProbeError::Transport { transport }), None)
+        } else {
+            match trial(Completions::Interrupts) {
+                // Without such queues a polled command works as well: its interrupt is waited for.
+                Ok(()) if queue.text("io_poll").is_none_or(|io_poll| io_poll != "1") => {
+                    (Ok(()), Some(ProbeError::NoPollQueues))
+                }
+                Ok(()) => (Ok(()), trial(Completions::Polled).err()),
+                Err(error) => (Err(error), None),
+            }
         };
         let commands = works.map(|()| {
             let commands: Arc<dyn Passthrough> = Arc::new(Commands {

@@ -5,6 +5,7 @@
 //! don't get through.
 
 use std::borrow::Cow;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use flagstone_ring::{Device, DeviceOpenError, OpenMode};
@@ -19,7 +20,14 @@ pub fn open(path: &Path, mode: OpenMode) -> Result<Device, DeviceOpenError> {
     let unfit = |error: NamespaceError| DeviceOpenError::Unfit { reason: error.to_string() };
     let Some(block) = block_device(path).map_err(unfit)? else { return Device::open(path, mode) };
     let device = Device::open(&block, mode)?;
-    let namespace = Namespace::open(path, &block).map_err(unfit)?;
+    let namespace = match Namespace::open(path, &block, device.as_fd()) {
+        Ok(namespace) => namespace,
+        // A disk that is dying, or that this process may not give commands to, is still a block device.
+        Err(error @ (NamespaceError::Identify { .. } | NamespaceError::Os { .. })) => {
+            return Ok(device.with_passthrough(path, Err(error.to_string())));
+        }
+        Err(error) => return Err(unfit(error)),
+    };
     let commands = namespace.commands.map_err(|error| error.to_string());
     let (name, model) = (path.display(), namespace.controller.model);
     let (block_bytes, polls) = (namespace.geometry.block_bytes(), namespace.not_polled.is_none());

@@ -5,6 +5,7 @@
 //! memory with different content before; only if both say the same, it was read at all.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -41,6 +42,17 @@ pub enum ProbeError {
     /// The driver or the device refused.
     #[error("a trial read failed: {0}")]
     Refused(flagstone_block::DeviceError),
+    /// It is not attached by PCI Express.
+    #[error(
+        "it is attached by {transport:?}, where the block layer waits for lost paths; commands would fail"
+    )]
+    Transport {
+        /// As the kernel calls it; empty of several paths.
+        transport: String,
+    },
+    /// The driver has no queues whose completions are polled for.
+    #[error("the driver has no queues for that (nvme.poll_queues)")]
+    NoPollQueues,
     /// It did not end.
     #[error("a trial read did not end within {} s", PATIENCE.as_secs())]
     Hangs,
@@ -49,11 +61,17 @@ pub enum ProbeError {
     Untrue,
 }
 
-/// Memory for one block, aligned to it.
+/// Length of the memory that is registered. Kernels from Linux 6.1 on, until that was put right, refused a transfer that was shorter than
+/// its registered buffer by more pages than a command can have, which the reactor's all are.
+const MEMORY_BYTES: usize = 4 << 20;
+/// Where the block is read to in it.
+const BLOCK_AT: usize = MEMORY_BYTES / 4;
+
+/// Memory to be registered, aligned to a block.
 struct Page(NonNull<u8>);
 
 impl Page {
-    const LAYOUT: Layout = match Layout::from_size_align(BLOCK_SIZE, BLOCK_SIZE) {
+    const LAYOUT: Layout = match Layout::from_size_align(MEMORY_BYTES, BLOCK_SIZE) {
         Ok(layout) => layout,
         Err(_) => panic!("a block is a power of two"),
     };
@@ -64,9 +82,13 @@ impl Page {
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the memory is this value's, as long as the layout, initialised, and borrowed as this value is. Nobody
-        // calls this while a command is under way.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr(), BLOCK_SIZE) }
+        // SAFETY: the memory is this value's, a block of it lies at `BLOCK_AT`, is initialised, and borrowed as this value is.
+        // Nobody calls this while a command is under way.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr().add(BLOCK_AT), BLOCK_SIZE) }
+    }
+
+    fn address(&self) -> u64 {
+        self.0.as_ptr() as u64 + BLOCK_AT as u64
     }
 }
 
@@ -77,7 +99,7 @@ impl Drop for Page {
     }
 }
 
-/// Reads the first block of the namespace twice.
+/// Reads the first block of the namespace twice, and flushes; as the reactor will, with registered memory where that can be had.
 pub(crate) fn probe(
     device: BorrowedFd<'_>,
     nsid: u32,
@@ -89,41 +111,62 @@ pub(crate) fn probe(
         builder.setup_iopoll();
     }
     let mut ring = builder.build(4).map_err(ProbeError::Ring)?;
-    let mut page = Page::new().ok_or(ProbeError::Memory)?;
-    let mut seen = Vec::with_capacity(2);
-    for before in [0x55, 0xaa] {
-        page.bytes().fill(before);
-        page = read(&mut ring, device, nsid, shift, completions, page)?;
-        seen.push(page.bytes().to_vec());
-    }
-    if seen[0] == seen[1] { Ok(()) } else { Err(ProbeError::Untrue) }
+    let page = Page::new().ok_or(ProbeError::Memory)?;
+    let memory = libc::iovec { iov_base: page.0.as_ptr().cast(), iov_len: MEMORY_BYTES };
+    // SAFETY: the memory outlives the ring, or is never given back: whoever returns without it has forgotten it.
+    let fixed = unsafe { ring.submitter().register_buffers(&[memory]) }.is_ok();
+    let result = tries(&mut ring, device, nsid, shift, completions, fixed, page);
+    // Before the memory is given back.
+    drop(ring);
+    result.map(drop)
 }
 
-fn read(
+fn tries(
     ring: &mut IoUring<squeue::Entry128, cqueue::Entry32>,
     device: BorrowedFd<'_>,
     nsid: u32,
     shift: u32,
     completions: Completions,
+    fixed: bool,
+    mut page: Page,
+) -> Result<Page, ProbeError> {
+    let mut seen = Vec::with_capacity(2);
+    for before in [0x55, 0xaa] {
+        page.bytes().fill(before);
+        let blocks = BLOCK_SIZE as u32 >> shift;
+        let command = Command::read(nsid, 0, blocks, page.address(), BLOCK_SIZE as u32);
+        page = run(ring, device, &command, completions, fixed.then_some(0), page)?;
+        seen.push(page.bytes().to_vec());
+    }
+    if completions == Completions::Interrupts {
+        page = run(ring, device, &Command::flush(nsid), completions, None, page)?;
+    }
+    if seen[0] == seen[1] { Ok(page) } else { Err(ProbeError::Untrue) }
+}
+
+/// Runs one command, which may use the page.
+fn run(
+    ring: &mut IoUring<squeue::Entry128, cqueue::Entry32>,
+    device: BorrowedFd<'_>,
+    command: &Command,
+    completions: Completions,
+    buffer: Option<u16>,
     page: Page,
 ) -> Result<Page, ProbeError> {
-    let blocks = BLOCK_SIZE as u32 >> shift;
-    let command = Command::read(nsid, 0, blocks, page.0.as_ptr() as u64, BLOCK_SIZE as u32);
+    // Kept from the kernel's hands only by a completion: on any other way out it stays for ever.
+    let page = ManuallyDrop::new(page);
     let mut last = ProbeError::Memory;
     for _ in 0..ATTEMPTS {
         let entry = opcode::UringCmd80::new(types::Fd(device.as_raw_fd()), URING_CMD_IO)
-            .cmd(padded(&command))
+            .cmd(padded(command))
+            .buf_index(buffer)
             .build();
         // SAFETY: the command names the page, which is kept until the completion has been seen, or for ever.
         let pushed = unsafe { ring.submission().push(&entry) };
         pushed.map_err(|_| ProbeError::Memory)?;
-        let Some(result) = complete(ring, completions).map_err(ProbeError::Ring)? else {
-            // The kernel may write there whenever it likes.
-            std::mem::forget(page);
-            return Err(ProbeError::Hangs);
-        };
-        match completion(result) {
-            PassthroughOutcome::Done => return Ok(page),
+        let result = complete(ring, completions).map_err(ProbeError::Ring)?;
+        match completion(result.ok_or(ProbeError::Hangs)?) {
+            PassthroughOutcome::Done => return Ok(ManuallyDrop::into_inner(page)),
             PassthroughOutcome::Failed(error) => return Err(ProbeError::Refused(error)),
             PassthroughOutcome::Again(error) => last = ProbeError::Refused(error),
         }
@@ -147,7 +190,11 @@ fn complete(
         };
         match result {
             Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) => {}
             result => drop(result?),
         }
         if let Some(completion) = ring.completion().next() {

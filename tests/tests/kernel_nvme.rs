@@ -232,6 +232,7 @@ fn namespaces_that_should_not_be_used_are_refused() {
         run("dmsetup", ["remove", "held"]);
     }
     run("delpart", [disk, "1"]);
+    refused(&[disk, "--force"], 2, "twice");
     let made = create(&["--force"]);
     assert!(made.status.success(), "{made:?}");
     // Whoever serves it keeps others away, by either of its names.

@@ -95,11 +95,13 @@ pub(super) fn explain(
     }
 }
 
-/// Whether both paths lead to the same file.
+/// Whether both paths lead to the same file, or to the same NVMe namespace.
 #[must_use]
 pub fn is_same(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let identity = |path: &Path| {
+        std::fs::metadata(flagstone_nvme::visible(path)).map(|meta| (meta.dev(), meta.ino())).ok()
+    };
     a == b || identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
 }
 

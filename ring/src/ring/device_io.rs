@@ -8,12 +8,17 @@
 //! again, a bounded number of times without progress.
 //!
 //! A device with commands of its own (see [`Passthrough`]) gets those instead, in pieces as long as it takes, one after
-//! the other; its results are judged by it. What it has no command for goes through the file as well.
+//! the other; its results are judged by it. What it has no command for goes through the file as well. Both of its
+//! files are in the tables of every ring that has its commands: a table is given up only when nothing of its ring is under way
+//! any more. So the block device stays locked, even after the process was killed, until the last command has
+//! ended: otherwise who comes next could be overtaken by a write of who was before.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo};
+use flagstone_block::{
+    BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, DeviceFault, DeviceIo,
+};
 use io_uring::{opcode, squeue, types};
 
 use super::polling::PassthroughMode;
@@ -26,6 +31,10 @@ use crate::event::{DeviceId, Event};
 use crate::mode::BufferMode;
 use crate::ops::{DeviceOp, Op, Route, Transfer};
 use crate::uring::{Submission, errno_of};
+
+fn is_medium(error: DeviceError) -> bool {
+    matches!(error, DeviceError::Command { fault: DeviceFault::Medium, .. })
+}
 
 const NO_BUFFER: Buffer = Buffer { slot: 0, blocks: 0 };
 
@@ -51,8 +60,10 @@ pub(super) struct RingDevice {
 /// A device's own commands.
 struct Own {
     commands: Arc<dyn Passthrough>,
-    /// The file that takes them; `commands` keeps it open.
+    /// The file that takes them.
     target: Target,
+    /// The same, on the ring that polls.
+    polled: Option<Target>,
     path: DataPath,
 }
 
@@ -73,10 +84,10 @@ impl Ring {
             .try_clone_to_owned()
             .map_err(|error| AddError::Os { call: "dup", errno: errno_of(&error) })?;
         let commands = device.passthrough().and_then(Result::ok);
-        let own = commands.and_then(|commands| self.own_commands(index, commands));
-        let target = match &own {
-            Some(_) => Target::Fd(fd.as_raw_fd()),
-            None => self.register_file(index, fd.as_fd()),
+        let target = self.register_file(index, fd.as_fd());
+        let own = match (commands, target) {
+            (Some(commands), Target::Fixed(_)) => self.own_commands(index, commands, fd.as_fd()),
+            _ => None,
         };
         let device = RingDevice {
             target,
@@ -102,9 +113,14 @@ impl Ring {
         assert_eq!(device.in_flight, 0, "a device is removed when its commands have ended");
         (device.fd, device.size_bytes) = (None, 0);
         let own = device.own.take().map(|own| own.target);
-        if let Target::Fixed(index) = own.unwrap_or(device.target) {
-            // Otherwise the kernel would keep the file, and its lock.
-            let _ = self.uring.submitter().register_files_update(index, &[-1]);
+        for target in [Some(device.target), own].into_iter().flatten() {
+            if let Target::Fixed(index) = target {
+                // Otherwise the kernel would keep the file, and its lock.
+                let _ = self.uring.submitter().register_files_update(index, &[-1]);
+            }
+        }
+        if let Some(poller) = &mut self.poller {
+            poller.remove(id.0);
         }
     }
 
@@ -115,19 +131,31 @@ impl Ring {
         own.map_or(DataPath::Block, |own| own.path)
     }
 
-    fn own_commands(&mut self, index: u32, commands: &Arc<dyn Passthrough>) -> Option<Own> {
+    fn own_commands(
+        &mut self,
+        index: u32,
+        commands: &Arc<dyn Passthrough>,
+        block: BorrowedFd<'_>,
+    ) -> Option<Own> {
         if !self.mode.wide {
             return None;
         }
+        let place = DEVICES_MAX + self.sockets.len() as u32 + index;
+        let target @ Target::Fixed(_) = self.register_file(place, commands.file()) else {
+            return None;
+        };
         let wanted = match self.passthrough {
             PassthroughMode::Off | PassthroughMode::Interrupts => false,
             PassthroughMode::Adaptive => self.spin.is_enabled(),
             PassthroughMode::Polled => true,
         };
-        let polled = wanted && commands.can_poll() && self.poller().is_some();
-        let path = if polled { DataPath::PolledPassthrough } else { DataPath::Passthrough };
-        let target = self.register_file(index, commands.file());
-        Some(Own { commands: Arc::clone(commands), target, path })
+        let poller = if wanted && commands.can_poll() { self.poller() } else { None };
+        let polled = poller.and_then(|poller| poller.add(index, commands.file(), block));
+        let path = match polled {
+            Some(_) => DataPath::PolledPassthrough,
+            None => DataPath::Passthrough,
+        };
+        Some(Own { commands: Arc::clone(commands), target, polled, path })
     }
 
     /// Takes note that a device has become larger; see [`Device::refresh_size`].
@@ -263,11 +291,7 @@ impl Ring {
         let with_memory = op.transfer != Transfer::Flush;
         let index = (with_memory && buffers == BufferMode::Registered)
             .then_some((op.buffer.slot >> REGISTERED_SLOT_BITS) as u16);
-        // The ring that polls has no table of files.
-        let target = match (op.route, own.target) {
-            (Route::Polled, Target::Fixed(_)) => Target::Fd(own.commands.file().as_raw_fd()),
-            (_, target) => target,
-        };
+        let target = own.polled.filter(|_| op.route == Route::Polled).unwrap_or(own.target);
         Submission::Large(on_target!(target, fd => {
             opcode::UringCmd80::new(fd, command.code).cmd(command.bytes).buf_index(index).build()
         }))
@@ -346,6 +370,10 @@ impl Ring {
                 self.progress(op, piece)
             }
             (PassthroughOutcome::Done, _) => Some(Ok(())),
+            // Who says that a flush of something has failed and then that one succeeded has lost it.
+            (PassthroughOutcome::Again(error), Transfer::Flush) if is_medium(error) => {
+                Some(Err(error))
+            }
             // Each attempt may have waited for a time-out of the driver's.
             (PassthroughOutcome::Again(_), _) if op.retries < OWN_RETRIES_MAX => {
                 op.retries += 1;

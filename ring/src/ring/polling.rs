@@ -7,13 +7,15 @@
 
 use rustix::io::Errno;
 
-use super::Ring;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use super::setup::register_arena;
+use super::{DEVICES_MAX, Ring, Target};
 use crate::arena::Arena;
 use crate::device::DataPath;
 use crate::error::RingError;
 use crate::mode::BufferMode;
-use crate::uring::{ATTEMPTS, Shape, Submission, Uring, Wait};
+use crate::uring::{ATTEMPTS, Shape, Submission, Uring, Wait, errno_of};
 
 /// Transfers under way from which on polling pays, if it is left to the ring.
 const DEPTH_MIN: u32 = 4;
@@ -42,12 +44,36 @@ pub(super) struct Poller {
 impl Poller {
     fn new(first: &Uring, entries: u32, arena: &Arena) -> Result<Self, RingError> {
         let (uring, _) = Uring::new(entries, entries * 4, Shape::Polled, ATTEMPTS)?;
+        let table = uring.submitter().register_files_sparse(2 * DEVICES_MAX);
+        table.map_err(|e| RingError::Os { call: "io_uring_register", errno: errno_of(&e) })?;
         // The kernel has the arena's pages already (Linux 6.12); otherwise they are counted twice.
         let buffers = match uring.submitter().register_buffers_clone(first.raw_fd()) {
             Ok(()) => BufferMode::Registered,
             Err(_) => register_arena(&uring, arena),
         };
         Ok(Self { uring, buffers, in_flight: 0 })
+    }
+
+    /// Makes the files of a device known: the one that takes its commands, and its block device, which is held for as long as one of
+    /// them is under way (see [`super::device_io`]). The first one's place; `None` if that can't be.
+    pub(super) fn add(
+        &mut self,
+        device: u32,
+        commands: BorrowedFd<'_>,
+        block: BorrowedFd<'_>,
+    ) -> Option<Target> {
+        let submitter = self.uring.submitter();
+        submitter.register_files_update(device, &[block.as_raw_fd()]).ok()?;
+        let place = DEVICES_MAX + device;
+        submitter.register_files_update(place, &[commands.as_raw_fd()]).ok()?;
+        Some(Target::Fixed(place))
+    }
+
+    /// Lets go of a device's files.
+    pub(super) fn remove(&mut self, device: u32) {
+        for place in [device, DEVICES_MAX + device] {
+            let _ = self.uring.submitter().register_files_update(place, &[-1]);
+        }
     }
 }
 
@@ -140,6 +166,7 @@ impl Ring {
     /// Gives up what the second ring has registered; see `teardown`.
     pub(super) fn release_poller(&mut self) {
         if let Some(poller) = &self.poller {
+            let _ = poller.uring.submitter().unregister_files();
             let _ = poller.uring.submitter().unregister_buffers();
         }
     }

@@ -70,7 +70,10 @@ impl Ring {
             errno: errno_of(&error),
         })?;
         let buffers = register_arena(&uring, &arena);
-        let registered_files = register_file_table(&uring, DEVICES_MAX + config.max_sockets);
+        // With commands of their own devices have two files each.
+        let more = if setup.wide { DEVICES_MAX } else { 0 };
+        let wanted = DEVICES_MAX + config.max_sockets + more;
+        let registered_files = register_file_table(&uring, wanted);
         let waker = Waker::new().map_err(|errno| RingError::Os { call: "eventfd", errno })?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let spin = SpinEstimate::new(config.spin, cores);
