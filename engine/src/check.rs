@@ -396,6 +396,14 @@ pub enum Inconsistency {
         /// Block in it.
         i: usize,
     },
+    /// A leaf counts as the parent's, and is another.
+    #[error("volume {volume}: leaf {leaf} is said to be the parent's, but the parent has another")]
+    Shared {
+        /// Number of the volume or snapshot.
+        volume: u32,
+        /// Number of the leaf.
+        leaf: u64,
+    },
     /// Something is mapped or kept beyond the end of a volume.
     #[error("volume {volume} has blocks beyond its end")]
     Beyond {
@@ -524,6 +532,7 @@ impl Engine {
                 leaf += leaves;
             }
         }
+        self.check_shared()?;
         let counted = self.counting.as_ref().map_or(0, Counting::left);
         if (counted, self.segs.uncounted()) != (left, blocks) {
             return Err(Inconsistency::Uncounted { counted, left });
@@ -564,6 +573,24 @@ impl Engine {
         let touched = self.volumes.iter().map(|v| v.map.touched()).sum();
         if touched != self.touched {
             return Err(Inconsistency::Touched { counted: self.touched, touched });
+        }
+        Ok(())
+    }
+
+    /// Looks whether what is said to be a parent's is.
+    fn check_shared(&self) -> Result<(), Inconsistency> {
+        for volume in self.volumes.iter() {
+            let parent = volume.parent.and_then(|parent| self.volumes.get(parent));
+            let mut leaf = 0;
+            while leaf < volume.map.leaves() {
+                let (state, leaves) = volume.map.leaf(&self.slab, leaf);
+                let theirs =
+                    parent.map_or(LeafState::Untouched, |p| p.map.leaf(&self.slab, leaf).0);
+                if !volume.map.is_different(leaf) && state != theirs {
+                    return Err(Inconsistency::Shared { volume: volume.info.id, leaf });
+                }
+                leaf += leaves;
+            }
         }
         Ok(())
     }

@@ -201,9 +201,8 @@ impl LeafSlab {
 
     /// As [`LeafSlab::part`], by the only volume that a leaf is of: only checkpoints go on with it.
     pub fn leave(&mut self, id: u32) {
-        // Two maps that are being taken apart may have had the same leaf: it counts once, as it is given back once.
-        let left = std::mem::replace(&mut self.entries[id as usize].left, true);
-        self.left += usize::from(!left);
+        self.entries[id as usize].left = true;
+        self.left += 1;
         self.part(id);
     }
 

@@ -494,10 +494,19 @@ impl Replay {
             OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
             OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
                 self.begin(volume);
-                if let Some(volume) = self.volumes.get_mut(volume) {
-                    volume.map.own(&mut self.slab, lba / LEAF_BLOCKS as u64);
+                let leaf = lba / LEAF_BLOCKS as u64;
+                let named = self.volumes.get_mut(volume);
+                let copied = named.and_then(|named| named.map.own(&mut self.slab, leaf));
+                let sharers = self.sharers(volume, leaf);
+                if let Some(copied) = copied {
+                    for &node in &sharers {
+                        if let Some(volume) = self.volumes.get_mut(node) {
+                            volume.map.follow(&mut self.slab, &copied);
+                        }
+                    }
+                    copied.end(&mut self.slab);
                 }
-                for node in self.sharers(volume, lba / LEAF_BLOCKS as u64) {
+                for node in sharers {
                     let Some(volume) = self.volumes.get_mut(node) else { continue };
                     let end = lba.saturating_add(LEAF_BLOCKS as u64).min(VOLUME_BLOCKS);
                     for block in lba..end {

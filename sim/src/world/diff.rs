@@ -15,6 +15,8 @@ pub(super) struct Comparing {
 
 /// Sizes of pages.
 const EXTENTS: [usize; 4] = [1, 7, 100, 4096];
+/// Turns in which a comparison must get on: each lets a device answer.
+const WAITS: u32 = 100_000;
 
 impl World {
     /// Takes a comparison a step further, or begins one. Draws nothing, so that a seed without snapshots
@@ -48,11 +50,17 @@ impl World {
         for (i, &newer) in all.iter().enumerate() {
             let before = i.checked_sub(1).map(|i| all[i]);
             for older in [None, before, all.last().copied()] {
-                let mut next = Some(Comparing { older, newer, at: 0 });
+                let (mut next, mut waited) = (Some(Comparing { older, newer, at: 0 }), 0);
                 while let Some(comparing) = next {
                     next = self.compare_step(comparing)?;
-                    let stuck = next.is_some_and(|next| next.at == comparing.at);
-                    if stuck && !self.pump()? && !self.end_one()? {
+                    if next.is_none_or(|next| next.at != comparing.at) {
+                        waited = 0;
+                        continue;
+                    }
+                    // An engine that wants another turn must not keep its devices from answering.
+                    let (turned, ended) = (self.pump()?, self.end_one()?);
+                    waited += 1;
+                    if !(turned || ended) || waited > WAITS {
                         return Err(self.fail("stuck: two volumes can't be compared"));
                     }
                 }

@@ -5,6 +5,21 @@ use crate::format::record::LeafBits;
 use crate::map::{LEAF_BLOCKS, LeafSlab, Mapping, PagedLeaf, Place, Unread};
 use flagstone_block::Lba;
 
+/// A leaf of which a map has a copy of its own now, and those below it do not yet.
+#[derive(Debug)]
+pub struct Copied {
+    leaf: u64,
+    raw: u32,
+    copy: u32,
+}
+
+impl Copied {
+    /// All that share it have followed.
+    pub fn end(self, slab: &mut LeafSlab) {
+        slab.part(self.raw - LEAF);
+    }
+}
+
 impl VolumeMap {
     /// Puts a leaf that nobody has read where there is none but perhaps the parent's; false if
     /// there is one.
@@ -78,10 +93,28 @@ impl VolumeMap {
     }
 
     /// Makes leaf number `leaf` this map's own, if it is in memory and the parent's: a statement says that it
-    /// is not the parent's.
-    pub fn own(&mut self, slab: &mut LeafSlab, leaf: u64) {
-        if !self.differs.has(leaf) && matches!(self.leaf(slab, leaf).0, LeafState::Dense(_)) {
-            self.own_leaf(slab, Lba(leaf * LEAF_BLOCKS as u64));
+    /// is not the parent's. Those that share it go on with it: see [`VolumeMap::follow`].
+    pub fn own(&mut self, slab: &mut LeafSlab, leaf: u64) -> Option<Copied> {
+        let (number, slot, _) = split(Lba(leaf * LEAF_BLOCKS as u64));
+        let raw = self.nodes.get(number)?.as_ref()?[slot];
+        if self.differs.has(leaf) || !matches!(Self::state(slab, raw), LeafState::Dense(_)) {
+            return None;
+        }
+        // It must not be given back before those that share it have let it go.
+        slab.share(raw - LEAF);
+        self.own_leaf(slab, Lba(leaf * LEAF_BLOCKS as u64));
+        let copy = self.nodes[number].as_ref()?[slot];
+        Some(Copied { leaf, raw, copy })
+    }
+
+    /// If a leaf is the parent's here, it is the copy that the parent has now.
+    pub fn follow(&mut self, slab: &mut LeafSlab, copied: &Copied) {
+        let (number, slot, _) = split(Lba(copied.leaf * LEAF_BLOCKS as u64));
+        let raw = self.nodes.get(number).and_then(Option::as_ref).map(|node| node[slot]);
+        if raw == Some(copied.raw) && !self.differs.has(copied.leaf) {
+            slab.share(copied.copy - LEAF);
+            Self::node_mut(&mut self.nodes, slab, number)[slot] = copied.copy;
+            slab.part(copied.raw - LEAF);
         }
     }
 
@@ -138,5 +171,45 @@ impl VolumeMap {
         }
         self.set_slot(slab, lba, if keep { ALL_KEPT } else { ALL_HOLE });
         self.kept += if keep { LEAF_BLOCKS as u64 } else { 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+
+    #[test]
+    fn those_that_share_a_leaf_go_on_with_the_copy_of_their_parent() {
+        let mut slab = LeafSlab::new(&Geometry::choose(&[1 << 30], 4 << 20).unwrap());
+        let mut head = VolumeMap::new(1);
+        head.set(&mut slab, Lba(0), Mapping::Block { pbn: 10, crc: 10 });
+        let mut oldest = head.snapshot(2);
+        let mut older = head.snapshot(3);
+        let mut other = older.child(4);
+        other.set(&mut slab, Lba(1), Mapping::Block { pbn: 11, crc: 11 });
+
+        assert!(oldest.own(&mut slab, 0).is_none(), "it is its own already");
+        let before = head.leaf(&slab, 0).0;
+        let copied = older.own(&mut slab, 0).unwrap();
+        assert!(older.own(&mut slab, 0).is_none());
+        let of_other = other.leaf(&slab, 0).0;
+        for map in [&mut head, &mut other, &mut oldest] {
+            map.follow(&mut slab, &copied);
+        }
+        copied.end(&mut slab);
+        assert!(older.is_different(0) && !head.is_different(0));
+        assert_eq!(head.leaf(&slab, 0), older.leaf(&slab, 0));
+        assert_eq!((oldest.leaf(&slab, 0).0, other.leaf(&slab, 0).0), (before, of_other));
+        assert_eq!((head.mapped(), older.mapped()), (1, 1));
+
+        // Each leaf is given back when the last map lets it go, and none before.
+        assert_eq!(slab.used(), 3);
+        for (map, left) in [(oldest, 2), (older, 2), (head, 1), (other, 0)] {
+            let mut map = map;
+            assert!(map.let_go(&mut slab, usize::MAX));
+            drop(map);
+            assert_eq!(slab.used(), left);
+        }
     }
 }
