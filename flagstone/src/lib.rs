@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod exit;
 pub mod image;
+pub mod kernel_nbd;
 mod library;
 pub mod logging;
 pub mod name;

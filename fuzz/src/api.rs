@@ -12,6 +12,7 @@ use flagstone::api::clones::{CreateClone, RolledBack};
 use flagstone::api::devices::{AddDevice, DeviceAction};
 use flagstone::api::diff::{DiffPage, DiffQuery};
 use flagstone::api::errors::{ApiError, ErrorBody, ErrorCode};
+use flagstone::api::kernel_nbd::{AttachNbd, NbdAttached};
 use flagstone::api::routes::{Context, router};
 use flagstone::api::scrub::Scrub;
 use flagstone::api::snapshots::{NewSnapshot, SnapshotInfo};
@@ -252,6 +253,18 @@ impl Backend for Fake {
     fn attach(&self, request: AttachVolume) -> Reply<(Attached, bool)> {
         assert!(request.queue_depth.is_none_or(|depth| depth > 0), "the caller checks depths");
         answer(Err(ApiError::new(ErrorCode::UblkUnavailable, "no ublk")))
+    }
+
+    fn attach_nbd(&self, _request: AttachNbd) -> Reply<(NbdAttached, bool)> {
+        answer(Err(ApiError::new(ErrorCode::NbdUnavailable, "no NBD client")))
+    }
+
+    fn detach_nbd(&self, _name: String, _force: bool) -> Reply<()> {
+        answer(Err(ApiError::new(ErrorCode::NotAttached, "not attached")))
+    }
+
+    fn attached_nbd(&self) -> Reply<Vec<NbdAttached>> {
+        answer(Ok(Vec::new()))
     }
 
     fn detach(&self, _name: String, _force: bool) -> Reply<()> {

@@ -1,5 +1,11 @@
 //! What a session asks about exports.
 
+use crate::proto::{
+    FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS, FLAG_READ_ONLY, FLAG_SEND_CACHE, FLAG_SEND_DF,
+    FLAG_SEND_FAST_ZERO, FLAG_SEND_FLUSH, FLAG_SEND_FUA, FLAG_SEND_TRIM, FLAG_SEND_WRITE_ZEROES,
+};
+use crate::reply::Style;
+
 /// One export as a client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Export<'a> {
@@ -13,6 +19,26 @@ pub struct Export<'a> {
     pub size: u64,
     /// Writes get `NBD_EPERM`.
     pub read_only: bool,
+}
+
+/// What a server of such an export can do (NBD proto, "Transmission flags").
+#[must_use]
+pub fn transmission_flags(read_only: bool, style: Style) -> u16 {
+    let mut flags = FLAG_HAS_FLAGS
+        | FLAG_SEND_FLUSH
+        | FLAG_SEND_FUA
+        | FLAG_SEND_TRIM
+        | FLAG_SEND_WRITE_ZEROES
+        | FLAG_SEND_FAST_ZERO
+        | FLAG_CAN_MULTI_CONN
+        | FLAG_SEND_CACHE;
+    if read_only {
+        flags |= FLAG_READ_ONLY;
+    }
+    if style != Style::Simple {
+        flags |= FLAG_SEND_DF;
+    }
+    flags
 }
 
 /// The exports there are, asked during the handshake only.

@@ -8,7 +8,7 @@
 //! Source: NBD proto, "Fixed newstyle negotiation", "Option types", "Option reply types".
 
 use crate::context::{Contexts, Difference, Query, prefix};
-use crate::export::{Export, Exports};
+use crate::export::{Export, Exports, transmission_flags};
 use crate::limits::{
     HANDSHAKE_REPLY_BYTES, MAX_DESCRIPTION_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_ORIGIN_BYTES,
     MAX_PAYLOAD_BYTES, MAX_SKIPPED_OPTION_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES,
@@ -437,21 +437,7 @@ impl Handshake {
     }
 
     fn transmission_flags(&self, export: &Export<'_>) -> u16 {
-        let mut flags = FLAG_HAS_FLAGS
-            | FLAG_SEND_FLUSH
-            | FLAG_SEND_FUA
-            | FLAG_SEND_TRIM
-            | FLAG_SEND_WRITE_ZEROES
-            | FLAG_SEND_FAST_ZERO
-            | FLAG_CAN_MULTI_CONN
-            | FLAG_SEND_CACHE;
-        if export.read_only {
-            flags |= FLAG_READ_ONLY;
-        }
-        if self.style != Style::Simple {
-            flags |= FLAG_SEND_DF;
-        }
-        flags
+        transmission_flags(export.read_only, self.style)
     }
 }
 

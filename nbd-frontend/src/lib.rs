@@ -24,6 +24,7 @@ mod context;
 mod export;
 mod handshake;
 pub mod limits;
+pub mod netlink;
 mod option;
 pub mod proto;
 pub mod reply;
@@ -35,7 +36,7 @@ mod wire;
 pub mod testing;
 
 pub use context::{Context, Contexts, Difference};
-pub use export::{Export, Exports};
+pub use export::{Export, Exports, transmission_flags};
 pub use proto::Errno;
 pub use reply::{ReplyTo, Style};
 pub use request::{Command, Request};

@@ -161,6 +161,16 @@ impl Session {
         }
     }
 
+    /// A session past its handshake, with simple replies: the kernel's client gets its socket like that.
+    #[must_use]
+    pub fn transmitting(size: u64, read_only: bool) -> Self {
+        Self {
+            phase: Phase::Header,
+            terms: Terms { style: Style::Simple, size, read_only, block_status: false },
+            shutting_down: false,
+        }
+    }
+
     /// The bytes that open every connection.
     #[must_use]
     pub const fn greeting() -> &'static [u8; 18] {

@@ -6,6 +6,7 @@
 //! value is dropped, also when a test panics.
 
 pub mod ask;
+pub mod attached;
 pub mod daemon;
 pub mod disk;
 pub mod filesystem;

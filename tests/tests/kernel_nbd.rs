@@ -5,11 +5,12 @@
 use std::fs;
 use std::path::Path;
 
-use flagstone_tests::MIB;
+use flagstone_tests::attached::Attached;
 use flagstone_tests::daemon::{Config, Daemon, check_pool, directory_in_memory, flagstone};
 use flagstone_tests::filesystem::{Mount, check_files, write_files};
 use flagstone_tests::kernel::{self, NbdDevice};
 use flagstone_tests::programs::{Need, can_run, command, finish, run, wait_until};
+use flagstone_tests::{MIB, knob};
 
 const POOL: u64 = 640 * MIB;
 
@@ -120,6 +121,71 @@ fn a_mounted_file_system_outlives_the_daemon() {
     drop(mount);
     run("e2fsck", ["-f", "-n", device.device()]);
     drop(device);
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
+}
+
+/// Attached by the daemon, the device outlives it: under a load that verifies it is killed, and stopped, `FLAGSTONE_NBD_KILLS` times (3)
+/// in all, and the load sees no error. The kernel learns a new size under a mounted file system; what is in use is not taken away.
+#[test]
+fn attached_by_the_daemon_it_goes_on() {
+    let needs = [Need::Lab, Need::Program("fio"), Need::Program("mkfs.ext4")];
+    if !can_run("attached_by_the_daemon_it_goes_on", &needs) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, 128 * MIB);
+    let device = Attached::new(&daemon, "nbd", "v");
+    assert_eq!(device.bytes(), 128 * MIB);
+    for (attribute, value) in
+        [("queue/logical_block_size", "4096"), ("queue/write_cache", "write back"), ("ro", "0")]
+    {
+        assert_eq!(device.attribute(attribute), value, "{attribute}");
+    }
+    assert_ne!(device.attribute("queue/discard_max_bytes"), "0");
+    assert_eq!(Attached::new(&daemon, "nbd", "v").path(), device.path(), "it has one device");
+    device.load_through_restarts(&mut daemon, knob("FLAGSTONE_NBD_KILLS", 3));
+
+    run("mkfs.ext4", ["-q", device.path()]);
+    let at = dir.path().join("mnt");
+    let mount = Mount::new(device.path(), &at);
+    fs::write(at.join("file"), vec![b'f'; MIB as usize]).unwrap();
+    daemon.ask(&["volume", "resize", "v", "--size", "192M"]);
+    wait_until("the device to grow", || device.bytes() == 192 * MIB);
+    run("resize2fs", [device.path()]);
+    for words in [&["nbd", "detach", "v"][..], &["volume", "delete", "v", "--force"]] {
+        let refused = daemon.control(words);
+        assert!(!refused.status.success(), "{words:?}: {refused:?}");
+    }
+    for words in [&["ublk", "attach", "v"][..], &["nbd", "attach", "none"]] {
+        assert!(!daemon.control(words).status.success(), "{words:?}");
+    }
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(fs::read(at.join("file")).unwrap(), vec![b'f'; MIB as usize]);
+    drop(mount);
+    run("e2fsck", ["-f", "-n", device.path()]);
+
+    // A snapshot can only be read; what nobody serves any more can be taken away.
+    daemon.ask(&["snapshot", "create", "v", "s"]);
+    let snapshot = Attached::new(&daemon, "nbd", "v@s");
+    assert_eq!(snapshot.attribute("ro"), "1");
+    assert!(daemon.control(&["nbd", "detach", "v"]).status.success());
+    assert_eq!(device.bytes(), 0);
+    daemon.kill();
+    let left = flagstone(&[
+        "nbd",
+        "list",
+        "--json",
+        "--api",
+        daemon.config().api_socket().to_str().unwrap(),
+    ]);
+    assert!(left.out.contains(snapshot.path()) && left.out.contains("waiting"), "{left:?}");
+    let removed = flagstone(&["nbd", "remove", &snapshot.number().to_string()]);
+    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(snapshot.bytes(), 0);
+    daemon.restart();
+    assert_eq!(daemon.ask(&["nbd", "list"])["devices"].as_array().unwrap().len(), 0);
     daemon.stop_cleanly();
     check_pool(&dir.path().join("pool"));
 }

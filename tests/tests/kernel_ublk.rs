@@ -3,51 +3,18 @@
 //! Runs in the lab; see docs/operations/lab.md.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use flagstone_tests::attached::Attached;
 use flagstone_tests::daemon::{Config, Daemon, check_pool, directory_in_memory, flagstone};
 use flagstone_tests::filesystem::{Mount, check_files, write_files};
 use flagstone_tests::kernel;
 use flagstone_tests::programs::{self, Need, can_run, run, wait_until};
-use flagstone_tests::{LIMIT, MIB, knob};
+use flagstone_tests::{MIB, knob};
 
 const POOL: u64 = 640 * MIB;
 /// The smallest that xfs takes.
 const VOLUME: u64 = 320 * MIB;
-
-/// A volume as a block device; detached, by force if need be, when dropped.
-struct Attached {
-    number: u64,
-    path: String,
-}
-
-impl Attached {
-    fn new(daemon: &Daemon, volume: &str) -> Self {
-        let device = daemon.ask(&["ublk", "attach", volume]);
-        assert_eq!(
-            (device["volume"].as_str(), device["state"].as_str()),
-            (Some(volume), Some("live"))
-        );
-        let path = device["device"].as_str().unwrap().to_owned();
-        Self { number: device["number"].as_u64().unwrap(), path }
-    }
-
-    /// What the kernel says of it: a file below `/sys/block/NAME`.
-    fn attribute(&self, name: &str) -> String {
-        let path = format!("/sys/block/ublkb{}/{name}", self.number);
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        text.trim().to_owned()
-    }
-
-    fn bytes(&self) -> u64 {
-        self.attribute("size").parse::<u64>().unwrap() * 512
-    }
-
-    fn exists(&self) -> bool {
-        Path::new(&self.path).exists() || Path::new(&format!("/dev/ublkc{}", self.number)).exists()
-    }
-}
 
 fn features() -> Vec<String> {
     let output = flagstone(&["ublk", "features", "--json"]);
@@ -60,7 +27,7 @@ fn features() -> Vec<String> {
 #[test]
 fn ext4() {
     if can_run("ext4", &[Need::Lab, Need::Program("mkfs.ext4"), Need::Program("resize2fs")]) {
-        let grow = |device: &Attached, _: &Path| drop(run("resize2fs", [&device.path]));
+        let grow = |device: &Attached, _: &Path| drop(run("resize2fs", [device.path()]));
         file_system(1, &["mkfs.ext4", "-q"], &["e2fsck", "-f", "-n"], grow);
     }
 }
@@ -77,7 +44,7 @@ fn xfs() {
 /// stopped and started again meanwhile, under a mounted file system.
 fn file_system(disk: u32, make: &[&str], check: &[&str], grow: impl Fn(&Attached, &Path)) {
     let on = |words: &[&str], device: &Attached| {
-        run(words[0], words[1..].iter().chain([&device.path.as_str()]));
+        run(words[0], words[1..].iter().chain([&device.path()]));
     };
     let dir = directory_in_memory();
     let at = dir.path().join("mnt");
@@ -86,7 +53,7 @@ fn file_system(disk: u32, make: &[&str], check: &[&str], grow: impl Fn(&Attached
     assert!(created.status.success(), "{created:?}");
     let mut daemon = Config::new(&pool, dir.path()).start();
     daemon.create_volume("v", VOLUME);
-    let device = Attached::new(&daemon, "v");
+    let device = Attached::new(&daemon, "ublk", "v");
     assert_eq!(device.bytes(), VOLUME);
     for (attribute, value) in [
         ("queue/logical_block_size", "4096"),
@@ -100,7 +67,7 @@ fn file_system(disk: u32, make: &[&str], check: &[&str], grow: impl Fn(&Attached
         assert_eq!(device.attribute(attribute), value, "{attribute}");
     }
     on(make, &device);
-    let mount = Mount::new(&device.path, &at);
+    let mount = Mount::new(device.path(), &at);
     write_files(mount.path());
     daemon.stop_cleanly();
     check_pool(&pool);
@@ -143,53 +110,10 @@ fn killed_under_a_load_that_verifies() {
     if !can_run("killed_under_a_load_that_verifies", &[Need::Lab, Need::Program("fio")]) {
         return;
     }
-    let kills = knob("FLAGSTONE_UBLK_KILLS", 4);
     let dir = directory_in_memory();
     let mut daemon = Daemon::with_volume(dir.path(), POOL, 128 * MIB);
-    let device = Attached::new(&daemon, "v");
-    let mut fio = programs::command("fio");
-    fio.args([
-        "--name=v",
-        "--direct=1",
-        "--ioengine=libaio",
-        "--iodepth=16",
-        "--bs=4k",
-        "--size=64m",
-    ]);
-    fio.args(["--rw=randrw", "--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1"]);
-    fio.args(["--time_based", "--runtime=3600", "--verify_state_save=0"]);
-    fio.arg(format!("--filename={}", device.path)).current_dir(dir.path());
-    let mut fio = fio.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("fio starts");
-    let done = |device: &Attached| {
-        let stat = device.attribute("stat");
-        let field = |i: usize| stat.split_whitespace().nth(i).unwrap().parse::<u64>().unwrap();
-        field(0) + field(4)
-    };
-    let mut pauses = Vec::new();
-    for round in 0..kills {
-        let begun = done(&device);
-        wait_until("the load to get on", || done(&device) > begun + 200);
-        daemon.kill();
-        let paused = Instant::now();
-        daemon.restart();
-        let stopped = done(&device);
-        wait_until("the load to go on", || done(&device) > stopped);
-        pauses.push(paused.elapsed());
-        let ended = fio.try_wait().expect("own child");
-        assert!(ended.is_none(), "the load ended in round {round}: {ended:?}");
-        assert_eq!(daemon.ask(&["ublk", "list"])["devices"].as_array().unwrap().len(), 1);
-    }
-    let term = Command::new("kill").arg(fio.id().to_string()).status().unwrap();
-    assert!(term.success());
-    let ended = programs::wait(&mut fio, LIMIT).expect("fio ends");
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut fio.stderr.take().unwrap(), &mut said).unwrap();
-    assert!(!said.contains("verify"), "{ended:?}: {said}");
-    assert!(!said.contains("error"), "{ended:?}: {said}");
-    pauses.sort_unstable();
-    let at =
-        |percent: usize| pauses[(pauses.len() * percent / 100).min(pauses.len() - 1)].as_millis();
-    println!("{kills} kills; the load paused for {} ms (median), {} ms (p99)", at(50), at(99));
+    let device = Attached::new(&daemon, "ublk", "v");
+    device.load_through_restarts(&mut daemon, knob("FLAGSTONE_UBLK_KILLS", 4));
     assert!(daemon.control(&["ublk", "detach", "v"]).status.success());
     daemon.stop_cleanly();
     check_pool(&dir.path().join("pool"));
@@ -248,7 +172,7 @@ fn snapshots_and_devices_that_nobody_serves() {
     }
     let dir = directory_in_memory();
     let mut daemon = Daemon::with_volume(dir.path(), POOL, 16 * MIB);
-    let volume = Attached::new(&daemon, "v");
+    let volume = Attached::new(&daemon, "ublk", "v");
     let write = |path: &str, byte: u8| {
         let mut dd = programs::command("dd");
         let from = format!("if={}", dir.path().join(format!("{byte}")).display());
@@ -263,15 +187,15 @@ fn snapshots_and_devices_that_nobody_serves() {
         ]);
         programs::finish(dd).status.success()
     };
-    assert!(write(&volume.path, 1));
+    assert!(write(volume.path(), 1));
     daemon.ask(&["snapshot", "create", "v", "s"]);
-    let snapshot = Attached::new(&daemon, "v@s");
-    assert!(write(&volume.path, 2));
+    let snapshot = Attached::new(&daemon, "ublk", "v@s");
+    assert!(write(volume.path(), 2));
     assert_eq!(snapshot.attribute("ro"), "1");
-    assert!(!write(&snapshot.path, 3));
-    let first = |device: &Attached| std::fs::read(&device.path).unwrap()[..8192].to_vec();
+    assert!(!write(snapshot.path(), 3));
+    let first = |device: &Attached| std::fs::read(device.path()).unwrap()[..8192].to_vec();
     assert_eq!((first(&snapshot), first(&volume)), (vec![1; 8192], vec![2; 8192]));
-    let number = volume.number.to_string();
+    let number = volume.number().to_string();
     let remove = |number: &str| flagstone(&["ublk", "remove", number]).status.code();
     assert_eq!(remove(&number), Some(3), "a device that is served was removed");
     daemon.kill();
@@ -281,7 +205,7 @@ fn snapshots_and_devices_that_nobody_serves() {
     };
     wait_until("the kernel to see that the daemon is gone", || waiting() == 2);
     assert_eq!(remove(&number), Some(0));
-    assert_eq!(remove(&snapshot.number.to_string()), Some(0));
+    assert_eq!(remove(&snapshot.number().to_string()), Some(0));
     assert!(!volume.exists() && !snapshot.exists());
     assert_eq!(remove(&number), Some(7));
     // Nothing is left to be taken over.

@@ -8,6 +8,7 @@ use super::clones::{CreateClone, RolledBack};
 use super::devices::{AddDevice, DeviceAction};
 use super::diff::{DiffPage, DiffQuery};
 use super::errors::ApiError;
+use super::kernel_nbd::{AttachNbd, NbdAttached};
 use super::scrub::Scrub;
 use super::snapshots::{NewSnapshot, SnapshotInfo};
 use super::types::{CreateVolume, Pool, Volume};
@@ -122,6 +123,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The block devices that Flagstone has made on this machine.
     fn attached(&self) -> Reply<Vec<Attached>>;
+
+    /// Attaches a volume or snapshot to the kernel's NBD client, unless it is already: whether it is new.
+    fn attach_nbd(&self, request: AttachNbd) -> Reply<(NbdAttached, bool)>;
+
+    /// Takes its device away; with `force` while it is in use, too.
+    fn detach_nbd(&self, name: String, force: bool) -> Reply<()>;
+
+    /// The devices of the kernel's NBD client that Flagstone has made on this machine.
+    fn attached_nbd(&self) -> Reply<Vec<NbdAttached>>;
 
     /// URIs of the NBD server itself.
     fn server_uris(&self) -> Vec<String>;

@@ -18,6 +18,7 @@ use super::clones::{CreateClone, Rollback, RolledBack};
 use super::devices::{AddDevice, DeviceAction};
 use super::diff::{DiffPage, DiffQuery};
 use super::errors::{ApiError, ErrorBody};
+use super::kernel_nbd::{AttachNbd, NbdAttached, NbdAttachedList};
 use super::scrub::{Scrub, StartScrub};
 use super::snapshots::{CreateSnapshots, SnapshotInfo, SnapshotList, SnapshotQuery};
 use super::types::{
@@ -391,6 +392,36 @@ impl Client {
     /// [`ClientError`].
     pub async fn detach(&self, name: &str, force: bool) -> Result<(), ClientError> {
         let path = format!("/v1/ublk/{name}?force={force}");
+        self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
+    }
+
+    /// Attaches a volume or snapshot to the kernel's NBD client; the flag says whether it is new.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn attach_nbd(
+        &self,
+        request: &AttachNbd,
+    ) -> Result<(NbdAttached, bool), ClientError> {
+        let (status, attached) = self.call(Method::POST, "/v1/nbd", Some(request)).await?;
+        Ok((attached, status == StatusCode::CREATED))
+    }
+
+    /// The devices of the kernel's NBD client that Flagstone has made on the daemon's machine.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn attached_nbd(&self) -> Result<Vec<NbdAttached>, ClientError> {
+        let (_, list): (_, NbdAttachedList) = self.get("/v1/nbd").await?;
+        Ok(list.devices)
+    }
+
+    /// Takes the `/dev/nbdN` of a volume or snapshot away. `name` must have been checked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn detach_nbd(&self, name: &str, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/nbd/{name}?force={force}");
         self.send(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 

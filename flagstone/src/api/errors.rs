@@ -74,6 +74,10 @@ pub enum ErrorCode {
     UblkUnavailable,
     /// The kernel refused to make, start or stop the block device.
     UblkRefused,
+    /// The kernel's NBD client is not there.
+    NbdUnavailable,
+    /// The kernel's NBD client refused to make or end a device.
+    NbdRefused,
     /// The volume or snapshot is not attached as a block device.
     NotAttached,
     /// A scrub of the pool is under way.
@@ -129,8 +133,9 @@ impl ErrorCode {
             | Self::DeviceUnfit
             | Self::DeviceRefused
             | Self::UblkRefused
+            | Self::NbdRefused
             | Self::ScrubRunning => StatusCode::CONFLICT,
-            Self::UblkUnavailable => StatusCode::NOT_IMPLEMENTED,
+            Self::UblkUnavailable | Self::NbdUnavailable => StatusCode::NOT_IMPLEMENTED,
             Self::PoolFull | Self::TooManyVolumes | Self::ReservationUnbacked => {
                 StatusCode::INSUFFICIENT_STORAGE
             }

@@ -12,6 +12,7 @@ pub mod clones;
 pub mod devices;
 pub mod diff;
 pub mod errors;
+pub mod kernel_nbd;
 pub mod metrics;
 pub mod routes;
 pub mod scrub;

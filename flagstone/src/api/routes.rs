@@ -20,6 +20,7 @@ use super::clones;
 use super::devices;
 use super::diff;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
+use super::kernel_nbd;
 use super::metrics;
 use super::scrub;
 use super::snapshots;
@@ -66,6 +67,7 @@ impl Context {
         (name = "snapshots", description = "Volumes as they were at one instant, each a read-only NBD export"),
         (name = "pools", description = "The files and devices that volumes live on"),
         (name = "ublk", description = "Volumes as block devices of the daemon's machine"),
+        (name = "nbd", description = "The same where there is no ublk, by the kernel's NBD client"),
         (name = "daemon", description = "The daemon itself"),
     )
 )]
@@ -89,6 +91,8 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(scrub::start_scrub, scrub::show_scrub, scrub::cancel_scrub))
         .routes(routes!(ublk::attach, ublk::list_attached))
         .routes(routes!(ublk::detach))
+        .routes(routes!(kernel_nbd::attach_nbd, kernel_nbd::list_nbd))
+        .routes(routes!(kernel_nbd::detach_nbd))
         .routes(routes!(status))
         .routes(routes!(openapi))
         .routes(routes!(metrics_text))

@@ -19,6 +19,7 @@ use super::clones::{CreateClone, RolledBack};
 use super::devices::{AddDevice, DeviceAction};
 use super::diff::{DiffExtent, DiffKind, DiffPage, DiffQuery, DiffSide};
 use super::errors::{ApiError, ErrorCode};
+use super::kernel_nbd::{AttachNbd, NbdAttached};
 use super::routes::{self, Context};
 use super::scrub::{RATE_DEFAULT, Scrub, ScrubState, StartScrub};
 use super::server::{ApiSocket, BindError};
@@ -29,6 +30,8 @@ use super::usage::Usage;
 use crate::exit::Exit;
 use crate::name::split_snapshot_name;
 use crate::node::{NodeStats, ScrubAction, SettingsChange, Shrink};
+
+mod attached;
 
 /// Volumes in a map; the one called `busy` has a client.
 #[derive(Default)]
@@ -333,6 +336,20 @@ impl Backend for Fake {
         answer(Err(ApiError::new(ErrorCode::UblkUnavailable, "no ublk")))
     }
 
+    fn attach_nbd(&self, request: AttachNbd) -> Reply<(NbdAttached, bool)> {
+        let (new, number) = (request.volume != "again", request.number.unwrap_or(0));
+        let (device, volume) = (format!("/dev/nbd{number}"), Some(request.volume));
+        answer(Ok((NbdAttached { device, number, volume, ..NbdAttached::default() }, new)))
+    }
+
+    fn detach_nbd(&self, name: String, force: bool) -> Reply<()> {
+        self.detach(name, force)
+    }
+
+    fn attached_nbd(&self) -> Reply<Vec<NbdAttached>> {
+        answer(Err(ApiError::new(ErrorCode::NbdUnavailable, "no NBD client")))
+    }
+
     fn server_uris(&self) -> Vec<String> {
         vec!["nbd+unix:///?socket=/s".to_owned()]
     }
@@ -411,38 +428,6 @@ async fn snapshots_are_paged() {
     client.delete_snapshot("a@s0", false).await.unwrap();
     let error = client.snapshot("a@s0").await.unwrap_err();
     assert_eq!(error.exit(), Exit::NotFound);
-}
-
-#[tokio::test]
-async fn block_devices_are_attached_and_detached_by_name() {
-    let daemon = Daemon::start(Fake::default());
-    let client = daemon.client();
-    let wanted = |volume: &str| AttachVolume { volume: volume.into(), ..AttachVolume::default() };
-    let (device, new) = client.attach(&wanted("a")).await.unwrap();
-    assert_eq!((device.device.as_str(), device.volume.as_deref()), ("/dev/ublkb0", Some("a")));
-    assert_eq!((new, device.queue_depth), (true, 128));
-    assert!(!client.attach(&wanted("again")).await.unwrap().1);
-    let seventh = AttachVolume { number: Some(7), queue_depth: Some(4096), ..wanted("a@s") };
-    assert_eq!(client.attach(&seventh).await.unwrap().0.device, "/dev/ublkb7");
-    for (body, code) in [
-        ("{\"volume\": \"a b\"}", "invalid_name"),
-        ("{\"volume\": \"a@\"}", "invalid_name"),
-        ("{\"volume\": \"a\", \"queue_depth\": 0}", "invalid_body"),
-        ("{\"volume\": \"a\", \"queue_depth\": 4097}", "invalid_body"),
-        ("{\"volume\": \"a\", \"number\": -1}", "invalid_body"),
-        ("{\"volume\": \"a\", \"number\": 4294967295}", "invalid_body"),
-        ("{\"number\": 1}", "invalid_body"),
-    ] {
-        let (_, _, answer) = daemon.raw(request("POST", "/v1/ublk", body)).await;
-        assert!(answer.contains(code), "{body}: {answer}");
-    }
-    client.detach("a", false).await.unwrap();
-    client.detach("busy", true).await.unwrap();
-    assert_eq!(client.detach("busy", false).await.unwrap_err().exit(), Exit::Refused);
-    assert_eq!(client.detach("away", true).await.unwrap_err().exit(), Exit::NotFound);
-    let (status, _, answer) = daemon.raw(request("GET", "/v1/ublk", "")).await;
-    assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
-    assert!(answer.contains("ublk_unavailable"), "{answer}");
 }
 
 #[tokio::test]
@@ -709,6 +694,8 @@ fn the_document_describes_every_path_and_error() {
         "/metrics",
         "/v1/clones",
         "/v1/diff",
+        "/v1/nbd",
+        "/v1/nbd/{name}",
         "/v1/openapi.json",
         "/v1/pools",
         "/v1/pools/{pool}/devices",

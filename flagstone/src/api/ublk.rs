@@ -161,6 +161,6 @@ pub(super) async fn detach(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn check_either(name: &str) -> Result<(), ApiError> {
+pub(super) fn check_either(name: &str) -> Result<(), ApiError> {
     if name.contains('@') { check_snapshot_name(name) } else { check_name(name) }
 }

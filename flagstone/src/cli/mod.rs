@@ -13,6 +13,7 @@ mod failure;
 mod image;
 mod log_args;
 mod man;
+mod nbd;
 mod pool;
 mod ready;
 mod serve;
@@ -99,6 +100,8 @@ enum Command {
     Clone(clone::Args),
     #[command(subcommand)]
     Ublk(ublk::Command),
+    #[command(subcommand)]
+    Nbd(nbd::Command),
     Diff(diff::Args),
     Export(Box<image::export::Args>),
     Import(Box<image::import::Args>),
@@ -133,6 +136,7 @@ impl Cli {
             Command::Snapshot(command) => snapshot::run(command, json).map(|()| Exit::Success),
             Command::Clone(args) => clone::run(args, json).map(|()| Exit::Success),
             Command::Ublk(command) => ublk::run(command, json).map(|()| Exit::Success),
+            Command::Nbd(command) => nbd::run(command, json).map(|()| Exit::Success),
             Command::Diff(args) => diff::run(args, json).map(|()| Exit::Success),
             Command::Export(args) => image::export::run(&args, json).map(|()| Exit::Success),
             Command::Import(args) => image::import::run(&args, json).map(|()| Exit::Success),

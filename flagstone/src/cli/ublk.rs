@@ -119,7 +119,7 @@ pub fn run(command: Command, json: bool) -> Result<(), Failure> {
     }
 }
 
-fn parse_either(text: &str) -> Result<String, String> {
+pub(super) fn parse_either(text: &str) -> Result<String, String> {
     if text.contains('@') {
         parse_snapshot_name(text).map_err(|error| error.to_string())
     } else {
@@ -174,13 +174,17 @@ fn list(args: &ListArgs, json: bool) -> Result<(), Failure> {
 }
 
 fn state_of(device: &Attached) -> String {
-    let state = match device.state {
+    state(device.state, device.read_only)
+}
+
+pub(super) fn state(state: AttachedState, read_only: bool) -> String {
+    let state = match state {
         AttachedState::Live => "live",
         AttachedState::Waiting => "waiting",
         AttachedState::Dead => "dead",
         AttachedState::Unknown => "unknown",
     };
-    let read_only = if device.read_only { ", read-only" } else { "" };
+    let read_only = if read_only { ", read-only" } else { "" };
     format!("{state}{read_only}")
 }
 

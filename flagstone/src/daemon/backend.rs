@@ -7,11 +7,13 @@ use crate::api::clones::{CreateClone, RolledBack};
 use crate::api::devices::{AddDevice, DeviceAction};
 use crate::api::diff::{DiffPage, DiffQuery};
 use crate::api::errors::{ApiError, ErrorCode};
+use crate::api::kernel_nbd::{AttachNbd, NbdAttached};
 use crate::api::scrub::Scrub;
 use crate::api::snapshots::{NewSnapshot, SnapshotInfo};
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
 use crate::api::ublk::{AttachVolume, Attached, AttachedState};
 use crate::api::usage::Usage;
+use crate::kernel_nbd::{KernelNbd, KernelNbdDevice, KernelNbdError};
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
@@ -26,6 +28,7 @@ use crate::uri::NbdEndpoints;
 #[derive(Clone, Debug)]
 pub struct NodeBackend {
     node: NodeHandle,
+    kernel_nbd: KernelNbd,
     endpoints: NbdEndpoints,
 }
 
@@ -33,7 +36,7 @@ impl NodeBackend {
     /// `endpoints` are where `node` serves.
     #[must_use]
     pub fn new(node: NodeHandle, endpoints: NbdEndpoints) -> Self {
-        Self { node, endpoints }
+        Self { kernel_nbd: KernelNbd::new(node.clone()), node, endpoints }
     }
 
     /// The pool that a client means by its path or UUID.
@@ -121,12 +124,15 @@ impl Backend for NodeBackend {
     }
 
     fn resize_volume(&self, name: String, size_bytes: u64, shrink: Shrink) -> Reply<Volume> {
-        let node = self.node.clone();
+        let (node, nbd) = (self.node.clone(), self.kernel_nbd.clone());
         Box::pin(async move {
             let resized = node.resize_volume(name.clone(), size_bytes, shrink).await;
             let resized = resized.map_err(api_error)?;
             if let Err(error) = Ublk::new(node).resized(&name).await {
                 tracing::warn!(volume = name, %error, "the kernel was not told the new size of its block device");
+            }
+            if let Err(error) = nbd.resized(&name).await {
+                tracing::warn!(volume = name, %error, "the kernel's NBD client was not told the new size of its device");
             }
             Ok(volume(resized))
         })
@@ -320,6 +326,27 @@ impl Backend for NodeBackend {
         })
     }
 
+    fn attach_nbd(&self, request: AttachNbd) -> Reply<(NbdAttached, bool)> {
+        let nbd = self.kernel_nbd.clone();
+        Box::pin(async move {
+            let attached = nbd.attach(&request.volume, request.number).await;
+            attached.map(|(device, new)| (nbd_attached(device), new)).map_err(kernel_nbd_error)
+        })
+    }
+
+    fn detach_nbd(&self, name: String, force: bool) -> Reply<()> {
+        let nbd = self.kernel_nbd.clone();
+        Box::pin(async move { nbd.detach(&name, force).await.map_err(kernel_nbd_error) })
+    }
+
+    fn attached_nbd(&self) -> Reply<Vec<NbdAttached>> {
+        let nbd = self.kernel_nbd.clone();
+        Box::pin(async move {
+            let devices = nbd.list().await.map_err(kernel_nbd_error)?;
+            Ok(devices.into_iter().map(nbd_attached).collect())
+        })
+    }
+
     fn server_uris(&self) -> Vec<String> {
         self.endpoints.uris("")
     }
@@ -458,6 +485,36 @@ pub(crate) fn attached(device: UblkDevice) -> Attached {
     }
 }
 
+/// A device of the kernel's NBD client, as the API tells it.
+pub(crate) fn nbd_attached(device: KernelNbdDevice) -> NbdAttached {
+    NbdAttached {
+        device: device.path.display().to_string(),
+        number: device.number,
+        volume: device.volume,
+        size_bytes: device.size_bytes,
+        read_only: device.read_only,
+        state: if device.served { AttachedState::Live } else { AttachedState::Waiting },
+    }
+}
+
+fn kernel_nbd_error(error: KernelNbdError) -> ApiError {
+    let (code, advice) = match error {
+        KernelNbdError::Node(error) => return api_error(error),
+        KernelNbdError::Ended => return ApiError::stopping(),
+        KernelNbdError::NotAttached { .. } | KernelNbdError::NotOurs { .. } => {
+            (ErrorCode::NotAttached, "; `flagstone nbd list` shows what is")
+        }
+        KernelNbdError::InUse { .. } => (
+            ErrorCode::VolumeInUse,
+            "; unmount it first, or detach it with --force, and lose what was not written",
+        ),
+        KernelNbdError::NoClient => (ErrorCode::NbdUnavailable, ""),
+        KernelNbdError::Taken { .. } => (ErrorCode::NbdRefused, "; choose another number"),
+        _ => (ErrorCode::NbdRefused, ""),
+    };
+    ApiError::new(code, format!("{error}{advice}"))
+}
+
 fn ublk_error(error: UblkError) -> ApiError {
     use flagstone_ublk::ControlError as Kernel;
     let (code, advice) = match &error {
@@ -558,8 +615,12 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::DeviceFailed => (ErrorCode::DeviceUnfit, ""),
         ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
         ControlError::Ublk { .. } => (ErrorCode::UblkRefused, ""),
-        ControlError::Attached { .. } => {
+        ControlError::KernelNbd { .. } => (ErrorCode::NbdRefused, ""),
+        ControlError::Attached { driver: "ublk", .. } => {
             (ErrorCode::VolumeInUse, "; detach it first, with `flagstone ublk detach`")
+        }
+        ControlError::Attached { .. } => {
+            (ErrorCode::VolumeInUse, "; detach it first, with `flagstone nbd detach`")
         }
         ControlError::Overloaded => (ErrorCode::Busy, ""),
     };

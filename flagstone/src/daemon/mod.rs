@@ -25,6 +25,7 @@ use crate::api::routes::{self, Context};
 use crate::api::server::{ApiSocket, BindError};
 use crate::api::types::CreateVolume;
 use crate::exit::Exit;
+use crate::kernel_nbd::KernelNbd;
 use crate::node::{self, NodeConfig, NodeExit, NodeHandle, StartError};
 use crate::notify;
 use crate::pool::offline;
@@ -197,6 +198,11 @@ async fn take_over(node: &NodeHandle) {
         }
         Ok(_) => {}
         Err(error) => tracing::error!(%error, "block devices that were left can't be looked for"),
+    }
+    match KernelNbd::new(node.clone()).recover().await {
+        Ok(0) => {}
+        Ok(devices) => tracing::info!(devices, "devices of the NBD client are served again"),
+        Err(error) => tracing::error!(%error, "devices of the NBD client can't be looked for"),
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) struct Connection {
     pub(super) socket: Option<SocketId>,
     pub(super) session: Session,
     pub(super) opened: Option<Opened>,
+    /// The client is the kernel of this machine, by this process's doing: for the `/dev/nbdN` with this N.
+    pub(super) kernel: Option<u32>,
     pub(super) deadline: Option<TimerId>,
 
     /// Received bytes that are not yet consumed: `start..end` of the receive buffer.
@@ -124,6 +126,7 @@ impl Connection {
             socket: None,
             session: Session::new(),
             opened: None,
+            kernel: None,
             deadline: None,
             start: 0,
             end: 0,
@@ -159,6 +162,7 @@ impl Connection {
         self.end = 0;
         self.ended = false;
         self.full_since_ns = None;
+        self.kernel = None;
     }
 
     /// Requests that have no complete reply under way yet.

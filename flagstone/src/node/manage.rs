@@ -132,6 +132,10 @@ impl Reactor {
                     answer(reply, served);
                 }
                 ControlRequest::LeaveUblk { number, reply } => self.leave_ublk(number, reply),
+                ControlRequest::ServeKernelNbd { handle, number, reply } => {
+                    let served = self.serve_kernel_nbd(handle, number);
+                    answer(reply, served);
+                }
                 ControlRequest::Usage { target, reply } => self.begin_usage(&target, reply),
                 ControlRequest::Diff { query, reply } => self.begin_diff(&query, reply),
                 ControlRequest::PoolStatus { reply } => {

@@ -15,6 +15,7 @@ mod errno;
 mod files;
 mod finish;
 mod grow;
+mod kernel_nbd;
 pub mod limits;
 pub(crate) mod local;
 mod manage;

@@ -1,6 +1,7 @@
 //! The clean stop: clients first, then the engines, then the thread.
 //!
-//! 1. Nothing is accepted any more; new requests get `NBD_ESHUTDOWN`, handshakes end.
+//! 1. Nothing is accepted any more; new requests get `NBD_ESHUTDOWN`, handshakes end. Block devices of the kernel get no
+//!    answer any more: the next process does.
 //! 2. Each connection is closed as soon as everything that it asked for is answered, or when
 //!    [`DRAIN_NS`] is over.
 //! 3. The engines seal, flush and write their superblocks.
@@ -43,6 +44,11 @@ impl Reactor {
         // While the name still leads here: it must not be taken from whoever comes next.
         if let Some(path) = &self.endpoints.socket {
             let _ = std::fs::remove_file(path);
+        }
+        for c in 0..self.connections.len() as u32 {
+            if self.connections[c as usize].kernel.is_some() {
+                self.kill(c);
+            }
         }
         // Whoever waits for space is told now.
         self.wake_waiting();

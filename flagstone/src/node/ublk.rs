@@ -47,6 +47,8 @@ pub struct UblkVolume {
     pub read_only: bool,
     /// The device that serves it, if it is attached to this node.
     pub device: Option<u32>,
+    /// The N of `/dev/nbdN`, if the kernel's NBD client has it from this node.
+    pub nbd: Option<u32>,
     pub(crate) handle: u64,
 }
 
@@ -134,15 +136,31 @@ impl Reactor {
             size_bytes: entry.size,
             read_only: entry.read_only,
             device: self.ublk.number_of(entry.handle()),
+            nbd: self.kernel_nbd_of(entry.handle()),
             handle: entry.handle(),
         })
     }
 
     /// Refuses what a block device can't bear: it can't be taken away from here, whoever attached it detaches it.
     pub(super) fn check_detached(&self, handle: u64) -> Result<(), ControlError> {
-        match self.ublk.number_of(handle) {
-            Some(number) => Err(ControlError::Attached { number }),
+        self.check_no_ublk(handle)?;
+        match self.kernel_nbd_of(handle) {
+            Some(number) => Err(ControlError::Attached { driver: "nbd", number }),
             None => Ok(()),
+        }
+    }
+
+    pub(super) fn check_no_ublk(&self, handle: u64) -> Result<(), ControlError> {
+        match self.ublk.number_of(handle) {
+            Some(number) => Err(ControlError::Attached { driver: "ublk", number }),
+            None => Ok(()),
+        }
+    }
+
+    /// See [`prepare`].
+    pub(super) fn prepare_for_kernel(&mut self) {
+        if !std::mem::replace(&mut self.ublk.prepared, true) {
+            prepare();
         }
     }
 
@@ -158,9 +176,7 @@ impl Reactor {
         if self.catalog.get(handle).is_none() {
             return Err(ControlError::NoSuchVolume { name: String::new() });
         }
-        if !std::mem::replace(&mut self.ublk.prepared, true) {
-            prepare();
-        }
+        self.prepare_for_kernel();
         let refused = |reason: String| ControlError::Ublk { number: info.number, reason };
         self.check_detached(handle)?;
         let queue = Queue::open(info).map_err(|error| refused(error.to_string()))?;

@@ -87,7 +87,9 @@ pub struct DeviceNumber {
 }
 
 impl DeviceNumber {
-    fn parse(text: &str) -> Option<Self> {
+    /// As `/sys` has it, `MAJOR:MINOR`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let (major, minor) = text.trim().split_once(':')?;
         Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
     }

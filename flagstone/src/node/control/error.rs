@@ -3,6 +3,12 @@
 
 use std::path::PathBuf;
 
+/// Where the device of a driver is.
+fn device_path(driver: &str, number: u32) -> String {
+    let letter = if driver == "ublk" { "b" } else { "" };
+    format!("/dev/{driver}{letter}{number}")
+}
+
 /// Why a control request was refused. Nothing has changed, except where it says so.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -13,10 +19,20 @@ pub enum ControlError {
         name: String,
     },
     /// It is attached as a block device of this machine.
-    #[error("it is attached as /dev/ublkb{number}")]
+    #[error("it is attached as {}", device_path(driver, *number))]
     Attached {
-        /// The N of that.
+        /// `ublk` or `nbd`.
+        driver: &'static str,
+        /// The device's number.
         number: u32,
+    },
+    /// A device of the kernel's NBD client can't be served.
+    #[error("/dev/nbd{number} can't be served: {reason}")]
+    KernelNbd {
+        /// Its number.
+        number: u32,
+        /// Why.
+        reason: String,
     },
     /// A block device can't be served.
     #[error("ublk device {number} can't be served: {reason}")]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -122,6 +123,19 @@ impl NodeHandle {
     /// [`ControlError`].
     pub async fn leave_ublk(&self, number: u32) -> Result<(), ControlError> {
         self.ask(|reply| ControlRequest::LeaveUblk { number, reply }).await
+    }
+
+    /// See [`ControlRequest::ServeKernelNbd`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn serve_kernel_nbd(
+        &self,
+        volume: &UblkVolume,
+        number: u32,
+    ) -> Result<OwnedFd, ControlError> {
+        let handle = volume.handle;
+        self.ask(|reply| ControlRequest::ServeKernelNbd { handle, number, reply }).await
     }
 
     /// See [`ControlRequest::SetVolume`].

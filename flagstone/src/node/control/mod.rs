@@ -10,6 +10,7 @@ mod handle;
 mod status;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -340,6 +341,15 @@ pub enum ControlRequest {
         number: u32,
         /// Answered when nothing of it is under way, and its character device is closed.
         reply: Reply<()>,
+    },
+    /// Begin to serve a device of the kernel's NBD client.
+    ServeKernelNbd {
+        /// Of the volume, as [`UblkVolume`] has it.
+        handle: u64,
+        /// The N of `/dev/nbdN`.
+        number: u32,
+        /// The socket that the kernel is to be given.
+        reply: Reply<OwnedFd>,
     },
     /// Stop accepting, finish what is under way, make everything durable, end the thread.
     Shutdown,

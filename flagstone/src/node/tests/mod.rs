@@ -4,5 +4,6 @@ mod control;
 mod faults;
 mod harness;
 mod io;
+mod kernel_nbd;
 mod snapshots;
 mod waiting;

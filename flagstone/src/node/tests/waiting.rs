@@ -16,7 +16,7 @@ fn set(running: &Running, on_full: OnFull) {
 }
 
 /// A pool filled to the last MiB, and how many are in it.
-fn full(site: &Site) -> (Running, Wire, u64) {
+pub(super) fn full(site: &Site) -> (Running, Wire, u64) {
     let running = site.start();
     running.volume("vol", 1 << 40);
     set(&running, OnFull::Error);
@@ -29,7 +29,7 @@ fn full(site: &Site) -> (Running, Wire, u64) {
     (running, wire, full.expect("more than the device holds"))
 }
 
-fn until_waiting(running: &Running, count: u32) {
+pub(super) fn until_waiting(running: &Running, count: u32) {
     let start = Instant::now();
     while wait(running.node.pools()).expect("it runs")[0].waiting != count {
         assert!(start.elapsed() < Duration::from_secs(20), "they never wait");
