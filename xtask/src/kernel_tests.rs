@@ -1,5 +1,5 @@
 //! Kernel tests: the test binaries `kernel_*` of the package `flagstone-tests`, built here and run in
-//! the lab, all of them in one boot.
+//! the lab, all of them in one boot; and most of them on another kernel, in another guest beside it.
 //!
 //! The last of them doesn't end: it writes to a disk whose writes are recorded, until it cuts the
 //! power. What the disk could have been left with is then recovered on this machine, which is much
@@ -36,22 +36,61 @@ for binary in "$@"; do "$binary" --test-threads=1 || status=$?; done
 exec "$last" --exact --nocapture "$RECORDS"
 "#;
 
-/// Runs them with the kernel of `suite`; `cargo` is the command that tests the workspace.
-pub fn run(root: &Path, suite: &str, cargo: Command) -> Result<Counts, String> {
-    match lab::suite(Some(suite)).and_then(|suite| Cache::ready(root, &suite, false)) {
-        Ok(cache) => println!("{}", cache.describe()),
-        Err(Trouble::Unavailable(why)) => {
-            let why = format!("all of them: the lab can't run here: {why}");
-            println!("SKIPPED: {why}");
-            return Ok(Counts { skipped: vec![why], ..Counts::default() });
+/// The same on another kernel, to the end of each.
+const SCRIPT_ASIDE: &str = r#"
+status=0
+for binary in "$@"; do "$binary" --test-threads=1 || status=$?; done
+exit "$status"
+"#;
+
+/// Those that run on another kernel as well: file systems on its block devices, over pools that NVMe commands drive.
+const ASIDE: [&str; 2] = ["kernel_nbd-", "kernel_ublk-"];
+
+/// Runs them with the kernel of `suite` and, at the same time, those that are about its block devices with that of
+/// `aside`; `cargo` is the command that tests the workspace.
+pub fn run(
+    root: &Path,
+    suite: &str,
+    aside: Option<&str>,
+    cargo: Command,
+) -> Result<Counts, String> {
+    let mut skipped = Vec::new();
+    let mut ready = Vec::new();
+    for suite in [Some(suite), aside].into_iter().flatten() {
+        match lab::suite(Some(suite)).and_then(|suite| Cache::ready(root, &suite, false)) {
+            Ok(cache) => {
+                println!("{}", cache.describe());
+                ready.push(suite);
+            }
+            Err(Trouble::Unavailable(why)) => {
+                let why = format!("those on the kernel of {suite}: the lab can't run here: {why}");
+                println!("SKIPPED: {why}");
+                skipped.push(why);
+            }
+            Err(Trouble::Usage(why) | Trouble::Failed(why)) => return Err(why),
         }
-        Err(Trouble::Usage(why) | Trouble::Failed(why)) => return Err(why),
+    }
+    let mut counts = Counts { skipped, ..Counts::default() };
+    if ready.is_empty() {
+        return Ok(counts);
     }
     let binaries = build(cargo)?;
-    let is_last = |path: &&PathBuf| name(path).starts_with(POWER_CUT);
-    let last = binaries.iter().find(is_last).ok_or("no test binary cuts the power")?;
-    let others = binaries.iter().filter(|path| !is_last(path));
-    let recording = Recording::new()?;
+    let beside = aside.filter(|aside| ready.contains(aside)).map(|aside| {
+        let binaries = binaries.clone();
+        let aside = aside.to_owned();
+        std::thread::spawn(move || run_aside(&aside, &binaries))
+    });
+    if ready.contains(&suite) {
+        counts.add(run_all(suite, &binaries)?);
+    }
+    if let Some(beside) = beside {
+        counts.add(beside.join().map_err(|_| "the second guest's thread panicked")??);
+    }
+    Ok(counts)
+}
+
+/// A guest with the lab's disks.
+fn guest(suite: &str, recording: &Recording) -> Result<Command, String> {
     let lab = std::env::current_exe().map_err(|error| format!("own path: {error}"))?;
     let mut guest = Command::new(&lab);
     guest.args(["lab", "--kernel", suite, "--disk", "disk.img", "--log", "writes.log"]);
@@ -61,11 +100,21 @@ pub fn run(root: &Path, suite: &str, cargo: Command) -> Result<Counts, String> {
     // To be pulled out.
     guest.args(["--nvme", "256M"]);
     // For a file system; recorded, too.
-    guest.args(["--disk", "fs.img,recorded=fs.log"]);
-    guest.args(["--timeout", "300", "--expect-cut", "--", "sh", "-c", SCRIPT, "sh"]);
+    guest.args(["--disk", "fs.img,recorded=fs.log", "--timeout", "600"]);
+    guest.current_dir(&recording.0);
+    Ok(guest)
+}
+
+fn run_all(suite: &str, binaries: &[PathBuf]) -> Result<Counts, String> {
+    let is_last = |path: &&PathBuf| name(path).starts_with(POWER_CUT);
+    let last = binaries.iter().find(is_last).ok_or("no test binary cuts the power")?;
+    let others = binaries.iter().filter(|path| !is_last(path));
+    let recording = Recording::new("first")?;
+    let mut guest = guest(suite, &recording)?;
+    let lab = PathBuf::from(guest.get_program());
+    guest.args(["--expect-cut", "--", "sh", "-c", SCRIPT, "sh"]);
     guest.arg(last).args(others);
     guest.env("RECORDS", RECORDS).env("FLAGSTONE_RECORDING", &recording.0);
-    guest.current_dir(&recording.0);
     let mut counts = step::run(guest)?;
     if counts.failed == 0 {
         let mut host = Command::new(last);
@@ -77,6 +126,14 @@ pub fn run(root: &Path, suite: &str, cargo: Command) -> Result<Counts, String> {
         println!("what was recorded stays in {}", recording.keep().display());
     }
     Ok(counts)
+}
+
+fn run_aside(suite: &str, binaries: &[PathBuf]) -> Result<Counts, String> {
+    let is_meant = |path: &&PathBuf| ASIDE.iter().any(|aside| name(path).starts_with(aside));
+    let recording = Recording::new("second")?;
+    let mut guest = guest(suite, &recording)?;
+    guest.args(["--", "sh", "-c", SCRIPT_ASIDE, "sh"]).args(binaries.iter().filter(is_meant));
+    step::run_aside(guest)
 }
 
 /// Builds the test binaries; where they are, by name.
@@ -111,8 +168,9 @@ fn name(path: &Path) -> String {
 struct Recording(PathBuf);
 
 impl Recording {
-    fn new() -> Result<Self, String> {
-        let path = std::env::temp_dir().join(format!("flagstone-kernel-{}", std::process::id()));
+    fn new(which: &str) -> Result<Self, String> {
+        let name = format!("flagstone-kernel-{}-{which}", std::process::id());
+        let path = std::env::temp_dir().join(name);
         let failed = |error| format!("{}: {error}", path.display());
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).map_err(failed)?;

@@ -25,7 +25,7 @@ Usage: cargo xtask TASK
   tidy     rules about the sources that no compiler checks
   tools    install the programs that the end-to-end tests drive
   kernel-tests [SUITE]
-           the kernel tests alone, with the kernel of that Debian suite
+           the kernel tests alone; all of them with the kernel of that Debian suite, if one is named
   lab      run a command on a real kernel, in QEMU: `cargo xtask lab` says how
 
 docs/operations/testing.md describes the parts of `test` and the knobs of the longer runs.";

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a step may take when nobody watches it. A hang is then a failure with a name instead
@@ -35,6 +36,29 @@ pub fn run(command: Command) -> Result<Counts, String> {
     let words = std::iter::once(program).chain(command.get_args());
     println!("$ {}", words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" "));
     run_into(command, std::io::stdout(), std::io::stderr())
+}
+
+/// As [`run`], with its output shown at the end: for one that runs beside another.
+pub fn run_aside(command: Command) -> Result<Counts, String> {
+    let shown = Shown::default();
+    let result = run_into(command, shown.clone(), shown.clone());
+    let bytes = shown.0.lock().unwrap_or_else(PoisonError::into_inner);
+    // Output that nobody reads any more doesn't end the step.
+    let _ = std::io::stdout().write_all(&bytes);
+    result
+}
+
+/// Output for later.
+#[derive(Clone, Default)]
+struct Shown(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shown {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 fn run_into(

@@ -63,18 +63,20 @@ pub fn run(root: &Path) -> ExitCode {
         });
         step("fuzz inputs", &mut || step::run(fuzz(root, &["test", "--no-fail-fast"])));
         step("end-to-end tests", &mut || step::run(end_to_end(root)));
-        step("kernel tests", &mut || kernel_tests::run(root, lab::NEWEST, workspace_tests(root)));
+        step("kernel tests", &mut || {
+            kernel_tests::run(root, lab::NEWEST, Some(lab::STABLE), workspace_tests(root))
+        });
     }
     let good = report::is_good(&rows);
     print!("{}", report::render(&rows));
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs the kernel tests alone, with the kernel of a suite if one is named.
+/// Runs the kernel tests alone, with the kernel of one suite only if one is named.
 pub fn kernel(root: &Path, args: &[String]) -> ExitCode {
-    let suite = match args {
-        [] => lab::NEWEST,
-        [suite] => suite,
+    let (suite, aside) = match args {
+        [] => (lab::NEWEST, Some(lab::STABLE)),
+        [suite] => (suite.as_str(), None),
         _ => {
             eprintln!("error: one suite at a time");
             return ExitCode::from(2);
@@ -83,7 +85,9 @@ pub fn kernel(root: &Path, args: &[String]) -> ExitCode {
     let start = Instant::now();
     let result =
         step::run(cargo(root, &["build", "--workspace", "--bins"])).and_then(|built| match built {
-            Counts { failed: 0, .. } => kernel_tests::run(root, suite, workspace_tests(root)),
+            Counts { failed: 0, .. } => {
+                kernel_tests::run(root, suite, aside, workspace_tests(root))
+            }
             _ => Err("nothing is tested that wasn't built".to_owned()),
         });
     let rows = [Row { name: "kernel tests", took: start.elapsed(), result }];

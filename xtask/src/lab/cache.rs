@@ -13,6 +13,8 @@ use crate::tools;
 
 /// The suite with Debian's newest kernels.
 pub const NEWEST: &str = "trixie-backports";
+/// The suite with the kernel that most machines have: 6.12.
+pub const STABLE: &str = "trixie";
 
 /// Raised when what is kept changes its form: older caches are then made anew.
 const LAYOUT: u32 = 1;

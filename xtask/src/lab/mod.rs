@@ -20,7 +20,7 @@ mod writes;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use cache::{Cache, NEWEST};
+pub use cache::{Cache, NEWEST, STABLE};
 pub use options::suite;
 
 /// The lab, or what the machine needs for it, failed: nothing is known of the command.
