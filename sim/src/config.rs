@@ -130,6 +130,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
 #[must_use]
 pub fn first_seed_for(plant: Plant) -> u64 {
     match plant {
+        Plant::ScrubKeepsPage => 2605,
         Plant::ProveFailed => 900,
         Plant::TellOneVolume => 880,
         Plant::SealBeforeFlush => 810,
@@ -139,8 +140,12 @@ pub fn first_seed_for(plant: Plant) -> u64 {
         Plant::ForgetPatches => 245,
         Plant::KeepLossSecret => 160,
         Plant::MoveWhileStating => 150,
+        Plant::CutAtMissing => 140,
         Plant::PartSilently | Plant::IgnoreWriteErrors => 130,
-        Plant::SealMovedBeforeFlush => 105,
+        Plant::SealMovedBeforeFlush | Plant::LoseReturned => 105,
+        Plant::GrowTooSoon => 100,
+        Plant::SkipMissingSummaries | Plant::SplitRollback => 90,
+        Plant::SwitchBeforeSeal => 15,
         _ => 0,
     }
 }

@@ -1,5 +1,5 @@
 //! Kernel tests: the test binaries `kernel_*` of the package `flagstone-tests`, built here and run in
-//! the lab, all of them in one boot; and most of them on another kernel, in another guest beside it.
+//! the lab, all of them in one boot; and some of them on another kernel, in another guest beside it.
 //!
 //! The last of them doesn't end: it writes to a disk whose writes are recorded, until it cuts the
 //! power. What the disk could have been left with is then recovered on this machine, which is much
@@ -36,18 +36,18 @@ for binary in "$@"; do "$binary" --test-threads=1 || status=$?; done
 exec "$last" --exact --nocapture "$RECORDS"
 "#;
 
-/// The same on another kernel, to the end of each.
+/// Some of them on another kernel: a file system over a pool that NVMe commands drive, and the daemon ended under a load.
 const SCRIPT_ASIDE: &str = r#"
 status=0
-for binary in "$@"; do "$binary" --test-threads=1 || status=$?; done
+for binary in "$@"; do "$binary" --test-threads=1 ext4 killed_under attached_by || status=$?; done
 exit "$status"
 "#;
 
-/// Those that run on another kernel as well: file systems on its block devices, over pools that NVMe commands drive.
+/// Those of which: on both of the kernel's drivers.
 const ASIDE: [&str; 2] = ["kernel_nbd-", "kernel_ublk-"];
 
-/// Runs them with the kernel of `suite` and, at the same time, those that are about its block devices with that of
-/// `aside`; `cargo` is the command that tests the workspace.
+/// Runs them with the kernel of `suite` and, at the same time, some that are about its block devices with
+/// that of `aside`; `cargo` is the command that tests the workspace.
 pub fn run(
     root: &Path,
     suite: &str,
