@@ -581,11 +581,14 @@ impl Engine {
     fn check_shared(&self) -> Result<(), Inconsistency> {
         for volume in self.volumes.iter() {
             let parent = volume.parent.and_then(|parent| self.volumes.get(parent));
-            let mut leaf = 0;
-            while leaf < volume.map.leaves() {
-                let (state, leaves) = volume.map.leaf(&self.slab, leaf);
-                let theirs =
-                    parent.map_or(LeafState::Untouched, |p| p.map.leaf(&self.slab, leaf).0);
+            let (mut leaf, end) = (0, parent.map_or(0, |parent| parent.map.leaves()));
+            while leaf < volume.map.leaves().max(end) {
+                let (state, skip) = volume.map.leaf(&self.slab, leaf);
+                let (theirs, theirs_skip) = match parent {
+                    Some(parent) => parent.map.leaf(&self.slab, leaf),
+                    None => (LeafState::Untouched, u64::MAX),
+                };
+                let leaves = skip.min(theirs_skip);
                 if !volume.map.is_different(leaf) && state != theirs {
                     return Err(Inconsistency::Shared { volume: volume.info.id, leaf });
                 }

@@ -166,26 +166,78 @@ fn attached_by_the_daemon_it_goes_on() {
     drop(mount);
     run("e2fsck", ["-f", "-n", device.path()]);
 
-    // A snapshot can only be read; what nobody serves any more can be taken away.
-    daemon.ask(&["snapshot", "create", "v", "s"]);
-    let snapshot = Attached::new(&daemon, "nbd", "v@s");
-    assert_eq!(snapshot.attribute("ro"), "1");
     assert!(daemon.control(&["nbd", "detach", "v"]).status.success());
     assert_eq!(device.bytes(), 0);
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
+}
+
+/// Several devices outlive the daemon; a detached one is gone at once, or, if it is still mounted, serves nothing ever again; one
+/// that nobody serves can be taken away from those that wait for it.
+#[test]
+fn devices_are_taken_up_or_away() {
+    let needs = [Need::Lab, Need::Program("mkfs.ext4")];
+    if !can_run("devices_are_taken_up_or_away", &needs) {
+        return;
+    }
+    let states = |daemon: &Daemon| -> Vec<String> {
+        let list = daemon.ask(&["nbd", "list"]);
+        let devices = list["devices"].as_array().unwrap().iter();
+        let text =
+            |device: &serde_json::Value, what: &str| device[what].as_str().map(str::to_owned);
+        let both = |d| format!("{} {}", text(d, "volume").unwrap(), text(d, "state").unwrap());
+        devices.map(both).collect()
+    };
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, 64 * MIB);
+    daemon.create_volume("w", 64 * MIB);
+    daemon.ask(&["snapshot", "create", "w", "s"]);
+    let mounted = Attached::new(&daemon, "nbd", "v");
+    let [writable, snapshot] = ["w", "w@s"].map(|name| Attached::new(&daemon, "nbd", name));
+    assert_eq!(snapshot.attribute("ro"), "1");
     daemon.kill();
-    let left = flagstone(&[
-        "nbd",
-        "list",
-        "--json",
-        "--api",
-        daemon.config().api_socket().to_str().unwrap(),
-    ]);
-    assert!(left.out.contains(snapshot.path()) && left.out.contains("waiting"), "{left:?}");
-    let removed = flagstone(&["nbd", "remove", &snapshot.number().to_string()]);
-    assert!(removed.status.success(), "{removed:?}");
-    assert_eq!(snapshot.bytes(), 0);
     daemon.restart();
-    assert_eq!(daemon.ask(&["nbd", "list"])["devices"].as_array().unwrap().len(), 0);
+    assert_eq!(states(&daemon), ["v live", "w live", "w@s live"]);
+    // Detached, it is gone: the volume can be attached again, deleted, and the snapshot with it.
+    for _ in 0..20 {
+        assert!(daemon.control(&["nbd", "detach", "w"]).status.success());
+        assert_eq!(Attached::new(&daemon, "nbd", "w").path(), writable.path());
+    }
+    assert!(daemon.control(&["nbd", "detach", "w"]).status.success());
+    assert!(daemon.control(&["nbd", "detach", "w@s"]).status.success());
+    assert_eq!(daemon.control(&["nbd", "detach", "w@s"]).status.code(), Some(7));
+    assert!(daemon.control(&["volume", "delete", "w", "--snapshots"]).status.success());
+
+    run("mkfs.ext4", ["-q", mounted.path()]);
+    let at = dir.path().join("mnt");
+    let mount = Mount::new(mounted.path(), &at);
+    assert!(daemon.control(&["nbd", "detach", "v", "--force"]).status.success());
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(states(&daemon).iter().filter(|state| state.ends_with("live")).count(), 0);
+    let again = Attached::new(&daemon, "nbd", "v");
+    assert_ne!(again.path(), mounted.path());
+    drop(mount);
+
+    // Whoever waits for it gets an error when it is taken away without a daemon.
+    daemon.kill();
+    let mut write = command("dd");
+    write.args(["if=/dev/zero", "bs=4096", "count=1", "oflag=direct", "conv=notrunc"]);
+    write.arg(format!("of={}", again.path()));
+    let waits = std::thread::spawn(move || finish(write));
+    wait_until("a request under way", || {
+        again.attribute("inflight").split_whitespace().any(|number| number != "0")
+            || waits.is_finished()
+    });
+    let socket = daemon.config().api_socket();
+    let left = flagstone(&["nbd", "list", "--json", "--api", socket.to_str().unwrap()]);
+    assert!(left.out.contains(again.path()) && left.out.contains("waiting"), "{left:?}");
+    assert!(!waits.is_finished());
+    let removed = flagstone(&["nbd", "remove", &again.number().to_string(), "--force"]);
+    assert!(removed.status.success(), "{removed:?}");
+    assert!(!waits.join().unwrap().status.success());
+    daemon.restart();
+    wait_until("nothing to be left", || states(&daemon).is_empty());
     daemon.stop_cleanly();
     check_pool(&dir.path().join("pool"));
 }

@@ -221,7 +221,8 @@ impl LeafSlab {
         copy
     }
 
-    fn copy_of(&mut self, id: u32, leaf: u64, inherits: bool) -> u32 {
+    /// A copy of a leaf in memory.
+    pub(super) fn copy_of(&mut self, id: u32, leaf: u64, inherits: bool) -> u32 {
         let Place::Dense(from) = self.at(id) else {
             unreachable!("a leaf is read before it is copied")
         };

@@ -79,9 +79,8 @@ impl Pages {
     }
 }
 
-/// Puts the leaves of all volumes and snapshots that still exist into the maps, unread. False if a
-/// record speaks of what its volume doesn't have.
-pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
+/// What the checkpoint states of each volume and snapshot.
+pub(super) fn statements<'a>(input: &Input<'a>) -> HashMap<u32, Vec<&'a OwnedRecord>> {
     let mut statements: HashMap<u32, Vec<&OwnedRecord>> = HashMap::new();
     for change in input.changes {
         let id = match *change {
@@ -98,6 +97,13 @@ pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
         };
         statements.entry(id).or_default().push(change);
     }
+    statements
+}
+
+/// Puts the leaves of all volumes and snapshots that still exist into the maps, unread. False if a
+/// record speaks of what its volume doesn't have.
+pub(super) fn place(input: &Input<'_>, state: &mut Replay) -> bool {
+    let mut statements = statements(input);
     for id in state.volumes.parents_first(input.pages.lsn) {
         state.form(id, input.pages.lsn);
         let Some(volume) = state.volumes.get_mut(id) else { continue };

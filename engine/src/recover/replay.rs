@@ -7,11 +7,11 @@ use super::records::OwnedRecord;
 use super::window::{Window, Write};
 use crate::counting::Counting;
 use crate::error::OpenError;
-use crate::format::record::{STATED, Seal, marked};
+use crate::format::record::{STATED, Seal};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping};
+use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping, NODE_LEAVES, VolumeMap};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
@@ -43,8 +43,6 @@ pub(crate) struct Replay {
     /// What no page speaks of was empty at this LSN; `None`: there are no pages, everything is
     /// replayed.
     paged_lsn: Option<u64>,
-    /// The leaves that the checkpoint states.
-    stated: HashSet<(u32, u64)>,
     /// Volumes and snapshots whose map has begun.
     formed: HashSet<u32>,
     /// The leaves that are still in their pages.
@@ -62,28 +60,6 @@ pub(super) struct Input<'a> {
     pub(super) tails: &'a [TailSegment],
     pub(super) pages: &'a Pages,
     pub(super) planted: Planted,
-}
-
-impl Input<'_> {
-    /// The leaves that the checkpoint states, if there are snapshots: then a statement may be about
-    /// others as well.
-    fn stated(&self) -> HashSet<(u32, u64)> {
-        let snapshot = |change: &OwnedRecord| matches!(change, OwnedRecord::Snapshot { .. });
-        if !self.changes.iter().any(snapshot) {
-            return HashSet::new();
-        }
-        let per_leaf = LEAF_BLOCKS as u64;
-        let leaves = |change: &OwnedRecord| match *change {
-            OwnedRecord::Leaf { volume, lba, .. } => (volume, lba / per_leaf, lba / per_leaf + 1),
-            OwnedRecord::Zero { volume, lba, blocks, vseq: STATED, .. } => {
-                let end = lba.saturating_add(u64::from(blocks)).div_ceil(per_leaf);
-                (volume, lba / per_leaf, end)
-            }
-            _ => (0, 0, 0),
-        };
-        let ranges = self.changes.iter().map(leaves);
-        ranges.flat_map(|(id, from, to)| (from..to).map(move |leaf| (id, leaf))).collect()
-    }
 }
 
 /// A summary being merged.
@@ -153,7 +129,6 @@ pub(super) fn replay(
         log_since: 0,
         geo: *geo,
         paged_lsn: None,
-        stated: input.stated(),
         formed: HashSet::new(),
         counting: None,
         planted: input.planted,
@@ -178,6 +153,9 @@ pub(super) fn replay(
     let mut ready: VecDeque<Cursor> = VecDeque::new();
     let mut unread = sealed.as_slice();
     let mut writes = Window::default();
+    // Summaries tell less than the checkpoint.
+    let mut stated =
+        (source == Source::Summaries && input.pages.lsn > 0).then_some(input.pages.lsn);
     loop {
         if ready.is_empty() && !unread.is_empty() {
             let (now, later) = unread.split_at(unread.len().min(PREFETCH));
@@ -197,6 +175,12 @@ pub(super) fn replay(
                 open.push(summary);
             }
             continue;
+        }
+        let next = next_entry.into_iter().chain(next_change.map(|(lsn, _)| lsn));
+        if stated.is_some_and(|stated| next.min().is_none_or(|next| next > stated)) {
+            stated = None;
+            state.write_window(&mut writes, 1);
+            state.restate(input);
         }
         match (next_entry, next_change) {
             (None, None) => break,
@@ -472,16 +456,14 @@ impl Replay {
     fn change(&mut self, change: &OwnedRecord) {
         self.last_lsn = self.last_lsn.max(change.lsn());
         match *change {
+            // See `restate`, and `pages::place`.
+            OwnedRecord::Zero { vseq: STATED, .. } => {}
             OwnedRecord::Zero { volume: id, lsn, lba, blocks, keep, vseq } => {
                 self.highest_volume = self.highest_volume.max(id);
                 self.begin(id);
                 let Some(volume) = self.volumes.get_mut(id) else { return };
                 volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
                 let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
-                let stated = self.stated.contains(&(id, lba / LEAF_BLOCKS as u64));
-                if stated && self.paged_lsn.is_none() && !volume.children.is_empty() {
-                    return self.state_zeroes(id, lba, end, keep);
-                }
                 // Each leaf's statement must be made again at the next compaction.
                 for leaf in (lba / LEAF_BLOCKS as u64)..end.div_ceil(LEAF_BLOCKS as u64) {
                     volume.map.touch(&mut self.slab, Lba(leaf * LEAF_BLOCKS as u64));
@@ -491,70 +473,54 @@ impl Replay {
             OwnedRecord::Snapshot { .. } if self.planted.has(Plant::CutLate) => {}
             OwnedRecord::Snapshot { volume, line, .. } => self.cut(volume, line),
             OwnedRecord::Volume { volume, .. } => self.begin(volume),
-            OwnedRecord::Leaf { .. } if self.paged_lsn.is_some() => {}
-            OwnedRecord::Leaf { volume, lba, ref marks, .. } => {
-                self.begin(volume);
-                let leaf = lba / LEAF_BLOCKS as u64;
-                let named = self.volumes.get_mut(volume);
-                let copied = named.and_then(|named| named.map.own(&mut self.slab, leaf));
-                let sharers = self.sharers(volume, leaf);
-                if let Some(copied) = copied {
-                    for &node in &sharers {
-                        if let Some(volume) = self.volumes.get_mut(node) {
-                            volume.map.follow(&mut self.slab, &copied);
-                        }
-                    }
-                    copied.end(&mut self.slab);
-                }
-                for node in sharers {
-                    let Some(volume) = self.volumes.get_mut(node) else { continue };
-                    let end = lba.saturating_add(LEAF_BLOCKS as u64).min(VOLUME_BLOCKS);
-                    for block in lba..end {
-                        let i = (block - lba) as usize;
-                        if marked(&marks.holes, i) {
-                            volume.map.set(&mut self.slab, Lba(block), Mapping::Hole);
-                        } else if marked(&marks.kept, i) {
-                            volume.map.set(&mut self.slab, Lba(block), Mapping::Kept);
-                        }
-                    }
-                    if lba < end {
-                        volume.map.touch(&mut self.slab, Lba(lba));
-                    }
-                }
-            }
             _ => {}
         }
     }
 
-    /// Those that a statement about a leaf is about, in a map that is made without pages: the node that it
-    /// names, and its children of whose leaf the checkpoint says nothing else. In the log they may seem to
-    /// differ, by what was discarded.
-    fn sharers(&self, node: u32, leaf: u64) -> Vec<u32> {
-        let (mut sharers, mut next) = (vec![node], 0);
-        while let Some(&node) = sharers.get(next) {
-            next += 1;
-            let Some(volume) = self.volumes.get(node) else { continue };
-            // A clone that has not begun will share it as it is then.
-            let begun = |child: u32| {
-                let clone = self.volumes.get(child).filter(|child| child.info.snapshot.is_none());
-                clone.is_none_or(|c| c.info.base.is_none() || self.formed.contains(&child))
+    /// Makes the maps what they were at the checkpoint, of what the log until then says: a leaf that is stated is
+    /// its map's own, and in it are the holes and kept zeroes that the statement says; any other is the
+    /// parent's. The log has neither what was discarded before, nor what a snapshot that is being taken apart has
+    /// passed on.
+    fn restate(&mut self, input: &Input<'_>) {
+        let order = self.volumes.parents_first(input.pages.lsn);
+        let mut statements = pages::statements(input);
+        // What a clone began with is in the map that its snapshot has now.
+        order.iter().for_each(|&id| self.begin(id));
+        for id in &order {
+            let leaf_of = |statement: &&OwnedRecord| match **statement {
+                OwnedRecord::Leaf { lba, .. } => Some(lba as usize / LEAF_BLOCKS / NODE_LEAVES),
+                _ => None,
             };
-            let shares = |child: &&u32| !self.stated.contains(&(**child, leaf)) && begun(**child);
-            sharers.extend(volume.children.iter().filter(shares));
-        }
-        sharers
-    }
-
-    /// A statement that leaves of a snapshot have no data, in a map that is made without pages.
-    fn state_zeroes(&mut self, id: u32, lba: u64, end: u64, keep: bool) {
-        let per_leaf = LEAF_BLOCKS as u64;
-        for leaf in lba / per_leaf..end.div_ceil(per_leaf) {
-            for node in self.sharers(id, leaf) {
-                let Some(volume) = self.volumes.get_mut(node) else { continue };
-                let (from, to) = (leaf * per_leaf, ((leaf + 1) * per_leaf).min(VOLUME_BLOCKS));
-                volume.map.touch(&mut self.slab, Lba(from));
-                volume.map.zero(&mut self.slab, from, to, keep, &mut |_| {});
+            let nodes = statements.get(id).into_iter().flatten().filter_map(leaf_of).collect();
+            if let Some(volume) = self.volumes.get_mut(*id) {
+                volume.map.keep_nodes(&mut self.slab, &nodes);
             }
+        }
+        let per_leaf = LEAF_BLOCKS as u64;
+        for id in order {
+            let logged = self
+                .volumes
+                .get_mut(id)
+                .map(|volume| std::mem::replace(&mut volume.map, VolumeMap::new(id)));
+            let Some(mut logged) = logged else { continue };
+            self.form(id, input.pages.lsn);
+            let Some(volume) = self.volumes.get_mut(id) else { continue };
+            for statement in statements.remove(&id).unwrap_or_default() {
+                match *statement {
+                    OwnedRecord::Leaf { lba, ref marks, .. } if lba < VOLUME_BLOCKS => {
+                        let leaf = lba / per_leaf;
+                        volume.map.place_logged(&mut self.slab, &mut logged, leaf, marks);
+                    }
+                    OwnedRecord::Zero { lba, blocks, keep, .. } => {
+                        let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
+                        for leaf in lba.div_ceil(per_leaf)..end / per_leaf {
+                            volume.map.place_whole(&mut self.slab, leaf, keep);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            logged.let_go(&mut self.slab, usize::MAX);
         }
     }
 

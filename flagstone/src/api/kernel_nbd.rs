@@ -39,7 +39,7 @@ pub struct NbdAttached {
     pub size_bytes: u64,
     /// Writes are refused.
     pub read_only: bool,
-    /// `live` if this daemon serves it; `waiting` otherwise, or if another does.
+    /// `live` if this daemon serves it; `waiting` if not, or another does; `dead` if it was detached and somebody still has it open.
     pub state: AttachedState,
 }
 
@@ -53,7 +53,7 @@ pub struct NbdAttachedList {
 /// Attaches a volume or a snapshot as `/dev/nbdN` of the daemon's machine.
 ///
 /// If it is one already, that is a success (200) that changes nothing. The device outlives the daemon: when it stops, or
-/// dies, requests wait for ten minutes until it is back.
+/// dies, requests wait until it is back, for a day at most.
 #[utoipa::path(
     post, path = "/v1/nbd", tag = "nbd", request_body = AttachNbd,
     responses(

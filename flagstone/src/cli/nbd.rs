@@ -15,8 +15,8 @@ use crate::size::Human;
 /// Attach volumes by the kernel's NBD client (/dev/nbdN)
 ///
 /// For kernels without ublk (see `flagstone ublk`), which is faster and goes on sooner. The client must be loaded: `modprobe nbd`.
-/// When the daemon stops, is replaced or dies, requests wait for ten minutes; when `flagstone serve` is back
-/// they go on, those that were under way after two seconds, and nobody has got an error.
+/// When the daemon stops, is replaced or dies, requests wait, for a day at most; when `flagstone serve` is
+/// back they go on, those that were under way within some seconds, and nobody has got an error.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Attach(AttachArgs),

@@ -183,6 +183,7 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
             .or(file.device_discard)
             .unwrap_or(defaults.device_discard),
         nvme_polling: args.nvme_polling.or(file.nvme_polling).unwrap_or(defaults.nvme_polling),
+        kernel_nbd_reserve: defaults.kernel_nbd_reserve,
         degraded: args.degraded_read_only || file.degraded_read_only.unwrap_or(defaults.degraded),
     };
     Ok(Settings { node, api_socket, first_volume: None })

@@ -13,7 +13,7 @@ use crate::api::snapshots::{NewSnapshot, SnapshotInfo};
 use crate::api::types::{CreateVolume, OnFull, Pool, PoolDevice, PoolState, Volume};
 use crate::api::ublk::{AttachVolume, Attached, AttachedState};
 use crate::api::usage::Usage;
-use crate::kernel_nbd::{KernelNbd, KernelNbdDevice, KernelNbdError};
+use crate::kernel_nbd::{KernelNbd, KernelNbdDevice, KernelNbdError, KernelNbdState};
 use crate::node::devices::DeviceChange;
 use crate::node::devices::{AddDeviceError, DeviceStatus, prepare_device};
 use crate::node::{
@@ -37,6 +37,12 @@ impl NodeBackend {
     #[must_use]
     pub fn new(node: NodeHandle, endpoints: NbdEndpoints) -> Self {
         Self { kernel_nbd: KernelNbd::new(node.clone()), node, endpoints }
+    }
+
+    /// The devices of the kernel's NBD client.
+    #[must_use]
+    pub const fn kernel_nbd(&self) -> &KernelNbd {
+        &self.kernel_nbd
     }
 
     /// The pool that a client means by its path or UUID.
@@ -131,7 +137,7 @@ impl Backend for NodeBackend {
             if let Err(error) = Ublk::new(node).resized(&name).await {
                 tracing::warn!(volume = name, %error, "the kernel was not told the new size of its block device");
             }
-            if let Err(error) = nbd.resized(&name).await {
+            if let Err(error) = nbd.resized(name.clone()).await {
                 tracing::warn!(volume = name, %error, "the kernel's NBD client was not told the new size of its device");
             }
             Ok(volume(resized))
@@ -329,14 +335,14 @@ impl Backend for NodeBackend {
     fn attach_nbd(&self, request: AttachNbd) -> Reply<(NbdAttached, bool)> {
         let nbd = self.kernel_nbd.clone();
         Box::pin(async move {
-            let attached = nbd.attach(&request.volume, request.number).await;
+            let attached = nbd.attach(request.volume, request.number).await;
             attached.map(|(device, new)| (nbd_attached(device), new)).map_err(kernel_nbd_error)
         })
     }
 
     fn detach_nbd(&self, name: String, force: bool) -> Reply<()> {
         let nbd = self.kernel_nbd.clone();
-        Box::pin(async move { nbd.detach(&name, force).await.map_err(kernel_nbd_error) })
+        Box::pin(async move { nbd.detach(name, force).await.map_err(kernel_nbd_error) })
     }
 
     fn attached_nbd(&self) -> Reply<Vec<NbdAttached>> {
@@ -493,7 +499,11 @@ pub(crate) fn nbd_attached(device: KernelNbdDevice) -> NbdAttached {
         volume: device.volume,
         size_bytes: device.size_bytes,
         read_only: device.read_only,
-        state: if device.served { AttachedState::Live } else { AttachedState::Waiting },
+        state: match device.state {
+            KernelNbdState::Live => AttachedState::Live,
+            KernelNbdState::Waiting => AttachedState::Waiting,
+            KernelNbdState::Detached => AttachedState::Dead,
+        },
     }
 }
 
@@ -508,7 +518,7 @@ fn kernel_nbd_error(error: KernelNbdError) -> ApiError {
             ErrorCode::VolumeInUse,
             "; unmount it first, or detach it with --force, and lose what was not written",
         ),
-        KernelNbdError::NoClient => (ErrorCode::NbdUnavailable, ""),
+        KernelNbdError::NoClient | KernelNbdError::Old => (ErrorCode::NbdUnavailable, ""),
         KernelNbdError::Taken { .. } => (ErrorCode::NbdRefused, "; choose another number"),
         _ => (ErrorCode::NbdRefused, ""),
     };

@@ -25,7 +25,7 @@ use crate::api::routes::{self, Context};
 use crate::api::server::{ApiSocket, BindError};
 use crate::api::types::CreateVolume;
 use crate::exit::Exit;
-use crate::kernel_nbd::KernelNbd;
+use crate::kernel_nbd::{KernelNbd, devices_left};
 use crate::node::{self, NodeConfig, NodeExit, NodeHandle, StartError};
 use crate::notify;
 use crate::pool::offline;
@@ -135,7 +135,8 @@ async fn serve(
     // Before the pools: a second daemon is told at once, and early clients wait for the first.
     let socket = ApiSocket::bind(&settings.api_socket)?;
     let nbd_unix = settings.node.nbd_unix.clone();
-    let start = tokio::task::spawn_blocking(move || node::start(settings.node));
+    let node_config = NodeConfig { kernel_nbd_reserve: devices_left(), ..settings.node };
+    let start = tokio::task::spawn_blocking(move || node::start(node_config));
     let node = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Setup(error.into()))??,
         signal = signals.next() => {
@@ -145,8 +146,9 @@ async fn serve(
     };
     let endpoints = NbdEndpoints { socket: nbd_unix, listen: node.nbd_tcp() };
     let backend = NodeBackend::new(node.clone(), endpoints.clone());
+    let kernel_nbd = backend.kernel_nbd().clone();
     let served = async {
-        take_over(&node).await;
+        take_over(&node, backend.kernel_nbd()).await;
         let snapshot = first_snapshot(&backend, settings.first_volume).await?;
         let ready = Ready { endpoints: &endpoints, api_socket: &settings.api_socket, snapshot };
         announce(&ready).map_err(DaemonError::Announce)?;
@@ -164,6 +166,7 @@ async fn serve(
             }
             () = node.stopped() => Err(DaemonError::Ended),
             never = watch_files(&node) => match never {},
+            never = kernel_nbd.watch() => match never {},
         };
         notify::notify(notify::STOPPING);
         drop(stop_api);
@@ -178,6 +181,11 @@ async fn serve(
         () = step_back() => {}
         signal = signals.next() => exit_now(signal),
     }
+    // A device whose size is being changed needs the node until that is over.
+    let _rest = tokio::select! {
+        rest = kernel_nbd.rest() => rest,
+        signal = signals.next() => exit_now(signal),
+    };
     let deleted: Vec<_> = node.deleted_pools().map(Path::to_owned).collect();
     node.shutdown();
     tokio::select! {
@@ -191,7 +199,7 @@ async fn serve(
 }
 
 /// Serves the block devices again that the daemon before has left: programs are waiting for them.
-async fn take_over(node: &NodeHandle) {
+async fn take_over(node: &NodeHandle, kernel_nbd: &KernelNbd) {
     match Ublk::new(node.clone()).recover().await {
         Ok(recovered) if recovered.served > 0 => {
             tracing::info!(devices = recovered.served, "block devices are served again");
@@ -199,7 +207,7 @@ async fn take_over(node: &NodeHandle) {
         Ok(_) => {}
         Err(error) => tracing::error!(%error, "block devices that were left can't be looked for"),
     }
-    match KernelNbd::new(node.clone()).recover().await {
+    match kernel_nbd.recover().await {
         Ok(0) => {}
         Ok(devices) => tracing::info!(devices, "devices of the NBD client are served again"),
         Err(error) => tracing::error!(%error, "devices of the NBD client can't be looked for"),

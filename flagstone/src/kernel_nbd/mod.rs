@@ -4,43 +4,53 @@
 //! ```text
 //!   attach:   the node makes a pair of sockets and serves one -> the kernel is given the other
 //!   a start:  for each device that is ours: the same, and the kernel takes the new socket for the old
-//!   detach:   disconnect
+//!   detach:   disconnect -> the node lets go
 //! ```
 //!
 //! Which volume a device belongs to is kept by the kernel, as its back-end identifier. While no daemon is there, requests wait
-//! ([`WAIT`]); what it had sent and got no answer to it sends again once it has another socket and [`RESEND`] is over.
+//! ([`WAIT`]); what it had sent and got no answer to it sends again once it has another socket: it looks every [`RESEND`].
 //! Requests on a socket that lives are never given up. See docs/decisions/0019-kernel-nbd-by-netlink.md.
+//!
+//! Invariants:
+//! 1. One thing is done with devices at a time, to its end, also when whoever asked is gone; a stop waits for it. A
+//!    change of size waits for what is under way on the device, and so needs the node until it is over.
+//! 2. A size is told only to a device whose socket is this node's: on others the kernel would wait for
+//!    requests that wait for a socket.
 
 mod control;
+mod device;
+mod keep;
 mod sysfs;
 
-use crate::node::{self, NodeHandle, UblkTarget, UblkVolume};
+pub use device::{KernelNbdDevice, KernelNbdError, KernelNbdState};
+
+use crate::node::{NodeHandle, UblkTarget, UblkVolume};
 use control::Control;
 use flagstone_block::BLOCK_SIZE;
 use flagstone_nbd::netlink::{Device, Terms};
 use flagstone_nbd::{Style, transmission_flags};
 use rustix::io::Errno;
-use std::io;
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sysfs::Known;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// How long requests wait for a daemon before they fail.
-pub const WAIT: Duration = Duration::from_secs(600);
+pub const WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long the kernel waits for an answer until it looks whether there is another socket.
 pub const RESEND: Duration = Duration::from_secs(2);
-/// What that is for devices of others (`BLK_MQ` has 30 s).
-const RESEND_OTHERS: Duration = Duration::from_secs(30);
 /// The largest N of `/dev/nbdN`: the kernel's minor numbers have 20 bits, of which 5 are for partitions.
 pub const NUMBER_MAX: u32 = (1 << 15) - 1;
 
-/// How long the kernel may take to find out that the process before has ended.
+/// How long an attach waits for a device that was left, and a detach for the node.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the node takes at most to see that the kernel did not take a socket.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// How often is looked.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// How long the request of a user waits for the kernel to have taken a new size.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The block device with this number.
 #[must_use]
@@ -48,107 +58,34 @@ pub fn path_of(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/nbd{number}"))
 }
 
-/// A volume or snapshot as a device of the kernel's NBD client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelNbdDevice {
-    /// The N of `/dev/nbdN`.
-    pub number: u32,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its volume or snapshot; `None` if this daemon has none such.
-    pub volume: Option<String>,
-    /// Bytes, as the kernel has it.
-    pub size_bytes: u64,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// This daemon serves it; otherwise its requests wait, or another does.
-    pub served: bool,
+/// Devices of Flagstone that are there now, whoever's they are: so many connections may be wanted at the start.
+#[must_use]
+pub fn devices_left() -> u32 {
+    let known = sysfs::devices().unwrap_or_default();
+    known.iter().filter(|known| !known.is_detached()).count() as u32
 }
 
-/// Why something with such a device failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KernelNbdError {
-    /// There is no NBD client in the kernel.
-    #[error("the kernel's NBD client is not there: load it with `modprobe nbd`")]
-    NoClient,
-    /// The kernel refused.
-    #[error("{call} was refused by the kernel's NBD client: {errno}{}", advice(*.errno))]
-    Refused {
-        /// What was asked.
-        call: &'static str,
-        /// The error.
-        errno: Errno,
-    },
-    /// The kernel's answer has no sense.
-    #[error("the kernel's NBD client gave no answer that could be understood to {call}")]
-    Answer {
-        /// What was asked.
-        call: &'static str,
-    },
-    /// A file of the kernel's can't be used.
-    #[error("{0}")]
-    Sysfs(#[from] io::Error),
-    /// The node.
-    #[error(transparent)]
-    Node(#[from] node::ControlError),
-    /// It has no such device.
-    #[error("{name:?} is not attached to the kernel's NBD client")]
-    NotAttached {
-        /// The volume or snapshot.
-        name: String,
-    },
-    /// No device of ours has this number.
-    #[error("/dev/nbd{number} is not a device of Flagstone")]
-    NotOurs {
-        /// Which.
-        number: u32,
-    },
-    /// Another device has the number.
-    #[error("/dev/nbd{number} is there already")]
-    Taken {
-        /// Which.
-        number: u32,
-    },
-    /// Somebody has it in use.
-    #[error("/dev/nbd{number} is in use: {by}")]
-    InUse {
-        /// Which.
-        number: u32,
-        /// How.
-        by: String,
-    },
-    /// The kernel did not take the socket.
-    #[error("/dev/nbd{number} still waits for the process that served it before")]
-    NotTaken {
-        /// Which.
-        number: u32,
-    },
-    /// The process is ending.
-    #[error("the daemon is stopping")]
-    Ended,
-}
-
-fn advice(errno: Errno) -> &'static str {
-    match errno {
-        Errno::PERM | Errno::ACCESS => "; it needs CAP_SYS_ADMIN",
-        _ => "",
-    }
-}
+/// Numbers of the devices that this node serves, or is to serve.
+type Ours = BTreeSet<u32>;
 
 /// Devices of a node.
 #[derive(Clone, Debug)]
 pub struct KernelNbd {
     node: NodeHandle,
-    /// Held while a device is attached: nobody gets two.
-    attaching: Arc<Mutex<()>>,
+    /// Held by what is being done.
+    ours: Arc<Mutex<Ours>>,
 }
 
 impl KernelNbd {
     /// Of this node.
     #[must_use]
     pub fn new(node: NodeHandle) -> Self {
-        Self { node, attaching: Arc::default() }
+        Self { node, ours: Arc::default() }
+    }
+
+    /// Waits until what is being done is over, and lets nothing else begin as long as the answer is kept.
+    pub async fn rest(&self) -> impl Send + use<> {
+        Arc::clone(&self.ours).lock_owned().await
     }
 
     /// Makes a device of a volume, or of a snapshot, which can only be read. If it is one already, that one is told, and
@@ -158,15 +95,36 @@ impl KernelNbd {
     /// [`KernelNbdError`]; there is no new device then.
     pub async fn attach(
         &self,
+        name: String,
+        number: Option<u32>,
+    ) -> Result<(KernelNbdDevice, bool), KernelNbdError> {
+        self.alone(
+            |this, mut ours| async move { this.attach_alone(&mut ours, &name, number).await },
+        )
+        .await
+    }
+
+    async fn attach_alone(
+        &self,
+        ours: &mut Ours,
         name: &str,
         number: Option<u32>,
     ) -> Result<(KernelNbdDevice, bool), KernelNbdError> {
-        let _only = self.attaching.lock().await;
-        let volume = self.node.ublk_volume(UblkTarget::Named(name.to_owned())).await?;
-        if let Some(number) = volume.nbd {
-            let known = on_thread(move || Ok(sysfs::known(number))).await?;
-            let known = known.ok_or(KernelNbdError::NotOurs { number })?;
-            return Ok((told(&known, Some(&volume)), false));
+        let mut volume = self.volume(name).await?;
+        let uuid = volume.uuid;
+        let left = on_thread(move || Ok(sysfs::of(uuid)?)).await?;
+        if let Some(known) = left {
+            // One that waits is not left to wait, and there are never two.
+            ours.insert(known.number);
+            let give_up = Instant::now() + PATIENCE;
+            while volume.nbd != Some(known.number) && !self.take_over(&known, &volume).await? {
+                if Instant::now() > give_up {
+                    return Err(KernelNbdError::NotTaken { number: known.number });
+                }
+                volume = self.volume(name).await?;
+            }
+            let volume = self.volume(name).await?;
+            return Ok((device::of(&known, Some(&volume)), false));
         }
         on_thread(|| Control::open().map(drop)).await?;
         let candidates = match number {
@@ -178,31 +136,30 @@ impl KernelNbd {
                 continue;
             }
             match self.connect(&volume, candidate).await {
-                // Somebody was faster.
-                Err(KernelNbdError::Refused { errno: Errno::BUSY, .. }) => {}
+                // Somebody was faster, or still has it open since it was detached.
+                Err(KernelNbdError::Refused { errno: Errno::BUSY, .. }) => {
+                    self.leave(candidate).await?;
+                }
                 Err(error) => return Err(error),
-                Ok(()) => {
+                Ok(known) => {
+                    ours.insert(candidate);
                     tracing::info!(volume = name, "attached as /dev/nbd{candidate}");
-                    let known = on_thread(move || Ok(sysfs::known(candidate))).await?;
-                    let known = known.ok_or(KernelNbdError::NotOurs { number: candidate })?;
-                    return Ok((
-                        KernelNbdDevice { served: true, ..told(&known, Some(&volume)) },
-                        true,
-                    ));
+                    let volume = self.volume(name).await?;
+                    return Ok((device::of(&known, Some(&volume)), true));
                 }
             }
         }
         Err(KernelNbdError::Taken { number: number.unwrap_or(NUMBER_MAX) })
     }
 
-    async fn connect(&self, volume: &UblkVolume, number: u32) -> Result<(), KernelNbdError> {
+    async fn connect(&self, volume: &UblkVolume, number: u32) -> Result<Known, KernelNbdError> {
         let socket = self.node.serve_kernel_nbd(volume, number).await?;
         let volume = volume.clone();
         on_thread(move || {
             let device = Device {
                 number,
                 size_bytes: Some(volume.size_bytes),
-                backend: &sysfs::backend(volume.note),
+                backend: &sysfs::backend(volume.uuid),
                 socket: Some(descriptor(&socket)),
             };
             let terms = Terms {
@@ -210,11 +167,69 @@ impl KernelNbd {
                 block_bytes: BLOCK_SIZE as u64,
                 wait_seconds: WAIT.as_secs(),
             };
-            Control::open()?.connect(&device, &terms)?;
-            if let Err(error) = sysfs::set_patience(number, RESEND.as_millis() as u32) {
-                tracing::warn!(%error, "after a restart of the daemon /dev/nbd{number} may wait for half a minute");
+            let mut control = Control::open()?;
+            control.connect(&device, &terms)?;
+            let Some(known) = sysfs::known(number) else {
+                control.disconnect(number)?;
+                return Err(KernelNbdError::Old);
+            };
+            sysfs::set_queue(number);
+            Ok(known)
+        })
+        .await
+    }
+
+    /// Gives a device that waits another socket; whether the kernel took it.
+    async fn take_over(&self, known: &Known, volume: &UblkVolume) -> Result<bool, KernelNbdError> {
+        let number = known.number;
+        let socket = match self.node.serve_kernel_nbd(volume, number).await {
+            // The connection before has still something under way.
+            Err(crate::node::ControlError::Overloaded) => {
+                tokio::time::sleep(INTERVAL).await;
+                return Ok(false);
             }
+            socket => socket?,
+        };
+        let uuid = volume.uuid;
+        on_thread(move || {
+            let backend = sysfs::backend(uuid);
+            let socket = Some(descriptor(&socket));
+            Control::open()?.reconfigure(&Device {
+                number,
+                size_bytes: None,
+                backend: &backend,
+                socket,
+            })
+        })
+        .await?;
+        // The kernel does not say whether it has taken the socket. If not nobody has it now, and the node sees its end.
+        tokio::time::sleep(10 * INTERVAL).await;
+        let volume = self.node.ublk_volume(UblkTarget::Uuid(uuid)).await?;
+        if volume.nbd != Some(number) {
+            return Ok(false);
+        }
+        tracing::info!(volume = volume.name, "/dev/nbd{number} is served again");
+        on_thread(move || {
+            sysfs::set_queue(number);
             Ok(())
+        })
+        .await?;
+        self.tell_size(&volume).await?;
+        Ok(true)
+    }
+
+    /// Tells the kernel the size of a volume that this node serves as a device.
+    async fn tell_size(&self, volume: &UblkVolume) -> Result<(), KernelNbdError> {
+        let Some(number) = volume.nbd else { return Ok(()) };
+        let (uuid, size_bytes) = (volume.uuid, volume.size_bytes);
+        on_thread(move || {
+            let known = sysfs::known(number).ok_or(KernelNbdError::NotOurs { number })?;
+            if known.size_bytes == size_bytes {
+                return Ok(());
+            }
+            let (backend, size_bytes) = (sysfs::backend(uuid), Some(size_bytes));
+            let device = Device { number, size_bytes, backend: &backend, socket: None };
+            Control::open()?.reconfigure(&device)
         })
         .await
     }
@@ -223,13 +238,39 @@ impl KernelNbd {
     ///
     /// # Errors
     /// `NotAttached`, `InUse`; [`KernelNbdError`].
-    pub async fn detach(&self, name: &str, force: bool) -> Result<(), KernelNbdError> {
-        let _only = self.attaching.lock().await;
-        let volume = self.node.ublk_volume(UblkTarget::Named(name.to_owned())).await?;
-        let not_attached = || KernelNbdError::NotAttached { name: name.to_owned() };
-        let number = volume.nbd.ok_or_else(not_attached)?;
-        on_thread(move || remove(number, force)).await?;
-        tracing::info!(volume = name, "/dev/nbd{number} is detached");
+    pub async fn detach(&self, name: String, force: bool) -> Result<(), KernelNbdError> {
+        self.alone(|this, mut ours| async move {
+            let volume = this.volume(&name).await?;
+            let (uuid, served) = (volume.uuid, volume.nbd);
+            let known = on_thread(move || Ok(sysfs::of(uuid)?)).await?;
+            let Some(Known { number, .. }) = known else {
+                return Err(KernelNbdError::NotAttached { name });
+            };
+            on_thread(move || {
+                if served == Some(number) && !force && sysfs::is_claimed(number) {
+                    let by = "it is mounted, or a program has it open".to_owned();
+                    return Err(KernelNbdError::InUse { number, by });
+                }
+                remove(number, uuid, force)
+            })
+            .await?;
+            ours.remove(&number);
+            this.leave(number).await?;
+            tracing::info!(volume = name, "/dev/nbd{number} is detached");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Has the node let go of a device.
+    async fn leave(&self, number: u32) -> Result<(), KernelNbdError> {
+        let give_up = Instant::now() + PATIENCE;
+        while !self.node.leave_kernel_nbd(number).await? {
+            if Instant::now() > give_up {
+                return Err(KernelNbdError::NotTaken { number });
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
         Ok(())
     }
 
@@ -241,85 +282,44 @@ impl KernelNbd {
         let known = on_thread(|| Ok(sysfs::devices()?)).await?;
         let mut devices = Vec::with_capacity(known.len());
         for known in known {
-            let volume = self.node.ublk_volume(UblkTarget::Noted(known.note)).await.ok();
-            devices.push(told(&known, volume.as_ref()));
+            let volume = self.node.ublk_volume(UblkTarget::Uuid(known.uuid)).await.ok();
+            devices.push(device::of(&known, volume.as_ref()));
         }
         Ok(devices)
     }
 
-    /// Tells the kernel that a volume has another size, if it is attached.
+    /// Tells the kernel that a volume has another size, if it is attached. What is under way on the device must end before; who
+    /// asked waits for that for some seconds only.
     ///
     /// # Errors
     /// [`KernelNbdError`].
-    pub async fn resized(&self, name: &str) -> Result<(), KernelNbdError> {
-        let volume = self.node.ublk_volume(UblkTarget::Named(name.to_owned())).await?;
-        let Some(number) = volume.nbd else { return Ok(()) };
-        on_thread(move || {
-            let backend = sysfs::backend(volume.note);
-            let size_bytes = Some(volume.size_bytes);
-            let device = Device { number, size_bytes, backend: &backend, socket: None };
-            Control::open()?.reconfigure(&device)
-        })
-        .await
+    pub async fn resized(&self, name: String) -> Result<(), KernelNbdError> {
+        if self.volume(&name).await?.nbd.is_none() {
+            return Ok(());
+        }
+        let telling = self.alone(|this, turn| async move {
+            let _turn = turn;
+            let volume = this.volume(&name).await?;
+            this.tell_size(&volume).await
+        });
+        tokio::time::timeout(RESIZE_PATIENCE, telling).await.unwrap_or(Ok(()))
     }
 
-    /// Serves again all devices of this node's volumes that the process before has left; returns how many. One that can't be is
-    /// told in the log, and keeps nobody else from being served.
-    ///
-    /// # Errors
-    /// [`KernelNbdError`], if the kernel can't be asked which there are.
-    pub async fn recover(&self) -> Result<u32, KernelNbdError> {
-        let known = on_thread(|| Ok(sysfs::devices()?)).await?;
-        let mut under_way = Vec::new();
-        for known in known {
-            let volume = match self.node.ublk_volume(UblkTarget::Noted(known.note)).await {
-                Ok(volume) => volume,
-                // Another daemon's, or of a pool that this one has not got.
-                Err(node::ControlError::NoSuchVolume { .. }) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let this = self.clone();
-            under_way.push(tokio::spawn(async move { this.take_over(known, &volume).await }));
-        }
-        let mut served = 0;
-        for task in under_way {
-            match task.await.unwrap_or(Err(KernelNbdError::Ended)) {
-                Ok(()) => served += 1,
-                Err(error) => tracing::error!(%error, "a block device can't be served again"),
-            }
-        }
-        Ok(served)
+    async fn volume(&self, name: &str) -> Result<UblkVolume, KernelNbdError> {
+        Ok(self.node.ublk_volume(UblkTarget::Named(name.to_owned())).await?)
     }
 
-    async fn take_over(&self, known: Known, volume: &UblkVolume) -> Result<(), KernelNbdError> {
-        let number = known.number;
-        let begun = Instant::now();
-        loop {
-            let socket = self.node.serve_kernel_nbd(volume, number).await?;
-            let wanted = volume.clone();
-            on_thread(move || {
-                let backend = sysfs::backend(wanted.note);
-                let (size_bytes, socket) = (Some(wanted.size_bytes), Some(descriptor(&socket)));
-                Control::open()?.reconfigure(&Device {
-                    number,
-                    size_bytes,
-                    backend: &backend,
-                    socket,
-                })
-            })
-            .await?;
-            // The kernel does not say whether it has taken the socket. If not nobody has it now, and the node sees its end.
-            tokio::time::sleep(INTERVAL).await;
-            let target = UblkTarget::Noted(known.note);
-            if self.node.ublk_volume(target).await?.nbd == Some(number) {
-                let waited_ms = begun.elapsed().as_millis() as u64;
-                tracing::info!(volume = volume.name, waited_ms, "/dev/nbd{number} is served again");
-                return Ok(());
-            }
-            if begun.elapsed() > PATIENCE {
-                return Err(KernelNbdError::NotTaken { number });
-            }
-        }
+    /// Does something with devices when nothing else is done with them, to its end.
+    async fn alone<T: Send + 'static, F>(
+        &self,
+        work: impl FnOnce(Self, Turn) -> F,
+    ) -> Result<T, KernelNbdError>
+    where
+        F: Future<Output = Result<T, KernelNbdError>> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.ours).lock_owned().await;
+        let task = tokio::spawn(work(self.clone(), turn));
+        task.await.unwrap_or(Err(KernelNbdError::Ended))
     }
 }
 
@@ -328,7 +328,7 @@ impl KernelNbd {
 /// # Errors
 /// [`KernelNbdError`].
 pub fn list_devices() -> Result<Vec<KernelNbdDevice>, KernelNbdError> {
-    Ok(sysfs::devices()?.iter().map(|known| told(known, None)).collect())
+    Ok(sysfs::devices()?.iter().map(|known| device::of(known, None)).collect())
 }
 
 /// Takes a device away, whoever serves it. What waits for it fails.
@@ -337,28 +337,26 @@ pub fn list_devices() -> Result<Vec<KernelNbdDevice>, KernelNbdError> {
 /// `NotOurs`; `InUse` without `force`.
 pub fn remove_device(number: u32, force: bool) -> Result<KernelNbdDevice, KernelNbdError> {
     let known = sysfs::known(number).ok_or(KernelNbdError::NotOurs { number })?;
-    remove(number, force)?;
-    Ok(told(&known, None))
+    remove(number, known.uuid, force)?;
+    Ok(device::of(&known, None))
 }
 
-fn remove(number: u32, force: bool) -> Result<(), KernelNbdError> {
+fn remove(number: u32, uuid: [u8; 16], force: bool) -> Result<(), KernelNbdError> {
     if let Some(by) = sysfs::use_of(number)?.filter(|_| !force) {
         return Err(KernelNbdError::InUse { number, by });
     }
-    Control::open()?.disconnect(number)?;
-    // The device stays, for whoever connects it next.
-    Ok(sysfs::set_patience(number, RESEND_OTHERS.as_millis() as u32)?)
-}
-
-fn told(known: &Known, volume: Option<&UblkVolume>) -> KernelNbdDevice {
-    KernelNbdDevice {
-        number: known.number,
-        path: path_of(known.number),
-        volume: volume.map(|volume| volume.name.clone()),
-        size_bytes: known.size_bytes,
-        read_only: known.read_only,
-        served: volume.is_some_and(|volume| volume.nbd == Some(known.number)),
+    let mut control = Control::open()?;
+    control.disconnect(number)?;
+    if sysfs::known(number).is_some() {
+        // Somebody has it open, so the kernel keeps it, and would take a socket for it: that must not be.
+        let backend = sysfs::backend(uuid);
+        let device = Device { number, size_bytes: Some(0), backend: &backend, socket: None };
+        if let Err(error) = control.reconfigure(&device) {
+            tracing::warn!(%error, "/dev/nbd{number} is still open, and may be served again by the next daemon");
+        }
     }
+    sysfs::reset_queue(number);
+    Ok(())
 }
 
 /// As the kernel is told of it. A file descriptor is not negative.
@@ -372,3 +370,6 @@ async fn on_thread<T: Send + 'static>(
 ) -> Result<T, KernelNbdError> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(KernelNbdError::Ended))
 }
+
+/// The turn of whoever does something with devices.
+type Turn = OwnedMutexGuard<Ours>;

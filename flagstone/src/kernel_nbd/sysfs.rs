@@ -4,8 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::path_of;
+use super::{RESEND, path_of};
+use crate::node::limits::READ_BYTES_WHOLE;
 use crate::probe::{DeviceNumber, Kernel};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// Where block devices are.
 const BLOCK: &str = "/sys/block";
@@ -18,19 +21,27 @@ const OURS: &str = "flagstone:";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) number: u32,
-    /// Of its volume or snapshot: see [`crate::node::UblkVolume::note`].
-    pub(super) note: u64,
+    /// Of its volume or snapshot.
+    pub(super) uuid: [u8; 16],
     pub(super) size_bytes: u64,
     pub(super) read_only: bool,
 }
 
-/// What the kernel keeps with a device, so that it is known whose it is, and no other volume gets it.
-pub(super) fn backend(note: u64) -> String {
-    format!("{OURS}{note:016x}")
+impl Known {
+    /// It was taken away while somebody had it open: of no volume has it anything any more.
+    pub(super) fn is_detached(&self) -> bool {
+        self.size_bytes == 0
+    }
 }
 
-fn note_of(backend: &str) -> Option<u64> {
-    u64::from_str_radix(backend.trim_end().strip_prefix(OURS)?, 16).ok()
+/// What the kernel keeps with a device, so that it is known whose it is, and no other volume gets it.
+pub(super) fn backend(uuid: [u8; 16]) -> String {
+    format!("{OURS}{:032x}", u128::from_be_bytes(uuid))
+}
+
+fn uuid_of(backend: &str) -> Option<[u8; 16]> {
+    let digits = backend.trim_end().strip_prefix(OURS).filter(|digits| digits.len() == 32)?;
+    Some(u128::from_str_radix(digits, 16).ok()?.to_be_bytes())
 }
 
 /// The devices of Flagstone, by number.
@@ -62,10 +73,10 @@ fn known_in(block: &Path, number: u32) -> Option<Known> {
     let of = |attribute: &str| {
         fs::read_to_string(block.join(format!("{NAME}{number}/{attribute}"))).ok()
     };
-    let note = note_of(&of("backend")?)?;
+    let uuid = uuid_of(&of("backend")?)?;
     let sectors: u64 = of("size")?.trim().parse().ok()?;
     let read_only = of("ro")?.trim() == "1";
-    Some(Known { number, note, size_bytes: sectors << 9, read_only })
+    Some(Known { number, uuid, size_bytes: sectors << 9, read_only })
 }
 
 /// Whether a device with this number is there and connected to something.
@@ -73,10 +84,49 @@ pub(super) fn is_taken(number: u32) -> bool {
     Path::new(BLOCK).join(format!("{NAME}{number}/pid")).exists()
 }
 
-/// How long the kernel waits for an answer until it looks whether the request is to be sent through another socket.
-pub(super) fn set_patience(number: u32, milliseconds: u32) -> io::Result<()> {
-    let path = PathBuf::from(BLOCK).join(format!("{NAME}{number}/queue/io_timeout"));
-    fs::write(path, milliseconds.to_string())
+/// The device of a volume or snapshot.
+pub(super) fn of(uuid: [u8; 16]) -> io::Result<Option<Known>> {
+    let is_it = |known: &Known| known.uuid == uuid && !known.is_detached();
+    Ok(devices()?.into_iter().find(is_it))
+}
+
+/// How the kernel is to treat requests: `io_timeout` is how long it waits until it looks whether there is another socket. No request is
+/// so long that the node would begin to answer a READ before it has all of it: what it could not read then would end the connection.
+const QUEUE: [(&str, u64); 2] =
+    [("io_timeout", RESEND.as_millis() as u64), ("max_sectors_kb", READ_BYTES_WHOLE >> 10)];
+/// As `BLK_MQ` has it for devices of others; 0 is what the driver wants.
+const QUEUE_OTHERS: [(&str, u64); 2] = [("io_timeout", 30_000), ("max_sectors_kb", 0)];
+
+/// Prepares a device's queue.
+pub(super) fn set_queue(number: u32) {
+    for (attribute, value) in QUEUE {
+        let path = queue_attribute(number, attribute);
+        let now = fs::read_to_string(&path).ok();
+        if now.is_some_and(|now| now.trim() == value.to_string()) {
+            continue;
+        }
+        if let Err(error) = fs::write(&path, value.to_string()) {
+            tracing::warn!(path = %path.display(), %error, "can't be set to {value}");
+        }
+    }
+}
+
+/// The device stays, for whoever connects it next.
+pub(super) fn reset_queue(number: u32) {
+    for (attribute, value) in QUEUE_OTHERS {
+        let _ = fs::write(queue_attribute(number, attribute), value.to_string());
+    }
+}
+
+fn queue_attribute(number: u32, attribute: &str) -> PathBuf {
+    PathBuf::from(BLOCK).join(format!("{NAME}{number}/queue/{attribute}"))
+}
+
+/// Whether somebody has a device that is served open in a way that excludes others, as a mount does (open(2), `O_EXCL`).
+pub(super) fn is_claimed(number: u32) -> bool {
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path_of(number), flags, Mode::empty());
+    matches!(opened, Err(Errno::BUSY))
 }
 
 /// What a device is used for, in words, if it is. Opening it would wait if nobody serves it.
@@ -95,24 +145,30 @@ mod tests {
     #[test]
     fn only_devices_of_flagstone_are_known() {
         let dir = tempfile::tempdir().unwrap();
-        let make = |name: &str, files: &[(&str, &str)]| {
+        let make = |name: &str, files: &[(&str, String)]| {
             fs::create_dir(dir.path().join(name)).unwrap();
             for (file, content) in files {
                 fs::write(dir.path().join(name).join(file), content).unwrap();
             }
         };
-        let note = 0x0123_4567_89ab_cdef;
-        let of = |backend: &'static str| [("backend", backend), ("size", "8\n"), ("ro", "1\n")];
-        make("nbd12", &of("flagstone:0123456789abcdef\n"));
-        make("nbd3", &of("flagstone:00000000000000ff\n"));
+        let uuid = *b"0123456789abcdef";
+        let of = |backend: &str| {
+            let size = if backend.ends_with('5') { "0\n" } else { "8\n" };
+            [("backend", backend.to_owned()), ("size", size.to_owned()), ("ro", "1\n".to_owned())]
+        };
+        let mut last = [0; 16];
+        last[15] = 0xf5;
+        make("nbd12", &of(&backend(uuid)));
+        make("nbd3", &of(&backend(last)));
         make("nbd4", &of("image.qcow2\n"));
-        make("nbd5", &of("flagstone:xyz\n"));
-        make("nbd6", &[("size", "8\n")]);
-        make("nbdx", &of("flagstone:00000000000000ff\n"));
-        make("vda", &of("flagstone:00000000000000ff\n"));
-        let known = |number, note| Known { number, note, size_bytes: 4096, read_only: true };
-        assert_eq!(devices_in(dir.path()).unwrap(), [known(3, 255), known(12, note)]);
-        assert_eq!(note_of(&backend(note)), Some(note));
+        make("nbd5", &of("flagstone:0123456789abcdef\n"));
+        make("nbd6", &[("size", "8\n".to_owned())]);
+        make("nbdx", &of(&backend(uuid)));
+        make("vda", &of(&backend(uuid)));
+        let known = |number, uuid, size_bytes| Known { number, uuid, size_bytes, read_only: true };
+        let found = devices_in(dir.path()).unwrap();
+        assert_eq!(found, [known(3, last, 0), known(12, uuid, 4096)]);
+        assert!(found[0].is_detached() && !found[1].is_detached());
         assert_eq!(devices_in(&dir.path().join("none")).unwrap(), []);
     }
 }

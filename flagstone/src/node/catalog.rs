@@ -169,6 +169,11 @@ impl Catalog {
         self.entries.values()
     }
 
+    /// The volume or snapshot, if it is exported.
+    pub(super) fn exported(&self, handle: u64) -> Option<&Entry> {
+        self.get(handle).filter(|entry| !self.leaving.contains(&entry.name))
+    }
+
     pub(super) fn get(&self, handle: u64) -> Option<&Entry> {
         self.entries.get(&handle)
     }

@@ -30,6 +30,21 @@ impl Reactor {
         serving.find_map(|c| c.kernel.filter(|_| c.opened.is_some_and(is_it)))
     }
 
+    /// Whether there is anything of a connection for `/dev/nbdN`.
+    fn is_kernel_nbd_there(&self, number: u32) -> bool {
+        self.connections.iter().any(|connection| connection.kernel == Some(number))
+    }
+
+    /// Cuts the connection for `/dev/nbdN`; whether nothing of it is under way any more.
+    pub(super) fn leave_kernel_nbd(&mut self, number: u32) -> bool {
+        for c in 0..self.connections.len() as u32 {
+            if self.connections[c as usize].kernel == Some(number) {
+                self.kill(c);
+            }
+        }
+        !self.is_kernel_nbd_there(number)
+    }
+
     /// Begins to serve a volume or snapshot as `/dev/nbdN`: the other end of the connection is for the kernel.
     pub(super) fn serve_kernel_nbd(
         &mut self,
@@ -39,11 +54,15 @@ impl Reactor {
         if !self.stop.is_running() {
             return Err(ControlError::Stopping);
         }
-        let Some(entry) = self.catalog.get(handle) else {
+        let Some(entry) = self.catalog.exported(handle) else {
             return Err(ControlError::NoSuchVolume { name: String::new() });
         };
         let session = Session::transmitting(entry.size, entry.read_only);
-        self.check_no_ublk(handle)?;
+        self.check_detached(handle)?;
+        if self.is_kernel_nbd_there(number) {
+            // What the old connection asked for must have ended before the kernel asks again.
+            return Err(ControlError::Overloaded);
+        }
         self.prepare_for_kernel();
         let refused = |reason: String| ControlError::KernelNbd { number, reason };
         let flags = SocketFlags::CLOEXEC;
@@ -54,6 +73,7 @@ impl Reactor {
             let _ = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BYTES);
         }
         let Some(c) = self.free_connections.pop() else { return Err(ControlError::Overloaded) };
+        self.kernel_nbd_reserve = self.kernel_nbd_reserve.saturating_sub(1);
         let socket = match self.ring.add_socket(ours) {
             Ok(socket) => socket,
             Err(error) => {

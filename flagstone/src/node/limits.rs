@@ -28,6 +28,8 @@ pub const HEADER_BLOCKS: u32 = 4;
 /// no more blocks than this can always be fetched whole before any of it is sent, which every
 /// unfragmented one needs.
 pub const RESERVE_BLOCKS: u32 = 32;
+/// READs of whole blocks up to this length are answered when all of it is there, in any reply style.
+pub const READ_BYTES_WHOLE: u64 = RESERVE_BLOCKS as u64 * BLOCK_SIZE as u64;
 
 /// Blocks that one connection slot takes from the arena at start.
 pub const CONNECTION_BLOCKS: u32 = RECEIVE_BLOCKS + HEADER_BLOCKS + RESERVE_BLOCKS;

@@ -132,6 +132,14 @@ impl Reactor {
                     answer(reply, served);
                 }
                 ControlRequest::LeaveUblk { number, reply } => self.leave_ublk(number, reply),
+                ControlRequest::ReserveKernelNbd { count, reply } => {
+                    self.kernel_nbd_reserve = count;
+                    answer(reply, Ok(()));
+                }
+                ControlRequest::LeaveKernelNbd { number, reply } => {
+                    let gone = self.leave_kernel_nbd(number);
+                    answer(reply, Ok(gone));
+                }
                 ControlRequest::ServeKernelNbd { handle, number, reply } => {
                     let served = self.serve_kernel_nbd(handle, number);
                     answer(reply, served);

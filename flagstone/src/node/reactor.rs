@@ -68,6 +68,9 @@ pub(super) struct Reactor {
     /// Block devices of the kernel.
     pub(super) ublk: Ublk,
 
+    /// Connections kept for the kernel: of devices that wait for one.
+    pub(super) kernel_nbd_reserve: u32,
+
     /// Connections that want a turn: blocked ones are tried again each time something happened.
     pub(super) queue: VecDeque<u32>,
     /// A connection used up its turn with work left, so there must be no sleep.
@@ -107,6 +110,7 @@ pub(super) struct Parts {
     pub(super) full_wait_ns: u64,
     pub(super) default_on_full: OnFull,
     pub(super) max_connections: u32,
+    pub(super) kernel_nbd_reserve: u32,
 }
 
 impl Reactor {
@@ -141,6 +145,7 @@ impl Reactor {
             walks: Walks::new(),
             local: Local::new(parts.local),
             ublk: Ublk::default(),
+            kernel_nbd_reserve: parts.kernel_nbd_reserve,
             queue: VecDeque::with_capacity(parts.max_connections as usize),
             full_wait_ns: parts.full_wait_ns,
             default_on_full: parts.default_on_full,
@@ -333,7 +338,9 @@ impl Reactor {
 
     fn accepted(&mut self, socket: SocketId) {
         self.stats.connections_accepted += 1;
-        let free = if self.stop.is_running() { self.free_connections.pop() } else { None };
+        let has_room = self.free_connections.len() > self.kernel_nbd_reserve as usize;
+        let takes = self.stop.is_running() && has_room;
+        let free = if takes { self.free_connections.pop() } else { None };
         let Some(c) = free else {
             // Its slot may still be waiting for an engine to answer the client before it.
             self.stats.connections_refused += 1;
@@ -522,7 +529,7 @@ impl Reactor {
             debug_assert!(!connection.sending && !connection.receiving);
             debug_assert!(connection.shared_blocks == 0 && !connection.reserve_taken);
             debug_assert!(connection.fetching_blocks == 0 && connection.parts.is_empty());
-            connection.phase = Phase::Free;
+            (connection.phase, connection.kernel) = (Phase::Free, None);
             self.free_connections.push(c);
         }
     }

@@ -339,6 +339,7 @@ fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartErro
         local: local_mailbox,
         handshake_ns: handshake_ns.min(u64::MAX / 2),
         full_wait_ns,
+        kernel_nbd_reserve: config.kernel_nbd_reserve.min(config.max_connections / 2),
         default_on_full: config.on_full,
         max_connections: config.max_connections,
     };

@@ -31,6 +31,8 @@ pub enum UblkTarget {
     Named(String),
     /// The one with this note; see [`UblkVolume::note`].
     Noted(u64),
+    /// The one with this UUID, if there are not several.
+    Uuid([u8; 16]),
 }
 
 /// What a block device needs to know of its volume or snapshot.
@@ -41,6 +43,8 @@ pub struct UblkVolume {
     /// What the kernel keeps for us with the device, by which the next process finds the volume: the
     /// first half of its UUID.
     pub note: u64,
+    /// Its UUID.
+    pub uuid: [u8; 16],
     /// Bytes.
     pub size_bytes: u64,
     /// Writes are refused.
@@ -122,6 +126,11 @@ impl Reactor {
                 self.catalog.named(name).or_else(|| self.catalog.snapshot(name))
             }
             UblkTarget::Noted(note) => self.catalog.iter().find(|entry| note_of(entry) == *note),
+            UblkTarget::Uuid(uuid) => {
+                let exported = |entry: &&Entry| self.catalog.exported(entry.handle()).is_some();
+                let mut found = self.catalog.iter().filter(|e| e.uuid == *uuid).filter(exported);
+                found.next().filter(|_| found.next().is_none())
+            }
         };
         let entry = found.ok_or_else(|| match target {
             UblkTarget::Named(name) if name.contains('@') => {
@@ -129,10 +138,15 @@ impl Reactor {
             }
             UblkTarget::Named(name) => ControlError::NoSuchVolume { name: name.clone() },
             UblkTarget::Noted(note) => ControlError::NoSuchVolume { name: format!("{note:016x}") },
+            UblkTarget::Uuid(uuid) => {
+                let name = format!("{:032x}", u128::from_be_bytes(*uuid));
+                ControlError::NoSuchVolume { name }
+            }
         })?;
         Ok(UblkVolume {
             name: entry.name.to_string(),
             note: note_of(entry),
+            uuid: entry.uuid,
             size_bytes: entry.size,
             read_only: entry.read_only,
             device: self.ublk.number_of(entry.handle()),

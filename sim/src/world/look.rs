@@ -103,8 +103,11 @@ impl World {
             Err(IoFault::BadBlock { .. }) if self.oracle.has_losses() => {
                 self.stats.lost += 1;
                 let place = Place { volume, lba: first };
-                if let Err(what) = self.oracle.found_lost(found, place, kinds[0]) {
-                    return Err(self.log.fail(what));
+                let damaged = self.disk.counters().tainted_reads > touched_before;
+                match self.oracle.found_lost(found, place, kinds[0]) {
+                    // What is damaged at rest is looked at once more when it is repaired.
+                    Err(what) if !damaged => return Err(self.log.fail(what)),
+                    _ => {}
                 }
             }
             Err(IoFault::BadBlock { .. })

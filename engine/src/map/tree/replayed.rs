@@ -1,24 +1,11 @@
 //! A map as recovery makes it: leaves in pages that nobody has read, and what was logged since.
 
-use super::{ALL_HOLE, ALL_KEPT, LEAF, LeafState, VolumeMap, split};
-use crate::format::record::LeafBits;
+use super::{ALL_HOLE, ALL_KEPT, LEAF, LeafState, UNTOUCHED, VolumeMap, split};
+use crate::format::record::{LeafBits, LeafMarks, marked};
 use crate::map::{LEAF_BLOCKS, LeafSlab, Mapping, PagedLeaf, Place, Unread};
 use flagstone_block::Lba;
-
-/// A leaf of which a map has a copy of its own now, and those below it do not yet.
-#[derive(Debug)]
-pub struct Copied {
-    leaf: u64,
-    raw: u32,
-    copy: u32,
-}
-
-impl Copied {
-    /// All that share it have followed.
-    pub fn end(self, slab: &mut LeafSlab) {
-        slab.part(self.raw - LEAF);
-    }
-}
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 impl VolumeMap {
     /// Puts a leaf that nobody has read where there is none but perhaps the parent's; false if
@@ -92,29 +79,95 @@ impl VolumeMap {
         true
     }
 
-    /// Makes leaf number `leaf` this map's own, if it is in memory and the parent's: a statement says that it
-    /// is not the parent's. Those that share it go on with it: see [`VolumeMap::follow`].
-    pub fn own(&mut self, slab: &mut LeafSlab, leaf: u64) -> Option<Copied> {
-        let (number, slot, _) = split(Lba(leaf * LEAF_BLOCKS as u64));
-        let raw = self.nodes.get(number)?.as_ref()?[slot];
-        if self.differs.has(leaf) || !matches!(Self::state(slab, raw), LeafState::Dense(_)) {
-            return None;
+    /// Forgets all nodes but these: what the log seems to say in others is the parent's.
+    pub fn keep_nodes(&mut self, slab: &mut LeafSlab, nodes: &BTreeSet<usize>) {
+        for number in (0..self.nodes.len()).filter(|number| !nodes.contains(number)) {
+            let Some(mut node) = self.nodes[number].take() else { continue };
+            if let Some(node) = Arc::get_mut(&mut node) {
+                node.iter().filter(|&&slot| slot >= LEAF).for_each(|slot| slab.part(slot - LEAF));
+            }
+            slab.keep_node(node);
         }
-        // It must not be given back before those that share it have let it go.
-        slab.share(raw - LEAF);
-        self.own_leaf(slab, Lba(leaf * LEAF_BLOCKS as u64));
-        let copy = self.nodes[number].as_ref()?[slot];
-        Some(Copied { leaf, raw, copy })
     }
 
-    /// If a leaf is the parent's here, it is the copy that the parent has now.
-    pub fn follow(&mut self, slab: &mut LeafSlab, copied: &Copied) {
-        let (number, slot, _) = split(Lba(copied.leaf * LEAF_BLOCKS as u64));
-        let raw = self.nodes.get(number).and_then(Option::as_ref).map(|node| node[slot]);
-        if raw == Some(copied.raw) && !self.differs.has(copied.leaf) {
-            slab.share(copied.copy - LEAF);
-            Self::node_mut(&mut self.nodes, slab, number)[slot] = copied.copy;
-            slab.part(copied.raw - LEAF);
+    /// A leaf of which a statement says what in it is a hole or kept; the rest is what the log says, which is in
+    /// `logged`. It is this map's own from now on.
+    pub fn place_logged(
+        &mut self,
+        slab: &mut LeafSlab,
+        logged: &mut Self,
+        leaf: u64,
+        marks: &LeafMarks,
+    ) {
+        let id = match logged.take_leaf(slab, leaf) {
+            ALL_KEPT => {
+                let id = slab.make(leaf);
+                if let Place::Dense(index) = slab.at(id) {
+                    slab.get_mut(index).fill(Mapping::Kept);
+                }
+                id
+            }
+            raw if raw >= LEAF => raw - LEAF,
+            _ => slab.make(leaf),
+        };
+        let Place::Dense(index) = slab.at(id) else { unreachable!("what was logged is in memory") };
+        let content = slab.get_mut(index);
+        for i in 0..LEAF_BLOCKS {
+            if marked(&marks.holes, i) {
+                content.set(i, Mapping::Hole);
+            } else if marked(&marks.kept, i) {
+                content.set(i, Mapping::Kept);
+            }
+        }
+        let (mapped, owned, kept) = slab.counts(id);
+        self.place_whole(slab, leaf, false);
+        if mapped == 0 && (kept == 0 || kept == LEAF_BLOCKS as u64) {
+            slab.part(id);
+            return self.place_whole(slab, leaf, kept > 0);
+        }
+        self.set_slot(slab, leaf * LEAF_BLOCKS as u64, id + LEAF);
+        (self.mapped, self.owned) = (self.mapped + mapped, self.owned + owned);
+        (self.kept, self.dense) = (self.kept + kept, self.dense + 1);
+    }
+
+    /// A leaf of which a statement says that it has no data. It is this map's own from now on.
+    pub fn place_whole(&mut self, slab: &mut LeafSlab, leaf: u64, keep: bool) {
+        let lba = leaf * LEAF_BLOCKS as u64;
+        let (number, slot, _) = split(Lba(lba));
+        let raw = self.nodes.get(number).and_then(Option::as_ref).map_or(UNTOUCHED, |n| n[slot]);
+        let new = if keep { ALL_KEPT } else { ALL_HOLE };
+        if raw >= LEAF {
+            // A statement is made once: it is the parent's.
+            let (mapped, owned, kept) = slab.counts(raw - LEAF);
+            (self.mapped, self.kept) = (self.mapped - mapped, self.kept - kept);
+            if self.differ(Lba(lba)) {
+                Self::node_mut(&mut self.nodes, slab, number)[slot] = new;
+                slab.part(raw - LEAF);
+            } else {
+                self.owned -= owned;
+                self.drop_leaf(slab, lba, new);
+            }
+        } else if raw == ALL_KEPT {
+            self.kept -= LEAF_BLOCKS as u64;
+        }
+        self.set_slot(slab, lba, new);
+        self.kept += if keep { LEAF_BLOCKS as u64 } else { 0 };
+    }
+
+    /// What the slot of a leaf says, taken out if nobody else has it, copied otherwise.
+    fn take_leaf(&mut self, slab: &mut LeafSlab, leaf: u64) -> u32 {
+        let (number, slot, _) = split(Lba(leaf * LEAF_BLOCKS as u64));
+        let Some(Some(node)) = self.nodes.get_mut(number) else { return UNTOUCHED };
+        let raw = node[slot];
+        if raw < LEAF {
+            return raw;
+        }
+        match Arc::get_mut(node) {
+            Some(node) if !slab.is_shared(raw - LEAF) => {
+                node[slot] = ALL_HOLE;
+                raw
+            }
+            _ => slab.copy_of(raw - LEAF, leaf, false) + LEAF,
         }
     }
 
@@ -179,37 +232,58 @@ mod tests {
     use super::*;
     use crate::geometry::Geometry;
 
+    const NONE: LeafMarks = LeafMarks { holes: [0; 8], kept: [0; 8], inherited: [0; 8] };
+
+    fn block(pbn: u64) -> Mapping {
+        Mapping::Block { pbn, crc: pbn as u32 }
+    }
+
+    /// What is stated is as the log has it but for the marks, and its own; all else is the parent's again.
     #[test]
-    fn those_that_share_a_leaf_go_on_with_the_copy_of_their_parent() {
+    fn a_map_is_what_was_stated_and_what_its_parent_has() {
         let mut slab = LeafSlab::new(&Geometry::choose(&[1 << 30], 4 << 20).unwrap());
         let mut head = VolumeMap::new(1);
-        head.set(&mut slab, Lba(0), Mapping::Block { pbn: 10, crc: 10 });
-        let mut oldest = head.snapshot(2);
-        let mut older = head.snapshot(3);
-        let mut other = older.child(4);
-        other.set(&mut slab, Lba(1), Mapping::Block { pbn: 11, crc: 11 });
-
-        assert!(oldest.own(&mut slab, 0).is_none(), "it is its own already");
-        let before = head.leaf(&slab, 0).0;
-        let copied = older.own(&mut slab, 0).unwrap();
-        assert!(older.own(&mut slab, 0).is_none());
-        let of_other = other.leaf(&slab, 0).0;
-        for map in [&mut head, &mut other, &mut oldest] {
-            map.follow(&mut slab, &copied);
+        for lba in [0, 1, 600, 1100, 600_000] {
+            head.set(&mut slab, Lba(lba), block(lba + 1));
         }
-        copied.end(&mut slab);
-        assert!(older.is_different(0) && !head.is_different(0));
-        assert_eq!(head.leaf(&slab, 0), older.leaf(&slab, 0));
-        assert_eq!((oldest.leaf(&slab, 0).0, other.leaf(&slab, 0).0), (before, of_other));
-        assert_eq!((head.mapped(), older.mapped()), (1, 1));
-
-        // Each leaf is given back when the last map lets it go, and none before.
-        assert_eq!(slab.used(), 3);
-        for (map, left) in [(oldest, 2), (older, 2), (head, 1), (other, 0)] {
-            let mut map = map;
+        let mut older = head.snapshot(2);
+        head.set(&mut slab, Lba(600), block(7));
+        let mut logged = [older, head];
+        for (map, nodes) in logged.iter_mut().zip([vec![0], vec![0]]) {
+            map.keep_nodes(&mut slab, &nodes.into_iter().collect());
+            assert_eq!(map.get(&slab, Lba(600_000)), Mapping::Hole);
+        }
+        let [mut old_parent, mut old_head] = logged;
+        let mut marks = NONE;
+        marks.holes[0] = 2;
+        older = VolumeMap::new(2);
+        older.place_logged(&mut slab, &mut old_parent, 0, &marks);
+        older.place_logged(&mut slab, &mut old_parent, 1, &NONE);
+        older.place_whole(&mut slab, 2, true);
+        let mut head = older.child(1);
+        head.place_logged(&mut slab, &mut old_head, 1, &NONE);
+        // Identical to the parent's, and all the same stated.
+        head.place_logged(&mut slab, &mut old_head, 0, &marks);
+        for mut old in [old_parent, old_head] {
+            assert!(old.let_go(&mut slab, usize::MAX));
+        }
+        for map in [&older, &head] {
+            assert_eq!(map.get(&slab, Lba(0)), block(1));
+            assert_eq!(
+                (map.get(&slab, Lba(1)), map.get(&slab, Lba(1100))),
+                (Mapping::Hole, Mapping::Kept)
+            );
+            assert_eq!((map.mapped(), map.kept()), (2, 512));
+        }
+        assert_eq!((older.get(&slab, Lba(600)), head.get(&slab, Lba(600))), (block(601), block(7)));
+        assert!(head.is_different(0) && head.is_different(1) && !head.is_different(2));
+        assert_eq!((head.touched(), older.touched(), slab.used()), (2, 3, 4));
+        let mut empty = head.child(3);
+        empty.place_whole(&mut slab, 0, false);
+        assert_eq!((empty.mapped(), empty.kept(), empty.is_different(0)), (1, 512, true));
+        for mut map in [empty, head, older] {
             assert!(map.let_go(&mut slab, usize::MAX));
-            drop(map);
-            assert_eq!(slab.used(), left);
         }
+        assert_eq!(slab.used(), 0);
     }
 }

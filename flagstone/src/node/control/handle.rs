@@ -138,6 +138,22 @@ impl NodeHandle {
         self.ask(|reply| ControlRequest::ServeKernelNbd { handle, number, reply }).await
     }
 
+    /// See [`ControlRequest::ReserveKernelNbd`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn reserve_kernel_nbd(&self, count: u32) -> Result<(), ControlError> {
+        self.ask(|reply| ControlRequest::ReserveKernelNbd { count, reply }).await
+    }
+
+    /// See [`ControlRequest::LeaveKernelNbd`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn leave_kernel_nbd(&self, number: u32) -> Result<bool, ControlError> {
+        self.ask(|reply| ControlRequest::LeaveKernelNbd { number, reply }).await
+    }
+
     /// See [`ControlRequest::SetVolume`].
     ///
     /// # Errors

@@ -61,6 +61,8 @@ pub struct NodeConfig {
     pub device_discard: DeviceDiscard,
     /// When completions of NVMe commands are polled for.
     pub nvme_polling: NvmePolling,
+    /// Connections that are kept for devices of the kernel's NBD client until these are served again.
+    pub kernel_nbd_reserve: u32,
     /// A pool with a device missing is opened without it, to be read only; otherwise it is not opened.
     pub degraded: bool,
 }
@@ -79,6 +81,7 @@ impl Default for NodeConfig {
             full_wait: FULL_WAIT,
             device_discard: DeviceDiscard::default(),
             nvme_polling: NvmePolling::default(),
+            kernel_nbd_reserve: 0,
             degraded: false,
         }
     }
@@ -350,6 +353,20 @@ pub enum ControlRequest {
         number: u32,
         /// The socket that the kernel is to be given.
         reply: Reply<OwnedFd>,
+    },
+    /// Keep connections for devices of the kernel's NBD client that wait for one.
+    ReserveKernelNbd {
+        /// How many.
+        count: u32,
+        /// Answered at once.
+        reply: Reply<()>,
+    },
+    /// Cut the connection for a device of the kernel's NBD client.
+    LeaveKernelNbd {
+        /// The N of `/dev/nbdN`.
+        number: u32,
+        /// Whether nothing of it is under way any more.
+        reply: Reply<bool>,
     },
     /// Stop accepting, finish what is under way, make everything durable, end the thread.
     Shutdown,
