@@ -1,7 +1,7 @@
 //! Devices that wait for a socket get one: those that the process before has left, and any whose connection has ended.
 
 use super::sysfs::{self, Known};
-use super::{KernelNbd, KernelNbdError, Ours, on_thread};
+use super::{KernelNbd, KernelNbdError, Ours, looked_at, on_thread};
 use crate::node::{ControlError, UblkTarget, UblkVolume};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ impl KernelNbd {
     }
 
     async fn recover_alone(&self, ours: &mut Ours) -> Result<u32, KernelNbdError> {
-        let known = on_thread(|| Ok(sysfs::devices()?)).await?;
+        let looked = || Ok(sysfs::devices()?.into_iter().map(looked_at).collect::<Vec<_>>());
+        let known = on_thread(looked).await?;
         let mut under_way = Vec::new();
         for known in known.into_iter().filter(|known| !known.is_detached()) {
             let Some(volume) = self.volume_of(&known).await? else { continue };
@@ -113,6 +114,9 @@ impl KernelNbd {
         };
         if volume.nbd == Some(number) {
             return Ok(Looked::Serves);
+        }
+        if on_thread(move || Ok(looked_at(known))).await?.is_detached() {
+            return Ok(Looked::Gone);
         }
         Ok(if self.take_over(&known, &volume).await? { Looked::Serves } else { Looked::Waits })
     }

@@ -111,9 +111,7 @@ impl KernelNbd {
         number: Option<u32>,
     ) -> Result<(KernelNbdDevice, bool), KernelNbdError> {
         let mut volume = self.volume(name).await?;
-        let uuid = volume.uuid;
-        let left = on_thread(move || Ok(sysfs::of(uuid)?)).await?;
-        if let Some(known) = left {
+        if let Some(known) = find(&volume).await? {
             // One that waits is not left to wait, and there are never two.
             ours.insert(known.number);
             let give_up = Instant::now() + PATIENCE;
@@ -241,11 +239,10 @@ impl KernelNbd {
     pub async fn detach(&self, name: String, force: bool) -> Result<(), KernelNbdError> {
         self.alone(|this, mut ours| async move {
             let volume = this.volume(&name).await?;
-            let (uuid, served) = (volume.uuid, volume.nbd);
-            let known = on_thread(move || Ok(sysfs::of(uuid)?)).await?;
-            let Some(Known { number, .. }) = known else {
+            let Some(Known { number, uuid, .. }) = find(&volume).await? else {
                 return Err(KernelNbdError::NotAttached { name });
             };
+            let served = volume.nbd;
             on_thread(move || {
                 if served == Some(number) && !force && sysfs::is_claimed(number) {
                     let by = "it is mounted, or a program has it open".to_owned();
@@ -283,6 +280,9 @@ impl KernelNbd {
         let mut devices = Vec::with_capacity(known.len());
         for known in known {
             let volume = self.node.ublk_volume(UblkTarget::Uuid(known.uuid)).await.ok();
+            let served = volume.as_ref().is_some_and(|volume| volume.nbd == Some(known.number));
+            let known =
+                if served { known } else { on_thread(move || Ok(looked_at(known))).await? };
             devices.push(device::of(&known, volume.as_ref()));
         }
         Ok(devices)
@@ -328,7 +328,8 @@ impl KernelNbd {
 /// # Errors
 /// [`KernelNbdError`].
 pub fn list_devices() -> Result<Vec<KernelNbdDevice>, KernelNbdError> {
-    Ok(sysfs::devices()?.iter().map(|known| device::of(known, None)).collect())
+    let known = sysfs::devices()?.into_iter().map(looked_at);
+    Ok(known.map(|known| device::of(&known, None)).collect())
 }
 
 /// Takes a device away, whoever serves it. What waits for it fails.
@@ -351,12 +352,45 @@ fn remove(number: u32, uuid: [u8; 16], force: bool) -> Result<(), KernelNbdError
         // Somebody has it open, so the kernel keeps it, and would take a socket for it: that must not be.
         let backend = sysfs::backend(uuid);
         let device = Device { number, size_bytes: Some(0), backend: &backend, socket: None };
-        if let Err(error) = control.reconfigure(&device) {
+        // Most kernels take none for it anyway, and refuse.
+        if let Err(error) = control.reconfigure(&device).or_else(is_over) {
             tracing::warn!(%error, "/dev/nbd{number} is still open, and may be served again by the next daemon");
         }
     }
     sysfs::reset_queue(number);
     Ok(())
+}
+
+/// The device of a volume or snapshot, if it has one.
+async fn find(volume: &UblkVolume) -> Result<Option<Known>, KernelNbdError> {
+    let (uuid, served) = (volume.uuid, volume.nbd);
+    on_thread(move || {
+        if let Some(number) = served {
+            return Ok(sysfs::known(number));
+        }
+        let of_it = sysfs::devices()?.into_iter().filter(|known| known.uuid == uuid);
+        Ok(of_it.map(looked_at).find(|known| !known.is_detached()))
+    })
+    .await
+}
+
+/// A device that this node does not serve, with what the kernel would take for it: one that was detached and is still open
+/// looks like one that waits.
+fn looked_at(known: Known) -> Known {
+    let Known { number, uuid, .. } = known;
+    let backend = sysfs::backend(uuid);
+    let nothing = Device { number, size_bytes: None, backend: &backend, socket: None };
+    let asked = Control::open().and_then(|mut control| control.reconfigure(&nothing));
+    let over = asked.is_err_and(|error| is_over(error).is_ok());
+    Known { size_bytes: if over { 0 } else { known.size_bytes }, ..known }
+}
+
+/// The kernel's answer if a device was disconnected.
+fn is_over(error: KernelNbdError) -> Result<(), KernelNbdError> {
+    match error {
+        KernelNbdError::Refused { errno: Errno::INVAL, .. } => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// As the kernel is told of it. A file descriptor is not negative.

@@ -84,12 +84,6 @@ pub(super) fn is_taken(number: u32) -> bool {
     Path::new(BLOCK).join(format!("{NAME}{number}/pid")).exists()
 }
 
-/// The device of a volume or snapshot.
-pub(super) fn of(uuid: [u8; 16]) -> io::Result<Option<Known>> {
-    let is_it = |known: &Known| known.uuid == uuid && !known.is_detached();
-    Ok(devices()?.into_iter().find(is_it))
-}
-
 /// How the kernel is to treat requests: `io_timeout` is how long it waits until it looks whether there is another socket. No request is
 /// so long that the node would begin to answer a READ before it has all of it: what it could not read then would end the connection.
 const QUEUE: [(&str, u64); 2] =
