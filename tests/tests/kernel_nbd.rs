@@ -138,9 +138,13 @@ fn attached_by_the_daemon_it_goes_on() {
     let mut daemon = Daemon::with_volume(dir.path(), POOL, 128 * MIB);
     let device = Attached::new(&daemon, "nbd", "v");
     assert_eq!(device.bytes(), 128 * MIB);
-    for (attribute, value) in
-        [("queue/logical_block_size", "4096"), ("queue/write_cache", "write back"), ("ro", "0")]
-    {
+    for (attribute, value) in [
+        ("queue/logical_block_size", "4096"),
+        ("queue/write_cache", "write back"),
+        ("queue/io_timeout", "2000"),
+        ("queue/max_sectors_kb", "128"),
+        ("ro", "0"),
+    ] {
         assert_eq!(device.attribute(attribute), value, "{attribute}");
     }
     assert_ne!(device.attribute("queue/discard_max_bytes"), "0");
@@ -239,4 +243,37 @@ fn devices_are_taken_up_or_away() {
     wait_until("nothing to be left", || states(&daemon).is_empty());
     daemon.stop_cleanly();
     check_pool(&dir.path().join("pool"));
+}
+
+/// A write waits for space: a new size is told when none does any more, a stop is not held up, and the next daemon gets the write.
+#[test]
+fn a_full_pool_holds_nothing_up() {
+    if !can_run("a_full_pool_holds_nothing_up", &[Need::Lab]) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), 96 * MIB, 1024 * MIB);
+    daemon.create_volume("other", 32 * MIB);
+    let [device, other] = ["v", "other"].map(|name| Attached::new(&daemon, "nbd", name));
+    run(
+        "dd",
+        ["if=/dev/urandom", &format!("of={}", other.path()), "bs=1M", "count=32", "oflag=direct"],
+    );
+    assert!(daemon.control(&["nbd", "detach", "other"]).status.success());
+    let mut fill = command("dd");
+    fill.args(["if=/dev/urandom", "bs=1M", "count=50", "oflag=direct", "conv=notrunc"]);
+    fill.arg(format!("of={}", device.path()));
+    let fill = std::thread::spawn(move || finish(fill));
+    let waiting = |daemon: &Daemon| daemon.ask(&["pool", "status"])["pools"][0]["waiting"].as_u64();
+    wait_until("a write to wait", || waiting(&daemon) > Some(0));
+    daemon.ask(&["volume", "resize", "v", "--size", "1025M"]);
+    assert_eq!(device.bytes(), 1024 * MIB);
+    daemon.stop_cleanly();
+    daemon.restart();
+    wait_until("a write to wait again", || waiting(&daemon) > Some(0));
+    assert!(daemon.control(&["volume", "delete", "other"]).status.success());
+    assert!(fill.join().unwrap().status.success());
+    wait_until("the device to grow", || device.bytes() == 1025 * MIB);
+    assert!(daemon.control(&["nbd", "detach", "v"]).status.success());
+    daemon.stop_cleanly();
 }

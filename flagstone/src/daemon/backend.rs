@@ -137,9 +137,7 @@ impl Backend for NodeBackend {
             if let Err(error) = Ublk::new(node).resized(&name).await {
                 tracing::warn!(volume = name, %error, "the kernel was not told the new size of its block device");
             }
-            if let Err(error) = nbd.resized(name.clone()).await {
-                tracing::warn!(volume = name, %error, "the kernel's NBD client was not told the new size of its device");
-            }
+            nbd.resized(name).await;
             Ok(volume(resized))
         })
     }
@@ -626,6 +624,7 @@ fn api_error(error: ControlError) -> ApiError {
         ControlError::Scrubbing => (ErrorCode::ScrubRunning, "; wait for its end, or cancel it"),
         ControlError::Ublk { .. } => (ErrorCode::UblkRefused, ""),
         ControlError::KernelNbd { .. } => (ErrorCode::NbdRefused, ""),
+        ControlError::KernelNbdLeaving { .. } => (ErrorCode::Busy, ""),
         ControlError::Attached { driver: "ublk", .. } => {
             (ErrorCode::VolumeInUse, "; detach it first, with `flagstone ublk detach`")
         }

@@ -107,6 +107,12 @@ pub enum KernelNbdError {
         /// How.
         by: String,
     },
+    /// It could be written to, and its volume can't.
+    #[error("/dev/nbd{number} waits: it could be written to, and its volume can only be read now")]
+    ReadOnly {
+        /// Which.
+        number: u32,
+    },
     /// The kernel did not take the socket.
     #[error("/dev/nbd{number} still waits for the process that served it before")]
     NotTaken {

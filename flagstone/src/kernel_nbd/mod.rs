@@ -34,6 +34,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use sysfs::Known;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -49,6 +50,8 @@ pub const NUMBER_MAX: u32 = (1 << 15) - 1;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often is looked.
 const INTERVAL: Duration = Duration::from_millis(10);
+/// How long a stop waits for what is being done until it ends what that may be waiting for.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the request of a user waits for the kernel to have taken a new size.
 const RESIZE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -74,18 +77,31 @@ pub struct KernelNbd {
     node: NodeHandle,
     /// Held by what is being done.
     ours: Arc<Mutex<Ours>>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl KernelNbd {
     /// Of this node.
     #[must_use]
     pub fn new(node: NodeHandle) -> Self {
-        Self { node, ours: Arc::default() }
+        Self { node, ours: Arc::default(), stopping: Arc::default() }
     }
 
-    /// Waits until what is being done is over, and lets nothing else begin as long as the answer is kept.
+    /// Waits until what is being done is over, and lets nothing else begin as long as the answer is kept. Requests that wait
+    /// for space, which a change of size may be waiting for, are told that there is none.
     pub async fn rest(&self) -> impl Send + use<> {
-        Arc::clone(&self.ours).lock_owned().await
+        self.stopping.store(true, Ordering::Relaxed);
+        let turn = Arc::clone(&self.ours).lock_owned();
+        tokio::pin!(turn);
+        tokio::select! {
+            turn = &mut turn => return turn,
+            () = tokio::time::sleep(STOP_PATIENCE) => self.node.end_waits(),
+        }
+        turn.await
+    }
+
+    fn check_running(&self) -> Result<(), KernelNbdError> {
+        if self.stopping.load(Ordering::Relaxed) { Err(KernelNbdError::Ended) } else { Ok(()) }
     }
 
     /// Makes a device of a volume, or of a snapshot, which can only be read. If it is one already, that one is told, and
@@ -116,6 +132,7 @@ impl KernelNbd {
             ours.insert(known.number);
             let give_up = Instant::now() + PATIENCE;
             while volume.nbd != Some(known.number) && !self.take_over(&known, &volume).await? {
+                self.check_running()?;
                 if Instant::now() > give_up {
                     return Err(KernelNbdError::NotTaken { number: known.number });
                 }
@@ -135,7 +152,7 @@ impl KernelNbd {
             }
             match self.connect(&volume, candidate).await {
                 // Somebody was faster, or still has it open since it was detached.
-                Err(KernelNbdError::Refused { errno: Errno::BUSY, .. }) => {
+                Err(KernelNbdError::Refused { errno: Errno::BUSY | Errno::EXIST, .. }) => {
                     self.leave(candidate).await?;
                 }
                 Err(error) => return Err(error),
@@ -143,6 +160,8 @@ impl KernelNbd {
                     ours.insert(candidate);
                     tracing::info!(volume = name, "attached as /dev/nbd{candidate}");
                     let volume = self.volume(name).await?;
+                    // It may have been resized meanwhile.
+                    self.tell_size(candidate, volume.uuid, volume.size_bytes).await?;
                     return Ok((device::of(&known, Some(&volume)), true));
                 }
             }
@@ -180,9 +199,12 @@ impl KernelNbd {
     /// Gives a device that waits another socket; whether the kernel took it.
     async fn take_over(&self, known: &Known, volume: &UblkVolume) -> Result<bool, KernelNbdError> {
         let number = known.number;
+        if volume.read_only && !known.read_only {
+            return Err(KernelNbdError::ReadOnly { number });
+        }
         let socket = match self.node.serve_kernel_nbd(volume, number).await {
             // The connection before has still something under way.
-            Err(crate::node::ControlError::Overloaded) => {
+            Err(crate::node::ControlError::KernelNbdLeaving { .. }) => {
                 tokio::time::sleep(INTERVAL).await;
                 return Ok(false);
             }
@@ -212,14 +234,16 @@ impl KernelNbd {
             Ok(())
         })
         .await?;
-        self.tell_size(&volume).await?;
         Ok(true)
     }
 
-    /// Tells the kernel the size of a volume that this node serves as a device.
-    async fn tell_size(&self, volume: &UblkVolume) -> Result<(), KernelNbdError> {
-        let Some(number) = volume.nbd else { return Ok(()) };
-        let (uuid, size_bytes) = (volume.uuid, volume.size_bytes);
+    /// Tells the kernel the size of a volume that this node serves as a device, if it has another one.
+    async fn tell_size(
+        &self,
+        number: u32,
+        uuid: [u8; 16],
+        size_bytes: u64,
+    ) -> Result<(), KernelNbdError> {
         on_thread(move || {
             let known = sysfs::known(number).ok_or(KernelNbdError::NotOurs { number })?;
             if known.size_bytes == size_bytes {
@@ -288,21 +312,32 @@ impl KernelNbd {
         Ok(devices)
     }
 
-    /// Tells the kernel that a volume has another size, if it is attached. What is under way on the device must end before; who
-    /// asked waits for that for some seconds only.
-    ///
-    /// # Errors
-    /// [`KernelNbdError`].
-    pub async fn resized(&self, name: String) -> Result<(), KernelNbdError> {
-        if self.volume(&name).await?.nbd.is_none() {
-            return Ok(());
+    /// Tells the kernel that a volume has another size, if it is attached. What is under way on the device must end before: who
+    /// asked waits for that for some seconds only, and then it is done later.
+    pub async fn resized(&self, name: String) {
+        let is_attached = self.volume(&name).await.is_ok_and(|volume| volume.nbd.is_some());
+        if is_attached {
+            let this = self.clone();
+            let telling = tokio::spawn(async move {
+                let told = this.alone(|this, turn| async move {
+                    let _turn = turn;
+                    this.tell_sizes().await
+                });
+                if let Err(error) = told.await {
+                    tracing::warn!(volume = name, %error, "the kernel's NBD client was not told the new size");
+                }
+            });
+            let _ = tokio::time::timeout(RESIZE_PATIENCE, telling).await;
         }
-        let telling = self.alone(|this, turn| async move {
-            let _turn = turn;
-            let volume = this.volume(&name).await?;
-            this.tell_size(&volume).await
-        });
-        tokio::time::timeout(RESIZE_PATIENCE, telling).await.unwrap_or(Ok(()))
+    }
+
+    /// Tells the kernel the sizes of all that is served. Not while requests of a pool wait for space: the kernel would wait for
+    /// them, and whoever else asks it for something over netlink, for the kernel.
+    async fn tell_sizes(&self) -> Result<(), KernelNbdError> {
+        for device in self.node.served_kernel_nbd().await?.iter().filter(|device| !device.full) {
+            self.tell_size(device.number, device.uuid, device.size_bytes).await?;
+        }
+        Ok(())
     }
 
     async fn volume(&self, name: &str) -> Result<UblkVolume, KernelNbdError> {
@@ -318,6 +353,7 @@ impl KernelNbd {
         F: Future<Output = Result<T, KernelNbdError>> + Send + 'static,
     {
         let turn = Arc::clone(&self.ours).lock_owned().await;
+        self.check_running()?;
         let task = tokio::spawn(work(self.clone(), turn));
         task.await.unwrap_or(Err(KernelNbdError::Ended))
     }

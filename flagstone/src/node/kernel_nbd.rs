@@ -9,7 +9,7 @@
 //! I/O error for whoever uses the device. A request may be done twice, which changes nothing, as for [`super::ublk`].
 
 use super::connection::{Opened, Phase};
-use super::control::ControlError;
+use super::control::{ControlError, ServedNbd};
 use super::reactor::Reactor;
 use flagstone_block::VolumeId;
 use flagstone_nbd::{Contexts, Session};
@@ -35,6 +35,35 @@ impl Reactor {
         self.connections.iter().any(|connection| connection.kernel == Some(number))
     }
 
+    /// Devices that wait for a socket: what is asked of them is about the volumes as they are.
+    pub(super) fn await_kernel_nbd(&mut self, waiting: Vec<(u32, u64)>) {
+        let most = self.connections.len() as u32 / 2;
+        self.kernel_nbd_reserve = (waiting.len() as u32).min(most);
+        self.kernel_nbd_waiting = waiting;
+    }
+
+    /// The `/dev/nbdN` of a volume or snapshot, which is served or waits: its N.
+    pub(super) fn kernel_nbd_for(&self, handle: u64) -> Option<u32> {
+        let waits = || self.kernel_nbd_waiting.iter().find(|waiting| waiting.1 == handle);
+        self.kernel_nbd_of(handle).or_else(|| Some(waits()?.0))
+    }
+
+    pub(super) fn served_kernel_nbd(&self) -> Vec<ServedNbd> {
+        let served = self.connections.iter().filter_map(|connection| {
+            let is_served = connection.phase == Phase::Serving && !connection.ended;
+            let (number, opened) = (connection.kernel.filter(|_| is_served)?, connection.opened?);
+            let entry = self.catalog.get(opened.handle)?;
+            Some(ServedNbd {
+                number,
+                handle: opened.handle,
+                uuid: entry.uuid,
+                size_bytes: entry.size,
+                full: !self.pools[opened.pool as usize].waiting.is_empty(),
+            })
+        });
+        served.collect()
+    }
+
     /// Cuts the connection for `/dev/nbdN`; whether nothing of it is under way any more.
     pub(super) fn leave_kernel_nbd(&mut self, number: u32) -> bool {
         for c in 0..self.connections.len() as u32 {
@@ -58,10 +87,13 @@ impl Reactor {
             return Err(ControlError::NoSuchVolume { name: String::new() });
         };
         let session = Session::transmitting(entry.size, entry.read_only);
-        self.check_detached(handle)?;
+        if let Some(served) = self.kernel_nbd_of(handle) {
+            return Err(ControlError::Attached { driver: "nbd", number: served });
+        }
+        self.check_no_ublk(handle)?;
         if self.is_kernel_nbd_there(number) {
             // What the old connection asked for must have ended before the kernel asks again.
-            return Err(ControlError::Overloaded);
+            return Err(ControlError::KernelNbdLeaving { number });
         }
         self.prepare_for_kernel();
         let refused = |reason: String| ControlError::KernelNbd { number, reason };
@@ -73,7 +105,6 @@ impl Reactor {
             let _ = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BYTES);
         }
         let Some(c) = self.free_connections.pop() else { return Err(ControlError::Overloaded) };
-        self.kernel_nbd_reserve = self.kernel_nbd_reserve.saturating_sub(1);
         let socket = match self.ring.add_socket(ours) {
             Ok(socket) => socket,
             Err(error) => {
@@ -97,7 +128,7 @@ impl Reactor {
         self.stats.connections_accepted += 1;
         self.stats.connections_now += 1;
         self.want_input(c);
-        tracing::info!(device = number, "serving /dev/nbd{number}");
+        tracing::debug!(device = number, "a connection for /dev/nbd{number}");
         Ok(kernels)
     }
 }

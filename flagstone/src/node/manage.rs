@@ -132,10 +132,14 @@ impl Reactor {
                     answer(reply, served);
                 }
                 ControlRequest::LeaveUblk { number, reply } => self.leave_ublk(number, reply),
-                ControlRequest::ReserveKernelNbd { count, reply } => {
-                    self.kernel_nbd_reserve = count;
+                ControlRequest::AwaitKernelNbd { waiting, reply } => {
+                    self.await_kernel_nbd(waiting);
                     answer(reply, Ok(()));
                 }
+                ControlRequest::ServedKernelNbd { reply } => {
+                    answer(reply, Ok(self.served_kernel_nbd()));
+                }
+                ControlRequest::EndWaits => self.end_waits(),
                 ControlRequest::LeaveKernelNbd { number, reply } => {
                     let gone = self.leave_kernel_nbd(number);
                     answer(reply, Ok(gone));

@@ -41,8 +41,8 @@ mod warning;
 
 pub use control::{
     ControlError, ControlRequest, FULL_WAIT, FailedPool, NewClone, NewRollback, NewSnapshot,
-    NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState, PoolStatus, RolledBack, SettingsChange,
-    SnapshotStatus, VolumeStatus, WARNINGS,
+    NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState, PoolStatus, RolledBack, ServedNbd,
+    SettingsChange, SnapshotStatus, VolumeStatus, WARNINGS,
 };
 pub use device_path::{DevicePath, NvmePolling};
 pub use diff::{DiffPage, DiffQuery, DiffSide, DiffTarget};

@@ -70,6 +70,8 @@ pub(super) struct Reactor {
 
     /// Connections kept for the kernel: of devices that wait for one.
     pub(super) kernel_nbd_reserve: u32,
+    /// Those devices, with their volumes.
+    pub(super) kernel_nbd_waiting: Vec<(u32, u64)>,
 
     /// Connections that want a turn: blocked ones are tried again each time something happened.
     pub(super) queue: VecDeque<u32>,
@@ -146,6 +148,7 @@ impl Reactor {
             local: Local::new(parts.local),
             ublk: Ublk::default(),
             kernel_nbd_reserve: parts.kernel_nbd_reserve,
+            kernel_nbd_waiting: Vec::new(),
             queue: VecDeque::with_capacity(parts.max_connections as usize),
             full_wait_ns: parts.full_wait_ns,
             default_on_full: parts.default_on_full,

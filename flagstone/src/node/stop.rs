@@ -65,6 +65,16 @@ impl Reactor {
         }
     }
 
+    /// Whoever waits for space is told that there is none, from now on.
+    pub(super) fn end_waits(&mut self) {
+        self.full_wait_ns = 0;
+        for pool in &mut self.pools {
+            pool.engine.set_full_wait_ns(0);
+            pool.touched = true;
+        }
+        self.wake_waiting();
+    }
+
     pub(super) fn stop_deadline_ns(&self) -> Option<u64> {
         match self.stop {
             Stop::Draining { deadline_ns } => Some(deadline_ns),

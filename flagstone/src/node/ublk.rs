@@ -158,7 +158,7 @@ impl Reactor {
     /// Refuses what a block device can't bear: it can't be taken away from here, whoever attached it detaches it.
     pub(super) fn check_detached(&self, handle: u64) -> Result<(), ControlError> {
         self.check_no_ublk(handle)?;
-        match self.kernel_nbd_of(handle) {
+        match self.kernel_nbd_for(handle) {
             Some(number) => Err(ControlError::Attached { driver: "nbd", number }),
             None => Ok(()),
         }

@@ -42,6 +42,12 @@ pub enum ControlError {
         /// Why.
         reason: String,
     },
+    /// The last connection for a device of the kernel's NBD client has not ended yet.
+    #[error("what /dev/nbd{number} asked for before is not over yet")]
+    KernelNbdLeaving {
+        /// Its number.
+        number: u32,
+    },
     /// No snapshot of that name.
     #[error("there is no snapshot {name:?}")]
     NoSuchSnapshot {

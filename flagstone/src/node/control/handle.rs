@@ -17,7 +17,7 @@ use super::super::ublk::{UblkTarget, UblkVolume};
 use super::super::usage::Usage;
 use super::{
     ControlError, ControlRequest, NewClone, NewRollback, NewSnapshot, NodeExit, NodeStats,
-    PoolStatus, Reply, RolledBack, SettingsChange, SnapshotStatus, VolumeStatus,
+    PoolStatus, Reply, RolledBack, ServedNbd, SettingsChange, SnapshotStatus, VolumeStatus,
 };
 use flagstone_engine::{ScrubReport, Shrink};
 use flagstone_ublk::DeviceInfo;
@@ -138,12 +138,26 @@ impl NodeHandle {
         self.ask(|reply| ControlRequest::ServeKernelNbd { handle, number, reply }).await
     }
 
-    /// See [`ControlRequest::ReserveKernelNbd`].
+    /// See [`ControlRequest::AwaitKernelNbd`].
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn reserve_kernel_nbd(&self, count: u32) -> Result<(), ControlError> {
-        self.ask(|reply| ControlRequest::ReserveKernelNbd { count, reply }).await
+    pub async fn await_kernel_nbd(&self, waiting: Vec<(u32, u64)>) -> Result<(), ControlError> {
+        self.ask(|reply| ControlRequest::AwaitKernelNbd { waiting, reply }).await
+    }
+
+    /// See [`ControlRequest::ServedKernelNbd`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn served_kernel_nbd(&self) -> Result<Vec<ServedNbd>, ControlError> {
+        self.ask(|reply| ControlRequest::ServedKernelNbd { reply }).await
+    }
+
+    /// See [`ControlRequest::EndWaits`].
+    pub fn end_waits(&self) {
+        // A node that has no room for it is asked again, or ends.
+        let _ = (self.post)(ControlRequest::EndWaits);
     }
 
     /// See [`ControlRequest::LeaveKernelNbd`].

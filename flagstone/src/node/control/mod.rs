@@ -87,6 +87,21 @@ impl Default for NodeConfig {
     }
 }
 
+/// A device of the kernel's NBD client that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServedNbd {
+    /// The N of `/dev/nbdN`.
+    pub number: u32,
+    /// Of the volume, as [`UblkVolume`] has it.
+    pub handle: u64,
+    /// Its UUID.
+    pub uuid: [u8; 16],
+    /// Its size.
+    pub size_bytes: u64,
+    /// Requests of its pool wait for space.
+    pub full: bool,
+}
+
 /// What is to be changed of a volume's settings, or chosen at its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SettingsChange {
@@ -354,13 +369,20 @@ pub enum ControlRequest {
         /// The socket that the kernel is to be given.
         reply: Reply<OwnedFd>,
     },
-    /// Keep connections for devices of the kernel's NBD client that wait for one.
-    ReserveKernelNbd {
-        /// How many.
-        count: u32,
+    /// Keep connections for devices of the kernel's NBD client that wait for one, and their volumes.
+    AwaitKernelNbd {
+        /// The N of `/dev/nbdN`, and the volume as [`UblkVolume`] has it.
+        waiting: Vec<(u32, u64)>,
         /// Answered at once.
         reply: Reply<()>,
     },
+    /// Which devices of the kernel's NBD client are served.
+    ServedKernelNbd {
+        /// All of them.
+        reply: Reply<Vec<ServedNbd>>,
+    },
+    /// Tell all requests that wait for space that there is none: a stop can't wait for them.
+    EndWaits,
     /// Cut the connection for a device of the kernel's NBD client.
     LeaveKernelNbd {
         /// The N of `/dev/nbdN`.

@@ -76,10 +76,33 @@ fn it_is_a_connection_that_keeps_its_volume() {
     assert_eq!(kernel.read(&mut [0]).expect("the end"), 0);
     running.until("gone", |stats| stats.connections_now == 0);
     assert_eq!(volume(&running).nbd, None);
+    // As long as a device waits for a socket its volume stays what it is.
+    let handle = volume(&running).handle;
+    wait(running.node.await_kernel_nbd(vec![(7, handle)])).expect("the node runs");
+    assert!(wait(running.node.delete_volume("vol".into(), true)).is_err());
+    wait(running.node.await_kernel_nbd(Vec::new())).expect("the node runs");
     // A socket that the kernel did not take.
     drop(attach(&running, 8));
     running.until("gone", |stats| stats.connections_now == 0);
     assert_eq!(volume(&running).nbd, None);
+    wait(running.node.delete_volume("vol".into(), true)).expect("nobody has it");
+}
+
+/// Clients can't take what is kept for devices that wait.
+#[test]
+fn connections_are_kept_for_devices_that_wait() {
+    let mut site = Site::new();
+    site.config.max_connections = 4;
+    let running = site.start();
+    running.volume("vol", 8 * MIB);
+    let handle = volume(&running).handle;
+    wait(running.node.await_kernel_nbd(vec![(7, handle), (8, handle)])).expect("the node runs");
+    let clients = [(); 4].map(|()| running.connect());
+    let stats = running.until("told", |stats| stats.connections_refused == 2);
+    assert_eq!(stats.connections_now, 2);
+    let _kernel = attach(&running, 7);
+    assert_eq!(volume(&running).nbd, Some(7));
+    drop(clients);
 }
 
 #[test]
