@@ -23,7 +23,7 @@ mod unread;
 pub use leaf::{Leaf, LeafPage, Mapping};
 pub use paged::PagedLeaf;
 pub use slab::{Candidate, LeafSlab, Place};
-pub use tree::{LeafState, Reclaim, Takes, Unlike, VolumeMap};
+pub use tree::{LeafState, Logged, Reclaim, Takes, Unlike, VolumeMap};
 pub use unread::{Unread, Verdict};
 
 /// Blocks in a leaf: 2 MiB.

@@ -11,6 +11,7 @@ mod compare;
 mod replayed;
 
 pub use compare::Unlike;
+pub use replayed::Logged;
 
 use super::differs::Differs;
 use super::{LEAF_BLOCKS, LeafSlab, Mapping, NODE_LEAVES, Place};

@@ -48,8 +48,9 @@ pub struct OpenOptions {
     /// Bytes of memory that the map's leaves may take; `None` for no bound. Any bound
     /// will do; a very small one makes nearly every request read a page first.
     pub map_memory: Option<u64>,
-    /// The map is made from the summaries of all segments, whatever the last checkpoint says, and
-    /// a new checkpoint of it. Takes longer; for a checkpoint that is not to be trusted.
+    /// The map is made from the summaries of all segments, without the pages of the last checkpoint, and
+    /// a new checkpoint of it. Takes longer; for pages that are not to be trusted. What the metadata chain states,
+    /// which leaves there are and what in them are holes, counts all the same: the summaries don't tell.
     pub rebuild: bool,
     /// If devices are missing, the pool is opened without them, to be read only: nothing is written, and
     /// what lies on them is an error. Otherwise it is not opened then.

@@ -11,7 +11,7 @@ use crate::format::record::{STATED, Seal};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Mapping, NODE_LEAVES, VolumeMap};
+use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Logged, Mapping, VolumeMap};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
@@ -22,6 +22,8 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 /// Summaries read at once.
 const PREFETCH: usize = 32;
+
+const PER_LEAF: u64 = LEAF_BLOCKS as u64;
 
 /// Blocks replayed at once, if nothing else lies between them.
 const WINDOW: usize = 1 << 17;
@@ -180,7 +182,7 @@ pub(super) fn replay(
         if stated.is_some_and(|stated| next.min().is_none_or(|next| next > stated)) {
             stated = None;
             state.write_window(&mut writes, 1);
-            state.restate(input);
+            state.restate(input)?;
         }
         match (next_entry, next_change) {
             (None, None) => break,
@@ -481,47 +483,51 @@ impl Replay {
     /// its map's own, and in it are the holes and kept zeroes that the statement says; any other is the
     /// parent's. The log has neither what was discarded before, nor what a snapshot that is being taken apart has
     /// passed on.
-    fn restate(&mut self, input: &Input<'_>) {
+    ///
+    /// Children first give up what the log says: what they share with others is not copied then, but where several
+    /// state a leaf that the log takes for one.
+    fn restate(&mut self, input: &Input<'_>) -> Result<(), OpenError> {
         let order = self.volumes.parents_first(input.pages.lsn);
         let mut statements = pages::statements(input);
         // What a clone began with is in the map that its snapshot has now.
         order.iter().for_each(|&id| self.begin(id));
-        for id in &order {
-            let leaf_of = |statement: &&OwnedRecord| match **statement {
-                OwnedRecord::Leaf { lba, .. } => Some(lba as usize / LEAF_BLOCKS / NODE_LEAVES),
-                _ => None,
+        let mut logged = Vec::with_capacity(order.len());
+        for &id in order.iter().rev() {
+            let stated = statements.remove(&id).unwrap_or_default();
+            let Some(volume) = self.volumes.get_mut(id) else { continue };
+            let mut map = std::mem::replace(&mut volume.map, VolumeMap::new(id));
+            let leaf_of = |statement: &OwnedRecord| match *statement {
+                OwnedRecord::Leaf { lba, .. } => map.take_leaf(&mut self.slab, lba / PER_LEAF),
+                _ => Logged::NOTHING,
             };
-            let nodes = statements.get(id).into_iter().flatten().filter_map(leaf_of).collect();
-            if let Some(volume) = self.volumes.get_mut(*id) {
-                volume.map.keep_nodes(&mut self.slab, &nodes);
-            }
+            let leaves: Vec<Logged> = stated.iter().copied().map(leaf_of).collect();
+            map.let_go(&mut self.slab, usize::MAX);
+            logged.push((id, stated, leaves));
         }
-        let per_leaf = LEAF_BLOCKS as u64;
-        for id in order {
-            let logged = self
-                .volumes
-                .get_mut(id)
-                .map(|volume| std::mem::replace(&mut volume.map, VolumeMap::new(id)));
-            let Some(mut logged) = logged else { continue };
+        for (id, stated, leaves) in logged.into_iter().rev() {
             self.form(id, input.pages.lsn);
             let Some(volume) = self.volumes.get_mut(id) else { continue };
-            for statement in statements.remove(&id).unwrap_or_default() {
+            for (statement, logged) in stated.into_iter().zip(leaves) {
                 match *statement {
-                    OwnedRecord::Leaf { lba, ref marks, .. } if lba < VOLUME_BLOCKS => {
-                        let leaf = lba / per_leaf;
-                        volume.map.place_logged(&mut self.slab, &mut logged, leaf, marks);
+                    OwnedRecord::Leaf { lba, lsn, ref marks, .. } => {
+                        let leaf = lba / PER_LEAF;
+                        let again = volume.map.is_different(leaf);
+                        if lba >= VOLUME_BLOCKS || !marks.are_apart() || again {
+                            return Err(OpenError::Record { lsn });
+                        }
+                        volume.map.place_logged(&mut self.slab, logged, leaf, marks);
                     }
                     OwnedRecord::Zero { lba, blocks, keep, .. } => {
                         let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
-                        for leaf in lba.div_ceil(per_leaf)..end / per_leaf {
+                        for leaf in lba.div_ceil(PER_LEAF)..end / PER_LEAF {
                             volume.map.place_whole(&mut self.slab, leaf, keep);
                         }
                     }
                     _ => {}
                 }
             }
-            logged.let_go(&mut self.slab, usize::MAX);
         }
+        Ok(())
     }
 
     /// Finds out who owns what, in a map that is made without pages: of all that map a block the oldest. The

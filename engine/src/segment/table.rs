@@ -151,13 +151,18 @@ pub struct SegmentTable {
     buries: bool,
     events: u64,
     /// Sealed segments that cleaning can gain from, and live blocks in them.
-    sealed: (u32, u64),
+    sealed: [(u32, u64); DEVICES + 1],
     /// Rows with `holds_bad`.
     holding_bad: u32,
     meta: u32,
     released: u64,
     /// Those of them that hold leaf pages.
     maps: u32,
+}
+
+/// Where a segment is counted among the sealed ones.
+fn place(row: &Segment) -> usize {
+    usize::from(row.device).min(DEVICES)
 }
 
 impl SegmentTable {
@@ -182,7 +187,7 @@ impl SegmentTable {
             uncounted: None,
             buries: true,
             events: 0,
-            sealed: (0, 0),
+            sealed: [(0, 0); DEVICES + 1],
             holding_bad: 0,
             meta: 0,
             released: 0,
@@ -245,8 +250,11 @@ impl SegmentTable {
         self.free.clear();
         self.meta = self.rows.iter().filter(|row| row.state.is_metadata()).count() as u32;
         self.maps = self.census()[SegmentState::Map as usize];
-        let sealed = self.rows.iter().filter(|row| row.state == SegmentState::Sealed);
-        self.sealed = sealed.fold((0, 0), |(n, live), row| (n + 1, live + u64::from(row.live)));
+        self.sealed = [(0, 0); DEVICES + 1];
+        for row in self.rows.iter().filter(|row| row.state == SegmentState::Sealed) {
+            let (segments, live) = &mut self.sealed[place(row)];
+            (*segments, *live) = (*segments + 1, *live + u64::from(row.live));
+        }
         self.exclude_failed();
         (self.absent, self.metas) = ([0; DEVICES], [0; DEVICES]);
         for segment in 0..self.len() {
@@ -352,7 +360,8 @@ impl SegmentTable {
         let row = &mut self.rows[segment as usize];
         if row.state == SegmentState::Sealed && !row.excluded {
             row.excluded = true;
-            self.sealed = (self.sealed.0 - 1, self.sealed.1 - u64::from(row.live));
+            let (segments, live) = &mut self.sealed[place(row)];
+            (*segments, *live) = (*segments - 1, *live - u64::from(row.live));
         }
     }
 
@@ -386,10 +395,12 @@ impl SegmentTable {
     }
 
     /// Whether there is so much room between the live blocks of sealed segments that putting
-    /// them closer together would set a segment free.
+    /// them closer together would set a segment free. Those of a device that is being emptied become none.
     #[must_use]
     pub fn can_gain(&self, data_blocks: u32) -> bool {
-        let (segments, live) = self.sealed;
+        let counts = |device: &usize| self.leaving.get(*device) != Some(&true);
+        let sealed = (0..self.sealed.len()).filter(counts).map(|device| self.sealed[device]);
+        let (segments, live) = sealed.fold((0, 0), |(n, sum), (m, live)| (n + m, sum + live));
         u64::from(segments) * u64::from(data_blocks) >= live + u64::from(data_blocks)
     }
 
@@ -415,7 +426,7 @@ impl SegmentTable {
     pub(crate) fn count(&mut self, segment: u32) {
         self.born(segment);
         let row = &self.rows[segment as usize];
-        self.sealed.1 += u64::from(row.state == SegmentState::Sealed && !row.excluded);
+        self.sealed[place(row)].1 += u64::from(row.state == SegmentState::Sealed && !row.excluded);
         self.counted(1);
     }
 
@@ -481,7 +492,7 @@ impl SegmentTable {
         row.live -= 1;
         self.live -= 1;
         if row.state == SegmentState::Sealed {
-            self.sealed.1 -= u64::from(!row.excluded);
+            self.sealed[place(row)].1 -= u64::from(!row.excluded);
             if row.live == 0 {
                 self.bury(segment, lsn);
             }
@@ -494,8 +505,8 @@ impl SegmentTable {
         self.events += 1;
         let row = self.row_mut(segment);
         (row.state, row.in_map_lsn) = (SegmentState::Sealed, in_map_lsn);
-        let live = u64::from(row.live);
-        self.sealed = (self.sealed.0 + 1, self.sealed.1 + live);
+        let (live, at) = (u64::from(row.live), place(row));
+        self.sealed[at] = (self.sealed[at].0 + 1, self.sealed[at].1 + live);
         if self.has_failed(segment) {
             self.exclude(segment);
         }
@@ -509,7 +520,9 @@ impl SegmentTable {
             return;
         }
         self.take_bad(segment);
-        self.sealed.0 -= u32::from(!self.row(segment).excluded);
+        let row = self.row(segment);
+        let (at, counts) = (place(row), u32::from(!row.excluded));
+        self.sealed[at].0 -= counts;
         self.row_mut(segment).state = SegmentState::Dead;
         self.dead.push_back((segment, lsn));
     }

@@ -1,4 +1,4 @@
-//! Making a stopped pool's map anew, without its last checkpoint.
+//! Making a stopped pool's map anew, without the pages of its last checkpoint.
 
 use std::path::Path;
 

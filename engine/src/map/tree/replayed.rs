@@ -4,8 +4,17 @@ use super::{ALL_HOLE, ALL_KEPT, LEAF, LeafState, UNTOUCHED, VolumeMap, split};
 use crate::format::record::{LeafBits, LeafMarks, marked};
 use crate::map::{LEAF_BLOCKS, LeafSlab, Mapping, PagedLeaf, Place, Unread};
 use flagstone_block::Lba;
-use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// What the log says of a leaf that a statement is about; nobody else refers to it.
+#[derive(Debug)]
+#[must_use = "it must be placed or let go"]
+pub struct Logged(u32);
+
+impl Logged {
+    /// The log says nothing.
+    pub const NOTHING: Self = Self(UNTOUCHED);
+}
 
 impl VolumeMap {
     /// Puts a leaf that nobody has read where there is none but perhaps the parent's; false if
@@ -79,27 +88,16 @@ impl VolumeMap {
         true
     }
 
-    /// Forgets all nodes but these: what the log seems to say in others is the parent's.
-    pub fn keep_nodes(&mut self, slab: &mut LeafSlab, nodes: &BTreeSet<usize>) {
-        for number in (0..self.nodes.len()).filter(|number| !nodes.contains(number)) {
-            let Some(mut node) = self.nodes[number].take() else { continue };
-            if let Some(node) = Arc::get_mut(&mut node) {
-                node.iter().filter(|&&slot| slot >= LEAF).for_each(|slot| slab.part(slot - LEAF));
-            }
-            slab.keep_node(node);
-        }
-    }
-
-    /// A leaf of which a statement says what in it is a hole or kept; the rest is what the log says, which is in
-    /// `logged`. It is this map's own from now on.
+    /// A leaf of which a statement says what in it is a hole or kept; the rest is what the log says. It is this map's
+    /// own from now on.
     pub fn place_logged(
         &mut self,
         slab: &mut LeafSlab,
-        logged: &mut Self,
+        logged: Logged,
         leaf: u64,
         marks: &LeafMarks,
     ) {
-        let id = match logged.take_leaf(slab, leaf) {
+        let id = match logged.0 {
             ALL_KEPT => {
                 let id = slab.make(leaf);
                 if let Place::Dense(index) = slab.at(id) {
@@ -154,20 +152,20 @@ impl VolumeMap {
         self.kept += if keep { LEAF_BLOCKS as u64 } else { 0 };
     }
 
-    /// What the slot of a leaf says, taken out if nobody else has it, copied otherwise.
-    fn take_leaf(&mut self, slab: &mut LeafSlab, leaf: u64) -> u32 {
+    /// What the log says of a leaf, taken out if nobody else has it, copied otherwise.
+    pub fn take_leaf(&mut self, slab: &mut LeafSlab, leaf: u64) -> Logged {
         let (number, slot, _) = split(Lba(leaf * LEAF_BLOCKS as u64));
-        let Some(Some(node)) = self.nodes.get_mut(number) else { return UNTOUCHED };
+        let Some(Some(node)) = self.nodes.get_mut(number) else { return Logged::NOTHING };
         let raw = node[slot];
         if raw < LEAF {
-            return raw;
+            return Logged(raw);
         }
         match Arc::get_mut(node) {
             Some(node) if !slab.is_shared(raw - LEAF) => {
                 node[slot] = ALL_HOLE;
-                raw
+                Logged(raw)
             }
-            _ => slab.copy_of(raw - LEAF, leaf, false) + LEAF,
+            _ => Logged(slab.copy_of(raw - LEAF, leaf, false) + LEAF),
         }
     }
 
@@ -248,25 +246,27 @@ mod tests {
         }
         let mut older = head.snapshot(2);
         head.set(&mut slab, Lba(600), block(7));
-        let mut logged = [older, head];
-        for (map, nodes) in logged.iter_mut().zip([vec![0], vec![0]]) {
-            map.keep_nodes(&mut slab, &nodes.into_iter().collect());
-            assert_eq!(map.get(&slab, Lba(600_000)), Mapping::Hole);
-        }
-        let [mut old_parent, mut old_head] = logged;
+        let before = slab.used();
+        // Children first: what the log takes for one leaf is copied if both have it stated.
+        let mut take = |map: &mut VolumeMap| {
+            let leaves = [0, 1].map(|leaf| map.take_leaf(&mut slab, leaf));
+            assert!(map.let_go(&mut slab, usize::MAX));
+            (leaves, slab.used())
+        };
+        let ([head_0, head_1], used) = take(&mut head);
+        assert_eq!(used, before + 1);
+        let ([older_0, older_1], used) = take(&mut older);
+        assert_eq!(used, 4);
         let mut marks = NONE;
         marks.holes[0] = 2;
-        older = VolumeMap::new(2);
-        older.place_logged(&mut slab, &mut old_parent, 0, &marks);
-        older.place_logged(&mut slab, &mut old_parent, 1, &NONE);
+        let mut older = VolumeMap::new(2);
+        older.place_logged(&mut slab, older_0, 0, &marks);
+        older.place_logged(&mut slab, older_1, 1, &NONE);
         older.place_whole(&mut slab, 2, true);
         let mut head = older.child(1);
-        head.place_logged(&mut slab, &mut old_head, 1, &NONE);
+        head.place_logged(&mut slab, head_1, 1, &NONE);
         // Identical to the parent's, and all the same stated.
-        head.place_logged(&mut slab, &mut old_head, 0, &marks);
-        for mut old in [old_parent, old_head] {
-            assert!(old.let_go(&mut slab, usize::MAX));
-        }
+        head.place_logged(&mut slab, head_0, 0, &marks);
         for map in [&older, &head] {
             assert_eq!(map.get(&slab, Lba(0)), block(1));
             assert_eq!(

@@ -21,8 +21,8 @@ use crate::size::Human;
 /// wrong is named: the volume and block, and where on the device. A running daemon has to be
 /// stopped first.
 ///
-/// With --rebuild the pool's map is first made anew from the summaries of all segments, as if there
-/// had never been a checkpoint, and written: for when the two are said to disagree. This is the only
+/// With --rebuild the pool's map is first made anew from the summaries of all segments, without the
+/// pages of the last checkpoint, and written: for when the two are said to disagree. This is the only
 /// thing that this command ever writes.
 ///
 /// Exit status 0 means that nothing is wrong, 4 that something is. A copy that is damaged while
