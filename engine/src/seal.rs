@@ -56,7 +56,9 @@ impl Engine {
         let (table, footer) = summary.split_at(shape.entry_blocks as usize * BLOCK_SIZE);
         let (footer, crc) = Footer::decode(&self.pool, segment, &shape, footer).ok()?;
         let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
-        let right = crc == self.segs.row(segment).footer_crc
+        let row = self.segs.row(segment);
+        // A row may have what it had in an earlier life, if it never got a summary in this one.
+        let right = (crc, footer.generation) == (row.footer_crc, row.generation)
             && crate::format::crc32(entries) == footer.entries_crc;
         right.then_some((footer, entries))
     }

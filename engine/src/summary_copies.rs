@@ -14,7 +14,8 @@
 //! 3. There are at most [`Engine::copy_segments`] of them, which nobody else may take; when the last is
 //!    begun, a checkpoint is due.
 //!
-//! Copies that were made before the pool was opened are forgotten; a checkpoint follows.
+//! Copies that were made before the pool was opened stay as long as any: the next opening may need them as this one
+//! did. A checkpoint follows.
 
 use crate::engine::Engine;
 use crate::format::record::SummaryCopy;
@@ -27,10 +28,10 @@ use std::collections::VecDeque;
 
 /// A summary that was copied.
 #[derive(Clone, Copy, Debug)]
-struct Copied {
-    of: u32,
-    generation: u64,
-    place: SummaryCopy,
+pub(crate) struct Copied {
+    pub(crate) of: u32,
+    pub(crate) generation: u64,
+    pub(crate) place: SummaryCopy,
 }
 
 /// See the module's documentation.
@@ -48,9 +49,16 @@ pub(crate) struct SummaryCopies {
 }
 
 impl SummaryCopies {
-    /// Of a pool with summaries that nobody knows the copies of.
-    pub(crate) fn new(uncovered: bool) -> Self {
-        Self { next: u32::MAX, wants_checkpoint: uncovered, ..Self::default() }
+    /// Of a pool with summaries that no checkpoint covers, and copies of some.
+    pub(crate) fn new(uncovered: bool, copied: Vec<Copied>) -> Self {
+        let mut segments: VecDeque<u32> = VecDeque::new();
+        for segment in copied.iter().map(|copied| copied.place.segment) {
+            if !segments.contains(&segment) {
+                segments.push_back(segment);
+            }
+        }
+        let next = u32::MAX;
+        Self { segments, next, copied, wants_checkpoint: uncovered, ..Self::default() }
     }
 
     /// Segments that hold copies.

@@ -10,7 +10,8 @@ use flagstone_engine::format::device::Failure;
 use flagstone_engine::format::superblock::{SLOTS, Superblock};
 use flagstone_engine::{
     DeviceInfo, Engine, FormatOptions, Geometry, IoFault, Needed, NewDevice, OpenError,
-    OpenOptions, PoolState, SubmitError, VolumeSettings, VolumeSpec, identify,
+    OpenOptions, PoolState, SegmentState, SubmitError, VolumeSettings, VolumeSpec, identify,
+    inspect,
 };
 use std::collections::BTreeSet;
 use support::{Arena, Disk, OPEN};
@@ -444,6 +445,23 @@ fn what_was_written_to_a_missing_device_since_the_checkpoint_is_never_shown_as_i
     }
     assert_eq!(opened, 20);
     assert!(pool.engine.counters().compactions < 12, "{:?}", pool.engine.counters());
+}
+
+/// What a first opening has needed a second may need: nothing else is put there before a checkpoint counts.
+#[test]
+fn copies_of_summaries_are_kept_by_an_opening() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(30 * MIB);
+    let blocks = 24 * MIB / BLOCK_SIZE as u64;
+    let mut seen = 0;
+    for version in 1..12 {
+        pool.fill(volume, blocks, version);
+        let mut disks = Devices(pool.disks.0.clone());
+        let segments = inspect(&mut disks).unwrap().segments;
+        seen += segments.iter().filter(|segment| segment.state == SegmentState::Copies).count();
+        pool.settle();
+    }
+    assert!(seen > 0);
 }
 
 #[test]

@@ -190,6 +190,9 @@ impl Engine {
             self.failures.reasons[device] = Some(error);
             let stage = Stage::Draining;
             self.failures.parting = Some(Parting { device, stage, spoilt: false });
+            // A checkpoint under way goes on, and must not take a segment there for its pages.
+            self.segs.close(device);
+            self.space.epoch += 1;
             self.super_write.reserved = true;
         }
         if token == Token::Flush

@@ -254,7 +254,7 @@ impl Engine {
             counting: loaded.replay.counting,
             rebuild: Rebuild::default(),
             degraded: Degraded::new(loaded.missing),
-            summary_copies: SummaryCopies::new(loaded.replay.summaries > 0),
+            summary_copies: SummaryCopies::new(loaded.replay.summaries > 0, loaded.replay.copied),
             log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock),
             flush: FlushState::new(loaded.last_lsn),

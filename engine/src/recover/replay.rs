@@ -15,6 +15,7 @@ use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Logged, Mapping, VolumeMap};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
+use crate::summary_copies::Copied;
 use crate::volume::{Volume, VolumeState, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Lba, ReadAt};
 use std::cmp::Reverse;
@@ -41,6 +42,8 @@ pub(crate) struct Replay {
     /// Summaries replayed, and the blocks that they describe.
     pub(crate) summaries: u32,
     pub(crate) log_since: u64,
+    /// Copies of those summaries, in segments that hold nothing else.
+    pub(crate) copied: Vec<Copied>,
     pub(super) geo: Geometry,
     /// What no page speaks of was empty at this LSN; `None`: there are no pages, everything is
     /// replayed.
@@ -129,6 +132,7 @@ pub(super) fn replay(
         highest_volume: 0,
         summaries: 0,
         log_since: 0,
+        copied: Vec::new(),
         geo: *geo,
         paged_lsn: None,
         formed: HashSet::new(),
@@ -337,6 +341,18 @@ impl Replay {
         }
         for (&segment, &named) in &pages.segments {
             self.segs.row_mut(segment).live = named;
+        }
+        for seal in sealed.iter().filter(|seal| !seal.stated) {
+            let Some(place) = seal.copy.filter(|copy| geo.has(copy.segment)) else { continue };
+            let row = self.segs.row_mut(place.segment);
+            // One that was given up before its time may hold anything by now.
+            if matches!(row.state, SegmentState::Free | SegmentState::Absent) {
+                row.state = SegmentState::Copies;
+            }
+            if row.state == SegmentState::Copies {
+                let (of, generation) = (seal.segment, seal.generation);
+                self.copied.push(Copied { of, generation, place });
+            }
         }
         for seal in sealed {
             let row = self.segs.row_mut(seal.segment);

@@ -90,6 +90,8 @@ pub struct Segment {
     holds_bad: bool,
     /// Sealed, but not counted among those that cleaning can gain from.
     excluded: bool,
+    /// Absent, and free when a discard of it has ended.
+    discarding: bool,
 }
 
 impl Segment {
@@ -215,6 +217,7 @@ impl SegmentTable {
             left_alone: false,
             holds_bad: false,
             excluded: false,
+            discarding: false,
         };
         let segments = geo.segments as usize;
         self.rows.resize(segments.max(self.rows.len()), row);
@@ -321,6 +324,7 @@ impl SegmentTable {
     pub(crate) fn begin_discard(&mut self) -> Option<u32> {
         let segment = self.free.take_oldest_stale()?;
         self.free_to_absent(segment);
+        self.rows[segment as usize].discarding = true;
         self.stale_least = self.stale_least.saturating_sub(1);
         self.discarding += 1;
         Some(segment)
@@ -330,6 +334,7 @@ impl SegmentTable {
     pub(crate) fn discarded(&mut self, segment: u32) {
         self.discarding -= 1;
         self.released += 1;
+        self.rows[segment as usize].discarding = false;
         self.set_free(segment, false);
     }
 

@@ -77,7 +77,8 @@ impl SegmentTable {
         self.free.shun(device, false);
         for segment in 0..self.len() {
             let row = self.row(segment);
-            if usize::from(row.device) == device && row.state == SegmentState::Absent {
+            let is_absent = row.state == SegmentState::Absent && !row.discarding;
+            if usize::from(row.device) == device && is_absent {
                 self.set_free(segment, false);
             }
         }
@@ -178,4 +179,36 @@ impl SegmentTable {
 
 fn sum_of(which: &[bool; DEVICES], counts: &[u32; DEVICES]) -> u32 {
     which.iter().zip(counts).filter(|(is, _)| **is).map(|(_, count)| count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use std::collections::HashSet;
+
+    /// A device takes data again while one of its segments is being discarded: that one is free once.
+    #[test]
+    fn a_segment_is_free_once_after_its_discard() {
+        let geo = Geometry::choose(&[64 << 20, 64 << 20], 1 << 20).unwrap();
+        let mut table = SegmentTable::new(&geo);
+        table.index_free();
+        let free = table.free_all();
+        let on_1: Vec<u32> = table.free.take_device(1).collect();
+        for &segment in &on_1 {
+            table.free_to_absent(segment);
+            table.set_free(segment, true);
+        }
+        let discarded = table.begin_discard().unwrap();
+        assert!(on_1.contains(&discarded));
+        table.shun(1);
+        table.close(1);
+        table.reopen(1);
+        assert_eq!((table.free_all(), table.absent(1)), (free - 1, 1));
+        table.discarded(discarded);
+        assert_eq!((table.free_all(), table.absent(1)), (free, 0));
+        let listed = [0, 1].map(|device| table.free.take_device(device).collect::<Vec<_>>());
+        let each: HashSet<u32> = listed.iter().flatten().copied().collect();
+        assert_eq!(each.len(), free as usize);
+    }
 }
