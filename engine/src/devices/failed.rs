@@ -86,6 +86,24 @@ struct Piece {
     waiter: Option<Waiter>,
 }
 
+/// A write that did not happen, of which at least a part is not written again, since something later is about the same
+/// blocks.
+#[derive(Clone, Copy, Debug)]
+struct Superseded {
+    request: (u32, usize),
+    volume: u32,
+    lba: u64,
+    blocks: u32,
+    waiter: Waiter,
+}
+
+impl Superseded {
+    fn overlaps(&self, volume: u32, lba: u64, blocks: u32) -> bool {
+        let (end, own_end) = (lba + u64::from(blocks), self.lba + u64::from(self.blocks));
+        self.volume == volume && self.lba < end && lba < own_end
+    }
+}
+
 /// A segment without a summary.
 #[derive(Debug)]
 pub(crate) struct Orphan {
@@ -108,7 +126,7 @@ pub(crate) struct Failures {
     unretired: Option<u64>,
     again: VecDeque<Piece>,
     /// Who waits for what something later has superseded, in part at least: that must be written first.
-    superseded: Vec<((u32, usize), Waiter)>,
+    superseded: Vec<Superseded>,
     pub(crate) orphans: Vec<Orphan>,
     wants_checkpoint: bool,
 }
@@ -445,7 +463,11 @@ impl Engine {
         let blocks: u32 = pieces.iter().map(|piece| piece.from.blocks).sum();
         match pieces.last_mut() {
             Some(last) if blocks == from.blocks => last.waiter = Some(waiter),
-            _ => self.failures.superseded.push(((i, record), waiter)),
+            _ => {
+                let (request, blocks) = ((i, record), from.blocks);
+                let superseded = Superseded { request, volume, lba, blocks, waiter };
+                self.failures.superseded.push(superseded);
+            }
         }
         self.failures.again.extend(pieces);
     }
@@ -483,7 +505,7 @@ impl Engine {
                 None => drop(self.end_piece()),
             }
         }
-        while let Some(&(_, waiter)) = self.failures.superseded.last() {
+        while let Some(&Superseded { waiter, .. }) = self.failures.superseded.last() {
             let Ok(batch) = self.batch_with_room(bufs, BLOCK_SIZE / 64, true) else { return };
             self.failures.superseded.pop();
             self.await_batch(batch, Waiter { write: None, ..waiter });
@@ -506,8 +528,9 @@ impl Engine {
         let end = volume.map_or(0, |volume| volume.end() / BLOCK_SIZE as u64);
         let blocks = end.saturating_sub(lba).min(u64::from(piece.from.blocks)) as u32;
         if blocks == 0 {
-            let waiter = piece.waiter.map(|waiter| (piece.request, waiter));
-            self.failures.superseded.extend(waiter);
+            let (request, blocks) = (piece.request, piece.from.blocks);
+            let over = |waiter| Superseded { request, volume: id, lba, blocks, waiter };
+            self.failures.superseded.extend(piece.waiter.map(over));
             return Ok(None);
         }
         piece.from = piece.from.part(0, blocks);
@@ -546,16 +569,23 @@ impl Engine {
         piece.waiter
     }
 
-    /// The first of those that wait is told that it failed, whatever pieces its request still has.
+    /// The first of those that wait is told that it failed, whatever pieces its request still has; and so are those that
+    /// it would have superseded there: what they wrote is not there either.
     fn fail_again(&mut self, fault: IoFault) {
         let Some(request) = self.failures.again.front().map(|piece| piece.request) else { return };
         let mut waiter = None;
-        while self.failures.again.front().is_some_and(|piece| piece.request == request) {
+        while let Some(&piece) = self.failures.again.front()
+            && piece.request == request
+        {
             waiter = waiter.or(self.end_piece());
-        }
-        let superseded = &mut self.failures.superseded;
-        if let Some(at) = superseded.iter().position(|(other, _)| *other == request) {
-            waiter = Some(superseded.swap_remove(at).1);
+            let is_lost = |other: &Superseded| {
+                other.request == request
+                    || other.overlaps(piece.volume, piece.lba, piece.from.blocks)
+            };
+            while let Some(at) = self.failures.superseded.iter().position(is_lost) {
+                let lost = self.failures.superseded.swap_remove(at);
+                self.fail_waiter(lost.waiter, fault);
+            }
         }
         if let Some(waiter) = waiter {
             self.fail_waiter(waiter, fault);
@@ -567,7 +597,7 @@ impl Engine {
         while !self.failures.again.is_empty() {
             self.fail_again(IoFault::Device);
         }
-        while let Some((_, waiter)) = self.failures.superseded.pop() {
+        while let Some(Superseded { waiter, .. }) = self.failures.superseded.pop() {
             self.fail_waiter(waiter, IoFault::Device);
         }
     }
