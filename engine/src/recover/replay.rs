@@ -536,7 +536,7 @@ impl Replay {
                     OwnedRecord::Zero { lba, blocks, keep, .. } => {
                         let end = lba.saturating_add(u64::from(blocks)).min(VOLUME_BLOCKS);
                         for leaf in lba.div_ceil(PER_LEAF)..end / PER_LEAF {
-                            volume.map.place_whole(&mut self.slab, leaf, keep);
+                            volume.map.place_empty(&mut self.slab, leaf, keep);
                         }
                     }
                     _ => {}

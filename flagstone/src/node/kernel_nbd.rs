@@ -64,8 +64,11 @@ impl Reactor {
         served.collect()
     }
 
-    /// Cuts the connection for `/dev/nbdN`; whether nothing of it is under way any more.
+    /// Cuts the connection for `/dev/nbdN`, which waits for none any more; whether nothing of it is under way.
     pub(super) fn leave_kernel_nbd(&mut self, number: u32) -> bool {
+        let mut waiting = std::mem::take(&mut self.kernel_nbd_waiting);
+        waiting.retain(|waiting| waiting.0 != number);
+        self.await_kernel_nbd(waiting);
         for c in 0..self.connections.len() as u32 {
             if self.connections[c as usize].kernel == Some(number) {
                 self.kill(c);

@@ -118,10 +118,10 @@ impl VolumeMap {
             }
         }
         let (mapped, owned, kept) = slab.counts(id);
-        self.place_whole(slab, leaf, false);
+        self.place_empty(slab, leaf, false);
         if mapped == 0 && (kept == 0 || kept == LEAF_BLOCKS as u64) {
             slab.part(id);
-            return self.place_whole(slab, leaf, kept > 0);
+            return self.place_empty(slab, leaf, kept > 0);
         }
         self.set_slot(slab, leaf * LEAF_BLOCKS as u64, id + LEAF);
         (self.mapped, self.owned) = (self.mapped + mapped, self.owned + owned);
@@ -129,13 +129,13 @@ impl VolumeMap {
     }
 
     /// A leaf of which a statement says that it has no data. It is this map's own from now on.
-    pub fn place_whole(&mut self, slab: &mut LeafSlab, leaf: u64, keep: bool) {
+    pub fn place_empty(&mut self, slab: &mut LeafSlab, leaf: u64, keep: bool) {
         let lba = leaf * LEAF_BLOCKS as u64;
         let (number, slot, _) = split(Lba(lba));
         let raw = self.nodes.get(number).and_then(Option::as_ref).map_or(UNTOUCHED, |n| n[slot]);
         let new = if keep { ALL_KEPT } else { ALL_HOLE };
         if raw >= LEAF {
-            // A statement is made once: it is the parent's.
+            // Usually the parent's: a statement is made once.
             let (mapped, owned, kept) = slab.counts(raw - LEAF);
             (self.mapped, self.kept) = (self.mapped - mapped, self.kept - kept);
             if self.differ(Lba(lba)) {
@@ -199,30 +199,6 @@ impl VolumeMap {
             Place::Dense(_) => unreachable!("it was just made"),
         }
     }
-
-    /// Makes leaf number `leaf`, of which a statement says that it has no data, what that says.
-    pub fn place_empty(&mut self, slab: &mut LeafSlab, leaf: u64, keep: bool) {
-        let lba = leaf * LEAF_BLOCKS as u64;
-        let before = self.leaf(slab, leaf).0;
-        if let LeafState::Away(away) = before {
-            let paged = slab.away_leaf(away);
-            let (mapped, kept, owned) = (paged.mapped(), paged.kept(), paged.owned());
-            if self.differ(Lba(lba)) {
-                let (number, slot, _) = split(Lba(lba));
-                let node = Self::node_mut(&mut self.nodes, slab, number);
-                let parents = std::mem::replace(&mut node[slot], ALL_HOLE) - LEAF;
-                slab.part(parents);
-            } else {
-                self.owned -= owned;
-                self.drop_leaf(slab, lba, ALL_HOLE);
-            }
-            (self.mapped, self.kept) = (self.mapped - mapped, self.kept - kept);
-        } else if before == LeafState::AllKept {
-            self.kept -= LEAF_BLOCKS as u64;
-        }
-        self.set_slot(slab, lba, if keep { ALL_KEPT } else { ALL_HOLE });
-        self.kept += if keep { LEAF_BLOCKS as u64 } else { 0 };
-    }
 }
 
 #[cfg(test)]
@@ -262,7 +238,7 @@ mod tests {
         let mut older = VolumeMap::new(2);
         older.place_logged(&mut slab, older_0, 0, &marks);
         older.place_logged(&mut slab, older_1, 1, &NONE);
-        older.place_whole(&mut slab, 2, true);
+        older.place_empty(&mut slab, 2, true);
         let mut head = older.child(1);
         head.place_logged(&mut slab, head_1, 1, &NONE);
         // Identical to the parent's, and all the same stated.
@@ -279,7 +255,7 @@ mod tests {
         assert!(head.is_different(0) && head.is_different(1) && !head.is_different(2));
         assert_eq!((head.touched(), older.touched(), slab.used()), (2, 3, 4));
         let mut empty = head.child(3);
-        empty.place_whole(&mut slab, 0, false);
+        empty.place_empty(&mut slab, 0, false);
         assert_eq!((empty.mapped(), empty.kept(), empty.is_different(0)), (1, 512, true));
         for mut map in [empty, head, older] {
             assert!(map.let_go(&mut slab, usize::MAX));
