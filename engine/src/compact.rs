@@ -186,6 +186,7 @@ impl Engine {
                 || self.stop_wants_pages()
                 || !self.failures.orphans.is_empty())
             && self.compaction_due()
+            && !self.seals_on_failed()
         {
             self.begin_compaction(bufs);
         }

@@ -10,10 +10,10 @@ use flagstone_engine::format::device::Failure;
 use flagstone_engine::format::superblock::{SLOTS, Superblock};
 use flagstone_engine::{
     DeviceInfo, Engine, FormatOptions, Geometry, IoFault, Needed, NewDevice, OpenError,
-    OpenOptions, PoolState, SegmentState, SubmitError, VolumeSettings, VolumeSpec, identify,
-    inspect,
+    OpenOptions, PoolState, SegmentState, SnapshotSpec, SubmitError, VolumeSettings, VolumeSpec,
+    check, identify, inspect,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use support::{Arena, Disk, OPEN};
 
 const MIB: u64 = 1 << 20;
@@ -28,6 +28,8 @@ struct Pool {
     tag: u64,
     /// A device whose flushes fail.
     flush_fails: Option<usize>,
+    /// A device, and the version of blocks that it takes no writes of.
+    version_fails: Option<(usize, u8)>,
 }
 
 fn disks(sizes: &[u64]) -> Devices<Disk> {
@@ -52,7 +54,7 @@ impl Pool {
     fn try_open(mut disks: Devices<Disk>, options: &OpenOptions) -> Result<Self, OpenError> {
         let mut arena = Arena::new(4096);
         let (engine, _) = Engine::open(&mut disks, &mut arena, options)?;
-        Ok(Self { engine, arena, disks, now_ns: 1, tag: 0, flush_fails: None })
+        Ok(Self { engine, arena, disks, now_ns: 1, tag: 0, flush_fails: None, version_fails: None })
     }
 
     /// The process dies.
@@ -69,6 +71,12 @@ impl Pool {
             let result = match io.command {
                 DeviceCommand::Read { offset, buffer } => {
                     self.disks.read_at(at(offset), self.arena.bytes_mut(buffer))
+                }
+                DeviceCommand::Write { buffer, .. }
+                    if self.version_fails
+                        == Some((usize::from(io.device), self.arena.bytes(buffer)[8])) =>
+                {
+                    Err(DeviceError::Os { errno: 5 })
                 }
                 DeviceCommand::Write { offset, buffer } => {
                     self.disks.write_at(at(offset), self.arena.bytes(buffer))
@@ -114,6 +122,26 @@ impl Pool {
         let id = self.engine.create_volume(&mut self.arena, tag, &spec).unwrap();
         self.wait(tag);
         id
+    }
+
+    /// Asks for one block to be written, and does not wait; false if that can't be now.
+    fn submit(&mut self, volume: VolumeId, block: u64, version: u8) -> bool {
+        let mut data = [version; BLOCK_SIZE];
+        data[..8].copy_from_slice(&block.to_le_bytes());
+        let tag = self.next_tag();
+        let (arena, engine, at) = (&mut self.arena, &mut self.engine, block * BLOCK_SIZE as u64);
+        match engine.write(arena, tag, volume, at, &data, Durability::Completed) {
+            Ok(_) => true,
+            Err(SubmitError::Busy) => false,
+            Err(error) => panic!("block {block}: {error}"),
+        }
+    }
+
+    /// Takes what was answered: all went well.
+    fn take_answers(&mut self) {
+        while let Some(done) = self.engine.next_completion() {
+            assert_eq!(done.result, Ok(()));
+        }
     }
 
     /// Writes a whole volume: each block has its number in it, and a version.
@@ -598,6 +626,77 @@ fn what_cannot_be_read_of_a_failed_device_keeps_it_in_the_pool() {
     pool.settle();
     assert_eq!(pool.devices().len(), 2);
     pool.verify(volume, blocks, 2);
+}
+
+/// The checkpoint that follows a failure states all that was sealed there: also what was about to be.
+#[test]
+fn after_the_checkpoint_that_follows_its_failure_a_device_is_not_needed() {
+    for first in 245..256 {
+        // Nearly all segments lie on the second.
+        let mut pool = Pool::format(&[40 * MIB, 240 * MIB]);
+        let volume = pool.create(20 * MIB);
+        pool.settle();
+        let disk = pool.disks.get_mut(1).unwrap();
+        disk.fail_from = Some(disk.writes + first);
+        let mut blocks = 0;
+        // Each turn flushes what the one before has written.
+        while !pool.failed()[1] {
+            blocks += u64::from(pool.submit(volume, blocks, 1));
+            pool.now_ns += 2_000_000_000;
+            pool.turn();
+            pool.take_answers();
+        }
+        let before = pool.engine.counters().compactions;
+        for turns in 0.. {
+            pool.turn();
+            pool.take_answers();
+            if pool.engine.counters().compactions > before {
+                break;
+            }
+            assert!(turns < 100_000, "no checkpoint after write {first}");
+        }
+        // Copies of summaries are no longer kept either: a pool with one device left makes none.
+        let mut disks = pool.disks;
+        let there: HashSet<_> = disks.0[1].take().unwrap().blocks.into_values().collect();
+        disks.get_mut(0).unwrap().blocks.retain(|_, block| !there.contains(block));
+        if let Err(error) = Pool::try_open(disks, &OPEN) {
+            panic!("write {first} failed: {error}");
+        }
+    }
+}
+
+/// The summary of a segment may have been written, all of it, when writes that it tells of failed. They did not
+/// happen, and a snapshot that was taken behind them has what was there before.
+#[test]
+fn what_did_not_happen_is_left_out_of_a_map_from_summaries() {
+    // As many blocks as a segment has.
+    let full = 252;
+    let mut checked = 0;
+    for already in full - 8..=full {
+        let mut pool = Pool::format(&[40 * MIB, 240 * MIB]);
+        let volume = pool.create(20 * MIB);
+        pool.fill(volume, 252, 1);
+        pool.fill(volume, already, 1);
+        assert_eq!(pool.flush(volume), Ok(()));
+        pool.version_fails = Some((1, 9));
+        while !pool.submit(volume, 5, 9) {
+            pool.turn();
+        }
+        let tag = pool.next_tag();
+        let spec = SnapshotSpec { volume, uuid: [2; 16], name: "v@s" };
+        let taken = pool.engine.snapshot_volumes(&mut pool.arena, tag, &[spec]);
+        assert_eq!(taken.map(drop), Ok(()));
+        assert!(pool.submit(volume, 6, 9));
+        pool.settle();
+        pool.take_answers();
+        assert_eq!(pool.failed(), [false, true]);
+        let mut disks = Devices(pool.disks.0.clone());
+        // A segment that has no summary at all can't be told of by it.
+        let Ok(report) = check(&mut disks, &mut |_, _| {}) else { continue };
+        checked += 1;
+        assert_eq!(report.disagreement, None, "{already} blocks before");
+    }
+    assert!(checked > 0);
 }
 
 #[test]

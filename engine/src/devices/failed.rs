@@ -26,11 +26,12 @@
 //!    can't be read. The next flush of each volume that has written there since the last flush fails, once
 //!    ([`IoFault::Lost`]); those that wait already fail too. If it failed writes only, the last flush that it is
 //!    asked for covers what was acknowledged, and nobody is told anything.
-//! 6. An *orphan*, a segment there that was not sealed, never gets a summary that counts. It holds the tail of
+//! 6. An *orphan*, a segment there that was not sealed, gets no summary any more; of one that was written before, the
+//!    entries count that are not void. It holds the tail of
 //!    the journal until a checkpoint that began later counts: that states it as sealed, and its leaf pages say
 //!    what lies in it. An opening puts its records into the metadata chain, where they stay until then.
 //! 7. As long as no checkpoint has ended since, what was sealed there since the last one is known from there
-//!    only, unless there is a copy: so one is due at once.
+//!    only, unless there is a copy: so one is due at once, which begins when the last seal there is retired.
 //!
 //! The pool fails as a whole (see [`Engine::fail`]) if the device can't be spared, if another fails before the
 //! parting has ended, and while it is being opened or closed. No checkpoint can be had while leaves can't be
@@ -315,6 +316,7 @@ impl Engine {
         }
         self.geo = self.geo.failed(device);
         self.segs.fail(device);
+        self.leave_out_void();
         if let Some(change) = &mut self.change {
             change.device_failed(device, failure);
         }
@@ -368,6 +370,20 @@ impl Engine {
         }
     }
 
+    /// The summary of an orphan may be there, and tell of writes that did not happen. They are its last: its row says
+    /// how many entries count.
+    fn leave_out_void(&mut self) {
+        let under_way: Vec<Effect> = self.effects_under_way().collect();
+        for effect in under_way {
+            let Effect::Write { pbn, .. } = effect else { continue };
+            let (segment, block) = self.geo.locate(pbn);
+            if self.segs.has_failed(segment) {
+                let row = self.segs.row_mut(segment);
+                row.entries = row.entries.min(block as u16);
+            }
+        }
+    }
+
     fn orphan(&mut self, orphan: Orphan, lsn: u64) {
         self.segs.sealed(orphan.segment, lsn, lsn);
         if !self.planted.has(Plant::ForgetOrphans) {
@@ -389,6 +405,20 @@ impl Engine {
     /// Whether a checkpoint is due because of a device that failed.
     pub(crate) fn failures_want_checkpoint(&self) -> bool {
         self.failures.wants_checkpoint || !self.failures.orphans.is_empty()
+    }
+
+    /// Whether a summary on a device that failed counts, and the seal that names it is not retired. It soon will be; a
+    /// checkpoint that began before would need the summary.
+    pub(crate) fn seals_on_failed(&self) -> bool {
+        let retired = self.journal.retired;
+        self.sealing.iter().any(|sealing| {
+            let pending = match sealing.stage {
+                SealStage::Durable => true,
+                SealStage::Logged(jseq) => jseq >= retired,
+                _ => false,
+            };
+            pending && self.segs.has_failed(sealing.segment)
+        })
     }
 
     /// Without a checkpoint the journal would be full in the end, and nobody would know why.

@@ -329,8 +329,11 @@ impl SegmentStates {
             .filter(|r| matches!(r, OwnedRecord::Seal(_) | OwnedRecord::Free { .. }))
             .collect();
         // A free record and a statement with its LSN: the statement was made before the segment
-        // was freed, or it would not have been made.
-        ordered.sort_by_key(|r| (r.lsn(), matches!(r, OwnedRecord::Free { .. })));
+        // was freed, or it would not have been made. A seal and its statement: the pages hold what it says.
+        ordered.sort_by_key(|r| match r {
+            OwnedRecord::Seal(seal) => (r.lsn(), false, seal.stated),
+            _ => (r.lsn(), true, false),
+        });
         for record in ordered {
             match *record {
                 OwnedRecord::Seal(seal) => {

@@ -81,7 +81,8 @@ struct Cursor {
 
 impl Cursor {
     fn new(seal: &Seal, footer: &Footer, entries: &[u8]) -> Self {
-        let mut order: Vec<u16> = (0..footer.entries).collect();
+        // An orphan's last may not count.
+        let mut order: Vec<u16> = (0..footer.entries.min(seal.entries)).collect();
         if seal.class != 0 {
             order.sort_by_key(|&i| Self::at(entries, i).lsn_delta);
         }
