@@ -163,7 +163,7 @@ pub(super) struct Parts {
 }
 
 impl Request {
-    fn of_library(asked: LocalRequest) -> Self {
+    pub(super) fn of_library(asked: LocalRequest) -> Self {
         let len = match asked.op {
             LocalOp::Read | LocalOp::Write => asked.data.len() as u64,
             LocalOp::Zero { len, .. } => len,
@@ -253,11 +253,12 @@ impl Local {
         self.requests.len()
     }
 
-    /// Takes a request; it is begun in this turn or the next.
-    pub(super) fn push(&mut self, request: Request) {
+    /// Takes a request, which is begun in this turn or the next; returns its name.
+    pub(super) fn push(&mut self, request: Request) -> u32 {
         self.of_library += usize::from(matches!(request.asker, Asker::Library { .. }));
         let name = self.requests.insert(request);
         self.queue.push_back(name);
+        name
     }
 }
 

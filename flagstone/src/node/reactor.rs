@@ -177,18 +177,23 @@ impl Reactor {
     /// Serves until a stop has ended.
     pub(super) fn run(&mut self) -> Result<(), NodeExit> {
         loop {
-            let deadline_ns = self.deadline_ns();
-            self.ring
-                .submit_and_wait(deadline_ns)
-                .map_err(|error| NodeExit::Reactor { reason: error.to_string() })?;
-            while let Some(event) = self.ring.next_event() {
-                self.handle(event);
-            }
-            self.turn();
+            self.step(self.deadline_ns())?;
             if let Some(outcome) = self.advance_stop() {
                 return outcome;
             }
         }
+    }
+
+    /// Waits for events, until `deadline_ns` if none come, and does what there is to be done.
+    pub(super) fn step(&mut self, deadline_ns: Option<u64>) -> Result<(), NodeExit> {
+        self.ring
+            .submit_and_wait(deadline_ns)
+            .map_err(|error| NodeExit::Reactor { reason: error.to_string() })?;
+        while let Some(event) = self.ring.next_event() {
+            self.handle(event);
+        }
+        self.turn();
+        Ok(())
     }
 
     fn turn(&mut self) {
@@ -214,7 +219,7 @@ impl Reactor {
     }
 
     /// When the loop must go on without any event.
-    fn deadline_ns(&self) -> Option<u64> {
+    pub(super) fn deadline_ns(&self) -> Option<u64> {
         if self.hungry || self.pools.iter().any(|pool| pool.touched) {
             return Some(0);
         }

@@ -113,7 +113,7 @@ fn told(error: &OpenError) -> String {
 }
 
 /// What the thread tells its starter once it serves.
-struct Ready {
+pub(super) struct Ready {
     post: Post,
     nbd_tcp: Option<SocketAddr>,
     files: Arc<[PoolFile]>,
@@ -230,7 +230,7 @@ fn serve(
     reactor.run()
 }
 
-fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartError> {
+pub(super) fn set_up(config: NodeConfig, local: bool) -> Result<(Reactor, Ready), StartError> {
     let arena_blocks = (config.memory_bytes / BLOCK_SIZE as u64) as u32;
     let wanted = config.pools.iter().any(|path| is_namespace(path));
     let passthrough = if wanted { config.nvme_polling.mode() } else { PassthroughMode::Off };

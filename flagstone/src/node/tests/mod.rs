@@ -5,5 +5,6 @@ mod faults;
 mod harness;
 mod io;
 mod kernel_nbd;
+mod local;
 mod snapshots;
 mod waiting;
