@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::*;
 use flagstone_block::{BlockIo, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, ReadAt};
@@ -255,6 +256,41 @@ fn one_owner_or_several_readers() {
     assert!(matches!(Device::open(&path, OpenMode::Exclusive), Err(DeviceOpenError::InUse { .. })));
     drop((reader, second));
     Device::open(&path, OpenMode::Exclusive).expect("nobody has it any more");
+}
+
+/// What is in use is asked for again, for the sake of holders that go away by themselves; but not for good.
+#[test]
+fn an_owner_is_waited_for_a_moment_and_no_longer() {
+    let directory = disk_directory();
+    let path = directory.path().join("pool");
+    drop(file(&path, MIB));
+    let disk = Loop::over(&path, 4096);
+    if disk.is_none() {
+        println!("SKIPPED: this user can't make a loop device");
+    }
+    // A file is locked, a block device claimed besides.
+    for path in [Some(&path), disk.as_ref().map(|disk| &disk.0)].into_iter().flatten() {
+        let mut owner = Device::open(path, OpenMode::Exclusive).expect("nobody has it");
+        for mode in [OpenMode::Exclusive, OpenMode::ReadOnly] {
+            let start = Instant::now();
+            let leaving = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                drop(owner);
+            });
+            let opened = Device::open(path, mode).expect("its owner goes away");
+            // Not before: whoever gets it has it alone.
+            assert!(start.elapsed() >= Duration::from_millis(100), "{:?}", start.elapsed());
+            leaving.join().expect("no panic");
+            drop(opened);
+            owner = Device::open(path, OpenMode::Exclusive).expect("nobody has it any more");
+        }
+        let start = Instant::now();
+        let refused = Device::open(path, OpenMode::Exclusive).expect_err("the owner stays");
+        let waited = start.elapsed();
+        assert!(matches!(&refused, DeviceOpenError::InUse { path: told } if told == path));
+        assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(5), "{waited:?}");
+        drop(owner);
+    }
 }
 
 /// Names the pool for the process that the next test starts and kills.
