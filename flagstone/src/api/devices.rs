@@ -39,9 +39,14 @@ pub enum DeviceAction {
     params(("pool" = String, Path, description = "UUID of the pool")),
     responses(
         (status = 200, description = "The pool as it is now, durable", body = Pool),
+        (status = 400, description = "malformed_json", body = ErrorBody),
         (status = 404, description = "pool_not_found", body = ErrorBody),
+        (status = 408, description = "request_timeout", body = ErrorBody),
         (status = 409, description = "device_unfit: it holds data, is in use, or can't be used; \
             device_refused", body = ErrorBody),
+        (status = 413, description = "body_too_large", body = ErrorBody),
+        (status = 415, description = "unsupported_media_type", body = ErrorBody),
+        (status = 422, description = "invalid_body", body = ErrorBody),
         (status = 503, description = "pool_failed, busy, stopping", body = ErrorBody),
     )
 )]

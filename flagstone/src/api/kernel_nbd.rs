@@ -60,12 +60,13 @@ pub struct NbdAttachedList {
         (status = 201, description = "Attached", body = NbdAttached),
         (status = 200, description = "It was attached already", body = NbdAttached),
         (status = 400, description = "invalid_name, malformed_json", body = ErrorBody),
-        (status = 404, description = "volume_not_found, snapshot_not_found", body = ErrorBody),
-        (status = 409, description = "volume_in_use: it is attached by ublk; nbd_refused: the kernel does not make such a device", body = ErrorBody),
+        (status = 404, description = "volume_not_found, snapshot_not_found; not_attached: somebody took it away at once", body = ErrorBody),
+        (status = 408, description = "request_timeout", body = ErrorBody),
+        (status = 409, description = "volume_in_use: it is attached by ublk; nbd_refused: the kernel does not make such a device, or the one that there is can't be served", body = ErrorBody),
         (status = 413, description = "body_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_media_type", body = ErrorBody),
         (status = 422, description = "invalid_body", body = ErrorBody),
-        (status = 501, description = "nbd_unavailable: the kernel's NBD client is not there", body = ErrorBody),
+        (status = 501, description = "nbd_unavailable: the kernel's NBD client is not there, or too old", body = ErrorBody),
         (status = 503, description = "busy, stopping", body = ErrorBody),
     )
 )]
@@ -88,6 +89,7 @@ pub(super) async fn attach_nbd(
     get, path = "/v1/nbd", tag = "nbd",
     responses(
         (status = 200, description = "Devices, by number", body = NbdAttachedList),
+        (status = 409, description = "nbd_refused: the kernel does not tell which there are", body = ErrorBody),
         (status = 503, description = "stopping", body = ErrorBody),
     )
 )]
@@ -113,7 +115,7 @@ pub(super) async fn list_nbd(
         (status = 404, description = "volume_not_found, snapshot_not_found, not_attached", body = ErrorBody),
         (status = 409, description = "volume_in_use, nbd_refused", body = ErrorBody),
         (status = 501, description = "nbd_unavailable: the kernel's NBD client is not there", body = ErrorBody),
-        (status = 503, description = "stopping", body = ErrorBody),
+        (status = 503, description = "busy, stopping", body = ErrorBody),
     )
 )]
 pub(super) async fn detach_nbd(

@@ -99,6 +99,7 @@ pub struct SnapshotQuery {
         (status = 201, description = "Taken, and durable", body = SnapshotList),
         (status = 400, description = "invalid_name, malformed_json", body = ErrorBody),
         (status = 404, description = "volume_not_found", body = ErrorBody),
+        (status = 408, description = "request_timeout", body = ErrorBody),
         (status = 409, description = "snapshot_exists, different_pools, read_only_snapshot", body = ErrorBody),
         (status = 413, description = "body_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_media_type", body = ErrorBody),

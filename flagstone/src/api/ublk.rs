@@ -91,7 +91,8 @@ pub struct AttachedList {
         (status = 200, description = "It was attached already", body = Attached),
         (status = 400, description = "invalid_name, malformed_json", body = ErrorBody),
         (status = 404, description = "volume_not_found, snapshot_not_found", body = ErrorBody),
-        (status = 409, description = "ublk_refused: the kernel does not make such a device", body = ErrorBody),
+        (status = 408, description = "request_timeout", body = ErrorBody),
+        (status = 409, description = "volume_in_use: the kernel's NBD client has it; ublk_refused: the kernel does not make such a device", body = ErrorBody),
         (status = 413, description = "body_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_media_type", body = ErrorBody),
         (status = 422, description = "invalid_body", body = ErrorBody),
@@ -122,6 +123,7 @@ pub(super) async fn attach(
     get, path = "/v1/ublk", tag = "ublk",
     responses(
         (status = 200, description = "Block devices, by number", body = AttachedList),
+        (status = 409, description = "ublk_refused: the kernel does not tell which there are", body = ErrorBody),
         (status = 501, description = "ublk_unavailable: the kernel has no ublk, or an old one", body = ErrorBody),
         (status = 503, description = "stopping", body = ErrorBody),
     )
@@ -146,9 +148,9 @@ pub(super) async fn list_attached(
         (status = 204, description = "Detached"),
         (status = 400, description = "invalid_name, invalid_query", body = ErrorBody),
         (status = 404, description = "volume_not_found, snapshot_not_found, not_attached", body = ErrorBody),
-        (status = 409, description = "volume_in_use", body = ErrorBody),
+        (status = 409, description = "volume_in_use, ublk_refused", body = ErrorBody),
         (status = 501, description = "ublk_unavailable: the kernel has no ublk, or an old one", body = ErrorBody),
-        (status = 503, description = "stopping", body = ErrorBody),
+        (status = 503, description = "busy, stopping", body = ErrorBody),
     )
 )]
 pub(super) async fn detach(
