@@ -245,7 +245,7 @@ impl KernelNbd {
         size_bytes: u64,
     ) -> Result<(), KernelNbdError> {
         on_thread(move || {
-            let known = sysfs::known(number).ok_or(KernelNbdError::NotOurs { number })?;
+            let known = sysfs::known_of(number, uuid).ok_or(KernelNbdError::NotOurs { number })?;
             if known.size_bytes == size_bytes {
                 return Ok(());
             }
@@ -267,16 +267,24 @@ impl KernelNbd {
                 return Err(KernelNbdError::NotAttached { name });
             };
             let served = volume.nbd;
-            on_thread(move || {
+            let removed = on_thread(move || {
                 if served == Some(number) && !force && sysfs::is_claimed(number) {
                     let by = "it is mounted, or a program has it open".to_owned();
                     return Err(KernelNbdError::InUse { number, by });
                 }
                 remove(number, uuid, force)
             })
-            .await?;
+            .await;
+            let is_anothers = matches!(removed, Err(KernelNbdError::NotOurs { .. }));
+            if !is_anothers {
+                removed?;
+            }
             ours.remove(&number);
             this.leave(number).await?;
+            if is_anothers {
+                // Somebody else was faster.
+                return Err(KernelNbdError::NotAttached { name });
+            }
             tracing::info!(volume = name, "/dev/nbd{number} is detached");
             Ok(())
         })
@@ -383,8 +391,15 @@ fn remove(number: u32, uuid: [u8; 16], force: bool) -> Result<(), KernelNbdError
         return Err(KernelNbdError::InUse { number, by });
     }
     let mut control = Control::open()?;
+    // The kernel disconnects by number alone, whoever has it by now: so this is asked last.
+    sysfs::known_of(number, uuid).ok_or(KernelNbdError::NotOurs { number })?;
     control.disconnect(number)?;
-    if sysfs::known(number).is_some() {
+    let after = sysfs::known(number);
+    if after.is_some_and(|after| after.uuid != uuid) {
+        // Another has it already, and its queue.
+        return Ok(());
+    }
+    if after.is_some() {
         // Somebody has it open, so the kernel keeps it, and would take a socket for it: that must not be.
         let backend = sysfs::backend(uuid);
         let device = Device { number, size_bytes: Some(0), backend: &backend, socket: None };
@@ -402,7 +417,8 @@ async fn find(volume: &UblkVolume) -> Result<Option<Known>, KernelNbdError> {
     let (uuid, served) = (volume.uuid, volume.nbd);
     on_thread(move || {
         if let Some(number) = served {
-            return Ok(sysfs::known(number));
+            // If it was taken away the node may not have seen that yet.
+            return Ok(sysfs::known_of(number, uuid));
         }
         let of_it = sysfs::devices()?.into_iter().filter(|known| known.uuid == uuid);
         Ok(of_it.map(looked_at).find(|known| !known.is_detached()))

@@ -69,6 +69,15 @@ pub(super) fn known(number: u32) -> Option<Known> {
     known_in(Path::new(BLOCK), number)
 }
 
+/// A device, if it is one of this volume or snapshot: its number may have become another's.
+pub(super) fn known_of(number: u32, uuid: [u8; 16]) -> Option<Known> {
+    known_of_in(Path::new(BLOCK), number, uuid)
+}
+
+fn known_of_in(block: &Path, number: u32, uuid: [u8; 16]) -> Option<Known> {
+    known_in(block, number).filter(|known| known.uuid == uuid)
+}
+
 fn known_in(block: &Path, number: u32) -> Option<Known> {
     let of = |attribute: &str| {
         fs::read_to_string(block.join(format!("{NAME}{number}/{attribute}"))).ok()
@@ -164,5 +173,10 @@ mod tests {
         assert_eq!(found, [known(3, last, 0), known(12, uuid, 4096)]);
         assert!(found[0].is_detached() && !found[1].is_detached());
         assert_eq!(devices_in(&dir.path().join("none")).unwrap(), []);
+        // A number that is another volume's, somebody else's, or nobody's.
+        assert_eq!(known_of_in(dir.path(), 12, uuid), Some(known(12, uuid, 4096)));
+        for (number, uuid) in [(12, last), (4, uuid), (7, uuid)] {
+            assert_eq!(known_of_in(dir.path(), number, uuid), None, "{number}");
+        }
     }
 }
