@@ -97,12 +97,10 @@ impl Engine {
     }
 
     /// Nothing more pays: what was moved so far is sealed if that sets more segments free than it
-    /// takes. Idle victims were at most half live.
+    /// takes. Not all victims were taken for want of anything else to do: such may have been nearly full.
     pub(super) fn close_outputs_if_idle(&mut self) {
-        let filling = self.cleaner.filling.into_iter().flatten();
-        let blocks = |o: u32| self.cleaner.outputs[o as usize].targets.len();
-        let (outputs, blocks) = filling.fold((0, 0), |(n, sum), o| (n + 1, sum + blocks(o)));
-        if 2 * blocks > outputs * self.geo.shape.data_blocks as usize {
+        let outputs = self.cleaner.filling.iter().flatten().count();
+        if self.cleaner.emptied as usize > outputs {
             for o in self.cleaner.filling.into_iter().flatten() {
                 self.close_output(o);
                 self.again = true;

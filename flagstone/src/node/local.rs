@@ -269,16 +269,20 @@ impl Reactor {
             self.read_local_mail();
         }
         self.local.busy.clear();
+        // What memory comes back is the first read's.
+        let mut starved = false;
         for _ in 0..self.local.queue.len() {
             let Some(first) = self.local.queue.pop_front() else { return };
             let Some(request) = self.local.requests.get_mut(first) else { continue };
             let handle = request.handle;
             // Those of one volume come one after the other; nobody waits for another volume's.
-            if self.local.busy.contains(&handle) {
-                self.local.queue.push_back(first);
-                continue;
-            }
-            match self.advance_local(first) {
+            let behind = self.local.busy.contains(&handle);
+            let progress = match request.op {
+                _ if behind => Progress::Waits,
+                LocalOp::Read if starved => Progress::Blocked,
+                _ => self.advance_local(first),
+            };
+            match progress {
                 Progress::More => {}
                 Progress::Full => self.park(first),
                 // Others get their turn, also those behind it.
@@ -286,16 +290,14 @@ impl Reactor {
                     self.hungry = true;
                     self.local.queue.push_back(first);
                 }
+                Progress::Waits => self.local.queue.push_back(first),
                 // Whatever ends frees what it waits for; the retry only bounds the harm of a
                 // wake-up that was missed.
-                Progress::Busy => {
+                Progress::Busy | Progress::Blocked => {
+                    starved |= progress == Progress::Blocked;
                     self.engine_busy = true;
                     self.local.busy.push(handle);
                     self.local.queue.push_back(first);
-                }
-                Progress::Waits | Progress::Blocked => {
-                    self.engine_busy = true;
-                    return self.local.queue.push_front(first);
                 }
             }
         }
@@ -454,7 +456,7 @@ impl Reactor {
     }
 
     /// `wanted` blocks or fewer, as [`Reactor::take_data`] gives them to a connection.
-    fn take_local(&mut self, wanted: u32) -> Option<Buffer> {
+    pub(super) fn take_local(&mut self, wanted: u32) -> Option<Buffer> {
         let free = self.shared_free();
         let mut blocks = wanted.min(free.saturating_sub(self.local.shared_blocks) / 2);
         while blocks > 0 {
@@ -467,7 +469,7 @@ impl Reactor {
         None
     }
 
-    fn give_local(&mut self, buffer: Buffer) {
+    pub(super) fn give_local(&mut self, buffer: Buffer) {
         self.local.shared_blocks -= buffer.blocks;
         self.ring.buffers().free(buffer);
     }

@@ -34,6 +34,7 @@ impl Still {
         let running = site.start();
         running.volume("vol", 1 << 40);
         running.volume("other", 1 << 40);
+        running.volume("third", 1 << 40);
         let change = SettingsChange { on_full: Some(OnFull::Wait), ..SettingsChange::default() };
         wait(running.node.set_volume("vol".into(), change)).expect("it is there");
         running.stop();
@@ -117,6 +118,37 @@ fn a_busy_volume_holds_up_itself_alone() {
     assert_eq!(still.read(volume, 0, BLOCK), Ok(pattern(2, BLOCK)));
     assert_eq!(still.read(volume, MIB, BLOCK), Ok(pattern(3, BLOCK)));
     assert_eq!(still.read(other, MIB, BLOCK), Ok(pattern(4 + MIB, BLOCK)));
+    still.stop();
+}
+
+#[test]
+fn a_read_without_memory_holds_up_no_write_of_another_volume() {
+    let site = Site::new();
+    let mut still = Still::new(&site);
+    let (volume, other) = (still.volume, still.other);
+    // All memory that reads may have is taken, as reads from a slow device would.
+    let taken: Vec<_> = std::iter::from_fn(|| still.reactor.take_local(1)).collect();
+    let first = still.ask(volume, LocalOp::Read, 0, vec![0; BLOCK]);
+    let behind = still.write(volume, 0, pattern(1, BLOCK));
+    let read = still.ask(other, LocalOp::Read, 0, vec![0; BLOCK]);
+    let third = still.reactor.catalog.named("third").expect("it was made").handle();
+    let others = still.write(third, 0, pattern(2, BLOCK));
+    still.reactor.run_local();
+    assert_eq!([&first, &behind, &read].map(|asked| still.submitted(asked)), [0, 0, 0]);
+    assert_eq!(still.submitted(&others), BLOCK as u64);
+    // What comes back is for the read that came first.
+    let mut taken = taken.into_iter();
+    still.reactor.give_local(taken.next().expect("memory"));
+    still.reactor.run_local();
+    assert_eq!([&first, &read].map(|asked| still.submitted(asked)), [BLOCK as u64, 0]);
+    taken.for_each(|buffer| still.reactor.give_local(buffer));
+    // What it was when the read came, whatever was asked for behind it.
+    assert_eq!(still.answer(first), Ok(vec![0; BLOCK]));
+    for asked in [behind, others] {
+        assert!(still.answer(asked).is_ok());
+    }
+    assert_eq!(still.answer(read), Ok(pattern(0, BLOCK)));
+    assert_eq!(still.read(volume, 0, BLOCK), Ok(pattern(1, BLOCK)));
     still.stop();
 }
 
