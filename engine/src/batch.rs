@@ -12,6 +12,7 @@ use crate::error::{IoFault, SubmitError};
 use crate::flush::FlushWaiter;
 use crate::format::journal::{HEADER_BYTES, JournalHeader, RECORD_BYTES};
 use crate::format::record::Record;
+use crate::journal::Slot;
 use crate::limits::{BATCH_BLOCKS, BATCH_RECORDS, BATCHES_EAGER, USER_STREAMS};
 use crate::map::Mapping;
 use crate::plant::Plant;
@@ -189,13 +190,13 @@ impl Engine {
             }
             self.close_batch(bufs);
         }
-        self.begin_batch(internal)
+        self.begin_batch(if internal { Slot::Internal } else { Slot::User })
     }
 
-    fn begin_batch(&mut self, internal: bool) -> Result<u32, SubmitError> {
+    fn begin_batch(&mut self, slot: Slot) -> Result<u32, SubmitError> {
         // The last one is for what must be written again: all others may be full of that.
         let kept = usize::from(!self.failures.has_again());
-        if !self.journal.has_slot(internal)
+        if !self.journal.has_slot(slot)
             || self.spare_batches.len() <= kept
             || self.failures.is_parting()
         {
@@ -320,7 +321,7 @@ impl Engine {
 
     /// Makes sure that there is a journal block under way or waiting, even an empty one.
     pub(crate) fn force_batch(&mut self, bufs: &mut impl Buffers) {
-        if self.filling.is_none() && self.begin_batch(true).is_err() {
+        if self.filling.is_none() && self.begin_batch(Slot::Tail).is_err() {
             return;
         }
         self.close_batch(bufs);
@@ -557,7 +558,7 @@ impl Engine {
     }
 
     /// The tail that a block `jseq` may claim: the oldest block that something still needs.
-    fn journal_tail(&self, jseq: u64) -> u64 {
+    pub(crate) fn journal_tail(&self, jseq: u64) -> u64 {
         let mut tail = jseq;
         if !self.planted.has(Plant::TailTooFar) {
             let streams = if self.planted.has(Plant::TailOfOneStream) { 1 } else { USER_STREAMS };

@@ -182,9 +182,7 @@ impl Engine {
         } else if self.super_write.is_idle()
             && !self.opening
             && !self.is_counting()
-            && (!self.stop.is_begun()
-                || self.stop_wants_pages()
-                || !self.failures.orphans.is_empty())
+            && (!self.stop.is_begun() || self.stop_wants_pages() || self.stop_wants_checkpoint())
             && self.compaction_due()
             && !self.seals_on_failed()
         {

@@ -7,7 +7,18 @@
 //! 2. The tail passes a block only when each of its records is durable elsewhere: the data
 //!    record's segment has a durable seal record, everything else is in a durable metadata page.
 
-use crate::limits::JOURNAL_RESERVE;
+use crate::limits::{JOURNAL_RESERVE, JOURNAL_TAILS};
+
+/// What a block is begun for. Each may use less of what is kept than the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Requests.
+    User,
+    /// The engine's own records.
+    Internal,
+    /// The tail that it claims.
+    Tail,
+}
 
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -50,9 +61,13 @@ impl Journal {
         self.next - self.read_from.unwrap_or(self.tail_durable).min(self.tail_durable)
     }
 
-    /// Whether a block may be begun; the engine's own may use the reserve.
-    pub(crate) fn has_slot(&self, internal: bool) -> bool {
-        let reserve = if internal { 1 } else { JOURNAL_RESERVE };
+    /// Whether a block may be begun.
+    pub(crate) fn has_slot(&self, slot: Slot) -> bool {
+        let reserve = match slot {
+            Slot::User => JOURNAL_RESERVE,
+            Slot::Internal => JOURNAL_TAILS + 1,
+            Slot::Tail => 1,
+        };
         !self.held && self.used() + reserve < self.ring
     }
 

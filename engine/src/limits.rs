@@ -185,6 +185,8 @@ pub const JOURNAL_BLOCKS_MAX: u32 = 16384;
 /// Journal slots that only the engine's own records may take, so that a full ring can always be
 /// emptied.
 pub const JOURNAL_RESERVE: u64 = 64;
+/// Of these, blocks that nothing but the tail's move may take.
+pub const JOURNAL_TAILS: u64 = 4;
 
 /// The engine flushes by itself this long after the first write that no flush covers.
 pub const SELF_FLUSH_NS: u64 = 1_000_000_000;

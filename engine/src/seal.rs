@@ -212,7 +212,9 @@ impl Engine {
         {
             compaction.chain.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
         }
-        if self.is_quiet() && !self.flush.is_in_flight() {
+        // One that moves nothing takes a slot for nothing; and without one nothing can be moved any more.
+        let moves = self.journal_tail(self.journal.next) > self.journal.tail_retired;
+        if moves && self.is_quiet() && !self.flush.is_in_flight() {
             self.force_batch(bufs);
         }
         self.flush.want();

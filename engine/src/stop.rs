@@ -74,7 +74,7 @@ impl Engine {
                     && !self.rebuild.writing
                     && self.shrinks.is_empty()
                     && self.change.is_none()
-                    && self.failures.orphans.is_empty()
+                    && !self.stop_wants_checkpoint()
                     && !self.failures.has_again()
                     && self.cleaner.is_idle()
                     && self.scrub.is_idle();

@@ -208,6 +208,8 @@ impl Engine {
             return;
         }
         let most = self.copy_segments() as usize;
+        // The other copy may be lost with a device that failed.
+        let needed = self.failures_want_checkpoint() || self.compaction.is_some();
         let writing: Vec<u32> = self
             .sealing
             .iter()
@@ -219,8 +221,8 @@ impl Engine {
             .collect();
         for at in (0..self.summary_copies.segments.len()).rev() {
             let segment = self.summary_copies.segments[at];
-            let in_the_way =
-                self.segs.is_leaving(segment) || self.summary_copies.segments.len() > most;
+            let in_the_way = self.segs.is_leaving(segment)
+                || (self.summary_copies.segments.len() > most && !needed);
             if in_the_way && !writing.contains(&segment) {
                 self.summary_copies.forget(at);
                 self.segs.release(segment);

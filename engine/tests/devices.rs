@@ -3,8 +3,8 @@
 mod support;
 
 use flagstone_block::{
-    BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, DeviceError, Devices, Durability, Lba, Tag,
-    VolumeId, join_offset,
+    BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, DeviceError, DeviceIo, Devices, Durability,
+    Lba, Tag, VolumeId, join_offset,
 };
 use flagstone_engine::format::device::Failure;
 use flagstone_engine::format::superblock::{SLOTS, Superblock};
@@ -30,6 +30,9 @@ struct Pool {
     flush_fails: Option<usize>,
     /// A device, and the version of blocks that it takes no writes of.
     version_fails: Option<(usize, u8)>,
+    /// Writes of more than a block to the first device are held back from now on: those of a checkpoint.
+    holds: bool,
+    held: Vec<DeviceIo>,
 }
 
 fn disks(sizes: &[u64]) -> Devices<Disk> {
@@ -54,7 +57,19 @@ impl Pool {
     fn try_open(mut disks: Devices<Disk>, options: &OpenOptions) -> Result<Self, OpenError> {
         let mut arena = Arena::new(4096);
         let (engine, _) = Engine::open(&mut disks, &mut arena, options)?;
-        Ok(Self { engine, arena, disks, now_ns: 1, tag: 0, flush_fails: None, version_fails: None })
+        let (flush_fails, version_fails) = (None, None);
+        let (holds, held) = (false, Vec::new());
+        Ok(Self {
+            engine,
+            arena,
+            disks,
+            now_ns: 1,
+            tag: 0,
+            flush_fails,
+            version_fails,
+            holds,
+            held,
+        })
     }
 
     /// The process dies.
@@ -67,28 +82,38 @@ impl Pool {
         let mut any = false;
         while let Some(io) = self.engine.next_io() {
             any = true;
-            let at = |offset| join_offset(usize::from(io.device), offset);
-            let result = match io.command {
-                DeviceCommand::Read { offset, buffer } => {
-                    self.disks.read_at(at(offset), self.arena.bytes_mut(buffer))
-                }
-                DeviceCommand::Write { buffer, .. }
-                    if self.version_fails
-                        == Some((usize::from(io.device), self.arena.bytes(buffer)[8])) =>
-                {
-                    Err(DeviceError::Os { errno: 5 })
-                }
-                DeviceCommand::Write { offset, buffer } => {
-                    self.disks.write_at(at(offset), self.arena.bytes(buffer))
-                }
-                DeviceCommand::Flush if self.flush_fails == Some(usize::from(io.device)) => {
-                    Err(DeviceError::Os { errno: 5 })
-                }
-                DeviceCommand::Flush | DeviceCommand::Discard { .. } => Ok(()),
-            };
-            self.engine.device_done(&mut self.arena, io.token, result);
+            let is_long =
+                matches!(io.command, DeviceCommand::Write { buffer, .. } if buffer.blocks > 1);
+            if self.holds && io.device == 0 && is_long {
+                self.held.push(io);
+                continue;
+            }
+            self.perform(io);
         }
         any
+    }
+
+    fn perform(&mut self, io: DeviceIo) {
+        let at = |offset| join_offset(usize::from(io.device), offset);
+        let result = match io.command {
+            DeviceCommand::Read { offset, buffer } => {
+                self.disks.read_at(at(offset), self.arena.bytes_mut(buffer))
+            }
+            DeviceCommand::Write { buffer, .. }
+                if self.version_fails
+                    == Some((usize::from(io.device), self.arena.bytes(buffer)[8])) =>
+            {
+                Err(DeviceError::Os { errno: 5 })
+            }
+            DeviceCommand::Write { offset, buffer } => {
+                self.disks.write_at(at(offset), self.arena.bytes(buffer))
+            }
+            DeviceCommand::Flush if self.flush_fails == Some(usize::from(io.device)) => {
+                Err(DeviceError::Os { errno: 5 })
+            }
+            DeviceCommand::Flush | DeviceCommand::Discard { .. } => Ok(()),
+        };
+        self.engine.device_done(&mut self.arena, io.token, result);
     }
 
     fn wait(&mut self, tag: Tag) {
@@ -655,7 +680,7 @@ fn after_the_checkpoint_that_follows_its_failure_a_device_is_not_needed() {
             }
             assert!(turns < 100_000, "no checkpoint after write {first}");
         }
-        // Copies of summaries are no longer kept either: a pool with one device left makes none.
+        // Nor are copies of summaries kept any longer: a pool as small as this is now makes none.
         let mut disks = pool.disks;
         let there: HashSet<_> = disks.0[1].take().unwrap().blocks.into_values().collect();
         disks.get_mut(0).unwrap().blocks.retain(|_, block| !there.contains(block));
@@ -697,6 +722,42 @@ fn what_did_not_happen_is_left_out_of_a_map_from_summaries() {
         assert_eq!(report.disagreement, None, "{already} blocks before");
     }
     assert!(checked > 0);
+}
+
+/// What was not sealed on a failed device holds the journal's tail until a checkpoint counts, however long that takes.
+#[test]
+fn a_journal_that_a_failed_device_holds_has_slots_left_when_the_checkpoint_ends() {
+    // Nearly all segments lie on the second.
+    let mut pool = Pool::format(&[40 * MIB, 240 * MIB]);
+    let volume = pool.create(24 * MIB);
+    pool.fill(volume, 300, 1);
+    // Into a segment of its own, which is not filled for long.
+    pool.fill(volume, 8, 2);
+    let mut next = 300;
+    while next < 1_300 {
+        next += u64::from(pool.submit(volume, next, 1));
+        pool.turn();
+        pool.take_answers();
+    }
+    pool.holds = true;
+    pool.fail_writes(1);
+    for _ in 0..5_000 {
+        next += u64::from(pool.submit(volume, next, 1));
+        pool.now_ns += 1_000_000;
+        pool.turn();
+        pool.take_answers();
+    }
+    assert_eq!(pool.failed(), [false, true]);
+    assert!(!pool.held.is_empty() && next < 2_500, "the journal is not full after {next} blocks");
+    pool.holds = false;
+    for io in std::mem::take(&mut pool.held) {
+        pool.perform(io);
+    }
+    pool.settle();
+    pool.take_answers();
+    assert_eq!(pool.flush(volume), Ok(()));
+    pool.fill(volume, 300, 3);
+    pool.verify(volume, 300, 3);
 }
 
 #[test]

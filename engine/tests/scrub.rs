@@ -222,6 +222,8 @@ fn damaged_leaf_pages_are_found() {
 #[test]
 fn a_damaged_summary_is_reported_and_not_needed() {
     let (mut world, volume, stamps) = worn();
+    // What is being cleaned would be emptied under the scrub.
+    (0..10_000).for_each(|_| world.turn());
     let inspection = inspect(&world.disk);
     let shape = inspection.geometry.shape;
     let sealed: Vec<u32> = inspection

@@ -407,6 +407,12 @@ impl Engine {
         self.failures.wants_checkpoint || !self.failures.orphans.is_empty()
     }
 
+    /// Whether a stop waits for that, so that the device is not needed afterwards.
+    pub(crate) fn stop_wants_checkpoint(&self) -> bool {
+        let wanted = self.failures.wants_checkpoint && !self.is_counting_stuck();
+        wanted || !self.failures.orphans.is_empty()
+    }
+
     /// Whether a summary on a device that failed counts, and the seal that names it is not retired. It soon will be; a
     /// checkpoint that began before would need the summary.
     pub(crate) fn seals_on_failed(&self) -> bool {
