@@ -210,14 +210,7 @@ impl MetaChain {
         if self.used + record.encoded_bytes() > RECORD_BYTES {
             self.close_page(bufs, geo, segs, pool);
         }
-        let fill = match self.fill {
-            Some(fill) => fill,
-            None => {
-                let fill = self.spare.pop().expect("has_room was asked");
-                self.fill_jseq = (jseq, jseq);
-                *self.fill.insert(fill)
-            }
-        };
+        let fill = self.begin_page(jseq);
         let page = &mut bufs.bytes_mut(fill)[..BLOCK_SIZE];
         let bytes = record.encode(&mut page[HEADER_BYTES + self.used..]).expect("it fits");
         self.used += bytes;
@@ -225,7 +218,19 @@ impl MetaChain {
         self.fill_jseq.1 = jseq;
     }
 
-    /// Ends the page being filled, if it holds anything.
+    /// The page being filled, or one that is begun now; there must be room. It may be closed without a record.
+    pub(crate) fn begin_page(&mut self, jseq: u64) -> Buffer {
+        match self.fill {
+            Some(fill) => fill,
+            None => {
+                let fill = self.spare.pop().expect("has_room was asked");
+                self.fill_jseq = (jseq, jseq);
+                *self.fill.insert(fill)
+            }
+        }
+    }
+
+    /// Ends the page being filled, if one was begun.
     pub(crate) fn close_page(
         &mut self,
         bufs: &mut impl Buffers,

@@ -128,7 +128,8 @@ impl Engine {
     fn may_settle(&self, volume: &Volume) -> bool {
         let under_way = self.space.coming + self.space.promising;
         self.is_compacting()
-            || !self.dying.is_empty()
+            // Before all is counted nothing dies.
+            || (!self.dying.is_empty() && !self.is_counting_stuck())
             || volume.coming > 0
             || self.new_leaves_in_flight() > 0
             || (under_way > 0 && self.room_but(volume.held, under_way) > 0)

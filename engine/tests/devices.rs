@@ -14,6 +14,7 @@ use flagstone_engine::{
     check, identify, inspect,
 };
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use support::{Arena, Disk, OPEN};
 
 const MIB: u64 = 1 << 20;
@@ -722,6 +723,39 @@ fn what_did_not_happen_is_left_out_of_a_map_from_summaries() {
         assert_eq!(report.disagreement, None, "{already} blocks before");
     }
     assert!(checked > 0);
+}
+
+/// Blocks of which a page of the map that can't be read would have to tell whether they count.
+#[test]
+fn a_device_that_cannot_be_emptied_for_want_of_the_map_is_left_in_peace() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(40 * MIB);
+    let blocks = 24 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    let disks = pool.stop();
+    // So little that nearly all of the map is away.
+    let options = OpenOptions { map_memory: Some(16 << 10), ..OPEN };
+    let mut pool = Pool::try_open(disks, &options).unwrap();
+    pool.settle();
+    let mut flipped = 0;
+    for disk in pool.disks.0.iter_mut().flatten() {
+        let is_page =
+            |(&at, bytes): (&u64, &Arc<[u8; BLOCK_SIZE]>)| bytes.starts_with(b"LSBL").then_some(at);
+        let pages: Vec<u64> = disk.blocks.iter().filter_map(is_page).collect();
+        pages.iter().for_each(|&page| disk.flip(page, 100, 1));
+        flipped += pages.len();
+    }
+    assert!(flipped > 10);
+    let tag = pool.next_tag();
+    pool.engine.remove_device(tag, 1).unwrap();
+    pool.settle();
+    pool.take_answers();
+    let device = pool.devices()[1];
+    assert!(device.leaving && device.stuck, "{device:?}");
+    // Blocks were moved as far as that goes, and nothing is tried over and over.
+    let reads = pool.disks.0.iter().flatten().map(|disk| disk.reads).sum::<u64>();
+    pool.settle();
+    assert_eq!(pool.disks.0.iter().flatten().map(|disk| disk.reads).sum::<u64>(), reads);
 }
 
 /// What was not sealed on a failed device holds the journal's tail until a checkpoint counts, however long that takes.

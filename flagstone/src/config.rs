@@ -4,7 +4,7 @@
 //! silently leave a daemon with a default. What a flag also says, the flag decides.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -274,19 +274,41 @@ fn address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
     parse_address(string(value)?)
 }
 
-/// Parses `ADDRESS:PORT`, or an address alone with NBD's registered port, 10809.
+/// Parses `ADDRESS:PORT`, or an address alone with NBD's registered port, 10809. The address may be a name, of which
+/// the first IPv4 address counts if it has one, or absent, which is every IPv4 address of the machine.
 ///
 /// # Errors
 /// A sentence with the accepted forms.
 pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     const NBD_PORT: u16 = 10809;
-    let bare = || text.parse().map(|ip| SocketAddr::new(ip, NBD_PORT));
-    text.parse().or_else(|_| bare()).map_err(|_| {
-        format!(
-            "\"{text}\" is not an address; write for example 127.0.0.1:10809, [::1]:10809 or \
-             0.0.0.0 (the port is then 10809)"
-        )
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if let Ok(ip) = text.parse() {
+        return Ok(SocketAddr::new(ip, NBD_PORT));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok()),
+        None => (text, Some(NBD_PORT)),
+    };
+    let name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let address = port.filter(|_| host.chars().all(name)).map(|port| match host {
+        "" if port > 0 => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+        _ => resolve(host, port),
+    });
+    address.unwrap_or_else(|| {
+        Err(format!(
+            "\"{text}\" is not an address; write for example 127.0.0.1:10809, [::1]:10809, \
+             localhost:10809, :10809 or 0.0.0.0 (the port is then 10809)"
+        ))
     })
+}
+
+fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
+    let found = (host, port).to_socket_addrs().map_err(|error| format!("\"{host}\": {error}"))?;
+    let found: Vec<_> = found.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first()).copied();
+    first.ok_or_else(|| format!("\"{host}\" has no address"))
 }
 
 /// Parses a number of seconds, up to a day.
@@ -362,6 +384,26 @@ mod tests {
         assert_eq!(parse(""), Ok(FileConfig::default()));
         assert_eq!(parse("pool = \"p\"").unwrap().pools, [PathBuf::from("p")]);
         assert_eq!(parse("memory = 65536").unwrap().memory, Some(65536));
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, address) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("[::1]:2", "[::1]:2"),
+            ("::1", "[::1]:10809"),
+            ("0.0.0.0", "0.0.0.0:10809"),
+            (":3", "0.0.0.0:3"),
+            ("localhost:4", "127.0.0.1:4"),
+            ("localhost", "127.0.0.1:10809"),
+        ] {
+            assert_eq!(parse_address(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in
+            ["", ":", "a b:1", "localhost:x", "1.2.3.4:70000", "[::1", "no-such-host.invalid:1"]
+        {
+            assert!(parse_address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

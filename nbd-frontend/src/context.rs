@@ -1,7 +1,7 @@
 //! Metadata contexts: what BLOCK_STATUS tells, as it was negotiated.
 //!
 //! * `base:allocation`: what is data, zero, a hole;
-//! * `flagstone:diff:SNAPSHOT`: what differs from a snapshot, and whether it is zeroes now;
+//! * `x-flagstone:diff:SNAPSHOT`: what differs from a snapshot, and whether it is zeroes now;
 //! * `qemu:dirty-bitmap:SNAPSHOT`: what differs from it, as QEMU's server tells of a bitmap, since backup
 //!   programs know that name.
 //!
@@ -18,7 +18,7 @@ use crate::proto::{
 pub struct Difference {
     /// [`crate::Export::handle`] of the snapshot.
     pub origin: u64,
-    /// `flagstone:diff:`, which tells of zeroes too.
+    /// `x-flagstone:diff:`, which tells of zeroes too.
     pub zeroes: bool,
 }
 
@@ -58,6 +58,11 @@ impl Contexts {
         };
         let difference = self.differences.get(n).copied().flatten()?;
         Some((Context::Difference(difference), BASE_ALLOCATION_ID + 1 + n as u32))
+    }
+
+    /// Selects one, if it is not; false if there is no room for it.
+    pub(crate) fn takes(&mut self, difference: Difference) -> bool {
+        self.differences.contains(&Some(difference)) || self.select(difference).is_some()
     }
 
     /// Selects one more; its identifier, if it was not selected already and there is room.
@@ -143,9 +148,9 @@ mod tests {
             ("base:allocation", Query::Allocation),
             ("base:", Query::Base),
             ("qemu:", Query::All { zeroes: false }),
-            ("flagstone:diff:", Query::All { zeroes: true }),
+            ("x-flagstone:diff:", Query::All { zeroes: true }),
             ("qemu:dirty-bitmap:a", Query::Difference { origin: "a", zeroes: false }),
-            ("flagstone:diff:v@a", Query::Difference { origin: "v@a", zeroes: true }),
+            ("x-flagstone:diff:v@a", Query::Difference { origin: "v@a", zeroes: true }),
             ("qemu:allocation-depth", Query::Unknown),
             ("base:alloc", Query::Unknown),
             ("", Query::Unknown),

@@ -386,6 +386,16 @@ impl Handshake {
                 }
             }
         }
+        let mut room = contexts;
+        for text in query.texts() {
+            if let Query::Difference { origin: name, zeroes } = text
+                && !all.has(zeroes)
+                && let Some(origin) = exports.origin(export.handle, name)
+                && !room.takes(Difference { origin, zeroes })
+            {
+                return Err((REP_ERR_TOO_BIG, "so many contexts are too many at once"));
+            }
+        }
         contexts.allocation |= query.texts().any(|text| text == Query::Allocation);
         if contexts.allocation {
             put_context(out, option, BASE_ALLOCATION_ID, BASE_ALLOCATION, "");

@@ -10,8 +10,9 @@ pub const MAX_OPTION_BYTES: usize = 16 << 10;
 /// Longest option data that is skipped; beyond it the connection is closed.
 pub const MAX_SKIPPED_OPTION_BYTES: u32 = 1 << 20;
 
-/// Options that one handshake may send; one more closes the connection.
-pub const MAX_OPTIONS: u32 = 256;
+/// Options that one handshake may send; one more closes the connection. Programs that list a server send a few
+/// for each export.
+pub const MAX_OPTIONS: u32 = 1 << 20;
 
 /// Queries that one `NBD_OPT_{LIST,SET}_META_CONTEXT` may hold; more are answered with
 /// `NBD_REP_ERR_TOO_BIG`.

@@ -113,17 +113,17 @@ pub const BASE_WILDCARD: &str = "base:";
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
 /// What precedes a snapshot's name in the name of a context that tells what differs from it.
-pub const FLAGSTONE_DIFF: &str = "flagstone:diff:";
+pub const FLAGSTONE_DIFF: &str = "x-flagstone:diff:";
 /// The wildcard of its namespace.
-pub const FLAGSTONE_WILDCARD: &str = "flagstone:";
+pub const FLAGSTONE_WILDCARD: &str = "x-flagstone:";
 /// The same as QEMU's server calls it. QEMU, `docs/interop/nbd.txt`.
 pub const QEMU_BITMAP: &str = "qemu:dirty-bitmap:";
 /// The wildcard of its namespace.
 pub const QEMU_WILDCARD: &str = "qemu:";
 
-/// A block differs: of `flagstone:diff:` and `qemu:dirty-bitmap:`.
+/// A block differs: of `x-flagstone:diff:` and `qemu:dirty-bitmap:`.
 pub const STATE_DIRTY: u32 = 1 << 0;
-/// It differs, and reads as zeroes now: of `flagstone:diff:` only.
+/// It differs, and reads as zeroes now: of `x-flagstone:diff:` only.
 pub const STATE_DIRTY_ZERO: u32 = 1 << 1;
 
 /// The values that an error field may have. NBD proto, "Error values".

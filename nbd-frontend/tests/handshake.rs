@@ -415,33 +415,41 @@ fn differences_from_snapshots_are_listed_and_selected() {
     let list = |name, queries: &[&str]| contexts_of(&few, OPT_LIST_META_CONTEXT, name, queries);
     let all = [
         "0 base:allocation",
-        "0 flagstone:diff:s000",
+        "0 x-flagstone:diff:s000",
         "0 qemu:dirty-bitmap:s000",
-        "0 flagstone:diff:s001",
+        "0 x-flagstone:diff:s001",
         "0 qemu:dirty-bitmap:s001",
     ];
     assert_eq!(list("vol", &[]), all);
     assert_eq!(list("vol@s001", &[]), all);
-    assert_eq!(list("vol", &["base:", "qemu:", "flagstone:diff:"]), all);
+    assert_eq!(list("vol", &["base:", "qemu:", "x-flagstone:diff:"]), all);
     assert_eq!(list("vol", &["qemu:dirty-bitmap:"]), [all[2], all[4]]);
-    assert_eq!(list("vol", &["flagstone:", "flagstone:diff:s001"]), [all[1], all[3]]);
-    assert_eq!(list("vol", &["flagstone:diff:s001", "qemu:dirty-bitmap:no"]), [all[3]]);
-    assert_eq!(list("other", &[]), [all[0], "0 flagstone:diff:x", "0 qemu:dirty-bitmap:x"]);
+    assert_eq!(list("vol", &["x-flagstone:", "x-flagstone:diff:s001"]), [all[1], all[3]]);
+    assert_eq!(list("vol", &["x-flagstone:diff:s001", "qemu:dirty-bitmap:no"]), [all[3]]);
+    assert_eq!(list("other", &[]), [all[0], "0 x-flagstone:diff:x", "0 qemu:dirty-bitmap:x"]);
     assert_eq!(contexts_of(&with_snapshots(0), OPT_LIST_META_CONTEXT, "vol", &[]), [all[0]]);
     let many = contexts_of(&with_snapshots(700), OPT_LIST_META_CONTEXT, "vol", &[]);
     assert_eq!(many.len(), 1 + 2 * 700);
     assert!(many.contains(&"0 qemu:dirty-bitmap:s699".to_owned()));
 
     let set = |name, queries: &[&str]| contexts_of(&few, OPT_SET_META_CONTEXT, name, queries);
-    let queries = ["qemu:dirty-bitmap:s001", "base:allocation", "flagstone:diff:vol@s000"];
-    let due = ["1 base:allocation", "2 qemu:dirty-bitmap:s001", "3 flagstone:diff:vol@s000"];
+    let queries = ["qemu:dirty-bitmap:s001", "base:allocation", "x-flagstone:diff:vol@s000"];
+    let due = ["1 base:allocation", "2 qemu:dirty-bitmap:s001", "3 x-flagstone:diff:vol@s000"];
     assert_eq!(set("vol", &queries), due);
     assert_eq!(set("vol@s000", &["qemu:dirty-bitmap:s000"]), ["2 qemu:dirty-bitmap:s000"]);
-    assert!(set("vol", &["qemu:dirty-bitmap:", "flagstone:", "qemu:dirty-bitmap:x"]).is_empty());
+    assert!(set("vol", &["qemu:dirty-bitmap:", "x-flagstone:", "qemu:dirty-bitmap:x"]).is_empty());
     let names: Vec<_> = (0..20).map(|i| format!("qemu:dirty-bitmap:s{i:03}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    let selected = contexts_of(&with_snapshots(20), OPT_SET_META_CONTEXT, "vol", &names);
-    assert_eq!(selected.len(), MAX_DIFFERENCES);
+    let list = with_snapshots(20);
+    for option in [OPT_SET_META_CONTEXT, OPT_LIST_META_CONTEXT] {
+        let most = contexts_of(&list, option, "vol", &names[..MAX_DIFFERENCES]);
+        assert_eq!(most.len(), MAX_DIFFERENCES);
+        let mut session = negotiating();
+        send(&mut session, OPT_STRUCTURED_REPLY, &[]);
+        let mut bytes = Vec::new();
+        encode::option(&mut bytes, option, &encode::meta_data("vol", &names));
+        assert_eq!(kinds(&feed(&mut session, &list, &bytes)), [REP_ERR_TOO_BIG]);
+    }
 }
 
 #[test]
@@ -451,7 +459,7 @@ fn what_was_selected_is_told_when_the_export_is_opened() {
     feed(&mut session, &list, &encode::client_flags());
     let mut bytes = Vec::new();
     encode::option(&mut bytes, OPT_STRUCTURED_REPLY, &[]);
-    let queries = ["flagstone:diff:s000", "qemu:dirty-bitmap:s001"];
+    let queries = ["x-flagstone:diff:s000", "qemu:dirty-bitmap:s001"];
     encode::option(&mut bytes, OPT_SET_META_CONTEXT, &encode::meta_data("vol", &queries));
     encode::option(&mut bytes, OPT_GO, &encode::info_data("vol", &[]));
     let seen = feed(&mut session, &list, &bytes);

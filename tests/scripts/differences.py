@@ -2,7 +2,7 @@
 # extent at a time, and ranges that are no whole blocks.
 import os
 
-contexts = ["base:allocation", "qemu:dirty-bitmap:a", "flagstone:diff:b"]
+contexts = ["base:allocation", "qemu:dirty-bitmap:a", "x-flagstone:diff:b"]
 h = nbd.NBD()
 for context in contexts:
     h.add_meta_context(context)

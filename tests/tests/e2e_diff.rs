@@ -225,8 +225,8 @@ fn nbd_clients_are_told_what_differs_from_a_snapshot() {
             let page = daemon.ask(&["diff", &format!("v@{from}"), export]);
             let due = extents(&page);
             let own: Vec<_> = due.iter().map(|e| (e.0, e.1, if e.2 { 1 } else { 3 })).collect();
-            assert_eq!(map(&daemon, export, &format!("flagstone:diff:{from}")), own);
-            assert_eq!(map(&daemon, export, &format!("flagstone:diff:v@{from}")), own);
+            assert_eq!(map(&daemon, export, &format!("x-flagstone:diff:{from}")), own);
+            assert_eq!(map(&daemon, export, &format!("x-flagstone:diff:v@{from}")), own);
             let mut dirty: Vec<(u64, u64, u64)> = Vec::new();
             for (offset, len, _) in due {
                 match dirty.last_mut() {
@@ -243,7 +243,7 @@ fn nbd_clients_are_told_what_differs_from_a_snapshot() {
     let list = run("nbdinfo", ["--json", &daemon.uri("v")]);
     let list: Value = serde_json::from_str(&list).unwrap();
     let contexts = &list["exports"][0]["contexts"];
-    let due = ["base:allocation", "flagstone:diff:a", "qemu:dirty-bitmap:a"];
+    let due = ["base:allocation", "x-flagstone:diff:a", "qemu:dirty-bitmap:a"];
     assert_eq!(contexts.as_array().unwrap().len(), 5, "{list}");
     assert!(due.iter().all(|due| contexts.as_array().unwrap().contains(&(*due).into())), "{list}");
 

@@ -285,8 +285,11 @@ impl Engine {
                 Ok(live) => live,
                 Err(Paging::Coming) => return,
                 Err(_) => {
-                    // Nobody knows whether this block counts: it stays, and its segment.
-                    self.segs.hold_bad(segment);
+                    // Nobody knows whether this block counts: it stays, and its segment. The second time
+                    // there is nothing to be gained from that in this life.
+                    if !again {
+                        self.segs.hold_bad(segment);
+                    }
                     false
                 }
             };

@@ -281,14 +281,26 @@ pub(super) fn meta_chain(
         }
         let at = (scan.index % pages_per_read * PAGE_BLOCKS) as usize * BLOCK_SIZE;
         let copies = [&bytes[at..at + BLOCK_SIZE], &bytes[at + BLOCK_SIZE..at + 2 * BLOCK_SIZE]];
-        let decoded = copies.map(|block| {
+        let decode = |block: &[u8]| {
             PageHeader::decode(pool, segment, scan.index, block).ok().filter(|(header, _)| {
                 header.epoch == superblock.meta_epoch
                     && header.nonce == superblock.meta_nonce
                     && header.page == scan.page
                     && header.prev_crc == scan.prev_crc
             })
-        });
+        };
+        let mut decoded = copies.map(decode);
+        let mut again = [0; PAGE_BLOCKS as usize * BLOCK_SIZE];
+        let offset = geo.segment_offset(segment, scan.index * PAGE_BLOCKS);
+        let copies = match decoded {
+            // As every read, once more before it is given up.
+            [None, None] if io.read_at(offset, &mut again).is_ok() => {
+                let copies = [&again[..BLOCK_SIZE], &again[BLOCK_SIZE..]];
+                decoded = copies.map(decode);
+                copies
+            }
+            _ => copies,
+        };
         let Some(copy) = decoded.iter().position(Option::is_some) else {
             if scan.page < needed {
                 return Err(OpenError::MetadataDamaged { page: scan.page, segment, needed });

@@ -61,6 +61,16 @@ impl Engine {
             self.meta.append(bufs, &self.geo, &mut self.segs, self.pool_tag, jseq, &record);
         }
         self.turn_until(io, bufs, Self::keep_open_segments)?;
+        // The next page may be there, written before the crash, and only not readable just now. It must not count
+        // when it can be read again: what comes from now on builds on the log without it. So another takes its place.
+        self.turn_until(io, bufs, |engine, _| {
+            let room = engine.meta.has_room(0);
+            if !room {
+                engine.flush.want();
+            }
+            room
+        })?;
+        self.meta.begin_page(jseq);
         self.meta.close_page(bufs, &self.geo, &mut self.segs, self.pool_tag);
         let pages = if self.planted.has(Plant::SettleTooSoon) { 0 } else { self.meta.page };
         self.turn_until(io, bufs, |engine, _| {

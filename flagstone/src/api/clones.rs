@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::backend::Created;
 use super::errors::{ApiError, ErrorBody, ErrorCode};
-use super::routes::{Context, Json, check_name, check_reservation, settings};
+use super::routes::{Context, Json, OptionalJson, check_name, check_reservation, settings};
 use super::snapshots::{SnapshotInfo, SnapshotName, check_snapshot_name};
 use super::types::{OnFull, Volume};
 
@@ -100,7 +100,7 @@ pub(super) async fn create_clone(
 /// The volume has the snapshot's content and size again, at once. What it has now is kept as a snapshot,
 /// unless told otherwise. Clients must not be connected, since they have what they read before in caches.
 #[utoipa::path(
-    post, path = "/v1/snapshots/{name}/rollback", tag = "snapshots", request_body = Rollback,
+    post, path = "/v1/snapshots/{name}/rollback", tag = "snapshots", request_body = Option<Rollback>,
     params(("name" = String, Path, description = "Name of the snapshot, VOLUME@SNAPSHOT")),
     responses(
         (status = 200, description = "The volume as it is now, durable, and what was kept", body = RolledBack),
@@ -118,24 +118,69 @@ pub(super) async fn create_clone(
 pub(super) async fn roll_back(
     State(context): State<Context>,
     SnapshotName(name): SnapshotName,
-    Json(request): Json<Rollback>,
+    OptionalJson(request): OptionalJson<Rollback>,
 ) -> Result<axum::Json<RolledBack>, ApiError> {
     let Rollback { keep, discard, force } = request;
+    let volume = name.split('@').next().unwrap_or_default().to_owned();
     let keep = match (keep, discard) {
         (Some(_), true) => {
             return Err(ApiError::new(ErrorCode::InvalidBody, "give keep or discard, not both"));
         }
         (Some(keep), false) => {
             check_name(&keep)?;
-            let volume = name.split('@').next().unwrap_or_default();
             check_snapshot_name(&format!("{volume}@{keep}"))?;
             Some(keep)
         }
         (None, true) => None,
-        (None, false) => {
-            let now = jiff::Timestamp::now();
-            Some(now.strftime("rollback-%Y%m%d-%H%M%S").to_string())
-        }
+        (None, false) => return roll_back_named(&context, &name, &volume, force).await,
     };
     context.backend.rollback(name, keep, force).await.map(axum::Json)
+}
+
+/// Names that are tried for a snapshot of what a volume had.
+const NAMES: u32 = 100;
+
+/// Rolls a volume back, and gives the snapshot of what it had a name of its own.
+async fn roll_back_named(
+    context: &Context,
+    name: &str,
+    volume: &str,
+    force: bool,
+) -> Result<axum::Json<RolledBack>, ApiError> {
+    let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    let mut number = 1;
+    loop {
+        let keep = name_to_keep(volume, &now, number);
+        match context.backend.rollback(name.to_owned(), Some(keep), force).await {
+            Err(error) if error.code == ErrorCode::SnapshotExists && number < NAMES => number += 1,
+            result => return result.map(axum::Json),
+        }
+    }
+}
+
+/// The `number`th name to try, shorter where the volume's leaves less room.
+fn name_to_keep(volume: &str, now: &str, number: u32) -> String {
+    let again = if number == 1 { String::new() } else { format!("-{number}") };
+    let long = format!("rollback-{now}{again}");
+    if check_snapshot_name(&format!("{volume}@{long}")).is_ok() {
+        long
+    } else {
+        format!("r{number}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_has_a_name_that_fits() {
+        let now = "20261122-180000";
+        assert_eq!(name_to_keep("v", now, 1), "rollback-20261122-180000");
+        assert_eq!(name_to_keep("v", now, 2), "rollback-20261122-180000-2");
+        let long = "v".repeat(110);
+        let name = name_to_keep(&long, now, 3);
+        assert_eq!(name, "r3");
+        assert!(check_snapshot_name(&format!("{long}@{name}")).is_ok());
+    }
 }

@@ -1,11 +1,11 @@
 //! The devices of a pool: added, emptied and removed, kept after all.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::errors::{ApiError, ErrorBody};
-use super::routes::{Context, Json};
+use super::routes::{Context, Json, Path};
 use super::types::Pool;
 
 /// A file or block device that is to be added to a pool.

@@ -1,13 +1,13 @@
 //! Devices of the kernel's NBD client: volumes and snapshots attached to the daemon's machine, where there is no ublk.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::errors::{ApiError, ErrorBody, ErrorCode};
-use super::routes::{Context, Json, Query};
+use super::routes::{Context, Json, Path, Query};
 use super::types::DeleteQuery;
 use super::ublk::{AttachedState, check_either};
 use crate::kernel_nbd::NUMBER_MAX;

@@ -43,7 +43,7 @@ struct Scrape {
 }
 
 type StatsMetric = (&'static str, &'static str, fn(&NodeStats) -> u64);
-type PoolGauge = (&'static str, &'static str, fn(&Pool) -> u64);
+type PoolMetric = (&'static str, &'static str, fn(&Pool) -> u64);
 type VolumeGauge = (&'static str, &'static str, fn(&Volume) -> u64);
 
 const COUNTERS: [StatsMetric; 14] = [
@@ -70,26 +70,8 @@ const GAUGES: [StatsMetric; 4] = [
     ("buffer_bytes", "Bytes of the buffer arena", |s| s.buffer_bytes_total),
 ];
 
-const POOL_GAUGES: [PoolGauge; 31] = [
-    ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
-    ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
-    ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
-    ("pool_free_bytes", "Bytes that can be written now", |p| p.free_bytes),
-    ("pool_reserved_bytes", "Bytes that reservations hold back beyond what is used", |p| {
-        p.reserved_bytes
-    }),
-    ("pool_map_bytes", "Memory that the map takes", |p| p.map_bytes),
-    ("pool_debt_bytes", "Bytes that are dead but not reclaimed", |p| p.debt_bytes),
-    ("pool_log_debt_bytes", "Bytes logged since the last checkpoint", |p| p.log_debt_bytes),
+const POOL_COUNTERS: [PoolMetric; 9] = [
     ("pool_checkpoints", "Checkpoints since opening", |p| p.checkpoints),
-    ("pool_warning_percent", "Highest of 75, 85, 93 % of the capacity that is used, or 0", |p| {
-        u64::from(p.warning_percent.unwrap_or(0))
-    }),
-    ("pool_waiting", "Requests that wait for space", |p| u64::from(p.waiting)),
-    ("pool_volumes", "Volumes, also those without metrics of their own", |p| u64::from(p.volumes)),
-    ("pool_provisioned_bytes", "Sum of the volumes' sizes", |p| p.provisioned_bytes),
-    ("pool_segments", "Segments of the log", |p| u64::from(p.segments)),
-    ("pool_segments_free", "Segments that may be written", |p| u64::from(p.segments_free)),
     ("pool_written_bytes", "Bytes written for clients since opening", |p| p.written_bytes),
     ("pool_moved_bytes", "Bytes moved by the cleaner since opening", |p| p.moved_bytes),
     ("pool_rewritten_bytes", "Bytes rewritten after scans since opening", |p| p.rewritten_bytes),
@@ -100,6 +82,27 @@ const POOL_GAUGES: [PoolGauge; 31] = [
         p.discarded_bytes
     }),
     ("pool_scrub_repairs", "Damaged metadata written anew since opening", |p| p.scrub_repairs),
+];
+
+const POOL_GAUGES: [PoolMetric; 22] = [
+    ("pool_device_bytes", "Size of the pool's file or device", |p| p.device_bytes),
+    ("pool_capacity_bytes", "Bytes that volumes' data can take", |p| p.capacity_bytes),
+    ("pool_used_bytes", "Bytes that volumes' data takes", |p| p.used_bytes),
+    ("pool_free_bytes", "Bytes that can be written now", |p| p.free_bytes),
+    ("pool_reserved_bytes", "Bytes that reservations hold back beyond what is used", |p| {
+        p.reserved_bytes
+    }),
+    ("pool_map_bytes", "Memory that the map takes", |p| p.map_bytes),
+    ("pool_debt_bytes", "Bytes that are dead but not reclaimed", |p| p.debt_bytes),
+    ("pool_log_debt_bytes", "Bytes logged since the last checkpoint", |p| p.log_debt_bytes),
+    ("pool_warning_percent", "Highest of 75, 85, 93 % of the capacity that is used, or 0", |p| {
+        u64::from(p.warning_percent.unwrap_or(0))
+    }),
+    ("pool_waiting", "Requests that wait for space", |p| u64::from(p.waiting)),
+    ("pool_volumes", "Volumes, also those without metrics of their own", |p| u64::from(p.volumes)),
+    ("pool_provisioned_bytes", "Sum of the volumes' sizes", |p| p.provisioned_bytes),
+    ("pool_segments", "Segments of the log", |p| u64::from(p.segments)),
+    ("pool_segments_free", "Segments that may be written", |p| u64::from(p.segments_free)),
     ("pool_snapshots", "Snapshots of the pool's volumes", |p| u64::from(p.snapshots)),
     ("pool_counting", "1 while live blocks are counted after opening", |p| u64::from(p.counting)),
     ("pool_map_damaged", "1 if a part of the map can't be read until the next opening", |p| {
@@ -147,6 +150,13 @@ impl Collector for Scrape {
             let metric = ConstCounter::new(value(&self.snapshot.stats));
             let kind = MetricType::Counter;
             metric.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
+        }
+        for (name, help, value) in POOL_COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for pool in &self.snapshot.pools {
+                let labels = [("pool", pool.path.as_str()), ("uuid", pool.uuid.as_str())];
+                ConstCounter::new(value(pool)).encode(family.encode_family(&labels)?)?;
+            }
         }
         for (name, help, value) in POOL_GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

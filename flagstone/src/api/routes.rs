@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
+use axum::extract::{self, DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -59,7 +59,8 @@ impl Context {
     info(
         title = "Flagstone control API",
         description = "Served over HTTP/1.1 on the daemon's unix socket. Calls are idempotent by \
-            name. Every answer that is not a success is an ErrorBody with a stable code and a \
+            name: the same again changes nothing, and either succeeds or answers with a code that says \
+            that it is done, as volume_not_found for a deletion. Every answer that is not a success is an ErrorBody with a stable code and a \
             sentence that says what to do.",
     ),
     tags(
@@ -84,6 +85,7 @@ fn endpoints() -> (Router<Context>, Document) {
         .routes(routes!(diff::diff))
         .routes(routes!(usage::usage))
         .routes(routes!(list_pools))
+        .routes(routes!(show_pool))
         .routes(routes!(grow_pool))
         .routes(routes!(devices::add_device))
         .routes(routes!(devices::remove_device))
@@ -305,6 +307,28 @@ async fn list_pools(State(context): State<Context>) -> Result<axum::Json<PoolLis
     Ok(axum::Json(PoolList { pools }))
 }
 
+/// Describes a pool.
+#[utoipa::path(
+    get, path = "/v1/pools/{pool}", tag = "pools",
+    params(("pool" = String, Path, description = "UUID of the pool")),
+    responses(
+        (status = 200, description = "The pool", body = Pool),
+        (status = 404, description = "pool_not_found", body = ErrorBody),
+        (status = 503, description = "stopping", body = ErrorBody),
+    )
+)]
+async fn show_pool(
+    State(context): State<Context>,
+    Path(uuid): Path<String>,
+) -> Result<axum::Json<Pool>, ApiError> {
+    let pools = context.backend.snapshot(0).await?.pools;
+    let pool = pools.into_iter().find(|pool| pool.uuid == uuid);
+    pool.map(axum::Json).ok_or_else(|| {
+        let message = format!("there is no pool \"{uuid}\"; GET /v1/pools lists them");
+        ApiError::new(ErrorCode::PoolNotFound, message)
+    })
+}
+
 /// Takes the new space of a pool's device, which has become larger.
 ///
 /// Nothing new is a success that changes nothing. Writes that wait for space go on.
@@ -454,6 +478,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
+/// As [`Json`], of which nothing need be said: no body is an empty object.
+pub(super) struct OptionalJson<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let headers = request.headers();
+        let length = headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
+        if length && !headers.contains_key(header::TRANSFER_ENCODING) {
+            return Ok(Self(T::default()));
+        }
+        Json::from_request(request, state).await.map(|Json(value)| Self(value))
+    }
+}
+
 fn body_error(rejection: &JsonRejection) -> ApiError {
     use std::error::Error as _;
     // The rejection's own text only names the stage; its source says what and where.
@@ -495,6 +535,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
+/// What a path names, with the API's own errors.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let named = extract::Path::<T>::from_request_parts(parts, state).await;
+        named
+            .map(|extract::Path(named)| Self(named))
+            .map_err(|_| ApiError::new(ErrorCode::NotFound, "what the path names is not UTF-8"))
+    }
+}
+
 /// The `{name}` of a path, checked.
 struct VolumeName(String);
 
@@ -502,9 +556,10 @@ impl<S: Send + Sync> FromRequestParts<S> for VolumeName {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(name) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|_| ApiError::new(ErrorCode::InvalidName, "a volume name is UTF-8"))?;
+        let extract::Path(name) =
+            extract::Path::<String>::from_request_parts(parts, state)
+                .await
+                .map_err(|_| ApiError::new(ErrorCode::InvalidName, "a volume name is UTF-8"))?;
         check_name(&name)?;
         Ok(Self(name))
     }

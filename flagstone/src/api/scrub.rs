@@ -1,6 +1,6 @@
 //! Scrubs: what the API says of them, and its endpoints.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use flagstone_block::{BLOCK_SIZE, split_offset};
 use flagstone_engine::{ScrubFinding, ScrubPlace, ScrubReport, ScrubState as Engines};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::errors::{ApiError, ErrorBody};
-use super::routes::{Context, Json};
+use super::routes::{Context, OptionalJson, Path};
 use crate::node::ScrubAction;
 use crate::pool::explain;
 
@@ -172,7 +172,7 @@ impl From<ScrubFinding> for Finding {
 ///
 /// Metadata that is damaged is written anew; damaged data is reported.
 #[utoipa::path(
-    post, path = "/v1/pools/{pool}/scrub", tag = "pools", request_body = StartScrub,
+    post, path = "/v1/pools/{pool}/scrub", tag = "pools", request_body = Option<StartScrub>,
     params(("pool" = String, Path, description = "UUID of the pool")),
     responses(
         (status = 202, description = "Begun", body = Scrub),
@@ -189,7 +189,7 @@ impl From<ScrubFinding> for Finding {
 pub(super) async fn start_scrub(
     State(context): State<Context>,
     Path(pool): Path<String>,
-    Json(request): Json<StartScrub>,
+    OptionalJson(request): OptionalJson<StartScrub>,
 ) -> Result<(StatusCode, axum::Json<Scrub>), ApiError> {
     let rate = request.rate_bytes_per_second.unwrap_or(RATE_DEFAULT);
     let scrub = context.backend.scrub(pool, ScrubAction::Start { rate }).await?;

@@ -1,6 +1,6 @@
 //! The API over a real socket, in front of a made-up daemon: what every request is answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
 
@@ -39,6 +39,8 @@ mod document;
 struct Fake {
     volumes: Mutex<BTreeMap<String, Volume>>,
     snapshots: Mutex<BTreeMap<String, SnapshotInfo>>,
+    /// What rollbacks have kept.
+    kept: Mutex<BTreeSet<String>>,
     scrub: Mutex<Scrub>,
     failed: bool,
 }
@@ -160,6 +162,11 @@ impl Backend for Fake {
             return answer(Err(ApiError::new(ErrorCode::VolumeInUse, "a client has it open")));
         }
         let kept = keep.map(|keep| snapshot(&format!("{name}@{keep}")));
+        if let Some(kept) = &kept
+            && !self.kept.lock().unwrap().insert(kept.name.clone())
+        {
+            return answer(Err(ApiError::new(ErrorCode::SnapshotExists, "it is there")));
+        }
         answer(Ok(RolledBack { volume, kept }))
     }
 
@@ -568,6 +575,16 @@ async fn every_request_has_its_answer() {
         ("DELETE", "/v1/volumes/busy?force=true", "", 204, ""),
         ("DELETE", "/v1/volumes/busy", "", 404, "volume_not_found"),
         ("GET", "/v1/pools", "", 200, ""),
+        ("GET", "/v1/pools/u", "", 200, ""),
+        ("GET", "/v1/pools/x", "", 404, "pool_not_found"),
+        ("GET", "/v1/pools/%FF", "", 404, "not_found"),
+        ("DELETE", "/v1/ublk/%FF", "", 404, "not_found"),
+        // What may be said need not be.
+        ("POST", "/v1/pools/u/scrub", "", 202, ""),
+        ("POST", "/v1/snapshots/demo@a/rollback", "", 200, ""),
+        ("POST", "/v1/snapshots/demo@a/rollback", "", 200, ""),
+        ("POST", "/v1/snapshots/demo@a/rollback", "{\"keep\":\"k\"}", 200, ""),
+        ("POST", "/v1/snapshots/demo@a/rollback", "{\"keep\":\"k\"}", 409, "snapshot_exists"),
         ("GET", "/v1/status", "", 200, ""),
         ("GET", "/v1/openapi.json", "", 200, ""),
         ("GET", "/healthz", "", 200, ""),

@@ -1,13 +1,13 @@
 //! Block devices of the kernel: volumes and snapshots attached to the daemon's machine.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::errors::{ApiError, ErrorBody, ErrorCode};
-use super::routes::{Context, Json, Query, check_name};
+use super::routes::{Context, Json, Path, Query, check_name};
 use super::snapshots::check_snapshot_name;
 use super::types::DeleteQuery;
 

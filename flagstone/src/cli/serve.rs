@@ -152,8 +152,10 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
     }
     let nbd_socket = args.nbd_socket.or(file.nbd_socket);
     let api_socket = args.api_socket.or(file.api_socket);
-    let nbd_socket = nbd_socket.map_or_else(|| default_socket(NBD_SOCKET_DEFAULT), socket)?;
-    let api_socket = api_socket.map_or_else(|| default_socket(API_SOCKET_DEFAULT), socket)?;
+    let nbd_socket =
+        nbd_socket.map_or_else(|| default_socket(Path::new(NBD_SOCKET_DEFAULT)), socket)?;
+    let api_socket =
+        api_socket.map_or_else(|| default_socket(Path::new(API_SOCKET_DEFAULT)), socket)?;
     if nbd_socket == api_socket {
         return Err(Failure::new(
             Exit::Usage,
@@ -191,10 +193,14 @@ fn settings(args: Args, file: FileConfig) -> Result<Settings, Failure> {
 
 /// A socket's absolute path. That its directory is there is asked now, not when the pools have
 /// been opened, which can take a while.
-fn socket(path: PathBuf) -> Result<PathBuf, Failure> {
+pub(super) fn socket(path: PathBuf) -> Result<PathBuf, Failure> {
     let absolute = std::path::absolute(&path)
         .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))?;
     match absolute.parent() {
+        // Named, it is made as if it were not.
+        directory if directory == Path::new(API_SOCKET_DEFAULT).parent() => {
+            default_socket(&absolute)
+        }
         Some(directory) if !directory.is_dir() => Err(Failure::new(
             Exit::Usage,
             format!(
@@ -208,8 +214,7 @@ fn socket(path: PathBuf) -> Result<PathBuf, Failure> {
 }
 
 /// A default socket, with its directory made: nobody else makes /run/flagstone.
-fn default_socket(path: &str) -> Result<PathBuf, Failure> {
-    let path = Path::new(path);
+fn default_socket(path: &Path) -> Result<PathBuf, Failure> {
     let made = path.parent().map_or(Ok(()), |directory| match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err((directory, error)),
         _ => Ok(()),

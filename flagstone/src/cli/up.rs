@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::api_args::{UP_API_SOCKET, UP_DIR_DEFAULT};
 use super::log_args::LogArgs;
-use super::{Failure, ready};
+use super::{Failure, ready, serve};
 use crate::api::types::{CreateVolume, Volume};
 use crate::config::parse_address;
 use crate::daemon::{self, Ready, Settings};
@@ -70,6 +70,10 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "WHEN")]
     device_discard: Option<DeviceDiscard>,
 
+    /// Control socket [default: api.sock in the directory]
+    #[arg(long, alias = "api", env = "FLAGSTONE_API", value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -80,6 +84,10 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
     let failed = |error| Failure::directory(&args.dir, &error);
     let dir = std::path::absolute(&args.dir).map_err(failed)?;
     fs::create_dir_all(&dir).map_err(failed)?;
+    let api_socket = match args.api_socket {
+        Some(path) => serve::socket(path)?,
+        None => dir.join(UP_API_SOCKET),
+    };
     let pool = dir.join(POOL_FILE);
     let pool_bytes = make_pool(&pool, args.size, json)?;
     let defaults = NodeConfig::default();
@@ -94,7 +102,7 @@ pub fn run(args: Args, json: bool) -> Result<(), Failure> {
             degraded: defaults.degraded,
             ..defaults
         },
-        api_socket: dir.join(UP_API_SOCKET),
+        api_socket,
         first_volume: Some(CreateVolume {
             name: VOLUME.to_owned(),
             size_bytes: VOLUME_BYTES.min(pool_bytes / 2).next_multiple_of(1 << 20),

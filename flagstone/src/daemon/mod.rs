@@ -265,6 +265,8 @@ fn exit_now(signal: i32) -> ! {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// The terminal is gone; absent if the process is to outlive it, as with `nohup`.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
@@ -272,17 +274,36 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: match ignores_hangup() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
     /// The next signal's number.
     async fn next(&mut self) -> i32 {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         let kind = tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = hangup => SignalKind::hangup(),
         };
         kind.as_raw_value()
     }
+}
+
+/// Whether whoever started the process had it ignore SIGHUP (`proc_pid_status(5)`, `SigIgn`).
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (SignalKind::hangup().as_raw_value() - 1) & 1 == 1
 }
 
 fn start_exit(error: &StartError) -> Exit {

@@ -100,6 +100,8 @@ pub const SEND_PARTS: usize = flagstone_ring::SEND_PARTS_MAX;
 
 /// Extents in one BLOCK_STATUS reply.
 pub const STATUS_EXTENTS: usize = 1000;
+/// Block statuses that a connection is told in one turn: each may take as many looks into the map as 256 MiB have blocks.
+pub const STATUSES_PER_TURN: u32 = 8;
 
 /// How long clients may take to receive their last replies when the node stops, in nanoseconds.
 pub const DRAIN_NS: u64 = 10_000_000_000;

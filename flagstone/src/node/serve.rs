@@ -183,7 +183,7 @@ impl Reactor {
 
     fn closed_by_protocol(&mut self, c: u32, reason: CloseReason) {
         if reason.is_clean() {
-            return self.drain(c);
+            return self.take_leave(c);
         }
         self.stats.connections_dropped += 1;
         tracing::debug!(connection = c, %reason, "dropped: the client broke the protocol");
@@ -195,17 +195,25 @@ impl Reactor {
         }
     }
 
-    /// Reads nothing more; the connection ends when everything that was asked for is answered.
+    /// Reads nothing more; the connection ends when everything that was asked for is answered, but for what waits
+    /// for space: nobody does on behalf of a client that has gone.
     pub(super) fn drain(&mut self, c: u32) {
+        if matches!(self.connections[c as usize].phase, Phase::Handshake | Phase::Serving) {
+            self.forget_parked(c, None);
+        }
+        self.take_leave(c);
+    }
+
+    /// The client reads its answers and goes: "The server MUST handle all outstanding requests" (NBD proto,
+    /// `NBD_CMD_DISC`), also those that wait for space.
+    fn take_leave(&mut self, c: u32) {
         let connection = &mut self.connections[c as usize];
         if matches!(connection.phase, Phase::Handshake | Phase::Serving) {
             connection.phase = Phase::Draining;
             if let Some(timer) = connection.deadline.take() {
                 self.ring.cancel_timer(timer);
             }
-            // A WRITE whose payload will not come is none. Nobody waits for space on behalf of a
-            // client that has said its last.
-            self.forget_parked(c, None);
+            // A WRITE whose payload will not come is none.
             self.abandon_current(c);
             self.list(c);
         }

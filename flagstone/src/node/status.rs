@@ -2,7 +2,9 @@
 
 use super::limits::STATUS_EXTENTS;
 use flagstone_block::{BLOCK_SIZE, VolumeId};
-use flagstone_engine::{DiffError, DiffExtent, DiffKind, DiffSpec, Engine, StatusKind};
+use flagstone_engine::{
+    DiffError, DiffExtent, DiffKind, DiffSpec, Engine, StatusKind, SubmitError,
+};
 use flagstone_nbd::proto::{STATE_DIRTY, STATE_DIRTY_ZERO, STATE_HOLE, STATE_ZERO};
 use flagstone_nbd::reply::StatusExtent;
 use flagstone_nbd::{Context, Difference, Errno};
@@ -59,8 +61,11 @@ impl Statuses {
         let Asked { volume, offset, len, one } = asked;
         let wanted = if one { 1 } else { STATUS_EXTENTS };
         let told = engine.block_status(volume, offset, len, &mut self.extents, wanted);
-        if told.is_err() || self.extents.is_empty() {
-            return Told::Failed(Errno::Shutdown);
+        match told {
+            // The volume has been shrunk since.
+            Err(SubmitError::OutOfRange) => return Told::Failed(Errno::Inval),
+            Ok(()) if !self.extents.is_empty() => {}
+            _ => return Told::Failed(Errno::Shutdown),
         }
         self.wire.extend(self.extents.iter().map(|extent| StatusExtent {
             len: extent.len,

@@ -4,7 +4,7 @@
 //! so that batches grow with load and cost nothing without it.
 
 use super::connection::{Phase, Reply};
-use super::limits::{SEND_PARTS, STATUS_EXTENTS};
+use super::limits::{SEND_PARTS, STATUS_EXTENTS, STATUSES_PER_TURN};
 use super::reactor::Reactor;
 use super::status::{Asked, Told};
 use flagstone_block::{Buffer, Buffers};
@@ -69,11 +69,20 @@ impl Reactor {
     }
 
     fn transmit(&mut self, c: u32) {
-        while self.transmit_batch(c) {}
+        let mut statuses = STATUSES_PER_TURN;
+        while self.transmit_batch(c, &mut statuses) {}
     }
 
-    /// Sends one batch; returns whether it is all out already, so that the next may follow.
-    fn transmit_batch(&mut self, c: u32) -> bool {
+    /// The connection's next reply waits for the next turn.
+    fn stall(&mut self, c: u32) {
+        if !self.stalled.contains(&c) {
+            self.stalled.push(c);
+        }
+    }
+
+    /// Sends one batch; returns whether it is all out already, so that the next may follow. Of block statuses, each of
+    /// which may mean many looks into the map, no more than `statuses` are told.
+    fn transmit_batch(&mut self, c: u32, statuses: &mut u32) -> bool {
         let connection = &mut self.connections[c as usize];
         if connection.sending || !matches!(connection.phase, Phase::Serving | Phase::Draining) {
             return false;
@@ -88,6 +97,7 @@ impl Reactor {
         let style = connection.session.style();
         let mut batch = Batch::new(connection.header_buffer);
         let mut out = Out::new(self.ring.buffers().bytes_mut(connection.header_buffer));
+        let mut waits = false;
         while let Some(&next) = connection.outbox.front() {
             if !batch.has_room() || out.room() < MAX_HEADER_BYTES {
                 break;
@@ -125,6 +135,13 @@ impl Reactor {
                     if !out.is_empty() && out.room() < block_status_bytes(wanted) {
                         break;
                     }
+                    // Others first.
+                    if *statuses == 0 {
+                        waits = true;
+                        self.hungry = true;
+                        break;
+                    }
+                    *statuses -= 1;
                     let n = usize::from(context);
                     let known = connection.opened.and_then(|opened| {
                         let (context, id) = opened.contexts.nth(n)?;
@@ -146,7 +163,7 @@ impl Reactor {
                             // A page of the map was asked for.
                             pool.touched = true;
                             self.engine_busy = true;
-                            self.stalled.push(c);
+                            waits = true;
                             break;
                         }
                         Told::Failed(errno) => reply::error(style, to, errno, &mut out),
@@ -163,8 +180,10 @@ impl Reactor {
             connection.outbox.pop_front();
         }
         batch.headers_up_to(out.len());
+        if waits {
+            self.stall(c);
+        }
         if batch.count == 0 {
-            // The next reply waits.
             return false;
         }
         match self.ring.send_now(socket, &batch.parts[..batch.count]) {
@@ -177,9 +196,9 @@ impl Reactor {
                     self.hungry = true;
                     self.enqueue(c);
                 }
-                return true;
+                return !waits;
             }
-            Ok(false) => connection.sending = true,
+            Ok(false) => self.connections[c as usize].sending = true,
             // The socket is gone, which its own event will say; the data must not wait for it.
             Err(_) => {
                 while let Some(data) = self.connections[c as usize].in_send.pop() {

@@ -239,7 +239,10 @@ impl Reactor {
                     self.end_parked(p, parked, Some(why));
                 }
                 Attempt::Full => {
-                    full.push(parked.volume);
+                    // One that is still being received was not tried: it says nothing of those behind it.
+                    if !receiving {
+                        full.push(parked.volume);
+                    }
                     left.push_back(parked);
                 }
                 Attempt::Busy => {

@@ -318,7 +318,8 @@ fn judge(world: &mut World, volume: u32, asked: &Asked, outcome: &Outcome) -> Ch
         let full = world.stats.full > asked.full_before;
         let bad = world.stats.bad_blocks > asked.bad_before;
         let known = errno == Errno::NoSpace.code() && full
-            || errno == Errno::Io.code() && (bad || world.device_failed());
+            || errno == Errno::Io.code()
+                && (bad || world.device_failed() || world.oracle.has_losses());
         if known {
             return Ok(());
         }

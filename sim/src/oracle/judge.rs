@@ -43,6 +43,8 @@ pub struct Found {
     pub volumes: Vec<FoundVolume>,
     /// Identifies the content of everything that was looked at.
     pub digest: u64,
+    /// Something could not be read, because of damage at rest.
+    pub passed_over: bool,
 }
 
 impl Found {

@@ -111,7 +111,10 @@ impl World {
                 }
             }
             Err(IoFault::BadBlock { .. })
-                if self.disk.counters().tainted_reads > touched_before || self.moved_bad() => {}
+                if self.disk.counters().tainted_reads > touched_before || self.moved_bad() =>
+            {
+                found.passed_over = true;
+            }
             Err(fault) => {
                 return Err(self.fail(format!(
                     "after recovery, blocks {first}..{} of volume {volume} can't be read: {fault}",

@@ -189,7 +189,8 @@ impl World {
             // and the model does not know what that was.
             return Ok(report);
         }
-        if self.disk.is_damaged() {
+        // The cleaner may have moved meanwhile what could not be read, and its old place been written.
+        if self.disk.is_damaged() || found.passed_over {
             let words = "damage is repaired";
             self.log.step(&[34], || words.into());
             self.disk.repair();

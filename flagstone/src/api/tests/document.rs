@@ -24,6 +24,7 @@ fn it_describes_every_path() {
         "/v1/nbd/{name}",
         "/v1/openapi.json",
         "/v1/pools",
+        "/v1/pools/{pool}",
         "/v1/pools/{pool}/devices",
         "/v1/pools/{pool}/devices/{device}",
         "/v1/pools/{pool}/devices/{device}/keep",

@@ -28,13 +28,14 @@ const POLL: Duration = Duration::from_millis(200);
 /// Exit status 0 means that nothing is wrong, or not any more, 4 that something is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
+  flagstone pool scrub
   flagstone pool scrub /dev/sdb
   flagstone pool scrub pool.flagstone --rate 0
   flagstone pool scrub pool.flagstone --json | jq '.findings[] | select(.what == \"data\")'")]
 pub struct Args {
-    /// The pool's file or block device, or its UUID
+    /// The pool's file or block device, or its UUID; needed if the daemon serves several
     #[arg(value_name = "POOL")]
-    pool: String,
+    pool: Option<String>,
 
     /// Bytes per second to read at most; 0 for no bound
     #[arg(long, value_name = "SIZE", value_parser = parse_rate, default_value_t = RATE_DEFAULT,
@@ -90,8 +91,16 @@ pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
 
 /// The pool that is meant, as its daemon shows it.
 fn find(args: &Args) -> Result<Pool, Failure> {
-    let pools = args.api.call(|client| async move { client.pools().await })?;
-    let wanted = &args.pool;
+    let mut pools = args.api.call(|client| async move { client.pools().await })?;
+    let Some(wanted) = &args.pool else {
+        return match pools.len() {
+            1 => Ok(pools.remove(0)),
+            _ => Err(Failure::new(
+                Exit::Usage,
+                "the daemon serves several pools; name one, as `flagstone pool status` lists them",
+            )),
+        };
+    };
     let is_meant = |pool: &Pool| {
         pool.uuid == *wanted
             || pool.path == *wanted
