@@ -291,24 +291,23 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
         Some((host, port)) => (host, port.parse().ok()),
         None => (text, Some(NBD_PORT)),
     };
-    let name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-    let address = port.filter(|_| host.chars().all(name)).map(|port| match host {
-        "" if port > 0 => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
-        _ => resolve(host, port),
-    });
-    address.unwrap_or_else(|| {
-        Err(format!(
-            "\"{text}\" is not an address; write for example 127.0.0.1:10809, [::1]:10809, \
-             localhost:10809, :10809 or 0.0.0.0 (the port is then 10809)"
-        ))
-    })
-}
-
-fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
-    let found = (host, port).to_socket_addrs().map_err(|error| format!("\"{host}\": {error}"))?;
-    let found: Vec<_> = found.collect();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let found = match port {
+        Some(port) if host.is_empty() && !text.is_empty() => {
+            return Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+        }
+        Some(port) if !host.is_empty() && host.chars().all(is_name) => {
+            (host, port).to_socket_addrs().map(Vec::from_iter).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
     let first = found.iter().find(|address| address.is_ipv4()).or(found.first()).copied();
-    first.ok_or_else(|| format!("\"{host}\" has no address"))
+    first.ok_or_else(|| {
+        format!(
+            "\"{text}\" is not an address, nor a name that has one; write for example 127.0.0.1:10809, \
+             [::1]:10809, localhost:10809, :10809 or 0.0.0.0 (the port is then 10809)"
+        )
+    })
 }
 
 /// Parses a number of seconds, up to a day.

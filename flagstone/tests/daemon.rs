@@ -237,7 +237,7 @@ fn the_control_socket_has_one_option_with_two_spellings() {
 
 #[test]
 fn signals_stop_cleanly() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         pool(dir);

@@ -79,6 +79,24 @@ fn one_connection_writes_reads_and_discards_while_it_waits() {
     until_waiting(&running, 0);
 }
 
+/// "The server MUST handle all outstanding requests" of a client that says that it goes (NBD proto, `NBD_CMD_DISC`).
+#[test]
+fn what_waits_is_done_although_its_client_has_taken_leave() {
+    let site = Site::with_pools(&[64 * MIB]);
+    let (running, mut wire, full) = full(&site);
+    let mut leaving = running.open("vol", Style::Structured);
+    let cookie = leaving.client.write(0, (full + 1) * MIB, &pattern(1, 1 << 20));
+    leaving.client.disconnect();
+    leaving.push();
+    until_waiting(&running, 1);
+    let trim = wire.client.request(CMD_TRIM, 0, 10 * MIB, 16 * MIB);
+    assert_eq!(wire.answer(trim).errors, []);
+    assert_eq!(leaving.answer(cookie).errors, []);
+    assert!(leaving.is_closed());
+    assert!(wire.read((full + 1) * MIB, MIB) == pattern(1, 1 << 20));
+    until_waiting(&running, 0);
+}
+
 /// More payload than may be kept: the connections that get no memory for it are read no further,
 /// and all the same everything is written in the end.
 #[test]
