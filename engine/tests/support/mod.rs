@@ -2,6 +2,8 @@
 //! an engine runs. Faults and reordering are the simulator's business.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod devices;
+
 use flagstone_block::{
     BLOCK_SIZE, BlockIo, Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, Durability, Lba,
     Tag, VolumeId, ZeroMode,
