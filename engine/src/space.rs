@@ -131,6 +131,7 @@ impl Engine {
             // Before all is counted nothing dies.
             || (!self.dying.is_empty() && !self.is_counting_stuck())
             || volume.coming > 0
+            || self.are_copies_in_the_way()
             || self.new_leaves_in_flight() > 0
             || (under_way > 0 && self.room_but(volume.held, under_way) > 0)
     }

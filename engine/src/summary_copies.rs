@@ -201,6 +201,18 @@ impl Engine {
         }
     }
 
+    /// Whether summaries may be lost with a device that failed, until the checkpoint that is due or under way counts.
+    fn copies_are_needed(&self) -> bool {
+        let failed = self.geo.extents.iter().any(|extent| extent.failed);
+        let due = self.failures_want_checkpoint() && !self.is_counting_stuck();
+        failed && (due || self.compaction.is_some())
+    }
+
+    /// Whether there are more of them than the pool has room for, which will soon be let go of.
+    pub(crate) fn are_copies_in_the_way(&self) -> bool {
+        self.summary_copies.len() > self.copy_segments() && self.copies_are_needed()
+    }
+
     /// Lets go of copies that are in the way of a device that is to be removed, or that a pool which has
     /// become small has no room for.
     pub(crate) fn advance_summary_copies(&mut self) {
@@ -208,8 +220,7 @@ impl Engine {
             return;
         }
         let most = self.copy_segments() as usize;
-        // The other copy may be lost with a device that failed.
-        let needed = self.failures_want_checkpoint() || self.compaction.is_some();
+        let needed = self.copies_are_needed();
         let writing: Vec<u32> = self
             .sealing
             .iter()

@@ -14,7 +14,7 @@ use crate::engine::{Engine, own_blocks};
 use crate::error::OpenError;
 use crate::flush::FlushState;
 use crate::format::journal::pool_tag;
-use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::format::segment::{ENTRY_BYTES, Entry, Footer, SegmentShape};
 use crate::format::superblock::{FLAG_JOINING, Superblock};
 use crate::graves::Graves;
 use crate::journal::Journal;
@@ -407,7 +407,17 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
         };
         let pool = &loaded.superblock.pool_uuid;
         let footer_crc = seal_summary(&mut summary, pool, &shape, &described);
-        io.write_at(loaded.geo.segment_offset(tail.segment, shape.data_blocks), &summary)?;
+        let offset = loaded.geo.segment_offset(tail.segment, shape.data_blocks);
+        // One that says the same stays: its seal may be logged, where it could not be read just now, and count at the
+        // next opening if this one dies.
+        let there = summary_there(io, offset, pool, &shape, &described, &summary);
+        let (generation, footer_crc) = match there {
+            Some((there, crc)) if there.generation < generation => (there.generation, crc),
+            _ => {
+                io.write_at(offset, &summary)?;
+                (generation, footer_crc)
+            }
+        };
         let row = loaded.replay.segs.row_mut(tail.segment);
         row.state = SegmentState::Sealed;
         row.entries = tail.blocks.len() as u16;
@@ -424,6 +434,27 @@ fn seal_old_tails(io: &mut dyn BlockIo, loaded: &mut Loaded) -> Result<(), OpenE
         io.flush_devices(&|device| devices.is_sound(device))?;
     }
     Ok(())
+}
+
+/// The footer of a summary at `offset` that has the entries of `summary`, and its checksum.
+fn summary_there(
+    io: &mut dyn BlockIo,
+    offset: u64,
+    pool: &[u8; 16],
+    shape: &SegmentShape,
+    described: &Summary,
+    summary: &[u8],
+) -> Option<(Footer, u32)> {
+    let mut there = vec![0; summary.len()];
+    io.read_at(offset, &mut there).ok()?;
+    let table = summary.len() - BLOCK_SIZE;
+    let (footer, crc) = Footer::decode(pool, described.segment, shape, &there[table..]).ok()?;
+    let used = usize::from(described.entries) * ENTRY_BYTES;
+    let same = (footer.first_lsn, footer.last_lsn, footer.entries, footer.class)
+        == (described.first_lsn, described.last_lsn, described.entries, described.class)
+        && there[..used] == summary[..used]
+        && footer.entries_crc == crate::format::crc32(&summary[..used]);
+    same.then_some((footer, crc))
 }
 
 /// Takes the unsealed segments that lie on devices which failed: they are not filled any more, nor do they get

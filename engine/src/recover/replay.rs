@@ -287,7 +287,11 @@ impl Replay {
         io.read_many(&mut reads, &mut results);
         for ((seal, read), result) in seals.iter().zip(&mut reads).zip(&results) {
             let whole = |bytes: &[u8]| summary_of(pool, &geo, seal, bytes).is_some();
-            if result.is_err() || !whole(read.into) {
+            // As every read, once more before it is given up.
+            let again =
+                |io: &mut dyn BlockIo, into: &mut [u8]| io.read_at(read.offset, into).is_ok();
+            if (result.is_err() || !whole(read.into)) && !(again(io, read.into) && whole(read.into))
+            {
                 // Where it was copied to, if it was.
                 let place = seal.copy.filter(|copy| geo.has(copy.segment)).map(|copy| {
                     let block = u32::from(copy.slot) * geo.shape.summary_blocks();

@@ -170,7 +170,8 @@ pub(super) fn journal(
         for (b, block) in part.chunks_exact(BLOCK_SIZE).enumerate() {
             let at = slot + b as u32;
             let mut decoded = JournalHeader::decode(pool, ring, at, block).map(|it| (it, block));
-            if let Err(DecodeError::Checksum) = decoded {
+            // The magic is not covered by the checksum.
+            if decoded.is_err() && block.iter().any(|&byte| byte != 0) {
                 // As every read, once more before it is given up.
                 let offset = offset + (b * BLOCK_SIZE) as u64;
                 if io.read_at(offset, &mut again).is_ok() {
@@ -291,10 +292,15 @@ pub(super) fn meta_chain(
         };
         let mut decoded = copies.map(decode);
         let mut again = [0; PAGE_BLOCKS as usize * BLOCK_SIZE];
-        let offset = geo.segment_offset(segment, scan.index * PAGE_BLOCKS);
         let copies = match decoded {
             // As every read, once more before it is given up.
-            [None, None] if io.read_at(offset, &mut again).is_ok() => {
+            [None, None] => {
+                for (b, block) in (0..).zip(again.chunks_exact_mut(BLOCK_SIZE)) {
+                    let offset = geo.segment_offset(segment, scan.index * PAGE_BLOCKS + b);
+                    if io.read_at(offset, block).is_err() {
+                        block.fill(0);
+                    }
+                }
                 let copies = [&again[..BLOCK_SIZE], &again[BLOCK_SIZE..]];
                 decoded = copies.map(decode);
                 copies

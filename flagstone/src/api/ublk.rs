@@ -142,7 +142,7 @@ pub(super) async fn list_attached(
     delete, path = "/v1/ublk/{name}", tag = "ublk",
     params(
         ("name" = String, Path, description = "Name of the volume, or VOLUME@SNAPSHOT"),
-        ("force" = Option<bool>, Query, description = "Even while it is mounted or open: whoever uses it gets errors"),
+        ("force" = Option<bool>, Query, description = "Even while it is mounted or part of another device: whoever uses it gets errors"),
     ),
     responses(
         (status = 204, description = "Detached"),

@@ -32,10 +32,10 @@ pub use failure::Failure;
 use crate::bench::{self, BenchArgs};
 use crate::exit::Exit;
 
-/// Userspace block storage: thin, checksummed, crash-safe volumes over NBD.
+/// Userspace block storage: thin, checksummed, crash-safe volumes over NBD and as block devices.
 ///
-/// Flagstone pools a file or block device, keeps it log-structured, and serves thin volumes over
-/// NBD. A write that was acknowledged survives the death of the daemon; a write that was flushed
+/// Flagstone pools files and block devices, keeps them log-structured, and serves thin volumes over
+/// NBD and as block devices of this machine. A write that was acknowledged survives the death of the daemon; a write that was flushed
 /// survives a power cut. No byte is returned whose checksum was not verified.
 #[derive(Debug, Parser)]
 #[command(
