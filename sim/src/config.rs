@@ -130,18 +130,20 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
 #[must_use]
 pub fn first_seed_for(plant: Plant) -> u64 {
     match plant {
-        Plant::ScrubKeepsPage => 2605,
+        Plant::ScrubKeepsPage => 2750,
+        Plant::MoveWhileStating => 1320,
         Plant::ProveFailed => 900,
         Plant::TellOneVolume => 880,
         Plant::SealBeforeFlush => 810,
+        Plant::PartSilently => 540,
         Plant::RewriteDamaged => 505,
         Plant::ScrubUnpinned => 480,
         Plant::LeaveUnstated => 280,
+        Plant::SplitGroup => 260,
         Plant::ForgetPatches => 245,
         Plant::KeepLossSecret => 160,
-        Plant::MoveWhileStating => 150,
         Plant::CutAtMissing => 140,
-        Plant::PartSilently | Plant::IgnoreWriteErrors => 130,
+        Plant::IgnoreWriteErrors => 130,
         Plant::SealMovedBeforeFlush | Plant::LoseReturned => 105,
         Plant::GrowTooSoon => 100,
         Plant::SkipMissingSummaries | Plant::SplitRollback => 90,
