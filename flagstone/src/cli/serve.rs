@@ -25,8 +25,8 @@ const NBD_SOCKET_DEFAULT: &str = "/run/flagstone/nbd.sock";
 ///
 /// Opens the pools (recovering them if the last run did not end cleanly), serves every volume as
 /// an NBD export of its own name, and answers the control API. One line starting with "ready" is
-/// printed to standard output when connections are accepted; logs go to standard error. SIGTERM
-/// or SIGINT stops cleanly; a second one ends the process at once, and the next start recovers.
+/// printed to standard output when connections are accepted; logs go to standard error. SIGTERM,
+/// SIGINT or SIGHUP stops cleanly; a second one ends the process at once, and the next start recovers.
 ///
 /// A pool is locked while it is served: a second daemon is refused. A socket that nobody listens
 /// on is replaced; a live one is not.

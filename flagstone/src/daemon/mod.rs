@@ -1,8 +1,8 @@
 //! The daemon: a node on its reactor thread, and the control API in front of it.
 //!
 //! This thread runs the API, waits for signals, and stops everything in order: no new control
-//! request, then the node (which makes everything durable), then the sockets. The first SIGTERM
-//! or SIGINT begins that; the second ends the process at once, which loses nothing that was
+//! request, then the node (which makes everything durable), then the sockets. The first SIGTERM,
+//! SIGINT or SIGHUP begins that; the second ends the process at once, which loses nothing that was
 //! acknowledged.
 
 pub mod backend;
