@@ -626,7 +626,7 @@ impl Engine {
         };
         compare(self.space.coming, new_blocks)?;
         compare(self.space.promising, promising)?;
-        let mut held = 0;
+        let (mut held, mut reserved) = (0, 0);
         for volume in self.volumes.iter() {
             compare(volume.coming, coming.get(&volume.info.id).copied().unwrap_or(0))?;
             let due = volume.reserved_blocks().saturating_sub(volume.taken());
@@ -634,6 +634,10 @@ impl Engine {
                 return Err(Inconsistency::Held { counted: volume.held, due });
             }
             held += due;
+            reserved += volume.reserved_blocks();
+        }
+        if reserved != self.space.reserved {
+            return Err(Inconsistency::Held { counted: self.space.reserved, due: reserved });
         }
         if held != self.space.held {
             return Err(Inconsistency::Held { counted: self.space.held, due: held });

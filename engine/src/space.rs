@@ -11,8 +11,9 @@
 //! 2. `held` is the sum over the volumes of what their reservations exceed what they take by.
 //! 3. All of it follows from the records and the map, so that it is exact after every crash.
 //!
-//! While anything is held back, so are the segments that the metadata chain may grow by before it
-//! is compacted: otherwise a reservation would be backed by space that metadata takes later.
+//! While anything is reserved, the segments that metadata may grow by until the next checkpoint has ended are held
+//! back, too: otherwise a reservation would be backed by space that metadata takes later. That goes for one that is
+//! used up as well, since a discard makes room in it again.
 
 use crate::batch::Effect;
 use crate::engine::Engine;
@@ -30,6 +31,8 @@ pub(crate) struct Space {
     pub(crate) promising: u64,
     /// Blocks held back for reservations.
     pub(crate) held: u64,
+    /// Blocks that are reserved, used up or not.
+    pub(crate) reserved: u64,
     /// Map leaves that reservations may fill.
     pub(crate) leaves: u64,
     /// See [`Engine::space_epoch`].
@@ -97,11 +100,11 @@ impl Engine {
 
     /// As [`Engine::room_beside`], as if `blocks` blocks under way took nothing.
     fn room_but(&self, held: u64, blocks: u64) -> u64 {
-        let others = if self.planted.has(Plant::TakeReserved) { 0 } else { self.space.held - held };
-        if others == 0 {
+        if self.space.reserved == 0 || self.planted.has(Plant::TakeReserved) {
             let taken = (self.taken_blocks() + self.promised()).saturating_sub(blocks);
             return self.usable_blocks().saturating_sub(taken);
         }
+        let others = self.space.held - held;
         let taken = (self.taken_blocks() + self.promised() + others).saturating_sub(blocks);
         // A write without a reservation may make two new leaves, and the metadata a segment longer.
         let unreserved = self.usable_blocks_beside(2, self.slack_segments(2)).saturating_sub(taken);
@@ -116,7 +119,7 @@ impl Engine {
 
     /// Blocks that there are for those.
     pub(crate) fn room_for_all(&self) -> u64 {
-        match self.space.held {
+        match self.space.reserved {
             0 => self.usable_blocks(),
             _ => self.usable_blocks_beside(2, self.slack_segments(2)),
         }
@@ -278,6 +281,9 @@ impl Engine {
         let held = volume.reserved_blocks().saturating_sub(volume.taken());
         self.space.held = self.space.held + held - volume.held;
         volume.held = held;
+        let reserved = volume.reserved_blocks();
+        self.space.reserved = self.space.reserved + reserved - volume.counted_reserved;
+        volume.counted_reserved = reserved;
         let leaves = volume.reserved_leaves();
         self.space.leaves = self.space.leaves + leaves - volume.held_leaves;
         volume.held_leaves = leaves;
@@ -299,6 +305,7 @@ impl Engine {
     /// A volume is gone, and with it what was held back for it.
     pub(crate) fn release_reservation(&mut self, volume: &Volume) {
         self.space.held -= volume.held;
+        self.space.reserved -= volume.counted_reserved;
         self.space.leaves -= volume.held_leaves;
         self.space.epoch += 1;
     }

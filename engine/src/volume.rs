@@ -113,6 +113,8 @@ pub(crate) struct Volume {
     pub(crate) discards: u32,
     /// Blocks held back for it: what it takes falls so short of its reservation.
     pub(crate) held: u64,
+    /// Blocks of its reservation, as far as they are counted.
+    pub(crate) counted_reserved: u64,
     /// Map leaves that are counted for its reservation.
     pub(crate) held_leaves: u64,
     /// Where it was written to since the last flush.
@@ -168,6 +170,7 @@ impl Volume {
             cuts: 0,
             discards: 0,
             held: 0,
+            counted_reserved: 0,
             held_leaves: 0,
             unflushed: Unflushed::default(),
             lost: false,

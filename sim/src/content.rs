@@ -32,6 +32,8 @@ pub enum Content {
     Lost,
     /// Nobody knows: it could not be read when that was to be found out.
     Any,
+    /// One of these: part of a pattern over what may be the one or the other.
+    OneOf(Rc<[Content]>),
 }
 
 /// A block's place in the pool's name space.
@@ -71,6 +73,7 @@ impl Content {
         match self {
             Self::Lost => false,
             Self::Any => true,
+            Self::OneOf(these) => these.iter().any(|one| one.matches(place, block)),
             Self::Zero => is_zero(block),
             Self::Bytes(bytes) => bytes[..] == *block,
             Self::Stamp(stamp, volume) => {
@@ -90,6 +93,9 @@ impl Content {
         if bytes.len() == BLOCK_SIZE {
             return self.matches(place, bytes);
         }
+        if let Self::OneOf(these) = self {
+            return these.iter().any(|one| one.matches_part(place, from, bytes));
+        }
         let mut block = [0; BLOCK_SIZE];
         self.write_to(place, &mut block);
         block[from..from + bytes.len()] == *bytes
@@ -98,6 +104,7 @@ impl Content {
     /// Writes the bytes out.
     pub fn write_to(&self, place: Place, block: &mut [u8]) {
         match self {
+            Self::OneOf(these) => these[0].write_to(place, block),
             Self::Zero | Self::Lost | Self::Any => block.fill(0),
             Self::Bytes(bytes) => block.copy_from_slice(&bytes[..]),
             Self::Stamp(stamp, volume) => fill(*stamp, Place { volume: *volume, ..place }, block),
@@ -109,6 +116,9 @@ impl Content {
     pub fn overlaid(&self, place: Place, from: usize, to: usize, new: &Content) -> Self {
         if let Self::Any = self {
             return Self::Any;
+        }
+        if let Self::OneOf(these) = self {
+            return these.iter().map(|one| one.overlaid(place, from, to, new)).collect();
         }
         let mut block = [0; BLOCK_SIZE];
         self.write_to(place, &mut block);
@@ -125,8 +135,24 @@ impl Content {
             Self::Zero => "zeroes".into(),
             Self::Lost => "what is lost".into(),
             Self::Any => "anything".into(),
+            Self::OneOf(these) => {
+                let words: Vec<String> = these.iter().map(Self::describe).collect();
+                words.join(" or ")
+            }
             Self::Stamp(stamp, _) => format!("stamp {stamp}"),
             Self::Bytes(bytes) => describe_bytes(&bytes[..]),
+        }
+    }
+}
+
+impl FromIterator<Content> for Content {
+    /// What is one of these.
+    fn from_iter<T: IntoIterator<Item = Content>>(these: T) -> Self {
+        let mut these: Vec<Content> = these.into_iter().collect();
+        match these.len() {
+            1 => these.remove(0),
+            _ if these.iter().any(|one| matches!(one, Self::Any)) => Self::Any,
+            _ => Self::OneOf(these.into()),
         }
     }
 }
@@ -186,5 +212,20 @@ mod tests {
         let over = Content::Stamp(77, 3).overlaid(place, 100, 200, &Content::Stamp(78, 3));
         block[100..200].copy_from_slice(&other[100..200]);
         assert!(over.matches(place, &block));
+    }
+
+    #[test]
+    fn what_may_be_the_one_or_the_other_matches_both_and_no_third() {
+        let place = Place { volume: 3, lba: 9 };
+        let base: Content = [Content::Stamp(1, 3), Content::Stamp(2, 3)].into_iter().collect();
+        let over = base.overlaid(place, 100, 200, &Content::Stamp(5, 3));
+        for stamp in 1..4 {
+            let mut block = [0; BLOCK_SIZE];
+            Content::Stamp(stamp, 3)
+                .overlaid(place, 100, 200, &Content::Stamp(5, 3))
+                .write_to(place, &mut block);
+            assert_eq!(over.matches(place, &block), stamp < 3);
+            assert_eq!(over.matches_part(place, 0, &block[..200]), stamp < 3);
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::format::segment::{ENTRY_BYTES, Entry};
 use crate::leaf_loader::Paging;
 use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LEAF_READS, LSN_SPAN, SWITCH_STEPS};
 use crate::map::Mapping;
+use crate::meta_chain::NO_SEGMENT;
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState, Summary, seal_summary};
 use crate::token::Token;
@@ -39,11 +40,22 @@ impl Engine {
         filling.find(|&o| self.cleaner.outputs[o as usize].spans(lsn))
     }
 
+    /// Whether an output may take one of the metadata's segments. Those that a crash found half switched stay, and so
+    /// does what they were to set free: nothing may be left for the one that would set free both. The chain does not
+    /// need the segment that it is to grow into while it has its next, and no other is written.
+    fn may_borrow(&self) -> bool {
+        self.is_pressed()
+            && self.compaction.is_none()
+            && self.meta.next_segment != NO_SEGMENT
+            && !self.has_outputs()
+    }
+
     fn begin_output(&mut self, class: usize) -> Option<u32> {
         let idle = |output: &Output| output.stage == OutputStage::Idle;
         let o = self.cleaner.outputs.iter().position(idle)?;
         // The segments below the reserve are the metadata's.
-        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free_all() <= self.reserve() {
+        let least = self.reserve() - u32::from(self.may_borrow());
+        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free_all() <= least {
             return None;
         }
         let segment = self.segs.take(SegmentState::Open)?;

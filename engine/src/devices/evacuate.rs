@@ -66,9 +66,10 @@ impl Engine {
         if self.opening || self.stop.is_begun() || !self.segs.any_leaving() {
             return;
         }
-        // Until the others have what cleaner and metadata need, the cleaner goes on everywhere.
+        // Until the others have what cleaner and metadata need, the cleaner goes on everywhere; in a small pool it
+        // stops early.
         while let Some(device) = self.segs.next_shunned()
-            && self.segs.free() > self.floor() + 1
+            && self.segs.free() >= self.clean_below().clamp(self.floor() + 1, self.floor() + 2)
         {
             self.segs.close(device);
             self.evacuation.changed();

@@ -171,7 +171,7 @@ pub(super) fn journal(
             let at = slot + b as u32;
             let mut decoded = JournalHeader::decode(pool, ring, at, block).map(|it| (it, block));
             // The magic is not covered by the checksum.
-            if decoded.is_err() && block.iter().any(|&byte| byte != 0) {
+            if decoded.is_err() && !is_empty(block) {
                 // As every read, once more before it is given up.
                 let offset = offset + (b * BLOCK_SIZE) as u64;
                 if io.read_at(offset, &mut again).is_ok() {
@@ -222,6 +222,12 @@ pub(super) fn journal(
     }
     let beyond = slots.iter().flatten().filter(|block| block.header.jseq >= end).count() as u64;
     Ok(JournalScan { chain, tail, flushed, last_seen, meta_pages, beyond })
+}
+
+/// Whether nothing was written there.
+fn is_empty(block: &[u8]) -> bool {
+    let (words, rest) = block.as_chunks::<64>();
+    words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 impl JournalBlock {

@@ -358,12 +358,21 @@ impl Reactor {
         self.by_socket[socket.slot()] = Some(c);
         let connection = &mut self.connections[c as usize];
         connection.begin(socket);
-        let name = u64::from(connection.generation) << 32 | u64::from(c);
-        let deadline_ns = self.ring.now_ns() + self.handshake_ns;
-        connection.deadline = Some(self.ring.set_timer(deadline_ns, name));
+        self.limit_handshake(c);
         self.stats.connections_now += 1;
         self.send_bytes(c, Session::greeting());
         self.want_input(c);
+    }
+
+    /// From now on the client has its time for the next step of its handshake.
+    pub(super) fn limit_handshake(&mut self, c: u32) {
+        let connection = &mut self.connections[c as usize];
+        if let Some(timer) = connection.deadline.take() {
+            self.ring.cancel_timer(timer);
+        }
+        let name = u64::from(connection.generation) << 32 | u64::from(c);
+        let deadline_ns = self.ring.now_ns() + self.handshake_ns;
+        connection.deadline = Some(self.ring.set_timer(deadline_ns, name));
     }
 
     fn handshake_timed_out(&mut self, name: u64) {
@@ -372,7 +381,7 @@ impl Reactor {
         if connection.generation == generation && connection.phase == Phase::Handshake {
             connection.deadline = None;
             self.stats.connections_dropped += 1;
-            tracing::debug!(connection = c, "dropped: the handshake took too long");
+            tracing::debug!(connection = c, "dropped: its handshake did not go on");
             self.kill(c);
         }
     }

@@ -84,6 +84,8 @@ impl Reactor {
             let bytes = std::mem::take(&mut self.handshake_out);
             self.send_bytes(c, &bytes[..len]);
             self.handshake_out = bytes;
+            // Who lists many exports over a slow line gets on.
+            self.limit_handshake(c);
         }
         match step {
             Step::NeedMore => self.need_more(c),

@@ -107,7 +107,8 @@ fn same(then: (StatusKind, &Content), now: (StatusKind, &Content)) -> Option<boo
         ((StatusKind::Data, then), (StatusKind::Data, now)) => match (then, now) {
             (Content::Stamp(then, _), Content::Stamp(now, _)) => Some(then == now),
             (Content::Zero, Content::Zero) => None,
-            (Content::Lost | Content::Any, _) | (_, Content::Lost | Content::Any) => None,
+            (Content::Lost | Content::Any | Content::OneOf(_), _)
+            | (_, Content::Lost | Content::Any | Content::OneOf(_)) => None,
             (Content::Bytes(then), Content::Bytes(now)) if then != now => Some(false),
             (Content::Bytes(_), Content::Bytes(_)) => None,
             // A part of a block over nothing may be zeroes, or all of a stamp.

@@ -227,8 +227,7 @@ impl Oracle {
         let content = if from == 0 && to == BLOCK_SIZE {
             new.clone()
         } else {
-            let before = &history.versions.last().expect("never empty").content;
-            before.overlaid(Place { volume, lba }, from, to, new)
+            history.last().overlaid(Place { volume, lba }, from, to, new)
         };
         history.versions.push(Version { op, content, kind, lossy: false, optional: false });
     }
@@ -324,7 +323,9 @@ impl Oracle {
     pub fn is_certain(&self, id: u32) -> bool {
         let Some(volume) = self.volumes.get(&id) else { return false };
         let answered = |op: OpId| self.op(op).answered != NEVER;
-        let part = |v: &Version| matches!(v.content, Content::Bytes(_)) && !answered(v.op);
+        let part = |v: &Version| {
+            matches!(v.content, Content::Bytes(_) | Content::OneOf(_)) && !answered(v.op)
+        };
         let whole = |history: &History| !history.versions.iter().any(part);
         volume.deleted.is_none()
             && answered(volume.created)
@@ -676,6 +677,13 @@ impl History {
         let (content, kind) = (Content::Zero, StatusKind::Hole);
         let version = Version { op: BASE, content, kind, lossy: false, optional: false };
         Self { versions: vec![version], seen: 0, found: None, lost: false }
+    }
+
+    /// What the last change left: if that need not have come here, perhaps what was there before it.
+    fn last(&self) -> Content {
+        let seen = &self.versions[self.seen as usize..];
+        let certain = seen.iter().rposition(|version| !version.optional).unwrap_or(0);
+        seen[certain..].iter().map(|version| version.content.clone()).collect()
     }
 }
 

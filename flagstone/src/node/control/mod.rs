@@ -51,7 +51,7 @@ pub struct NodeConfig {
     pub map_memory: Option<u64>,
     /// NBD connections at a time, handshakes included; more are turned away at accept.
     pub max_connections: u32,
-    /// How long a client may take to choose an export.
+    /// How long a client may take for each step of choosing an export.
     pub handshake_timeout: Duration,
     /// What a new volume does when its pool is full, unless its maker says otherwise.
     pub on_full: OnFull,

@@ -280,6 +280,27 @@ fn a_client_that_chooses_nothing_is_dropped() {
 }
 
 #[test]
+fn a_client_whose_handshake_goes_on_may_take_its_time() {
+    let mut site = Site::new();
+    site.config.handshake_timeout = std::time::Duration::from_secs(2);
+    let running = site.start();
+    running.volume("vol", MIB);
+    let mut slow = running.connect();
+    let mut greeting = [0; 18];
+    slow.read_exact(&mut greeting).expect("the server greets");
+    std::io::Write::write_all(&mut slow, &3u32.to_be_bytes()).expect("the server reads");
+    for _ in 0..6 {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        // NBD_OPT_LIST of one export: its name, and the acknowledgement.
+        let list = [b"IHAVEOPT".as_slice(), &3u32.to_be_bytes(), &0u32.to_be_bytes()].concat();
+        std::io::Write::write_all(&mut slow, &list).expect("the server reads");
+        let mut reply = [0; 2 * 20 + 4 + 3];
+        slow.read_exact(&mut reply).expect("the server answers");
+    }
+    assert_eq!(running.stats().connections_dropped, 0);
+}
+
+#[test]
 fn exports_can_be_listed_by_a_stock_handshake() {
     let site = Site::new();
     let running = site.start();
