@@ -131,7 +131,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
 pub fn first_seed_for(plant: Plant) -> u64 {
     match plant {
         Plant::ScrubKeepsPage => 2750,
-        Plant::MoveWhileStating => 1320,
+        Plant::MoveWhileStating => 3815,
         Plant::ProveFailed => 900,
         Plant::TellOneVolume => 880,
         Plant::SealBeforeFlush => 810,
@@ -141,6 +141,7 @@ pub fn first_seed_for(plant: Plant) -> u64 {
         Plant::LeaveUnstated => 280,
         Plant::SplitGroup => 260,
         Plant::ForgetPatches => 245,
+        Plant::UsersTakeReserve => 170,
         Plant::KeepLossSecret => 160,
         Plant::CutAtMissing => 140,
         Plant::IgnoreWriteErrors => 130,
