@@ -37,7 +37,7 @@ pub struct Median {
     pub client_us_per_io: f64,
 }
 
-/// One cell: all servers, and how Flagstone compares with the better of the others.
+/// One cell: all servers, and how Flagstone compares with the better of its peers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Its parameters.
@@ -109,7 +109,7 @@ fn row(cell: Cell, measurements: &[Measurement]) -> Option<Row> {
         })
         .collect();
     let ours = medians.iter().find(|median| median.server == Kind::Flagstone)?;
-    let peers = || medians.iter().filter(|median| median.server != Kind::Flagstone);
+    let peers = || medians.iter().filter(|median| median.server.is_peer());
     let best_iops = peers().map(|peer| peer.iops).reduce(f64::max)?;
     let least_cpu = peers().map(|peer| peer.server_us_per_io).reduce(f64::min)?;
     Some(Row {
@@ -174,6 +174,8 @@ mod tests {
             measurement(Kind::QemuRaw, 0, 150.0, 10.0),
             measurement(Kind::QemuQcow2, 0, 100.0, 8.0),
             measurement(Kind::QemuQcow2Metadata, 0, 120.0, 9.0),
+            measurement(Kind::Null, 0, 1000.0, 0.5),
+            measurement(Kind::Raw, 0, 600.0, 1.0),
         ];
         let row = row(cell, &all).expect("complete");
         assert_eq!((row.iops_ratio, row.cpu_ratio), (2.0, 0.375));

@@ -7,7 +7,8 @@ use std::{
 };
 
 use flagstone_loadgen::{
-    Limits, NbdOptions, Pattern, Report, RunError, Unobserved, Workload, run_nbd,
+    Limits, NbdOptions, Pattern, RawOptions, Report, RunError, Unobserved, Workload, run_nbd,
+    run_raw,
 };
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     plan::Operation,
     preconditions,
     result::Measurement,
-    server::{Kind, Server},
+    server::{Kind, Server, Target},
 };
 
 /// Why there is no comparison. Everything that was made is unmade again.
@@ -169,6 +170,11 @@ fn measure(
     let limits = Limits { duration: Some(plan.duration), rampup: plan.rampup, ..Limits::default() };
     let report = drive(server, &workload, cell.connections, &limits)?;
     let latency = report.total.latency;
+    let client_us = report.cpu.client_us_per_io;
+    let (server_us_per_io, client_us_per_io) = match server.kind {
+        Kind::Raw => (client_us, 0.0),
+        _ => (report.cpu.server_us_per_io.unwrap_or_default(), client_us),
+    };
     Ok(Measurement {
         server: server.kind,
         cell,
@@ -176,8 +182,8 @@ fn measure(
         iops: report.total.iops,
         p50_us: latency.map_or(0.0, |latency| latency.p50_us),
         p99_us: latency.map_or(0.0, |latency| latency.p99_us),
-        server_us_per_io: report.cpu.server_us_per_io.unwrap_or_default(),
-        client_us_per_io: report.cpu.client_us_per_io,
+        server_us_per_io,
+        client_us_per_io,
     })
 }
 
@@ -187,11 +193,20 @@ fn drive(
     connections: u32,
     limits: &Limits,
 ) -> Result<Report, CompareError> {
-    let options =
-        NbdOptions { connections, server_pid: Some(server.pid()), ..NbdOptions::default() };
     let name = server.kind.name();
-    let report = run_nbd(&server.uri, workload, &options, limits, &mut Unobserved)
-        .map_err(|source| CompareError::Run { server: name, source })?;
+    let report = match server.target() {
+        Target::Export { uri, pid } => {
+            let options =
+                NbdOptions { connections, server_pid: Some(pid), ..NbdOptions::default() };
+            run_nbd(uri, workload, &options, limits, &mut Unobserved)
+        }
+        Target::Device(path) => {
+            let workload = Workload { depth: workload.depth.max(connections), ..workload.clone() };
+            let options = RawOptions { force_destructive: true, ..RawOptions::default() };
+            run_raw(path, &workload, options, limits, &mut Unobserved)
+        }
+    };
+    let report = report.map_err(|source| CompareError::Run { server: name, source })?;
     if report.errors > 0 || report.total.operations == 0 {
         let hint = match server.kind {
             Kind::Flagstone => ": the pool may be full; give it a larger --pool-size",

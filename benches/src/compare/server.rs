@@ -1,4 +1,5 @@
-//! The servers: started on a RAM disk, stopped on drop.
+//! What is measured: servers, started on a RAM disk and stopped on drop, and the two ceilings: a server without a disk,
+//! and a disk without a server.
 
 use std::{
     ffi::OsString,
@@ -38,12 +39,29 @@ pub enum Kind {
     QemuQcow2,
     /// `qemu-nbd -f qcow2`, tables made in advance.
     QemuQcow2Metadata,
+    /// A server that does nothing: the ceiling of the protocol's half.
+    Null,
+    /// The device itself, driven by the load generator: the ceiling of the device's half. The generator's processor
+    /// time counts as the server's.
+    Raw,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::Flagstone, Self::QemuRaw, Self::QemuQcow2, Self::QemuQcow2Metadata];
+    pub const ALL: [Self; 6] = [
+        Self::Flagstone,
+        Self::QemuRaw,
+        Self::QemuQcow2,
+        Self::QemuQcow2Metadata,
+        Self::Null,
+        Self::Raw,
+    ];
+
+    /// Whether somebody would use it instead of Flagstone.
+    #[must_use]
+    pub const fn is_peer(self) -> bool {
+        matches!(self, Self::QemuRaw | Self::QemuQcow2 | Self::QemuQcow2Metadata)
+    }
 
     /// A short name.
     #[must_use]
@@ -53,20 +71,20 @@ impl Kind {
             Self::QemuRaw => "raw",
             Self::QemuQcow2 => "qcow2",
             Self::QemuQcow2Metadata => "qcow2 prealloc",
+            Self::Null => "no disk",
+            Self::Raw => "no server",
         }
     }
 }
 
-/// A running server.
+/// Something to measure.
 #[derive(Debug)]
 pub struct Server {
     /// Which.
     pub kind: Kind,
-    /// Its export.
-    pub uri: NbdUri,
     // Dropped in this order: the process has the device open.
-    process: Process,
-    _disk: RamDisk,
+    process: Option<(Process, NbdUri)>,
+    disk: Option<RamDisk>,
 }
 
 impl Server {
@@ -77,22 +95,47 @@ impl Server {
     /// Whatever goes wrong; nothing is left behind.
     pub fn start(kind: Kind, plan: &Plan, directory: &Path) -> Result<Self, CompareError> {
         let bytes = if kind == Kind::Flagstone { plan.pool_bytes } else { plan.peer_bytes() };
-        let disk = RamDisk::new(plan.backing, bytes)?;
+        let disk = match kind {
+            Kind::Null => None,
+            _ => Some(RamDisk::new(plan.backing, bytes)?),
+        };
         let socket = directory.join(format!("{}.sock", kind.name().replace(' ', "-")));
         let log = socket.with_extension("log");
-        let process = match kind {
-            Kind::Flagstone => flagstone(plan, disk.path(), &socket, &log)?,
-            _ => qemu(kind, plan, disk.path(), &socket, &log)?,
+        let process = match (kind, &disk) {
+            (Kind::Raw, _) => None,
+            (_, None) => Some(null(plan, &socket, &log)?),
+            (Kind::Flagstone, Some(disk)) => Some(flagstone(plan, disk.path(), &socket, &log)?),
+            (_, Some(disk)) => Some(qemu(kind, plan, disk.path(), &socket, &log)?),
         };
         let uri = NbdUri { address: NbdAddress::Unix(socket), name: NAME.into() };
-        Ok(Self { kind, uri, process, _disk: disk })
+        Ok(Self { kind, process: process.map(|process| (process, uri)), disk })
     }
 
-    /// Its process.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.child.id()
+    /// Its export and its process, or the device if it has neither.
+    pub(super) fn target(&self) -> Target<'_> {
+        match (&self.process, &self.disk) {
+            (Some((process, uri)), _) => Target::Export { uri, pid: process.child.id() },
+            (None, Some(disk)) => Target::Device(disk.path()),
+            (None, None) => unreachable!("what has no disk is a server"),
+        }
     }
+}
+
+/// What to send requests to.
+pub(super) enum Target<'a> {
+    Export { uri: &'a NbdUri, pid: u32 },
+    Device(&'a Path),
+}
+
+/// The server that does nothing lies beside this program.
+fn null(plan: &Plan, socket: &Path, log: &Path) -> Result<Process, CompareError> {
+    let this = std::env::current_exe().map_err(|error| CompareError::io("compare", error))?;
+    let mut command = Command::new(this.with_file_name("nbd-null"));
+    command.arg(socket).arg("--gib").arg(plan.span_bytes.div_ceil(1 << 30).to_string());
+    command.stdout(Stdio::null());
+    let mut process = Process::spawn(command, log)?;
+    process.wait_for_socket(socket)?;
+    Ok(process)
 }
 
 fn flagstone(

@@ -40,7 +40,7 @@ impl fmt::Display for Markdown<'_> {
         head(f, "p99 us")?;
         for row in rows {
             let p99 = |server: Kind| row.of(server).map(|m| m.p99_us);
-            let peers = Kind::ALL.into_iter().filter(|&server| server != Kind::Flagstone);
+            let peers = Kind::ALL.into_iter().filter(|server| server.is_peer());
             let best = peers.filter_map(p99).reduce(f64::min).unwrap_or(f64::NAN);
             line(f, row, p99, 0, p99(Kind::Flagstone).unwrap_or(f64::NAN) / best)?;
         }
@@ -64,7 +64,13 @@ impl fmt::Display for Markdown<'_> {
                 row.cpu_goal,
             )?;
         }
-        let client = rows.iter().flat_map(|row| &row.medians).map(|m| m.client_us_per_io);
+        writeln!(
+            f,
+            "\n\"no disk\" is an NBD server that does nothing, \"no server\" the device driven by the load generator: \
+             what Flagstone does costs at least the sum of both."
+        )?;
+        let servers = rows.iter().flat_map(|row| &row.medians).filter(|m| m.server != Kind::Raw);
+        let client = servers.map(|m| m.client_us_per_io);
         let (least, most) = client.fold((f64::MAX, 0.0f64), |(l, m), us| (l.min(us), m.max(us)));
         if most > 0.0 {
             writeln!(f, "\nThe load generator itself took {least:.1} to {most:.1} us per I/O.")?;

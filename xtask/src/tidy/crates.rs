@@ -17,7 +17,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("loadgen", &["block", "nvme", "ring"]),
     ("flagstone", &["block", "engine", "nbd-frontend", "ublk-frontend", "nvme", "ring", "loadgen"]),
     ("sim", &["block", "engine", "nbd-frontend"]),
-    ("benches", &["block", "loadgen", "ring", "ublk-frontend"]),
+    ("benches", &["block", "loadgen", "nbd-frontend", "ring", "ublk-frontend"]),
     ("fuzz", &["block", "engine", "nbd-frontend", "nvme", "loadgen", "flagstone"]),
     ("tests", &[]),
     ("xtask", &[]),
