@@ -3,6 +3,7 @@
 //! Only the standard library: this crate stands before everything else that is built, and a task
 //! that checks the project must not wait for the project's dependencies.
 
+mod compare;
 mod kernel_tests;
 mod lab;
 mod report;
@@ -26,6 +27,9 @@ Usage: cargo xtask TASK
   tools    install the programs that the end-to-end tests drive
   kernel-tests [SUITE]
            the kernel tests alone; all of them with the kernel of that Debian suite, if one is named
+  compare [OPTIONS]
+           Flagstone beside qemu-nbd, qemu-storage-daemon, nbdkit and the ceilings, in one interleaved run:
+           `cargo xtask compare --help` says how
   lab      run a command on a real kernel, in QEMU: `cargo xtask lab` says how
 
 docs/operations/testing.md describes the parts of `test` and the knobs of the longer runs.";
@@ -37,7 +41,7 @@ fn main() -> ExitCode {
         None => (None, &[][..]),
     };
     if let Some(extra) = rest.first()
-        && !matches!(task, Some("lab" | "kernel-tests"))
+        && !matches!(task, Some("compare" | "lab" | "kernel-tests"))
     {
         eprintln!("error: unexpected argument {extra:?}\n\n{HELP}");
         return ExitCode::from(2);
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Some("tidy") => exit(tidy::run(&root())),
         Some("tools") => exit(tools::install()),
         Some("kernel-tests") => test::kernel(&root(), rest),
+        Some("compare") => compare::run(&root(), rest),
         Some("lab") => lab::run(&root(), rest),
         Some("help" | "--help" | "-h") => {
             println!("{HELP}");

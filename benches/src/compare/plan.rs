@@ -1,45 +1,28 @@
-//! What is compared: the matrix, its sizes and its times.
+//! What is compared: servers, jobs, sizes and times.
 
 use std::{path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
-/// What the RAM disks are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+use super::{job::Job, server::Kind};
+
+/// What the disks are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
     /// A zram device under a direct-I/O loop device.
     Zram,
     /// A file in `/dev/shm` under a direct-I/O loop device.
     Tmpfs,
+    /// Files in this directory of a real disk.
+    Directory(PathBuf),
 }
 
-/// Read or write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Operation {
-    /// Random reads.
-    Read,
-    /// Random writes.
-    Write,
-}
-
-/// One measurement's parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Cell {
-    /// Reads or writes.
-    pub operation: Operation,
-    /// Requests in flight that were asked for.
-    pub depth: u32,
-    /// Connections; each has at least one request in flight.
-    pub connections: u32,
-}
-
-impl Cell {
-    /// Requests that are really in flight.
+impl Backing {
+    /// Whether there are loop devices over memory.
     #[must_use]
-    pub fn in_flight(&self) -> u32 {
-        self.depth.max(self.connections)
+    pub const fn has_loop(&self) -> bool {
+        matches!(self, Self::Zram | Self::Tmpfs)
     }
 }
 
@@ -48,22 +31,17 @@ impl Cell {
 pub struct Plan {
     /// The release binary.
     pub flagstone: PathBuf,
-    /// What the RAM disks are made of.
+    /// What the disks are made of.
     pub backing: Backing,
     /// Bytes that are read and written.
     pub span_bytes: u64,
-    /// Bytes of Flagstone's device. A log keeps overwritten blocks until their segment is free:
-    /// with uniform overwrites it levels off near eight spans, less with a cleaner.
+    /// Bytes of Flagstone's device. A log leaves behind what is overwritten until the cleaner comes for it.
     pub pool_bytes: u64,
-    /// Bytes per request.
-    pub block_size: u32,
-    /// The matrix.
-    pub operations: Vec<Operation>,
-    /// See [`Cell::depth`].
-    pub depths: Vec<u32>,
-    /// See [`Cell::connections`].
-    pub connections: Vec<u32>,
-    /// How often every cell is measured.
+    /// What is compared, Flagstone among it.
+    pub servers: Vec<Kind>,
+    /// What they do.
+    pub jobs: Vec<Job>,
+    /// How often every job is measured.
     pub rounds: u32,
     /// Length of a measurement.
     pub duration: Duration,
@@ -72,20 +50,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The cells: those of each operation together.
-    #[must_use]
-    pub fn cells(&self) -> Vec<Cell> {
-        let mut cells = Vec::new();
-        for &operation in &self.operations {
-            for &depth in &self.depths {
-                for &connections in &self.connections {
-                    cells.push(Cell { operation, depth, connections });
-                }
-            }
-        }
-        cells
-    }
-
     /// Bytes of the other servers' devices: the span, and room for qcow2's tables.
     #[must_use]
     pub fn peer_bytes(&self) -> u64 {
@@ -93,10 +57,20 @@ impl Plan {
         (self.span_bytes + self.span_bytes / 16 + 16 * MIB).next_multiple_of(MIB)
     }
 
+    /// Bytes of the disk that a server gets; 0 for none.
+    #[must_use]
+    pub fn disk_bytes(&self, server: Kind) -> u64 {
+        match server {
+            Kind::Flagstone => self.pool_bytes,
+            Kind::Null | Kind::NbdkitMemory => 0,
+            _ => self.peer_bytes(),
+        }
+    }
+
     /// About how long the measurements take, without setting up.
     #[must_use]
-    pub fn estimate(&self, servers: u32) -> Duration {
-        let cells = self.cells().len() as u32;
-        (self.duration + self.rampup) * (cells * self.rounds * servers)
+    pub fn estimate(&self) -> Duration {
+        let measurements = self.jobs.len() * self.servers.len() * self.rounds as usize;
+        (self.duration + self.rampup) * measurements as u32
     }
 }

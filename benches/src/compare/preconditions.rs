@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{CompareError, Plan, plan::Backing, tool};
+use super::{CompareError, Plan, plan::Backing, server::Kind, tool};
 
 /// Memory that must remain for everything else.
 const SPARE_BYTES: u64 = 1 << 30;
@@ -12,10 +12,10 @@ const IDLE_LOAD_MAX: f64 = 0.5;
 /// The programs' versions, for the record.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Environment {
-    /// `flagstone --version`.
-    pub flagstone: String,
-    /// `qemu-nbd --version`, its first line.
-    pub qemu: String,
+    /// The version of each program that serves.
+    pub servers: Vec<String>,
+    /// What the disks are made of, in words.
+    pub disks: String,
     /// The kernel's release.
     pub kernel: String,
     /// The processor's model.
@@ -24,6 +24,24 @@ pub struct Environment {
     pub cores: usize,
     /// The load average of the minute before: what else was going on.
     pub load_before: f64,
+    /// What may spoil the figures.
+    pub warnings: Vec<String>,
+}
+
+impl Kind {
+    /// The programs that it takes, each with its Debian package; the first is the server.
+    fn programs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Flagstone | Self::Null | Self::Raw => &[],
+            Self::QemuRaw => &[("qemu-nbd", "qemu-utils")],
+            Self::QemuQcow2 => &[("qemu-nbd", "qemu-utils"), ("qemu-img", "qemu-utils")],
+            Self::StorageRaw => &[("qemu-storage-daemon", "qemu-system-common")],
+            Self::StorageQcow2 => {
+                &[("qemu-storage-daemon", "qemu-system-common"), ("qemu-img", "qemu-utils")]
+            }
+            Self::NbdkitMemory | Self::NbdkitFile => &[("nbdkit", "nbdkit")],
+        }
+    }
 }
 
 /// Checks everything, or says what is missing and what to do.
@@ -32,14 +50,20 @@ pub struct Environment {
 /// [`CompareError::Missing`] with all that is missing.
 pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
     let mut missing = Vec::new();
-    if !rustix::process::geteuid().is_root() {
+    if plan.backing.has_loop() && !rustix::process::geteuid().is_root() {
         missing.push("root: making zram and loop devices needs it; run it with sudo".to_owned());
     }
-    for (program, package) in
-        [("losetup", "mount"), ("qemu-nbd", "qemu-utils"), ("qemu-img", "qemu-utils")]
-    {
+    let mut programs: Vec<_> = plan.servers.iter().flat_map(|kind| kind.programs()).collect();
+    programs.sort_unstable();
+    programs.dedup();
+    if plan.backing.has_loop() {
+        programs.push(&("losetup", "mount"));
+    }
+    for (program, package) in programs {
         if tool::output(program, ["--version"]).is_err() {
-            missing.push(format!("{program}: apt-get install {package}"));
+            missing.push(format!(
+                "{program}: apt-get install {package}, or leave it out of --servers"
+            ));
         }
     }
     let flagstone = tool::output(&plan.flagstone, ["--version"]).unwrap_or_else(|error| {
@@ -49,7 +73,10 @@ pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
         ));
         String::new()
     });
-    if !Path::new("/dev/loop-control").exists() && tool::output("modprobe", ["loop"]).is_err() {
+    if plan.backing.has_loop()
+        && !Path::new("/dev/loop-control").exists()
+        && tool::output("modprobe", ["loop"]).is_err()
+    {
         missing.push("loop devices: a kernel with CONFIG_BLK_DEV_LOOP".to_owned());
     }
     let zram = Path::new("/sys/class/zram-control/hot_add");
@@ -60,13 +87,14 @@ pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
             missing.push("zram: a kernel with CONFIG_ZRAM, or --backing tmpfs".to_owned());
         }
     }
-    let needed = plan.pool_bytes + 3 * plan.peer_bytes() + SPARE_BYTES;
-    if let Some(available) = available_memory()
-        && available < needed
+    let needed: u64 = plan.servers.iter().map(|&kind| plan.disk_bytes(kind)).sum();
+    if plan.backing.has_loop()
+        && let Some(available) = available_memory()
+        && available < needed + SPARE_BYTES
     {
         missing.push(format!(
             "memory: {} MiB are needed and {} MiB available; use a smaller --span and --pool-size",
-            needed >> 20,
+            (needed + SPARE_BYTES) >> 20,
             available >> 20
         ));
     }
@@ -74,18 +102,34 @@ pub fn check(plan: &Plan) -> Result<Environment, CompareError> {
         return Err(CompareError::Missing { what: missing.join("\n  ") });
     }
     let load_before = load_average().unwrap_or_default();
+    let mut warnings = Vec::new();
     if load_before > IDLE_LOAD_MAX {
-        eprintln!("warning: the machine isn't idle (load {load_before:.1}): expect noise");
+        warnings.push(format!("the machine isn't idle (load {load_before:.1}): expect noise"));
     }
-    let qemu = tool::output("qemu-nbd", ["--version"])?;
     Ok(Environment {
-        flagstone,
-        qemu: qemu.lines().next().unwrap_or_default().to_owned(),
+        servers: versions(plan, flagstone),
+        disks: match &plan.backing {
+            Backing::Zram => "zram under loop devices with direct I/O".to_owned(),
+            Backing::Tmpfs => "tmpfs under loop devices with direct I/O".to_owned(),
+            Backing::Directory(path) => format!("files in {}", path.display()),
+        },
         kernel: tool::output("uname", ["-r"])?,
         cpu: cpu_model().unwrap_or_default(),
         cores: std::thread::available_parallelism().map_or(0, usize::from),
         load_before,
+        warnings,
     })
+}
+
+fn versions(plan: &Plan, flagstone: String) -> Vec<String> {
+    let mut programs: Vec<&str> =
+        plan.servers.iter().filter_map(|kind| kind.programs().first()).map(|p| p.0).collect();
+    programs.dedup();
+    let version = |program| {
+        let said = tool::output(program, ["--version"]).unwrap_or_default();
+        said.lines().next().unwrap_or_default().to_owned()
+    };
+    std::iter::once(flagstone).chain(programs.into_iter().map(version)).collect()
 }
 
 fn available_memory() -> Option<u64> {

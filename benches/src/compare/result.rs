@@ -2,69 +2,73 @@
 
 use serde::Serialize;
 
-use super::{Cell, Plan, plan::Operation, preconditions::Environment, server::Kind};
+use super::{Plan, job::Job, preconditions::Environment, server::Kind};
 
 /// One measurement.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Measurement {
     /// Which server.
     pub server: Kind,
-    /// Which cell.
-    pub cell: Cell,
+    /// Which job.
+    pub job: &'static str,
     /// Counted from zero.
     pub round: u32,
-    /// Requests per second.
+    /// What was found.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+/// What a measurement finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Figures {
     pub iops: f64,
-    /// Median latency.
+    pub mib_per_s: f64,
     pub p50_us: f64,
-    /// The 99th percentile.
     pub p99_us: f64,
-    /// The server's CPU time per request.
+    pub p99_9_us: f64,
+    /// The server's processor time per request.
     pub server_us_per_io: f64,
     /// The load generator's.
     pub client_us_per_io: f64,
 }
 
-/// Medians of one server in one cell.
+/// Medians of one server at one job, each figure's own.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "as in `Measurement`")]
 pub struct Median {
+    /// Which server.
     pub server: Kind,
-    pub iops: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    pub server_us_per_io: f64,
-    pub client_us_per_io: f64,
+    /// Its figures.
+    #[serde(flatten)]
+    pub figures: Figures,
 }
 
-/// One cell: all servers, and how Flagstone compares with the better of its peers.
+/// One job: all servers, and how Flagstone compares with them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// Its parameters.
-    pub cell: Cell,
+    /// What was done.
+    pub job: Job,
     /// One per server.
     pub medians: Vec<Median>,
     /// Flagstone's requests per second in those of the peer that has most.
     pub iops_ratio: f64,
-    /// Flagstone's CPU time per request in that of the peer that needs least.
+    /// Its 99.9th percentile in that of the peer that has the lowest.
+    pub tail_ratio: f64,
+    /// Its processor time per request in that of the peer that needs least.
     pub cpu_ratio: f64,
-    /// The ratio that is aimed at: equal at depth 1, 1.5 otherwise.
-    pub iops_goal: f64,
-    /// The CPU ratio that is aimed at.
-    pub cpu_goal: f64,
+    /// Its requests per second in those of the server that does nothing.
+    pub of_null: Option<f64>,
+    /// Its requests per second in those of the server that has no disk but its memory.
+    pub of_memory: Option<f64>,
+    /// What is missing of the job's goal, in words.
+    pub missed: Vec<String>,
 }
 
 impl Row {
-    /// Whether both goals are reached.
+    /// The figures of one server.
     #[must_use]
-    pub fn reached(&self) -> bool {
-        self.iops_ratio >= self.iops_goal && self.cpu_ratio < self.cpu_goal
-    }
-
-    /// The median of one server.
-    #[must_use]
-    pub fn of(&self, server: Kind) -> Option<&Median> {
-        self.medians.iter().find(|median| median.server == server)
+    pub fn of(&self, server: Kind) -> Option<&Figures> {
+        self.medians.iter().find(|median| median.server == server).map(|median| &median.figures)
     }
 }
 
@@ -82,44 +86,74 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Puts the rows together; cells that weren't measured on all servers are left out.
+    /// Puts the rows together; what Flagstone or all of its peers were not measured at is left out.
     #[must_use]
     pub fn new(environment: Environment, plan: Plan, measurements: Vec<Measurement>) -> Self {
-        let rows = plan.cells().into_iter().filter_map(|cell| row(cell, &measurements)).collect();
+        let rows = plan.jobs.iter().filter_map(|&job| row(job, &measurements)).collect();
         Self { environment, plan, rows, measurements }
     }
 }
 
-fn row(cell: Cell, measurements: &[Measurement]) -> Option<Row> {
-    let medians: Vec<Median> = Kind::ALL
-        .into_iter()
-        .filter_map(|server| {
-            let of = |field: fn(&Measurement) -> f64| {
-                let all = measurements.iter().filter(|m| m.server == server && m.cell == cell);
-                median(all.map(field).collect())
-            };
-            Some(Median {
-                server,
-                iops: of(|m| m.iops)?,
-                p50_us: of(|m| m.p50_us)?,
-                p99_us: of(|m| m.p99_us)?,
-                server_us_per_io: of(|m| m.server_us_per_io)?,
-                client_us_per_io: of(|m| m.client_us_per_io)?,
-            })
-        })
-        .collect();
-    let ours = medians.iter().find(|median| median.server == Kind::Flagstone)?;
-    let peers = || medians.iter().filter(|median| median.server.is_peer());
-    let best_iops = peers().map(|peer| peer.iops).reduce(f64::max)?;
+fn row(job: Job, measurements: &[Measurement]) -> Option<Row> {
+    let median_of = |server| {
+        let of = |field: fn(&Figures) -> f64| {
+            let all = measurements.iter().filter(|m| m.server == server && m.job == job.name);
+            median(all.map(|m| field(&m.figures)).collect())
+        };
+        let figures = Figures {
+            iops: of(|f| f.iops)?,
+            mib_per_s: of(|f| f.mib_per_s)?,
+            p50_us: of(|f| f.p50_us)?,
+            p99_us: of(|f| f.p99_us)?,
+            p99_9_us: of(|f| f.p99_9_us)?,
+            server_us_per_io: of(|f| f.server_us_per_io)?,
+            client_us_per_io: of(|f| f.client_us_per_io)?,
+        };
+        Some(Median { server, figures })
+    };
+    let medians: Vec<Median> = Kind::ALL.into_iter().filter_map(median_of).collect();
+    let of = |server| medians.iter().find(|m| m.server == server).map(|m| m.figures);
+    let ours = of(Kind::Flagstone)?;
+    let peers = || medians.iter().filter(|m| m.server.is_peer()).map(|m| m.figures);
+    let most_iops = peers().map(|peer| peer.iops).reduce(f64::max)?;
+    let lowest_tail = peers().map(|peer| peer.p99_9_us).reduce(f64::min)?;
     let least_cpu = peers().map(|peer| peer.server_us_per_io).reduce(f64::min)?;
-    Some(Row {
-        cell,
-        iops_ratio: ours.iops / best_iops,
+    let in_those_of = |server| of(server).map(|figures| ours.iops / figures.iops);
+    let mut row = Row {
+        job,
+        iops_ratio: ours.iops / most_iops,
+        tail_ratio: ours.p99_9_us / lowest_tail,
         cpu_ratio: ours.server_us_per_io / least_cpu,
-        iops_goal: if cell.depth == 1 { 1.0 } else { 1.5 },
-        cpu_goal: 0.5,
+        of_null: in_those_of(Kind::Null),
+        of_memory: in_those_of(Kind::NbdkitMemory),
+        missed: Vec::new(),
         medians,
-    })
+    };
+    row.missed = missed(&row, &ours);
+    Some(row)
+}
+
+fn missed(row: &Row, ours: &Figures) -> Vec<String> {
+    let mut missed = Vec::new();
+    let goal = row.job.goal;
+    if row.iops_ratio < goal.iops {
+        missed.push(format!("{:.2} of {:.2} times the best peer", row.iops_ratio, goal.iops));
+    }
+    if let Some(most) = goal.cpu_us.filter(|most| ours.server_us_per_io > *most) {
+        missed.push(format!("{:.2} us of processor time instead of {most}", ours.server_us_per_io));
+    }
+    if let (Some(least), Some(is)) = (goal.of_null, row.of_null)
+        && is < least
+    {
+        missed.push(format!("{is:.2} of the server without a disk instead of {least}"));
+    }
+    if let Some(is) = row.of_memory.filter(|is| goal.ahead_of_memory && *is < 1.0) {
+        missed.push(format!("{is:.2} of nbdkit's memory disk"));
+    }
+    if goal.tail && row.tail_ratio > 1.0 {
+        missed.push(format!("p99.9 {:.2} times the best peer's", row.tail_ratio));
+    }
+    missed
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -129,17 +163,6 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
         0 => None,
         n if n % 2 == 1 => Some(values[middle]),
         _ => Some(f64::midpoint(values[middle - 1], values[middle])),
-    }
-}
-
-impl Operation {
-    /// Its name in tables.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        }
     }
 }
 
@@ -155,32 +178,28 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_to_the_better_peer() {
-        let cell = Cell { operation: Operation::Read, depth: 32, connections: 1 };
-        let measurement = |server, round, iops, server_us_per_io| Measurement {
-            server,
-            cell,
-            round,
-            iops,
-            p50_us: 1.0,
-            p99_us: 2.0,
-            server_us_per_io,
-            client_us_per_io: 1.0,
+    fn ratios_are_to_the_best_peer_and_ceilings_are_none() {
+        let job = Job::named("randread-d32").expect("there is one");
+        let measurement = |server, round, iops, server_us_per_io, p99_9_us| {
+            let figures = Figures { iops, server_us_per_io, p99_9_us, ..Figures::default() };
+            Measurement { server, job: job.name, round, figures }
         };
         let all = [
-            measurement(Kind::Flagstone, 0, 300.0, 3.0),
-            measurement(Kind::Flagstone, 1, 900.0, 3.0),
-            measurement(Kind::Flagstone, 2, 300.0, 3.0),
-            measurement(Kind::QemuRaw, 0, 150.0, 10.0),
-            measurement(Kind::QemuQcow2, 0, 100.0, 8.0),
-            measurement(Kind::QemuQcow2Metadata, 0, 120.0, 9.0),
-            measurement(Kind::Null, 0, 1000.0, 0.5),
-            measurement(Kind::Raw, 0, 600.0, 1.0),
+            measurement(Kind::Flagstone, 0, 300.0, 3.0, 90.0),
+            measurement(Kind::Flagstone, 1, 900.0, 3.0, 70.0),
+            measurement(Kind::Flagstone, 2, 300.0, 3.0, 80.0),
+            measurement(Kind::QemuRaw, 0, 150.0, 10.0, 100.0),
+            measurement(Kind::StorageQcow2, 0, 120.0, 8.0, 160.0),
+            measurement(Kind::NbdkitMemory, 0, 400.0, 4.0, 40.0),
+            measurement(Kind::Null, 0, 1000.0, 0.5, 10.0),
+            measurement(Kind::Raw, 0, 600.0, 1.0, 20.0),
         ];
-        let row = row(cell, &all).expect("complete");
-        assert_eq!((row.iops_ratio, row.cpu_ratio), (2.0, 0.375));
-        assert!(row.reached());
+        let row = row(job, &all).expect("complete");
+        assert_eq!((row.iops_ratio, row.cpu_ratio, row.tail_ratio), (2.0, 0.375, 0.8));
+        assert_eq!((row.of_null, row.of_memory), (Some(0.3), Some(0.75)));
         assert_eq!(row.of(Kind::QemuRaw).expect("measured").iops, 150.0);
-        assert!(super::row(Cell { depth: 1, ..cell }, &all).is_none());
+        assert_eq!(row.missed.len(), 3, "{:?}", row.missed);
+        let other = Job::named("randread-d1").expect("there is one");
+        assert!(super::row(other, &all).is_none());
     }
 }

@@ -12,10 +12,8 @@ use flagstone_loadgen::{
 };
 
 use super::{
-    Cell, Comparison, Plan,
-    plan::Operation,
-    preconditions,
-    result::Measurement,
+    Comparison, Job, Plan, preconditions,
+    result::{Figures, Measurement},
     server::{Kind, Server, Target},
 };
 
@@ -87,47 +85,59 @@ impl CompareError {
     }
 }
 
-/// Runs the comparison; says on standard error what it does. Ends early when `interrupted`.
+/// Hears how a comparison gets on.
+pub trait News {
+    /// Something has begun.
+    fn say(&mut self, what: &str);
+    /// This share of the measurements is done, and this one is next.
+    fn progress(&mut self, share: f64, next: &str);
+}
+
+/// Runs the comparison. Ends early when `interrupted`.
 ///
 /// # Errors
 /// [`CompareError`]; devices and servers are gone then too.
-pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Comparison, CompareError> {
+pub fn run(
+    plan: &Plan,
+    interrupted: &AtomicBool,
+    news: &mut dyn News,
+) -> Result<Comparison, CompareError> {
     let go_on = || {
         let stop = interrupted.load(Ordering::Relaxed);
         if stop { Err(CompareError::Interrupted) } else { Ok(()) }
     };
     let environment = preconditions::check(plan)?;
+    for what in &environment.warnings {
+        news.say(&format!("warning: {what}"));
+    }
     let directory = tempfile::Builder::new()
         .prefix("flagstone-compare-")
         .tempdir()
         .map_err(|error| CompareError::io(std::env::temp_dir(), error))?;
-    let mut servers = Vec::with_capacity(Kind::ALL.len());
-    for kind in Kind::ALL {
+    let mut servers = Vec::with_capacity(plan.servers.len());
+    for &kind in &plan.servers {
         go_on()?;
-        eprintln!("starting {} and writing {} MiB", kind.name(), plan.span_bytes >> 20);
+        news.say(&format!("starting {} and writing {} MiB", kind.name(), plan.span_bytes >> 20));
         let server = Server::start(kind, plan, directory.path())?;
         warm_up(&server, plan)?;
         servers.push(server);
     }
-    let cells = plan.cells();
     let mut measurements = Vec::new();
+    let all = plan.rounds as usize * plan.jobs.len() * servers.len();
     for round in 0..plan.rounds {
-        for (number, &cell) in cells.iter().enumerate() {
-            eprintln!(
-                "round {} of {}: {} depth {} connections {}",
-                round + 1,
-                plan.rounds,
-                cell.operation.name(),
-                cell.depth,
-                cell.connections
-            );
+        for (number, job) in plan.jobs.iter().enumerate() {
             // Another order each time: whoever comes first after a write-heavy neighbour must
             // not always be the same.
             let turn = (round as usize + number) % servers.len();
             servers.rotate_left(turn);
             for server in &servers {
                 go_on()?;
-                measurements.push(measure(server, plan, cell, round)?);
+                let name = server.kind.name();
+                news.progress(
+                    measurements.len() as f64 / all as f64,
+                    &format!("round {} of {}: {}, {name}", round + 1, plan.rounds, job.name),
+                );
+                measurements.push(measure(server, plan, job, round)?);
             }
             servers.rotate_right(turn);
         }
@@ -155,36 +165,29 @@ fn warm_up(server: &Server, plan: &Plan) -> Result<(), CompareError> {
 fn measure(
     server: &Server,
     plan: &Plan,
-    cell: Cell,
+    job: &Job,
     round: u32,
 ) -> Result<Measurement, CompareError> {
-    let workload = Workload {
-        block_size: plan.block_size,
-        depth: cell.depth,
-        read_percent: if cell.operation == Operation::Read { 100 } else { 0 },
-        span_bytes: Some(plan.span_bytes),
-        // The same requests for every server, others in every round.
-        seed: u64::from(round) + 1,
-        ..Workload::default()
-    };
+    // The same requests for every server, others in every round.
+    let workload = job.workload(plan.span_bytes, u64::from(round) + 1);
     let limits = Limits { duration: Some(plan.duration), rampup: plan.rampup, ..Limits::default() };
-    let report = drive(server, &workload, cell.connections, &limits)?;
-    let latency = report.total.latency;
+    let report = drive(server, &workload, job.connections, &limits)?;
     let client_us = report.cpu.client_us_per_io;
     let (server_us_per_io, client_us_per_io) = match server.kind {
         Kind::Raw => (client_us, 0.0),
         _ => (report.cpu.server_us_per_io.unwrap_or_default(), client_us),
     };
-    Ok(Measurement {
-        server: server.kind,
-        cell,
-        round,
+    let latency = report.total.latency;
+    let figures = Figures {
         iops: report.total.iops,
+        mib_per_s: report.total.mib_per_s,
         p50_us: latency.map_or(0.0, |latency| latency.p50_us),
         p99_us: latency.map_or(0.0, |latency| latency.p99_us),
+        p99_9_us: latency.map_or(0.0, |latency| latency.p99_9_us),
         server_us_per_io,
         client_us_per_io,
-    })
+    };
+    Ok(Measurement { server: server.kind, job: job.name, round, figures })
 }
 
 fn drive(

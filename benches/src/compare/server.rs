@@ -13,11 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::ValueEnum;
 use flagstone_loadgen::{NbdAddress, NbdUri};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use super::{CompareError, Plan, ram_disk::RamDisk, tool};
+use super::{CompareError, Plan, disk::Disk, tool};
 
 /// How long a server may take to accept connections, and to end.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,40 +28,52 @@ const LOOK_PERIOD: Duration = Duration::from_millis(20);
 /// The export's and the volume's name.
 const NAME: &str = "compare";
 
-/// Which server, and over which format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Flagstone, a pool on the device.
+    /// Flagstone, a pool on the disk
     Flagstone,
-    /// `qemu-nbd -f raw`.
+    /// `qemu-nbd -f raw`
     QemuRaw,
-    /// `qemu-nbd -f qcow2`, tables made as clusters are written.
+    /// `qemu-nbd -f qcow2`
     QemuQcow2,
-    /// `qemu-nbd -f qcow2`, tables made in advance.
-    QemuQcow2Metadata,
-    /// A server that does nothing: the ceiling of the protocol's half.
+    /// `qemu-storage-daemon`, raw
+    StorageRaw,
+    /// `qemu-storage-daemon`, qcow2
+    StorageQcow2,
+    /// `nbdkit memory`: no disk, and nothing that lasts
+    NbdkitMemory,
+    /// `nbdkit file`: through the page cache
+    NbdkitFile,
+    /// An NBD server that does nothing: the ceiling of the protocol's half
     Null,
-    /// The device itself, driven by the load generator: the ceiling of the device's half. The generator's processor
-    /// time counts as the server's.
+    /// The disk itself, driven by the load generator: the ceiling of the disk's half. The generator's processor
+    /// time counts as the server's
+    #[value(name = "device")]
+    #[serde(rename = "device")]
     Raw,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Flagstone,
         Self::QemuRaw,
         Self::QemuQcow2,
-        Self::QemuQcow2Metadata,
+        Self::StorageRaw,
+        Self::StorageQcow2,
+        Self::NbdkitMemory,
+        Self::NbdkitFile,
         Self::Null,
         Self::Raw,
     ];
 
-    /// Whether somebody would use it instead of Flagstone.
+    /// Whether somebody would use it instead of Flagstone, and gets the same promises: a disk behind it, and no
+    /// page cache between.
     #[must_use]
     pub const fn is_peer(self) -> bool {
-        matches!(self, Self::QemuRaw | Self::QemuQcow2 | Self::QemuQcow2Metadata)
+        matches!(self, Self::QemuRaw | Self::QemuQcow2 | Self::StorageRaw | Self::StorageQcow2)
     }
 
     /// A short name.
@@ -68,12 +81,19 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flagstone => "flagstone",
-            Self::QemuRaw => "raw",
-            Self::QemuQcow2 => "qcow2",
-            Self::QemuQcow2Metadata => "qcow2 prealloc",
-            Self::Null => "no disk",
-            Self::Raw => "no server",
+            Self::QemuRaw => "qemu-nbd raw",
+            Self::QemuQcow2 => "qemu-nbd qcow2",
+            Self::StorageRaw => "qsd raw",
+            Self::StorageQcow2 => "qsd qcow2",
+            Self::NbdkitMemory => "nbdkit memory",
+            Self::NbdkitFile => "nbdkit file",
+            Self::Null => "null",
+            Self::Raw => "device",
         }
+    }
+
+    const fn is_qcow2(self) -> bool {
+        matches!(self, Self::QemuQcow2 | Self::StorageQcow2)
     }
 }
 
@@ -84,7 +104,7 @@ pub struct Server {
     pub kind: Kind,
     // Dropped in this order: the process has the device open.
     process: Option<(Process, NbdUri)>,
-    disk: Option<RamDisk>,
+    disk: Option<Disk>,
 }
 
 impl Server {
@@ -94,18 +114,17 @@ impl Server {
     /// # Errors
     /// Whatever goes wrong; nothing is left behind.
     pub fn start(kind: Kind, plan: &Plan, directory: &Path) -> Result<Self, CompareError> {
-        let bytes = if kind == Kind::Flagstone { plan.pool_bytes } else { plan.peer_bytes() };
-        let disk = match kind {
-            Kind::Null => None,
-            _ => Some(RamDisk::new(plan.backing, bytes)?),
+        let disk = match plan.disk_bytes(kind) {
+            0 => None,
+            bytes => Some(Disk::new(&plan.backing, bytes)?),
         };
         let socket = directory.join(format!("{}.sock", kind.name().replace(' ', "-")));
         let log = socket.with_extension("log");
-        let process = match (kind, &disk) {
-            (Kind::Raw, _) => None,
-            (_, None) => Some(null(plan, &socket, &log)?),
-            (Kind::Flagstone, Some(disk)) => Some(flagstone(plan, disk.path(), &socket, &log)?),
-            (_, Some(disk)) => Some(qemu(kind, plan, disk.path(), &socket, &log)?),
+        let device = disk.as_ref().map_or(Path::new(""), Disk::path);
+        let process = match kind {
+            Kind::Raw => None,
+            Kind::Flagstone => Some(flagstone(plan, device, &socket, &log)?),
+            _ => Some(peer(kind, plan, device, &socket, &log)?),
         };
         let uri = NbdUri { address: NbdAddress::Unix(socket), name: NAME.into() };
         Ok(Self { kind, process: process.map(|process| (process, uri)), disk })
@@ -125,17 +144,6 @@ impl Server {
 pub(super) enum Target<'a> {
     Export { uri: &'a NbdUri, pid: u32 },
     Device(&'a Path),
-}
-
-/// The server that does nothing lies beside this program.
-fn null(plan: &Plan, socket: &Path, log: &Path) -> Result<Process, CompareError> {
-    let this = std::env::current_exe().map_err(|error| CompareError::io("compare", error))?;
-    let mut command = Command::new(this.with_file_name("nbd-null"));
-    command.arg(socket).arg("--gib").arg(plan.span_bytes.div_ceil(1 << 30).to_string());
-    command.stdout(Stdio::null());
-    let mut process = Process::spawn(command, log)?;
-    process.wait_for_socket(socket)?;
-    Ok(process)
 }
 
 fn flagstone(
@@ -159,32 +167,81 @@ fn flagstone(
     Ok(process)
 }
 
-fn qemu(
+/// Any server but our own: one that has its export on its command line.
+fn peer(
     kind: Kind,
     plan: &Plan,
     device: &Path,
     socket: &Path,
     log: &Path,
 ) -> Result<Process, CompareError> {
-    let format = if kind == Kind::QemuRaw { "raw" } else { "qcow2" };
-    if kind != Kind::QemuRaw {
+    if kind.is_qcow2() {
         let mut arguments: Vec<OsString> = ["create", "-q", "-f", "qcow2"].map(Into::into).into();
-        if kind == Kind::QemuQcow2Metadata {
-            arguments.extend(["-o", "preallocation=metadata"].map(Into::into));
-        }
         arguments.push(device.into());
         arguments.push(plan.span_bytes.to_string().into());
         tool::output("qemu-img", arguments)?;
     }
-    let most = plan.connections.iter().max().copied().unwrap_or(1) + 1;
-    let mut command = Command::new("qemu-nbd");
-    command.args(["--format", format, "--cache=none", "--aio=io_uring", "--persistent"]);
-    command.arg(format!("--shared={most}")).args(["--export-name", NAME]);
-    command.arg("--socket").arg(socket).arg(device);
+    let mut command = match kind {
+        Kind::QemuRaw | Kind::QemuQcow2 => qemu_nbd(kind, plan, device, socket),
+        Kind::StorageRaw | Kind::StorageQcow2 => storage_daemon(kind, plan, device, socket),
+        Kind::NbdkitMemory => {
+            nbdkit(socket, &["memory".into(), plan.span_bytes.to_string().into()])
+        }
+        Kind::NbdkitFile => nbdkit(socket, &["file".into(), device.into()]),
+        Kind::Null => null(plan, socket)?,
+        Kind::Flagstone | Kind::Raw => unreachable!("it is started otherwise, or not at all"),
+    };
     command.stdout(Stdio::null());
     let mut process = Process::spawn(command, log)?;
     process.wait_for_socket(socket)?;
     Ok(process)
+}
+
+/// Connections that a server must be able to take: one more waits for it to get ready.
+fn connections(plan: &Plan) -> u32 {
+    plan.jobs.iter().map(|job| job.connections).max().unwrap_or(1) + 1
+}
+
+fn qemu_nbd(kind: Kind, plan: &Plan, device: &Path, socket: &Path) -> Command {
+    let format = if kind.is_qcow2() { "qcow2" } else { "raw" };
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--format", format, "--cache=none", "--aio=io_uring", "--persistent"]);
+    command.arg(format!("--shared={}", connections(plan))).args(["--export-name", NAME]);
+    command.arg("--socket").arg(socket).arg(device);
+    command
+}
+
+fn storage_daemon(kind: Kind, plan: &Plan, device: &Path, socket: &Path) -> Command {
+    let format = if kind.is_qcow2() { "qcow2" } else { "raw" };
+    let driver = if device.is_file() { "file" } else { "host_device" };
+    let mut file = OsString::from(format!(
+        "driver={driver},node-name=file,cache.direct=on,aio=io_uring,filename="
+    ));
+    file.push(device);
+    let mut server =
+        OsString::from(format!("addr.type=unix,max-connections={},addr.path=", connections(plan)));
+    server.push(socket);
+    let mut command = Command::new("qemu-storage-daemon");
+    command.arg("--blockdev").arg(file);
+    command.arg("--blockdev").arg(format!("driver={format},node-name=disk,file=file"));
+    command.arg("--nbd-server").arg(server);
+    command.arg("--export");
+    command.arg(format!("type=nbd,id=export,node-name=disk,name={NAME},writable=on"));
+    command
+}
+
+fn nbdkit(socket: &Path, plugin: &[OsString]) -> Command {
+    let mut command = Command::new("nbdkit");
+    command.arg("--foreground").arg("--unix").arg(socket).args(plugin);
+    command
+}
+
+/// The server that does nothing lies beside this program.
+fn null(plan: &Plan, socket: &Path) -> Result<Command, CompareError> {
+    let this = std::env::current_exe().map_err(|error| CompareError::io("compare", error))?;
+    let mut command = Command::new(this.with_file_name("nbd-null"));
+    command.arg(socket).arg("--gib").arg(plan.span_bytes.div_ceil(1 << 30).to_string());
+    Ok(command)
 }
 
 /// A child that is asked to end on drop, and made to if it doesn't.

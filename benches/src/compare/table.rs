@@ -1,111 +1,146 @@
-//! The result as a markdown document.
+//! The result as a markdown document, and as a table for programs.
 
 use std::fmt;
 
-use super::{Comparison, result::Row, server::Kind};
+use super::{
+    Comparison,
+    result::{Figures, Row},
+    server::Kind,
+};
 
-/// Writes a [`Comparison`] as markdown: one table of throughput, one of CPU time and latency.
+/// Writes a [`Comparison`] as markdown: one table per figure, then which goals are missed.
 #[derive(Clone, Copy, Debug)]
 pub struct Markdown<'a>(pub &'a Comparison);
+
+/// Writes a [`Comparison`] as tab-separated values, a line per job and server.
+#[derive(Clone, Copy, Debug)]
+pub struct Tsv<'a>(pub &'a Comparison);
+
+/// A figure that gets a table of its own.
+struct Column {
+    title: &'static str,
+    digits: usize,
+    of: fn(&Figures) -> f64,
+    /// What stands behind the servers.
+    ratio: Option<fn(&Row) -> f64>,
+}
+
+const COLUMNS: [Column; 6] = [
+    Column { title: "IOPS", digits: 0, of: |f| f.iops, ratio: Some(|row| row.iops_ratio) },
+    Column { title: "MiB/s", digits: 0, of: |f| f.mib_per_s, ratio: None },
+    Column {
+        title: "server CPU us per I/O",
+        digits: 2,
+        of: |f| f.server_us_per_io,
+        ratio: Some(|row| row.cpu_ratio),
+    },
+    Column { title: "p50 us", digits: 0, of: |f| f.p50_us, ratio: None },
+    Column { title: "p99 us", digits: 0, of: |f| f.p99_us, ratio: None },
+    Column { title: "p99.9 us", digits: 0, of: |f| f.p99_9_us, ratio: Some(|row| row.tail_ratio) },
+];
 
 impl fmt::Display for Markdown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Comparison { environment, plan, rows, .. } = self.0;
+        let versions = environment.servers.join(", ");
         writeln!(
             f,
-            "{} beside {}; {}, {} cores, kernel {}, load before {:.1}; {:?} under loop devices with direct I/O; {} B \
-             random over {} MiB; medians of {} rounds of {:.1} s.\n",
-            environment.flagstone,
-            environment.qemu,
+            "{versions}; {}, {} cores, kernel {}, load before {:.1}; {}; {} MiB; medians of {} rounds of {:.1} s.\n",
             environment.cpu,
             environment.cores,
             environment.kernel,
             environment.load_before,
-            plan.backing,
-            plan.block_size,
+            environment.disks,
             plan.span_bytes >> 20,
             plan.rounds,
             plan.duration.as_secs_f64(),
         )?;
-        head(f, "IOPS")?;
-        for row in rows {
-            line(f, row, |server| row.of(server).map(|m| m.iops), 0, row.iops_ratio)?;
+        for column in COLUMNS {
+            self.table(f, &column)?;
         }
-        writeln!(f)?;
-        head(f, "server CPU us per I/O")?;
-        for row in rows {
-            line(f, row, |server| row.of(server).map(|m| m.server_us_per_io), 2, row.cpu_ratio)?;
-        }
-        writeln!(f)?;
-        head(f, "p99 us")?;
-        for row in rows {
-            let p99 = |server: Kind| row.of(server).map(|m| m.p99_us);
-            let peers = Kind::ALL.into_iter().filter(|server| server.is_peer());
-            let best = peers.filter_map(p99).reduce(f64::min).unwrap_or(f64::NAN);
-            line(f, row, p99, 0, p99(Kind::Flagstone).unwrap_or(f64::NAN) / best)?;
-        }
-        let reached = rows.iter().filter(|row| row.reached()).count();
-        writeln!(
-            f,
-            "\nGoals (IOPS at least 1.5 times the better peer, equal at depth 1; CPU per I/O below \
-             half of the lesser): reached in {reached} of {} rows.",
-            rows.len()
-        )?;
-        for row in rows.iter().filter(|row| !row.reached()) {
-            writeln!(
-                f,
-                "- {} depth {} connections {}: IOPS x{:.2} (goal {:.1}), CPU x{:.2} (goal {:.1})",
-                row.cell.operation.name(),
-                row.cell.depth,
-                row.cell.connections,
-                row.iops_ratio,
-                row.iops_goal,
-                row.cpu_ratio,
-                row.cpu_goal,
-            )?;
+        let reached = rows.iter().filter(|row| row.missed.is_empty()).count();
+        writeln!(f, "Goals reached at {reached} of {} jobs.\n", rows.len())?;
+        for row in rows.iter().filter(|row| !row.missed.is_empty()) {
+            writeln!(f, "- {}: {}", row.job.name, row.missed.join("; "))?;
         }
         writeln!(
             f,
-            "\n\"no disk\" is an NBD server that does nothing, \"no server\" the device driven by the load generator: \
-             what Flagstone does costs at least the sum of both."
+            "\nRatios are to the best of the qemu servers. \"null\" is an NBD server that does nothing, \"device\" the disk \
+             driven by the load generator, whose processor time then counts as the server's: what a server with a disk \
+             costs is about the sum of both."
+        )
+    }
+}
+
+impl Markdown<'_> {
+    fn table(&self, f: &mut fmt::Formatter<'_>, column: &Column) -> fmt::Result {
+        let servers = &self.0.plan.servers;
+        write!(f, "| {} |", column.title)?;
+        servers.iter().try_for_each(|server| write!(f, " {} |", server.name()))?;
+        writeln!(f, "{}", column.ratio.map_or("", |_| " ratio |"))?;
+        write!(f, "|---|")?;
+        let cells = servers.len() + usize::from(column.ratio.is_some());
+        writeln!(f, "{}", "--:|".repeat(cells))?;
+        for row in &self.0.rows {
+            write!(f, "| {} |", row.job.name)?;
+            for &server in servers {
+                match row.of(server) {
+                    Some(figures) => write!(f, " {:.*} |", column.digits, (column.of)(figures))?,
+                    None => write!(f, " |")?,
+                }
+            }
+            match column.ratio {
+                Some(ratio) => writeln!(f, " {:.2} |", ratio(row))?,
+                None => writeln!(f)?,
+            }
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for Tsv<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "job\tserver\tiops\tmib_per_s\tp50_us\tp99_us\tp99_9_us\tserver_us_per_io\tclient_us_per_io"
         )?;
-        let servers = rows.iter().flat_map(|row| &row.medians).filter(|m| m.server != Kind::Raw);
-        let client = servers.map(|m| m.client_us_per_io);
-        let (least, most) = client.fold((f64::MAX, 0.0f64), |(l, m), us| (l.min(us), m.max(us)));
-        if most > 0.0 {
-            writeln!(f, "\nThe load generator itself took {least:.1} to {most:.1} us per I/O.")?;
+        for row in &self.0.rows {
+            for median in &row.medians {
+                let g: &Figures = &median.figures;
+                let server = median.server.name();
+                write!(f, "{}\t{server}", row.job.name)?;
+                for value in [
+                    g.iops,
+                    g.mib_per_s,
+                    g.p50_us,
+                    g.p99_us,
+                    g.p99_9_us,
+                    g.server_us_per_io,
+                    g.client_us_per_io,
+                ] {
+                    write!(f, "\t{value:.3}")?;
+                }
+                writeln!(f)?;
+            }
         }
         Ok(())
     }
 }
 
-fn head(f: &mut fmt::Formatter<'_>, what: &str) -> fmt::Result {
-    write!(f, "| {what} | in flight | connections |")?;
-    for server in Kind::ALL {
-        write!(f, " {} |", server.name())?;
-    }
-    writeln!(f, " ratio to better peer |")?;
-    write!(f, "|---|--:|--:|")?;
-    for _ in Kind::ALL {
-        write!(f, "--:|")?;
-    }
-    writeln!(f, "--:|")
-}
-
-fn line(
-    f: &mut fmt::Formatter<'_>,
-    row: &Row,
-    value: impl Fn(Kind) -> Option<f64>,
-    digits: usize,
-    ratio: f64,
-) -> fmt::Result {
-    let cell = row.cell;
-    write!(f, "| {} | {} | {} |", cell.operation.name(), cell.in_flight(), cell.connections)?;
-    for server in Kind::ALL {
-        match value(server) {
-            Some(value) => write!(f, " {value:.digits$} |")?,
-            None => write!(f, " |")?,
+impl Kind {
+    /// A colour of its own in charts, red, green and blue.
+    #[must_use]
+    pub const fn colour(self) -> (u8, u8, u8) {
+        match self {
+            Self::Flagstone => (0, 114, 178),
+            Self::QemuRaw => (213, 94, 0),
+            Self::QemuQcow2 => (230, 159, 0),
+            Self::StorageRaw => (204, 121, 167),
+            Self::StorageQcow2 => (148, 103, 189),
+            Self::NbdkitMemory => (0, 158, 115),
+            Self::NbdkitFile => (140, 190, 60),
+            Self::Null => (170, 170, 170),
+            Self::Raw => (90, 90, 90),
         }
     }
-    writeln!(f, " {ratio:.2} |")
 }

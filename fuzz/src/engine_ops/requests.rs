@@ -368,7 +368,9 @@ impl Run {
             at += extent.len;
         }
         let usage = self.world.engine.usage();
-        assert!(usage.live + usage.available <= usage.capacity, "{usage:?}");
+        // A full pool whose metadata has just grown by a segment has less than it holds until the next checkpoint.
+        let fits = usage.live + usage.available <= usage.capacity;
+        assert!(fits || usage.available == 0, "{usage:?}");
     }
 
     /// Takes the engine's answers.

@@ -1,4 +1,5 @@
-//! RAM-backed block devices: zram or a tmpfs file, under a loop device with direct I/O.
+//! Disks: block devices backed by memory, zram or a tmpfs file under a loop device with direct I/O, or files on a
+//! real disk.
 //!
 //! The loop device in between gives every server the same asynchronous, uncached path that a
 //! disk has; zram alone would run each request in the submitter's context. Everything made here
@@ -19,41 +20,45 @@ use super::{CompareError, plan::Backing, tool};
 const RETRIES: u32 = 50;
 const RETRY_PERIOD: Duration = Duration::from_millis(100);
 
-/// A RAM-backed block device.
+/// A block device or a file.
 #[derive(Debug)]
-pub struct RamDisk {
+pub struct Disk {
     // Dropped in this order: the loop device holds what is under it.
-    loop_device: LoopDevice,
-    _memory: Memory,
+    loop_device: Option<LoopDevice>,
+    medium: Medium,
 }
 
 #[derive(Debug)]
-enum Memory {
-    #[expect(dead_code, reason = "held for its drop")]
+enum Medium {
     Zram(Zram),
-    #[expect(dead_code, reason = "held for its drop")]
-    File(TmpfsFile),
+    File(File),
 }
 
-impl RamDisk {
-    /// Makes a device of `bytes` bytes, a multiple of 1 MiB, and fills it.
+impl Medium {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Zram(zram) => &zram.path,
+            Self::File(file) => &file.0,
+        }
+    }
+}
+
+impl Disk {
+    /// Makes a disk of `bytes` bytes, a multiple of 1 MiB, and fills it.
     ///
     /// # Errors
     /// Whatever the kernel or losetup refuses; nothing is left behind.
-    pub fn new(backing: Backing, bytes: u64) -> Result<Self, CompareError> {
-        let (memory, path) = match backing {
-            Backing::Zram => {
-                let zram = Zram::new(bytes)?;
-                let path = zram.path();
-                (Memory::Zram(zram), path)
-            }
-            Backing::Tmpfs => {
-                let file = TmpfsFile::new(bytes)?;
-                let path = file.0.clone();
-                (Memory::File(file), path)
-            }
+    pub fn new(backing: &Backing, bytes: u64) -> Result<Self, CompareError> {
+        let medium = match backing {
+            Backing::Zram => Medium::Zram(Zram::new(bytes)?),
+            Backing::Tmpfs => Medium::File(File::new(Path::new("/dev/shm"), bytes)?),
+            Backing::Directory(path) => Medium::File(File::new(path, bytes)?),
         };
-        let disk = Self { loop_device: LoopDevice::new(&path)?, _memory: memory };
+        let loop_device = match backing.has_loop() {
+            true => Some(LoopDevice::new(medium.path())?),
+            false => None,
+        };
+        let disk = Self { loop_device, medium };
         disk.fill(bytes)?;
         Ok(disk)
     }
@@ -76,18 +81,21 @@ impl RamDisk {
         let options = RawOptions { force_destructive: true, ..RawOptions::default() };
         run_raw(self.path(), &workload, options, &limits, &mut Unobserved)
             .map(drop)
-            .map_err(|source| CompareError::Run { server: "the RAM disk", source })
+            .map_err(|source| CompareError::Run { server: "the disk", source })
     }
 
-    /// The block device to use.
+    /// The block device or file to use.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.loop_device.0
+        self.loop_device.as_ref().map_or_else(|| self.medium.path(), |device| &device.0)
     }
 }
 
 #[derive(Debug)]
-struct Zram(u32);
+struct Zram {
+    number: u32,
+    path: PathBuf,
+}
 
 impl Zram {
     fn new(bytes: u64) -> Result<Self, CompareError> {
@@ -96,7 +104,7 @@ impl Zram {
         let number = text.trim().parse().map_err(|_| {
             CompareError::io("/sys/class/zram-control/hot_add", io::ErrorKind::InvalidData.into())
         })?;
-        let zram = Self(number);
+        let zram = Self { number, path: format!("/dev/zram{number}").into() };
         // The cheapest compression, where there is a choice: the disk should cost least of all.
         let algorithms = zram.attribute("comp_algorithm");
         if fs::read_to_string(&algorithms).is_ok_and(|all| all.contains("lz4")) {
@@ -107,11 +115,7 @@ impl Zram {
     }
 
     fn attribute(&self, name: &str) -> PathBuf {
-        format!("/sys/block/zram{}/{name}", self.0).into()
-    }
-
-    fn path(&self) -> PathBuf {
-        format!("/dev/zram{}", self.0).into()
+        format!("/sys/block/zram{}/{name}", self.number).into()
     }
 }
 
@@ -119,31 +123,31 @@ impl Drop for Zram {
     fn drop(&mut self) {
         let reset = self.attribute("reset");
         let gone = retry(|| fs::write(&reset, "1")).and_then(|()| {
-            retry(|| fs::write("/sys/class/zram-control/hot_remove", self.0.to_string()))
+            retry(|| fs::write("/sys/class/zram-control/hot_remove", self.number.to_string()))
         });
         if let Err(error) = gone {
-            eprintln!("can't remove /dev/zram{}: {error}", self.0);
+            eprintln!("can't remove {}: {error}", self.path.display());
         }
     }
 }
 
 #[derive(Debug)]
-struct TmpfsFile(PathBuf);
+struct File(PathBuf);
 
-impl TmpfsFile {
-    fn new(bytes: u64) -> Result<Self, CompareError> {
+impl File {
+    fn new(directory: &Path, bytes: u64) -> Result<Self, CompareError> {
         let (file, path) = tempfile::Builder::new()
             .prefix("flagstone-compare-")
-            .tempfile_in("/dev/shm")
+            .tempfile_in(directory)
             .and_then(|file| file.keep().map_err(|error| error.error))
-            .map_err(|error| CompareError::io("/dev/shm", error))?;
+            .map_err(|error| CompareError::io(directory, error))?;
         let made = Self(path);
         file.set_len(bytes).map_err(|error| CompareError::io(&made.0, error))?;
         Ok(made)
     }
 }
 
-impl Drop for TmpfsFile {
+impl Drop for File {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
             eprintln!("can't remove {}: {error}", self.0.display());
