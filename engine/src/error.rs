@@ -109,7 +109,7 @@ pub enum SubmitError {
     #[error("only a snapshot can be cloned, or rolled back to: take one first")]
     NotSnapshot,
     /// So many snapshots, or none, can't be taken at once.
-    #[error("one call takes one to about thirty snapshots: their names must fit one block")]
+    #[error("one call takes one or more snapshots whose names fit one block of the journal")]
     TooManySnapshots,
     /// The device failed a write or a flush; the pool accepts nothing more until it is reopened.
     #[error("the pool's device failed; reopen the pool")]

@@ -1,7 +1,8 @@
 //! Every bound of the engine, in one place.
 //!
-//! At a limit the caller waits (`Busy`) or gets a typed error; nothing grows and nothing is
-//! dropped. Each bound is reached by a test.
+//! At a limit the caller waits (`Busy`) or gets a typed error; nothing grows and no request is
+//! dropped. Tests and the simulator reach those that a small pool with many requests reaches, not all:
+//! a million volumes, say, are in none of them.
 
 /// Streams of user writes: blocks that will be overwritten soon, and the others.
 pub const USER_STREAMS: usize = 2;

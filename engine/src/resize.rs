@@ -61,7 +61,8 @@ impl Engine {
     ///
     /// # Errors
     /// `Busy`, `NoVolume`, `IsSnapshot`, `VolumeSize`, `VolumeHasData`, `ReservationSize` (it must be made
-    /// smaller first), `Failed`, `Stopping`: nothing happened.
+    /// smaller first), `ReservationUnbacked` (what is reserved may lie in more leaves of the map then), `Failed`,
+    /// `Stopping`: nothing happened.
     pub fn resize_volume(
         &mut self,
         bufs: &mut impl Buffers,
@@ -73,7 +74,8 @@ impl Engine {
         self.ready()?;
         check_size(size)?;
         let vol = self.writable(volume)?;
-        let (logged, shrinking) = (vol.logged_size, vol.is_shrinking());
+        let (logged, shrinking, settings) =
+            (vol.logged_size, vol.is_shrinking(), vol.logged_settings);
         if shrinking {
             return Err(SubmitError::Busy);
         }
@@ -85,6 +87,7 @@ impl Engine {
             self.answer_without_record(tag, Durability::Fua);
             return Ok(());
         }
+        self.check_backed(Some(volume.0), settings, size)?;
         self.check_chain_room()?;
         let batch = self.batch_with_room(bufs, RECORD_BYTES_MAX, false)?;
         if let Some(vol) = self.volumes.get_mut(volume.0) {

@@ -188,6 +188,10 @@ impl Engine {
     /// device that is to be removed: whatever holds it is pushed on to
     /// where it no longer needs the journal, then a block that claims the new tail is written.
     pub(crate) fn relieve_journal(&mut self, bufs: &mut impl Buffers) {
+        // What a stop has found in the journal goes to the chain; what was logged now would be lost with the rest of it.
+        if self.stop.has_drained() {
+            return;
+        }
         let tail = self.journal.tail_durable;
         let wanted = self.scrub.wants_tail_beyond(tail)
             || self.leaving_wants_tail().is_some_and(|wanted| tail < wanted);

@@ -321,21 +321,24 @@ impl Engine {
         let volume = id.and_then(|id| self.volumes.get(id));
         let (taken, held, leaves) =
             volume.map_or((0, 0, 0), |v| (v.taken(), v.held, v.held_leaves));
-        let wanted = (settings.reserved >> BLOCK_BITS).saturating_sub(taken);
-        if wanted <= held {
-            return Ok(());
-        }
-        let before = self.space.leaves;
+        let reserved = settings.reserved >> BLOCK_BITS;
         let dense = volume.map_or(0, Volume::dense);
         let wanted_leaves = reserved_leaves(settings.reserved, size).saturating_sub(dense);
+        // Also one that is used up already: metadata is set aside for it.
+        if reserved <= volume.map_or(0, |v| v.counted_reserved) && wanted_leaves <= leaves {
+            return Ok(());
+        }
+        let wanted = reserved.saturating_sub(taken);
+        let before = self.space.leaves;
         self.space.leaves = before - leaves + wanted_leaves;
         let others = self.space.held - held + self.promised();
         let usable = self.usable_blocks_beside(0, self.slack_segments(0));
-        let room = usable.saturating_sub(self.taken_blocks() + others);
+        let room = usable.checked_sub(self.taken_blocks() + others);
         self.space.leaves = before;
-        if wanted <= room {
+        if room.is_some_and(|room| wanted <= room) {
             return Ok(());
         }
+        let room = room.unwrap_or(0);
         Err(SubmitError::ReservationUnbacked { available: (taken + room) << BLOCK_BITS })
     }
 

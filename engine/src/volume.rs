@@ -1,4 +1,16 @@
 //! Volumes of a pool: identity, size, map, and lookup by number and by name.
+//!
+//! A snapshot is one of them: a cut of its volume's versions. What it has in common with those that came after it,
+//! they inherit from its map.
+//!
+//! Invariants:
+//! 1. Each block of the pool that maps name is owned by exactly one leaf of one map, the oldest's that maps it: the first
+//!    snapshot's that was taken since it was written, or the volume's. `Volumes::owner` finds it by line and LSN, past
+//!    deleted snapshots that have passed it on.
+//! 2. A copy that a child makes of a leaf owns nothing of what its parent owns.
+//! 3. The parent of a volume or snapshot is the snapshot that was taken before, or, for the first of a clone, the one that it
+//!    was cloned from; one that is gone is left out. Each is among its parent's children, and nobody is an ancestor of its own.
+//! 4. A number is never used twice. A name belongs to one volume or snapshot, and to none that is deleted.
 
 use crate::format::record::{Record, volume_bytes};
 use crate::map::VolumeMap;

@@ -205,9 +205,11 @@ pub fn segment(input: &[u8]) {
         let mut again = [0xee; ENTRY_BYTES];
         entry.encode(&mut again);
         assert_eq!(Entry::decode(&again), entry);
-        const RESERVED: [Field; 3] = [
+        // Sources count only where a flag says so.
+        const RESERVED: [Field; 4] = [
+            field(&ENTRY_LAYOUT, "FLAGS"),
             field(&ENTRY_LAYOUT, "SOURCE_PBN"),
-            field(&ENTRY_LAYOUT, "EPOCH"),
+            field(&ENTRY_LAYOUT, "SOURCE_GENERATION"),
             field(&ENTRY_LAYOUT, "NODE"),
         ];
         same_fields(&ENTRY_LAYOUT, bytes, &again, &RESERVED);

@@ -44,7 +44,7 @@ pub enum Theme {
     Snapshots,
     /// So do clones of them, and volumes become again what they were.
     Clones,
-    /// Trees of them: about 200 requests, most of which change the tree, checked after every event.
+    /// Trees of them: about 200 requests, more than a third of which change the tree, checked after every event.
     Trees,
     /// Disks come and go.
     Disks,

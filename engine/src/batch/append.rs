@@ -98,9 +98,9 @@ impl Engine {
                 volume,
                 crc: self.batches[i as usize].crcs[(crcs_at + b) as usize],
                 lba: lba + u64::from(b),
-                flags: 0,
                 vseq,
                 lsn_delta: 0,
+                source: None,
             };
             open.push(bufs, lsn, entry);
         }

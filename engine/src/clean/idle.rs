@@ -3,9 +3,9 @@
 //! After [`IDLE_CLEAN_NS`] without a request the cleaner works ahead on victims that pay well, so that
 //! a burst finds free segments, and what was discarded comes back as whole ones. A request keeps it
 //! from taking another victim. Invariants:
-//! 1. It comes to rest: each victim gives at least half a segment back. Outputs that are not full
-//!    are sealed only if the victims that they empty are more than they are, so each round of
-//!    sealing gains a segment.
+//! 1. It comes to rest, unless part of the map can't be read (see docs/known-faults.md): each victim
+//!    gives at least half a segment back. Outputs that are not full are sealed only if the victims
+//!    that they empty are more than they are, so each round of sealing gains a segment.
 //! 2. At rest it asks for no timer. There is one only between the last request and the moment from
 //!    which on nobody is disturbed, and only if something has died since the last search.
 

@@ -1,12 +1,20 @@
 //! Outputs: segments of moved blocks, from the first block to the switch of the map.
+//!
+//! Invariants of the switch:
+//! 1. It begins only when the seal record of the output is retired: its data and summary are durable then.
+//! 2. An entry is switched only if it still names the old place, and the segment there is still in the generation in
+//!    which the block was read. If its leaf can't be read it stays, and the old segment with it.
+//! 3. No entry is switched while a checkpoint states the maps that may have inherited it: all of them are to be stated with
+//!    the same copy. The switch waits until that has ended.
+//! 4. The output counts as sealed when the last entry is done with. A checkpoint until then states its seal as one whose
+//!    entries no page holds.
 
 use super::{Output, OutputStage, Target};
 use crate::engine::Engine;
-use crate::format::segment::{ENTRY_BYTES, Entry};
+use crate::format::segment::{ENTRY_BYTES, Entry, Source};
 use crate::leaf_loader::Paging;
 use crate::limits::{CLEAN_CHUNK_BLOCKS, CLEAN_SUMMARIES, LEAF_READS, LSN_SPAN, SWITCH_STEPS};
 use crate::map::Mapping;
-use crate::meta_chain::NO_SEGMENT;
 use crate::plant::Plant;
 use crate::segment::{SealStage, Sealing, SegmentState, Summary, seal_summary};
 use crate::token::Token;
@@ -40,22 +48,11 @@ impl Engine {
         filling.find(|&o| self.cleaner.outputs[o as usize].spans(lsn))
     }
 
-    /// Whether an output may take one of the metadata's segments. Those that a crash found half switched stay, and so
-    /// does what they were to set free: nothing may be left for the one that would set free both. The chain does not
-    /// need the segment that it is to grow into while it has its next, and no other is written.
-    fn may_borrow(&self) -> bool {
-        self.is_pressed()
-            && self.compaction.is_none()
-            && self.meta.next_segment != NO_SEGMENT
-            && !self.has_outputs()
-    }
-
     fn begin_output(&mut self, class: usize) -> Option<u32> {
         let idle = |output: &Output| output.stage == OutputStage::Idle;
         let o = self.cleaner.outputs.iter().position(idle)?;
         // The segments below the reserve are the metadata's.
-        let least = self.reserve() - u32::from(self.may_borrow());
-        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free_all() <= least {
+        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free_all() <= self.reserve() {
             return None;
         }
         let segment = self.segs.take(SegmentState::Open)?;
@@ -173,14 +170,15 @@ impl Engine {
         output.generation = generation;
         let bytes = &mut bufs.bytes_mut(summary)[..shape.summary_blocks() as usize * BLOCK_SIZE];
         for (target, at) in output.targets.iter().zip(bytes.chunks_exact_mut(ENTRY_BYTES)) {
-            let Target { moved, .. } = target;
+            let Target { moved, segment, generation } = target;
+            let from = self.geo.pbn(*segment, moved.block);
             let entry = Entry {
                 volume: moved.volume,
                 crc: moved.crc,
                 lba: moved.lba,
-                flags: 0,
                 vseq: moved.vseq,
                 lsn_delta: (moved.lsn - output.first_lsn) as u32,
+                source: Some(Source::new(from, *generation)),
             };
             entry.encode(at);
         }

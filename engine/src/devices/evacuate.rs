@@ -66,10 +66,9 @@ impl Engine {
         if self.opening || self.stop.is_begun() || !self.segs.any_leaving() {
             return;
         }
-        // Until the others have what cleaner and metadata need, the cleaner goes on everywhere; in a small pool it
-        // stops early.
+        // Until the others have what cleaner and metadata need, the cleaner goes on everywhere.
         while let Some(device) = self.segs.next_shunned()
-            && self.segs.free() >= self.clean_below().clamp(self.floor() + 1, self.floor() + 2)
+            && self.segs.free() > self.floor()
         {
             self.segs.close(device);
             self.evacuation.changed();

@@ -10,7 +10,8 @@
 //! counts only when a seal record, written after a flush, names its generation and checksum.
 
 use super::bytes::{
-    get_u16, get_u32, get_u48, get_u64, put_u16, put_u32, put_u40, put_u48, put_u64,
+    get_u16, get_u24, get_u32, get_u40, get_u48, get_u64, put_u16, put_u24, put_u32, put_u40,
+    put_u48, put_u64,
 };
 use super::field::layout;
 use super::{BlockKind, DecodeError, finish_block, verify_block};
@@ -61,13 +62,41 @@ pub struct Entry {
     pub crc: u32,
     /// Block number in the volume.
     pub lba: u64,
-    /// Reserved, zero.
-    pub flags: u16,
     /// The volume's write sequence number.
     pub vseq: u64,
     /// LSN of the write, less the footer's `first_lsn`.
     pub lsn_delta: u32,
+    /// Where it was moved from.
+    pub source: Option<Source>,
 }
+
+/// Where a block was that the cleaner has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Block number in the pool.
+    pub pbn: u64,
+    /// Low 24 bits of its segment's generation.
+    pub generation: u32,
+}
+
+impl Source {
+    /// Block `pbn` of a segment in this generation.
+    #[must_use]
+    pub const fn new(pbn: u64, generation: u64) -> Self {
+        Self { pbn, generation: generation as u32 & GENERATION_BITS }
+    }
+
+    /// Whether its segment may be in this generation. Between two checkpoints no segment is opened so often that the low
+    /// bits come round.
+    #[must_use]
+    pub const fn is_of(&self, generation: u64) -> bool {
+        self.generation == generation as u32 & GENERATION_BITS
+    }
+}
+
+const GENERATION_BITS: u32 = (1 << 24) - 1;
+/// The entry has a source.
+const MOVED: u16 = 1;
 
 mod entry {
     use super::*;
@@ -75,7 +104,7 @@ mod entry {
         /// Byte table of a segment entry.
         LAYOUT, "segment entry" {
             VOLUME: 0, 4; CRC32: 4, 4; LBA: 8, 6; FLAGS: 14, 2; VSEQ: 16, 8;
-            SOURCE_PBN: 24, 5; EPOCH: 29, 3; LSN_DELTA: 32, 4; NODE: 36, 4;
+            SOURCE_PBN: 24, 5; SOURCE_GENERATION: 29, 3; LSN_DELTA: 32, 4; NODE: 36, 4;
         }
     }
     impl Entry {
@@ -84,10 +113,12 @@ mod entry {
             put_u32(b, at::VOLUME, self.volume);
             put_u32(b, at::CRC32, self.crc);
             put_u48(b, at::LBA, self.lba);
-            put_u16(b, at::FLAGS, self.flags);
+            put_u16(b, at::FLAGS, if self.source.is_some() { MOVED } else { 0 });
             put_u64(b, at::VSEQ, self.vseq);
-            put_u40(b, at::SOURCE_PBN, 0);
-            b[at::EPOCH..at::EPOCH + 3].fill(0);
+            let Source { pbn, generation } =
+                self.source.unwrap_or(Source { pbn: 0, generation: 0 });
+            put_u40(b, at::SOURCE_PBN, pbn);
+            put_u24(b, at::SOURCE_GENERATION, generation);
             put_u32(b, at::LSN_DELTA, self.lsn_delta);
             put_u32(b, at::NODE, 0);
         }
@@ -99,9 +130,12 @@ mod entry {
                 volume: get_u32(b, at::VOLUME),
                 crc: get_u32(b, at::CRC32),
                 lba: get_u48(b, at::LBA),
-                flags: get_u16(b, at::FLAGS),
                 vseq: get_u64(b, at::VSEQ),
                 lsn_delta: get_u32(b, at::LSN_DELTA),
+                source: (get_u16(b, at::FLAGS) & MOVED != 0).then(|| Source {
+                    pbn: get_u40(b, at::SOURCE_PBN),
+                    generation: get_u24(b, at::SOURCE_GENERATION),
+                }),
             }
         }
     }

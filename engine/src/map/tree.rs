@@ -6,6 +6,14 @@
 //! A snapshot's map is the parent of the one that goes on. A leaf that has not changed since is the parent's,
 //! and a copy of it inherits all that it maps; of one that has changed, a checkpoint at most has a share, and
 //! a copy takes over what it owns.
+//!
+//! Invariants:
+//! 1. Each block of the pool that maps name is owned by exactly one leaf of one map: the map for which that leaf
+//!    is not the parent's. There it counts as live, and there it dies. What a checkpoint has a share in counts for
+//!    its volume only, never for the checkpoint.
+//! 2. A copy that a child makes of a leaf owns nothing of what its parent owns; what is written to it since is its own.
+//! 3. What a leaf maps and does not own the parent's leaf maps to the same place, or that of one further up if the
+//!    parent is being taken apart.
 
 mod compare;
 mod replayed;

@@ -13,6 +13,10 @@
 //! takes the place of the stale one; it is what was moved, or something later supersedes it in turn.
 //! Which of them it is only the page can tell: such an entry is kept as unsure.
 //!
+//! Nor is an entry history that says that the cleaner has moved the block from where the page says that it is: the map
+//! was about to be switched when the process ended, and is now. Otherwise what was moved would lie there twice, and
+//! cleaning would have gained nothing.
+//!
 //! Invariants:
 //! 1. A patch has one entry per block at most: the last that replay came across. Replay goes by LSN,
 //!    so what is sure comes after all that is unsure.
@@ -28,6 +32,8 @@ struct Entry {
     /// Counts whatever the page says.
     sure: bool,
     mapping: Mapping,
+    /// Counts if this is where the page says that the block is.
+    from: Option<u64>,
 }
 
 impl Entry {
@@ -82,14 +88,19 @@ impl Unread {
         self.counted
     }
 
-    /// Notes what the record `lsn` says of `block`; returns whether that is sure.
-    pub(super) fn note(&mut self, block: usize, lsn: u64, mapping: Mapping) -> bool {
-        self.enter(Entry { block: block as u16, sure: lsn > self.lsn, mapping })
+    /// Notes what the record `lsn` says of `block`, and where that was moved from; returns whether that is sure.
+    pub(super) fn note(
+        &mut self,
+        block: usize,
+        (lsn, from): (u64, Option<u64>),
+        mapping: Mapping,
+    ) -> bool {
+        self.enter(Entry { block: block as u16, sure: lsn > self.lsn, mapping, from })
     }
 
     /// Notes that `block` lies elsewhere than the page says.
     pub(super) fn note_moved(&mut self, block: usize, mapping: Mapping) {
-        self.enter(Entry { block: block as u16, sure: true, mapping });
+        self.enter(Entry { block: block as u16, sure: true, mapping, from: None });
     }
 
     fn enter(&mut self, entry: Entry) -> bool {
@@ -118,6 +129,10 @@ impl Unread {
                     leaf.set(block, entry.mapping);
                 }
                 (entry, Mapping::Block { pbn, crc }) => match (judge(pbn), entry) {
+                    (Verdict::Good, Some(entry)) if entry.from == Some(pbn) => {
+                        entry.sure = true;
+                        leaf.set(block, entry.mapping);
+                    }
                     (Verdict::Good, _) => {}
                     // Of a snapshot that is dying it may be an older one's block that was moved.
                     (Verdict::Stale, Some(entry)) if !dying || entry.is_of(crc) => {
@@ -133,7 +148,7 @@ impl Unread {
                 _ => {}
             }
         }
-        gone.into_iter().for_each(|block| _ = self.note(block, u64::MAX, Mapping::Hole));
+        gone.into_iter().for_each(|block| _ = self.note(block, (u64::MAX, None), Mapping::Hole));
         true
     }
 
@@ -167,8 +182,8 @@ mod tests {
     #[test]
     fn what_was_logged_later_takes_the_place_of_what_the_page_says() {
         let mut unread = Unread::new(10);
-        assert!(unread.note(3, 11, block(100)));
-        assert!(unread.note(4, 12, Mapping::Hole));
+        assert!(unread.note(3, (11, None), block(100)));
+        assert!(unread.note(4, (12, None), Mapping::Hole));
         let mut leaf = page(&[(3, 1), (4, 2), (5, 3)]);
         assert!(unread.apply(&mut leaf, false, |_| Verdict::Good));
         assert_eq!((leaf.get(3), leaf.get(4)), (block(100), Mapping::Hole));
@@ -178,9 +193,9 @@ mod tests {
     #[test]
     fn an_older_entry_counts_only_where_the_page_is_stale() {
         let mut unread = Unread::new(10);
-        assert!(!unread.note(3, 5, block(100)));
-        assert!(!unread.note(4, 6, block(101)));
-        assert!(!unread.note(5, 6, block(102)));
+        assert!(!unread.note(3, (5, None), block(100)));
+        assert!(!unread.note(4, (6, None), block(101)));
+        assert!(!unread.note(5, (6, None), block(102)));
         let judge = |pbn| if pbn == 1 { Verdict::Stale } else { Verdict::Good };
         let mut leaf = page(&[(3, 1), (4, 2)]);
         assert!(unread.apply(&mut leaf, false, judge));
@@ -194,11 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_was_being_moved_lies_where_it_was_moved_to() {
+        let mut unread = Unread::new(10);
+        assert!(!unread.note(3, (5, Some(1)), block(100)));
+        assert!(!unread.note(4, (6, Some(7)), block(101)));
+        let mut leaf = page(&[(3, 1), (4, 2), (5, 3)]);
+        assert!(unread.apply(&mut leaf, false, |_| Verdict::Good));
+        assert_eq!(leaf.get(3), block(100));
+        assert_eq!(leaf.get(4), block(2), "it was written again before the page was");
+        unread.count();
+        let mut again = page(&[(3, 1), (4, 2), (5, 3)]);
+        assert!(unread.apply(&mut again, false, |_| Verdict::Good));
+        assert_eq!((again.get(3), again.get(4)), (block(100), block(2)));
+    }
+
+    #[test]
     fn a_page_that_names_what_is_gone_for_good_is_wrong() {
         let mut unread = Unread::new(10);
         assert!(!unread.apply(&mut page(&[(3, 1)]), false, |_| Verdict::Stale));
         assert!(!unread.apply(&mut page(&[(3, 1)]), false, |_| Verdict::Wrong));
-        assert!(unread.note(3, 11, Mapping::Kept));
+        assert!(unread.note(3, (11, None), Mapping::Kept));
         assert!(unread.apply(&mut page(&[(3, 1)]), false, |_| Verdict::Wrong));
     }
 }

@@ -307,9 +307,9 @@ impl super::load::TailBlock {
             volume: self.volume,
             crc: self.crc,
             lba: self.lba,
-            flags: 0,
             vseq: self.vseq,
             lsn_delta: 0,
+            source: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::window::{Window, Write};
 use crate::counting::Counting;
 use crate::error::OpenError;
 use crate::format::record::{STATED, Seal};
-use crate::format::segment::{ENTRY_BYTES, Entry, Footer};
+use crate::format::segment::{ENTRY_BYTES, Entry, Footer, Source as MovedFrom};
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
 use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Logged, Mapping, VolumeMap};
@@ -195,8 +195,9 @@ pub(super) fn replay(
                 let Some(Reverse((_, i))) = heap.pop() else { break };
                 if let Some((lsn, block, entry)) = open[i].entry() {
                     let pbn = geo.pbn(open[i].segment, block);
-                    let Entry { volume: line, lba, crc, vseq, .. } = entry;
-                    writes.push(Write { line, lsn, lba, pbn, crc, vseq });
+                    let Entry { volume: line, lba, crc, vseq, source, .. } = entry;
+                    let from = source.and_then(|source| state.still_there(source));
+                    writes.push(Write { line, lsn, lba, pbn, crc, vseq, from });
                 }
                 state.write_window(&mut writes, WINDOW);
                 open[i].next += 1;
@@ -209,7 +210,7 @@ pub(super) fn replay(
                 Some(&OwnedRecord::Write { volume: line, lsn, lba, pbn, vseq, ref crcs }) => {
                     for (b, &crc) in (0u64..).zip(crcs) {
                         let (lba, pbn) = (lba.saturating_add(b), pbn + b);
-                        writes.push(Write { line, lsn, lba, pbn, crc, vseq });
+                        writes.push(Write { line, lsn, lba, pbn, crc, vseq, from: None });
                     }
                     state.write_window(&mut writes, WINDOW);
                 }
@@ -414,9 +415,18 @@ impl Replay {
         }
     }
 
+    /// Where a block was moved from, if that segment was not freed since.
+    fn still_there(&self, source: MovedFrom) -> Option<u64> {
+        let there = self.geo.is_data(source.pbn, 1) && {
+            let row = self.segs.row(self.geo.locate(source.pbn).0);
+            row.state == SegmentState::Sealed && source.is_of(row.generation)
+        };
+        there.then_some(source.pbn)
+    }
+
     /// An entry of a volume that is gone is history. What is so beyond a volume's end follows from
     /// the discards that a shrink has logged: see [`crate::resize`].
-    fn write(&mut self, Write { line, lsn, lba, pbn, crc, vseq }: Write) {
+    fn write(&mut self, Write { line, lsn, lba, pbn, crc, vseq, from }: Write) {
         self.last_lsn = self.last_lsn.max(lsn);
         self.highest_volume = self.highest_volume.max(line);
         if let Some(volume) = self.volumes.get_mut(line) {
@@ -425,7 +435,7 @@ impl Replay {
         let mapping = Mapping::Block { pbn, crc };
         let owner = self.volumes.taken_since(line, lsn);
         if owner != line && self.formed.contains(&owner) {
-            return self.write_moved(owner, lsn, lba, mapping);
+            return self.write_moved(owner, (lsn, from), lba, mapping);
         }
         self.begin(line);
         let Some(volume) = self.volumes.get_mut(line) else { return };
@@ -434,21 +444,27 @@ impl Replay {
         }
         let over = self.planted.has(Plant::ReplayOverPages);
         let order = if over { u64::MAX } else { lsn };
-        let patched = volume.map.patch(&mut self.slab, (lba, lba + 1), order, mapping);
+        let patched = volume.map.patch(&mut self.slab, (lba, lba + 1), (order, from), mapping);
         if !patched && self.paged_lsn.is_none_or(|paged| order > paged) {
             volume.map.set(&mut self.slab, Lba(lba), mapping);
         }
     }
 
     /// A block that was moved since the checkpoint: all that map it where it was do so here now.
-    fn write_moved(&mut self, owner: u32, lsn: u64, lba: u64, mapping: Mapping) {
+    fn write_moved(
+        &mut self,
+        owner: u32,
+        (lsn, from): (u64, Option<u64>),
+        lba: u64,
+        mapping: Mapping,
+    ) {
         let leaf = lba / LEAF_BLOCKS as u64;
         let mut nodes = vec![owner];
         while let Some(node) = nodes.pop() {
             let Some(volume) = self.volumes.get_mut(node) else { continue };
             nodes.extend(&volume.children);
             if volume.map.is_different(leaf) {
-                volume.map.patch(&mut self.slab, (lba, lba + 1), lsn, mapping);
+                volume.map.patch(&mut self.slab, (lba, lba + 1), (lsn, from), mapping);
             }
         }
     }
@@ -463,7 +479,7 @@ impl Replay {
         while at < end {
             let (_, leaves) = volume.map.leaf(&self.slab, at / per_leaf);
             let leaf_end = ((at / per_leaf + leaves) * per_leaf).min(end);
-            if volume.map.patch(&mut self.slab, (at, leaf_end), lsn, new) {
+            if volume.map.patch(&mut self.slab, (at, leaf_end), (lsn, None), new) {
                 if counts {
                     volume.map.zero(&mut self.slab, from, at, keep, &mut |_| {});
                 }

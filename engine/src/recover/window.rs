@@ -17,6 +17,8 @@ pub(super) struct Write {
     pub(super) pbn: u64,
     pub(super) crc: u32,
     pub(super) vseq: u64,
+    /// Of a block that the cleaner has moved: where it was, if that is still there.
+    pub(super) from: Option<u64>,
 }
 
 /// See the module's documentation.
@@ -58,7 +60,7 @@ mod tests {
         let leaf = LEAF_BLOCKS as u64;
         for (lsn, (line, lba)) in (1..).zip([(1, 5), (1, 3 * leaf), (2, 4), (1, 3 * leaf), (1, 5)])
         {
-            window.push(Write { line, lsn, lba, pbn: 0, crc: 0, vseq: 0 });
+            window.push(Write { line, lsn, lba, pbn: 0, crc: 0, vseq: 0, from: None });
         }
         let mut lsns = Vec::new();
         window.drain(|write| lsns.push(write.lsn));

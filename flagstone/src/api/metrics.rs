@@ -129,7 +129,7 @@ const POOL_GAUGES: [PoolMetric; 22] = [
 const VOLUME_GAUGES: [VolumeGauge; 6] = [
     ("volume_size_bytes", "Size that clients see", |v| v.size_bytes),
     ("volume_mapped_bytes", "Bytes of the volume that hold data", |v| v.mapped_bytes),
-    ("volume_exclusive_bytes", "Bytes of it that none of its snapshots has", |v| v.exclusive_bytes),
+    ("volume_exclusive_bytes", "Bytes of it that no snapshot has", |v| v.exclusive_bytes),
     ("volume_kept_bytes", "Bytes of zeroes whose space is kept", |v| v.kept_bytes),
     ("volume_reserved_bytes", "Bytes that no other volume may take", |v| v.reserved_bytes),
     ("volume_connections", "NBD connections that use the volume", |v| u64::from(v.connections)),

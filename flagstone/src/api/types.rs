@@ -146,7 +146,8 @@ pub struct Volume {
     pub size_bytes: u64,
     /// Bytes that hold data, in whole blocks.
     pub mapped_bytes: u64,
-    /// Those that none of its snapshots has: equal to `mapped_bytes`, as long as there are none.
+    /// Those that no snapshot has, neither its own nor the one that it was cloned from: equal to `mapped_bytes` if there
+    /// is none. What others had, too, and have given up since, is counted in `GET /v1/usage/NAME` only.
     #[serde(default)]
     pub exclusive_bytes: u64,
     /// Bytes of zeroes whose space is kept.

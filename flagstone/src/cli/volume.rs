@@ -121,7 +121,8 @@ pub struct ListArgs {
 /// Show a volume, what it shares, and where it is served
 ///
 /// Of what is mapped, `exclusive` is what no other volume or snapshot has, and `shared` what others have
-/// too; `frees` is what deleting it would give back. With --json the three are in `usage`.
+/// too; `frees` is what deleting it would give back: of a volume with snapshots, which can be deleted only
+/// with these, its own part of that, beside theirs in `snapshot show`. With --json the three are in `usage`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   nbdinfo \"$(flagstone volume show data --json | jq -r '.uris[0]')\"")]
@@ -309,6 +310,8 @@ fn show(args: ShowArgs, json: bool) -> Result<(), Failure> {
     let (volume, usage) = args.api.call(|client| async move {
         Ok((client.volume(&args.name).await?, client.usage(&args.name).await?))
     })?;
+    // What others have given up since they shared it is known only now.
+    let volume = Volume { exclusive_bytes: usage.exclusive_bytes, ..volume };
     if json {
         return Ok(output::json(&WithUsage { of: &volume, usage })?);
     }
@@ -374,7 +377,6 @@ pub(super) fn print_volume(volume: &Volume, json: bool) -> Result<(), Failure> {
 }
 
 fn describe(volume: &Volume, usage: Option<&Usage>) -> String {
-    let exclusive = usage.map_or(volume.exclusive_bytes, |usage| usage.exclusive_bytes);
     format!(
         "name         {}\n\
          size         {} ({} bytes)\n\
@@ -394,7 +396,7 @@ fn describe(volume: &Volume, usage: Option<&Usage>) -> String {
         Human(volume.size_bytes),
         volume.size_bytes,
         Human(volume.mapped_bytes),
-        Human(exclusive),
+        Human(volume.exclusive_bytes),
         usage.map_or(String::new(), shared_lines),
         Human(volume.kept_bytes),
         Human(volume.reserved_bytes),

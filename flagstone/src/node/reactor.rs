@@ -34,7 +34,7 @@ use crate::uri::NbdEndpoints;
 use flagstone_block::{Buffer, Buffers, DeviceCommand};
 use flagstone_engine::{OnFull, PoolState};
 use flagstone_nbd::Session;
-use flagstone_ring::{Event, ListenerId, Mailbox, Ring, SendPart, SocketId};
+use flagstone_ring::{Event, ListenerId, Mailbox, Ring, SendPart, SocketId, TimerId};
 use std::collections::VecDeque;
 
 /// Rounds between connections and engines in one turn; what is left then waits for the next turn.
@@ -335,7 +335,7 @@ impl Reactor {
                 self.local.woken();
             }
             Event::Command { file, name, result } => self.ublk_event(file, name, result),
-            Event::Timer { user, .. } => self.handshake_timed_out(user),
+            Event::Timer { id, user } => self.handshake_timed_out(id, user),
         }
     }
 
@@ -375,10 +375,12 @@ impl Reactor {
         connection.deadline = Some(self.ring.set_timer(deadline_ns, name));
     }
 
-    fn handshake_timed_out(&mut self, name: u64) {
+    fn handshake_timed_out(&mut self, timer: TimerId, name: u64) {
         let (c, generation) = (name as u32, (name >> 32) as u32);
         let connection = &mut self.connections[c as usize];
-        if connection.generation == generation && connection.phase == Phase::Handshake {
+        // It may have been renewed by what was received in the same turn.
+        let due = connection.deadline == Some(timer);
+        if due && connection.generation == generation && connection.phase == Phase::Handshake {
             connection.deadline = None;
             self.stats.connections_dropped += 1;
             tracing::debug!(connection = c, "dropped: its handshake did not go on");

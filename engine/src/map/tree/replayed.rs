@@ -37,14 +37,14 @@ impl VolumeMap {
         true
     }
 
-    /// Notes what the record `lsn` says of the blocks `lba..end` of one leaf, if that leaf is in a
-    /// page that nobody has read; false if it is not. A leaf that has no entries left needs its
+    /// Notes what the record `lsn` says of the blocks `lba..end` of one leaf, `from` where they were if they were
+    /// moved, if that leaf is in a page that nobody has read; false if it is not. A leaf that has no entries left needs its
     /// page no more.
     pub fn patch(
         &mut self,
         slab: &mut LeafSlab,
         (lba, end): (u64, u64),
-        lsn: u64,
+        (lsn, from): (u64, Option<u64>),
         new: Mapping,
     ) -> bool {
         let leaf = lba / LEAF_BLOCKS as u64;
@@ -67,7 +67,7 @@ impl VolumeMap {
         let before = (!same(paged)).then(|| (paged.mapped(), paged.kept(), paged.owned()));
         for block in lba..end {
             let i = block as usize % LEAF_BLOCKS;
-            if unread.note(i, lsn, new) {
+            if unread.note(i, (lsn, from), new) {
                 paged.set_kind(i, new);
             }
         }
