@@ -7,12 +7,14 @@ use crate::counting::Counting;
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::format::leaf::Header;
+use crate::format::segment::{ENTRY_BYTES, Footer};
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, Leaf, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::Planted;
 use crate::recover::{Loaded, RecoveryReport, Source, load};
 use crate::segment::SegmentState;
+use crate::summary_copies::Copied;
 use crate::volume::{Volume, VolumeInfo, VolumeState};
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Lba, ReadAt};
 use std::borrow::Cow;
@@ -47,8 +49,13 @@ pub struct CheckReport {
     pub bad_blocks: u64,
     /// The first of them.
     pub listed: Vec<BadBlock>,
-    /// Where the checkpoint's leaf pages and the summaries don't say the same.
+    /// Where the checkpoint's leaf pages and the summaries don't say the same. Not looked for if summaries are damaged.
     pub disagreement: Option<Disagreement>,
+    /// Segments whose summary is damaged, with its copy if it has one. Their blocks can be read, as the leaf pages name
+    /// them; the cleaner can't empty them, and the map can't be made anew.
+    pub bad_summaries: Vec<u32>,
+    /// Summaries of which one copy is damaged and the other is not.
+    pub summary_copies_damaged: u32,
 }
 
 /// A block of which the leaf pages say something else than the summaries.
@@ -70,7 +77,10 @@ impl CheckReport {
     /// the other.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.bad_blocks == 0 && self.disagreement.is_none()
+        self.bad_blocks == 0
+            && self.disagreement.is_none()
+            && self.bad_summaries.is_empty()
+            && self.recovery.leaf_pages_damaged == 0
     }
 }
 
@@ -114,15 +124,19 @@ pub struct Inspection {
 /// blocks in all.
 ///
 /// # Errors
-/// See [`OpenError`]: the pool could not be opened either.
+/// See [`OpenError`]: the pool could not be opened either, or both a page of its map and a summary are damaged.
 pub fn check(
     io: &mut dyn BlockIo,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CheckReport, OpenError> {
     let loaded = load(io, Planted::default(), Source::Pages)?;
-    let disagreement = disagreement(&loaded, &load(io, Planted::default(), Source::Summaries)?);
     let recovery = loaded.report.clone();
-    let mut report = CheckReport { recovery, disagreement, ..CheckReport::default() };
+    let mut report = CheckReport { recovery, ..CheckReport::default() };
+    check_summaries(io, &loaded, &mut report);
+    if report.bad_summaries.is_empty() {
+        let summaries = load(io, Planted::default(), Source::Summaries)?;
+        report.disagreement = disagreement(&loaded, &summaries);
+    }
     let total = loaded.replay.segs.live();
     let mut buffer = vec![0; LEAF_BLOCKS * BLOCK_SIZE];
     progress(0, total);
@@ -191,6 +205,55 @@ fn disagreement(pages: &Loaded, summaries: &Loaded) -> Option<Disagreement> {
         }
     }
     None
+}
+
+/// Reads the summaries of all sealed segments, and their copies.
+fn check_summaries(io: &mut dyn BlockIo, loaded: &Loaded, report: &mut CheckReport) {
+    let (geo, pool) = (&loaded.geo, &loaded.superblock.pool_uuid);
+    let mut summary = vec![0; geo.shape.summary_blocks() as usize * BLOCK_SIZE];
+    for segment in 0..loaded.replay.segs.len() {
+        let row = loaded.replay.segs.row(segment);
+        if row.state != SegmentState::Sealed || loaded.missing.holds(geo, segment) {
+            continue;
+        }
+        let mut is_whole = |offset: u64| {
+            // As every read, once more before it is given up.
+            (0..2).any(|_| {
+                io.read_at(offset, &mut summary).is_ok()
+                    && Summarized::of(pool, geo, segment, &summary).is_some_and(|found| {
+                        (found.crc, found.generation) == (row.footer_crc, row.generation)
+                    })
+            })
+        };
+        let here = is_whole(geo.segment_offset(segment, geo.shape.data_blocks));
+        let copied = |copied: &&Copied| (copied.of, copied.generation) == (segment, row.generation);
+        let copy = loaded.replay.copied.iter().find(copied).map(|copied| {
+            let block = u32::from(copied.place.slot) * geo.shape.summary_blocks();
+            is_whole(geo.segment_offset(copied.place.segment, block))
+        });
+        match (here, copy) {
+            (true, None | Some(true)) => {}
+            (true, Some(false)) | (false, Some(true)) => report.summary_copies_damaged += 1,
+            (false, None | Some(false)) => report.bad_summaries.push(segment),
+        }
+    }
+}
+
+/// What makes a summary the one that a seal names.
+struct Summarized {
+    crc: u32,
+    generation: u64,
+}
+
+impl Summarized {
+    /// Of a whole summary.
+    fn of(pool: &[u8; 16], geo: &Geometry, segment: u32, summary: &[u8]) -> Option<Self> {
+        let (table, footer) = summary.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
+        let (footer, crc) = Footer::decode(pool, segment, &geo.shape, footer).ok()?;
+        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
+        let whole = crate::format::crc32(entries) == footer.entries_crc;
+        whole.then_some(Self { crc, generation: footer.generation })
+    }
 }
 
 fn check_leaf(

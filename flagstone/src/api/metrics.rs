@@ -94,7 +94,7 @@ const POOL_GAUGES: [PoolMetric; 22] = [
     }),
     ("pool_map_bytes", "Memory that the map takes", |p| p.map_bytes),
     ("pool_debt_bytes", "Bytes that are dead but not reclaimed", |p| p.debt_bytes),
-    ("pool_log_debt_bytes", "Bytes logged since the last checkpoint", |p| p.log_debt_bytes),
+    ("pool_log_debt_bytes", "Bytes sealed since the last checkpoint began", |p| p.log_debt_bytes),
     ("pool_warning_percent", "Highest of 75, 85, 93 % of the capacity that is used, or 0", |p| {
         u64::from(p.warning_percent.unwrap_or(0))
     }),

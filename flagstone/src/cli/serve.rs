@@ -45,10 +45,12 @@ Configuration file (TOML; what a flag also says, the flag decides):
   nbd-listen = \"127.0.0.1:10809\"
   api-socket = \"/run/flagstone/api.sock\"
   memory = \"512M\"
+  map-memory = \"2G\"
   max-connections = 256
   on-full = \"wait\"                        # or \"error\"; for volumes to be created
   full-wait = 60                          # seconds
   device-discard = \"auto\"                 # or \"on\" or \"off\"
+  nvme-polling = \"auto\"                   # or \"always\" or \"never\"
   degraded-read-only = false              # or true: without devices that are missing
   log-level = \"info\"
   log-format = \"json\"

@@ -245,6 +245,10 @@ impl Reactor {
                     }
                     left.push_back(parked);
                 }
+                // One that has found no space before, and that nobody can say more to now.
+                Attempt::Busy if self.is_late(p, &parked, now_ns) => {
+                    self.end_parked(p, parked, Some(SubmitError::NoSpace));
+                }
                 Attempt::Busy => {
                     self.engine_busy = true;
                     self.pools[p].waiting.busy = true;
@@ -260,9 +264,13 @@ impl Reactor {
 
     /// Whether a request that finds no space has to be told so now.
     fn is_over(&self, p: usize, parked: &Parked, now_ns: u64) -> bool {
-        let pool = &self.pools[p];
-        let until_ns = parked.since_ns.max(pool.waiting.moved_ns).saturating_add(self.full_wait_ns);
-        now_ns >= until_ns || !self.waits_for_space(p as u32, parked.volume)
+        self.is_late(p, parked, now_ns) || !self.waits_for_space(p as u32, parked.volume)
+    }
+
+    /// Whether nothing that waits has got on for as long as it may wait.
+    fn is_late(&self, p: usize, parked: &Parked, now_ns: u64) -> bool {
+        let moved_ns = self.pools[p].waiting.moved_ns;
+        now_ns >= parked.since_ns.max(moved_ns).saturating_add(self.full_wait_ns)
     }
 
     fn try_parked(&mut self, p: usize, parked: &mut Parked, now_ns: u64) -> Attempt {

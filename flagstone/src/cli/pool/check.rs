@@ -22,11 +22,12 @@ use crate::size::Human;
 /// stopped first.
 ///
 /// With --rebuild the pool's map is first made anew from the summaries of all segments, without the
-/// pages of the last checkpoint, and written: for when the two are said to disagree. This is the only
-/// thing that this command ever writes.
+/// leaf pages of the last checkpoint, and written: for when the two are said to disagree. It needs
+/// the metadata, which is kept twice, and every summary. This is the only thing that this command
+/// ever writes.
 ///
-/// Exit status 0 means that nothing is wrong, 4 that something is. A copy that is damaged while
-/// the other is good counts as wrong too; it is told apart in the report.
+/// Exit status 0 means that nothing is wrong, 4 that something is. A structure that has lost one of
+/// its copies is told in the report, and does not count as wrong: no data is affected.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   flagstone pool check /dev/sdb
@@ -53,6 +54,10 @@ struct Document<'a> {
     recovery: Recovery,
     verified_blocks: u64,
     verified_bytes: u64,
+    /// Segments whose summary is damaged.
+    bad_summaries: &'a [u32],
+    /// Summaries of which one of two copies is damaged.
+    summary_copies_damaged: u32,
     bad_blocks: u64,
     /// The first of them; the engine lists a bounded number.
     listed: Vec<Bad<'a>>,
@@ -115,6 +120,8 @@ pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
             recovery: Recovery::new(&report.recovery),
             verified_blocks: report.blocks,
             verified_bytes: report.blocks * block,
+            bad_summaries: &report.bad_summaries,
+            summary_copies_damaged: report.summary_copies_damaged,
             bad_blocks: report.bad_blocks,
             listed: report.listed.iter().map(Bad::new).collect(),
         })?;
@@ -143,6 +150,18 @@ fn text(path: &Path, report: &CheckReport) -> String {
             "\n  volume {}, block {}: the checkpoint and the segments' summaries don't say the same; \
              `flagstone pool check --rebuild` trusts the summaries",
             found.volume, found.lba
+        ));
+    }
+    for segment in &report.bad_summaries {
+        text.push_str(&format!(
+            "\n  the summary of segment {segment} is damaged: its blocks can be read, but neither moved nor found \
+             without the map's pages"
+        ));
+    }
+    if report.summary_copies_damaged > 0 {
+        text.push_str(&format!(
+            "\n{} summaries have one damaged copy; the other is used",
+            report.summary_copies_damaged
         ));
     }
     for bad in report.listed.iter().map(Bad::new) {

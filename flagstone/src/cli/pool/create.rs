@@ -11,7 +11,8 @@ use crate::size::{Human, parse_block_size};
 ///
 /// With several, files and devices of any size, what is written is spread over all of them: nothing
 /// is kept twice, so what lies on one that is lost is lost. A device that fails takes only that with it,
-/// unless it is the first. A file that does not exist is made, sparse unless --preallocate is given. The target is
+/// unless it is the one with the journal: the first, until that is removed and the journal moves to
+/// another. A file that does not exist is made, sparse unless --preallocate is given. The target is
 /// refused if it holds anything: a file system, a partition table, a RAID, LVM, LUKS or ZFS
 /// member, swap, another pool, or (a file) data of any kind. --force formats over such things;
 /// nothing formats over what is mounted, used for swap, part of another device, or open in

@@ -41,6 +41,10 @@ pub struct Recovery {
     meta_pages: u64,
     meta_copies_damaged: u64,
     superblocks_damaged: u32,
+    /// Pages of the map that can't be used.
+    leaf_pages_damaged: u64,
+    /// The map was made from the segments' summaries.
+    rebuilt: bool,
     open_segments: u32,
     volumes: u32,
 }
@@ -58,6 +62,8 @@ impl Recovery {
             meta_pages: report.meta_pages,
             meta_copies_damaged: report.meta_copies_damaged,
             superblocks_damaged: report.superblocks_damaged,
+            leaf_pages_damaged: u64::from(report.leaf_pages_damaged),
+            rebuilt: report.rebuilt,
             open_segments: report.open_segments,
             volumes: report.volumes,
         }
@@ -90,6 +96,13 @@ impl Recovery {
             text.push_str(&format!(
                 "\n{} metadata pages have one damaged copy; the other is used",
                 self.meta_copies_damaged
+            ));
+        }
+        if self.leaf_pages_damaged > 0 {
+            text.push_str(&format!(
+                "\n{} pages of the map are damaged: a start refuses what they map until the next start, which makes the \
+                 map anew from the segments' summaries, as `flagstone pool check --rebuild` does at once",
+                self.leaf_pages_damaged
             ));
         }
         text

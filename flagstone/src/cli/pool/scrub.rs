@@ -21,9 +21,10 @@ const POLL: Duration = Duration::from_millis(200);
 /// Verify a pool while it is served: all data and metadata that counts
 ///
 /// The daemon reads every live block and all metadata, at the given rate and behind its clients'
-/// requests, and compares all checksums. Damaged metadata is written anew. Damaged data is listed,
-/// with its place in the volume and on the device; it reads again once it is overwritten. Ending
-/// this command does not end the scrub: the same command again shows it, --cancel ends it.
+/// requests, and compares all checksums. Damaged metadata is written anew if it is kept twice or lies
+/// in memory; damaged summaries of segments are only listed. Damaged data is listed, with its place
+/// in the volume and on the device; it reads again once it is overwritten. Ending this command does
+/// not end the scrub: the same command again shows it, --cancel ends it.
 ///
 /// Exit status 0 means that nothing is wrong, or not any more, 4 that something is.
 #[derive(Debug, clap::Args)]
