@@ -34,11 +34,15 @@ struct TwistArgs {
     /// Force this theme instead of the one that each seed draws.
     #[arg(long, value_parser = parse_theme)]
     theme: Option<Theme>,
+    /// Recount all that the engine counts after every event, instead of now and then: some ten times slower.
+    #[arg(long)]
+    check_every_event: bool,
 }
 
 impl From<TwistArgs> for Twist {
     fn from(args: TwistArgs) -> Self {
-        Self { plant: args.plant, theme: args.theme }
+        let TwistArgs { plant, theme, check_every_event } = args;
+        Self { plant, theme, check_every_event }
     }
 }
 
@@ -153,6 +157,9 @@ fn replay_command(seed: u64, twist: Twist) -> String {
     if let Some(theme) = twist.theme {
         command += &format!(" --theme {theme:?}");
     }
+    if twist.check_every_event {
+        command += " --check-every-event";
+    }
     command
 }
 
@@ -197,7 +204,7 @@ fn canary(seeds: u64, jobs: usize) -> ExitCode {
     let mut missed = 0;
     for &plant in Plant::ALL {
         let start = Instant::now();
-        let twist = Twist { plant: Some(plant), theme: theme_for(plant) };
+        let twist = Twist { plant: Some(plant), theme: theme_for(plant), ..Twist::default() };
         let first = first_seed_for(plant);
         let tally = run_range((first, first + seeds), jobs, twist, 1);
         let seconds = start.elapsed().as_secs_f64();

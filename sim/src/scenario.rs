@@ -286,7 +286,9 @@ fn serve(world: &mut World, clients: &mut Clients) -> Check {
         } else {
             world.drain()?;
         }
-        if world.rng.one_in(500) || (moved && world.config.theme == Theme::Trees) {
+        let now_and_then = world.rng.one_in(500);
+        let changed = moved && world.config.theme == Theme::Trees;
+        if now_and_then || changed || world.check_every_event {
             world.check_engine()?;
         }
         if world.rng.one_in(world.config.scrub_turns) {

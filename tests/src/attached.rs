@@ -86,6 +86,19 @@ impl Attached {
     /// # Panics
     /// When the load sees one, or does not go on.
     pub fn load_through_restarts(&self, daemon: &mut Daemon, rounds: u64) -> Vec<Duration> {
+        self.load_through(daemon, rounds, |_, _| ())
+    }
+
+    /// As [`Attached::load_through_restarts`]; `before` is called with the number of each round before its end.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn load_through(
+        &self,
+        daemon: &mut Daemon,
+        rounds: u64,
+        mut before: impl FnMut(u64, &mut Daemon),
+    ) -> Vec<Duration> {
         let mut fio = programs::command("fio");
         fio.args(["--name=v", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--bs=4k"]);
         fio.args(["--rw=randrw", "--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1"]);
@@ -98,6 +111,7 @@ impl Attached {
         for round in 0..rounds {
             let begun = self.done();
             wait_until("the load to get on", || self.done() > begun + 200);
+            before(round, daemon);
             let paused = Instant::now();
             if round + 1 == rounds {
                 daemon.stop_cleanly();

@@ -123,7 +123,9 @@ fn snapshots_of_one_command_are_one_instant() {
     const ROUNDS: usize = 12;
     let dir = directory();
     let mut daemon = Daemon::with_volume(dir.path(), 256 * MIB, MIB);
-    let names: Vec<_> = (0..VOLUMES).map(|i| format!("c{i}")).collect();
+    // As long as those that Kubernetes gives them.
+    let names: Vec<_> =
+        (0..VOLUMES).map(|i| format!("pvc-0f8fad5b-d9cb-469f-a165-{i:012}")).collect();
     for name in &names {
         daemon.create_volume(name, MIB);
     }
@@ -151,11 +153,13 @@ fn snapshots_of_one_command_are_one_instant() {
                 assert!(start.elapsed() < LIMIT, "nobody counts any more");
                 std::thread::yield_now();
             }
-            let round = format!("r{round}");
+            let round = format!("snapshot-7c9e6679-7425-40de-944b-{round:012}");
             let mut args = vec!["snapshot", "create"];
             args.extend(names.iter().flat_map(|name| [name.as_str(), &round]));
             let floor = count.load(Ordering::Relaxed);
-            daemon.ask(&args);
+            let taken = daemon.control(&args);
+            stop.store(!taken.status.success(), Ordering::Relaxed);
+            assert!(taken.status.success(), "{taken:?}");
             seen.push((round, floor, count.load(Ordering::Relaxed)));
         }
         stop.store(true, Ordering::Relaxed);
@@ -185,9 +189,9 @@ fn snapshots_of_one_command_are_one_instant() {
     }
     let listed = daemon.ask(&["snapshot", "list"]);
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), VOLUMES * ROUNDS);
-    let listed = daemon.ask(&["snapshot", "list", "c1"]);
-    let listed = listed["snapshots"].as_array().unwrap();
-    assert!(listed.iter().all(|snapshot| snapshot["name"].as_str().unwrap().starts_with("c1@")));
+    let listed = daemon.ask(&["snapshot", "list", &names[1]]);
+    let (listed, begin) = (listed["snapshots"].as_array().unwrap(), format!("{}@", names[1]));
+    assert!(listed.iter().all(|snapshot| snapshot["name"].as_str().unwrap().starts_with(&begin)));
     assert_eq!(listed.len(), ROUNDS);
     for (round, ..) in &seen {
         for name in &names {

@@ -119,6 +119,75 @@ fn killed_under_a_load_that_verifies() {
     check_pool(&dir.path().join("pool"));
 }
 
+/// The device of the only pool that is being emptied: its path, and how many of its segments hold nothing.
+fn leaving(daemon: &Daemon) -> Option<(String, u64)> {
+    let status = daemon.ask(&["pool", "status"]);
+    let devices = status["pools"][0]["devices"].as_array().unwrap().iter();
+    let mut found = devices.filter(|device| device["state"] == "leaving").map(|device| {
+        let path = device["path"].as_str().unwrap().to_owned();
+        (path, device["segments_empty"].as_u64().unwrap())
+    });
+    found.next_back()
+}
+
+/// Disks of the pool are emptied and others are added under a load that verifies what it reads, and the daemon is killed
+/// three times while one is just being emptied: the load sees no error.
+#[test]
+fn disks_come_and_go_under_a_load_through_three_kills() {
+    const DISK: u64 = 160 * MIB;
+    let name = "disks_come_and_go_under_a_load_through_three_kills";
+    if !can_run(name, &[Need::Lab, Need::Program("fio")]) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let disk = |i: usize| dir.path().join(format!("disk{i}")).to_str().unwrap().to_owned();
+    let size = DISK.to_string();
+    let made = flagstone(&["pool", "create", "--size", &size, &disk(0), &disk(1), &disk(2)]);
+    assert!(made.status.success(), "{made:?}");
+    let mut daemon = Config::new(Path::new(&disk(0)), dir.path()).start();
+    daemon.create_volume("v", 128 * MIB);
+    daemon.create_volume("rest", 96 * MIB);
+    let mut client = daemon.connect("rest");
+    for at in 0..96 {
+        client.write(at * MIB, &[at as u8; MIB as usize], 0).unwrap();
+    }
+    drop(client);
+    let device = Attached::new(&daemon, "ublk", "v");
+    let (mut added, mut removed, mut interrupted) = (3, 0, 0);
+    device.load_through(&mut daemon, 4, |round, daemon| {
+        if round < 3 {
+            let output = daemon.control(&["pool", "add", &disk(added), "--size", &size]);
+            assert!(output.status.success(), "{output:?}");
+            added += 1;
+        }
+        while interrupted == round {
+            if leaving(daemon).is_none() {
+                // The one with the journal goes last.
+                let output = daemon.control(&["pool", "remove", &disk(1 + removed), "--no-wait"]);
+                assert!(output.status.success(), "{output:?}");
+                removed += 1;
+            }
+            let begun = leaving(daemon);
+            let gets_on = || leaving(daemon) != begun;
+            wait_until("the disk to be emptied further", || begun.is_none() || gets_on());
+            if round == 3 || leaving(daemon).is_some() {
+                interrupted += 1;
+            }
+        }
+    });
+    assert_eq!(interrupted, 4);
+    wait_until("the disk to be empty", || leaving(&daemon).is_none());
+    let mut client = daemon.connect("rest");
+    for at in 0..96 {
+        let bytes = client.read(at * MIB, MIB as u32).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == at as u8), "MiB {at}");
+    }
+    drop(client);
+    assert!(daemon.control(&["ublk", "detach", "v"]).status.success());
+    daemon.stop_cleanly();
+    check_pool(Path::new(&disk(0)));
+}
+
 /// Many at a time, each once however often it is asked for; then the daemon dies, and another takes them over. Detaching leaves nothing behind.
 #[test]
 fn many_at_a_time() {

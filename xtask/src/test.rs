@@ -21,6 +21,10 @@ const END_TO_END: &str = "e2e";
 const SEEDS: &str = "0..2000";
 const CANARY_SEEDS: &str = "20000";
 
+/// Themes that no seed draws by itself, and seeds of each.
+const MORE_THEMES: [&str; 5] = ["Snapshots", "Clones", "Trees", "Failing", "Scrub"];
+const THEME_SEEDS: &str = "0..80";
+
 /// Runs all steps. One that fails doesn't stop the others, but nothing is tested that wasn't built.
 pub fn run(root: &Path) -> ExitCode {
     let mut rows = Vec::new();
@@ -58,6 +62,14 @@ pub fn run(root: &Path) -> ExitCode {
             step::run(cargo(root, &["test", "--workspace", "--doc", "--no-fail-fast"]))
         });
         step("simulator", &mut || step::run(simulator(root, &["run", "--seeds", SEEDS])));
+        step("simulator: more themes", &mut || {
+            let mut counts = Counts::default();
+            for theme in MORE_THEMES {
+                let args = ["run", "--seeds", THEME_SEEDS, "--theme", theme];
+                counts.add(step::run(simulator(root, &args))?);
+            }
+            Ok(counts)
+        });
         step("simulator: planted bugs", &mut || {
             step::run(simulator(root, &["canary", "--seeds", CANARY_SEEDS]))
         });

@@ -10,9 +10,10 @@ use crate::format::SEQUENCE_MAX;
 use crate::format::record::Seal;
 use crate::format::superblock::{FLAG_CLEAN, FLAG_REBUILD, Superblock};
 use crate::geometry::Geometry;
-use crate::limits::{LSN_SPAN, VOLUME_BYTES};
+use crate::limits::{LSN_SPAN, NAME_BYTES, VOLUME_BYTES};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
+use crate::snapshot::in_full;
 use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState, Volumes};
 use flagstone_block::{BLOCK_SIZE, BlockIo, ReadAt};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -517,15 +518,30 @@ fn volume_rows(records: &[Placed], planted: Planted) -> Result<Vec<VolumeRow>, O
         _ => None,
     });
     let checkpoint = checkpoints.max().unwrap_or(0);
+    // A volume has the same name for ever. The record that gave it may have been stated later than a snapshot was taken.
+    let named = ordered.iter().filter_map(|record| match record {
+        OwnedRecord::Volume { volume, name, .. } => Some((*volume, name.as_str())),
+        _ => None,
+    });
+    let names: HashMap<u32, &str> = named.collect();
     for record in ordered {
         match record {
             OwnedRecord::Snapshot { volume, lsn, uuid, size, cut, line, base, deleted, name } => {
                 if *size == 0 || size % BLOCK_SIZE as u64 != 0 || *size > VOLUME_BYTES {
                     return Err(OpenError::Record { lsn: *lsn });
                 }
+                let Some(name) = in_full(names.get(line).copied(), name) else {
+                    // Of a volume that is gone since a checkpoint, which has stated the snapshot if there is one.
+                    if *lsn > checkpoint {
+                        return Err(OpenError::Record { lsn: *lsn });
+                    }
+                    continue;
+                };
+                if name.len() > NAME_BYTES {
+                    return Err(OpenError::Record { lsn: *lsn });
+                }
                 let snapshot = Some(Cut { line: *line, lsn: *cut });
-                let (id, uuid, name, settings) =
-                    (*volume, *uuid, name.clone(), VolumeSettings::default());
+                let (id, uuid, settings) = (*volume, *uuid, VolumeSettings::default());
                 let info =
                     VolumeInfo { id, uuid, name, size: *size, settings, snapshot, base: *base };
                 dead.extend(deleted.then_some(*volume));

@@ -13,7 +13,7 @@
 //!    none.
 //! 3. Kept zeroes of the snapshot are promised once more, to the clone.
 
-use super::SnapshotSpec;
+use super::{BEHIND, SnapshotSpec};
 use crate::batch::{Effect, Waiter};
 use crate::engine::Engine;
 use crate::error::SubmitError;
@@ -194,7 +194,7 @@ impl Engine {
 
     /// Whether a volume or snapshot can have this name.
     pub(super) fn check_new_name(&self, name: &str) -> Result<(), SubmitError> {
-        if name.is_empty() || name.len() > NAME_BYTES {
+        if name.is_empty() || name.len() > NAME_BYTES || name.starts_with(BEHIND) {
             return Err(SubmitError::VolumeName);
         }
         match self.volumes.named(name) {

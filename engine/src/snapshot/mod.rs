@@ -28,6 +28,22 @@ use crate::plant::Plant;
 use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState};
 use flagstone_block::{Buffers, Durability, Tag, VolumeId};
 
+/// What begins the name of a snapshot that goes on behind its volume's.
+const BEHIND: char = '@';
+
+/// A snapshot's name as it is logged: what comes behind its volume's name, if that is how it begins.
+fn behind<'a>(volume: &str, name: &'a str) -> &'a str {
+    name.strip_prefix(volume).filter(|rest| rest.starts_with(BEHIND)).unwrap_or(name)
+}
+
+/// A snapshot's name in full; `None` if it goes on behind a name that is not known.
+pub(crate) fn in_full(volume: Option<&str>, logged: &str) -> Option<String> {
+    if !logged.starts_with(BEHIND) {
+        return Some(logged.to_owned());
+    }
+    volume.map(|volume| format!("{volume}{logged}"))
+}
+
 /// A snapshot to be taken.
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotSpec<'a> {
@@ -55,11 +71,14 @@ impl Engine {
         specs: &[SnapshotSpec<'_>],
     ) -> Result<VolumeId, SubmitError> {
         self.ready()?;
-        let mut bytes = 0;
+        // In the log a name may be shorter than where the snapshot is stated.
+        let (mut bytes, mut logged) = (0, 0);
         for (i, spec) in specs.iter().enumerate() {
-            if self.writable(spec.volume)?.is_shrinking() {
+            let volume = self.writable(spec.volume)?;
+            if volume.is_shrinking() {
                 return Err(SubmitError::Busy);
             }
+            logged += volume_bytes(behind(&volume.info.name, spec.name));
             self.check_new_name(spec.name)?;
             if specs[..i].iter().any(|other| other.name == spec.name) {
                 return Err(SubmitError::VolumeExists);
@@ -67,7 +86,7 @@ impl Engine {
             bytes += volume_bytes(spec.name);
         }
         self.check_new_numbers(specs.len())?;
-        if specs.is_empty() || bytes > RECORD_BYTES {
+        if specs.is_empty() || logged > RECORD_BYTES {
             return Err(SubmitError::TooManySnapshots);
         }
         self.check_flush_room(Durability::Fua)?;
@@ -78,13 +97,13 @@ impl Engine {
         self.charge_records(bytes)?;
         // A batch of their own: it has room for as many records as fit one block.
         self.close_batch(bufs);
-        let mut batch = self.batch_with_room(bufs, bytes, false)?;
+        let mut batch = self.batch_with_room(bufs, logged, false)?;
         let first = self.next_volume;
         for spec in specs {
             self.log_snapshot(bufs, batch, spec);
             if self.planted.has(Plant::SplitGroup) {
                 self.close_batch(bufs);
-                batch = self.batch_with_room(bufs, bytes, false)?;
+                batch = self.batch_with_room(bufs, logged, false)?;
             }
         }
         self.await_batch(
@@ -112,8 +131,12 @@ impl Engine {
             snapshot: Some(cut),
             base,
         };
+        let line = volume.info.name.clone();
         let snapshot = Volume::new(info, VolumeState::Creating, 1);
-        let record: Record<'_> = snapshot.record(cut.lsn);
+        let mut record: Record<'_> = snapshot.record(cut.lsn);
+        if let Record::Snapshot { name, .. } = &mut record {
+            *name = behind(&line, name);
+        }
         self.log_encoded(bufs, batch, Effect::Snapshot { volume: id }, &record);
         self.volumes.insert(snapshot);
         if let Some(volume) = self.volumes.get_mut(spec.volume.0) {

@@ -39,8 +39,7 @@ impl NewSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshots {
-    /// Of volumes of one pool, as many as fit one block of the log: 33 whose names, `VOLUME@SNAPSHOT`, have up to 56
-    /// bytes, 26 of up to 88, 20 of 127.
+    /// Of volumes of one pool, as many as fit one block of the log: 33 with names of up to 55 bytes, 20 with the longest.
     pub snapshots: Vec<NewSnapshot>,
 }
 

@@ -228,6 +228,9 @@ impl PoolState {
 /// A file or block device of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolDevice {
+    /// Its number in the pool, by which findings of a scrub name it.
+    #[serde(default)]
+    pub number: u32,
     /// Its identity, made when it was given to the pool.
     pub uuid: String,
     /// By which the daemon has opened it.
@@ -287,7 +290,7 @@ pub struct Pool {
     /// Bytes that are dead but not reclaimed yet: what the cleaner owes.
     #[serde(default)]
     pub debt_bytes: u64,
-    /// Bytes logged since the last checkpoint: what opening after a crash replays.
+    /// Bytes in segments that were sealed since the last checkpoint began: opening after a crash reads their summaries.
     #[serde(default)]
     pub log_debt_bytes: u64,
     /// Checkpoints since the pool was opened.

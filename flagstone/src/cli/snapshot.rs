@@ -32,8 +32,8 @@ pub enum Command {
 ///
 /// Several in one command are one instant: no write to any of the volumes, in whatever order their
 /// clients send them, is in one snapshot while an earlier one is missing in another. All of them are taken or none; the
-/// volumes must be of one pool, and one command takes what fits one block of the log: 33 snapshots whose names,
-/// VOLUME@NAME, have up to 56 bytes, 26 of up to 88, 20 of 127.
+/// volumes must be of one pool, and one command takes what fits one block of the log: 33 snapshots with names of up
+/// to 55 bytes, 20 with the longest.
 ///
 /// What was acknowledged to clients before is in the snapshot; what they still hold in caches is not, so
 /// that it is what a power cut would leave. Have them flush (fsfreeze, FLUSH TABLES WITH READ LOCK, ...)

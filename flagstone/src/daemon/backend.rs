@@ -400,6 +400,7 @@ fn device(status: &DeviceStatus) -> PoolDevice {
         (false, _) => "present",
     };
     PoolDevice {
+        number: status.number,
         uuid: uuid_text(status.uuid),
         path: status.path.display().to_string(),
         state: state.to_owned(),

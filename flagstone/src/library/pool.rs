@@ -292,7 +292,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`ControlError`]: a volume is not there, a snapshot of that name is, there are none or too many to be
-    /// one instant (33 with names of up to 56 bytes are not, 26 of up to 88, 20 of 127), or the pool is full, failed or only read.
+    /// one instant (33 with names of up to 55 bytes are not, nor 20 with the longest), or the pool is full, failed or only read.
     pub fn take_snapshots(
         &self,
         wanted: &[(&str, &str)],

@@ -187,6 +187,8 @@ pub struct Twist {
     pub plant: Option<Plant>,
     /// This theme instead of the one that the seed draws.
     pub theme: Option<Theme>,
+    /// Recount all that the engine counts after every event.
+    pub check_every_event: bool,
 }
 
 /// The machine.
@@ -218,6 +220,8 @@ pub struct World {
     pub answers: Vec<(Owner, Result<(), IoFault>)>,
     layout: Option<Layout>,
     plant: Option<Plant>,
+    /// See [`Twist::check_every_event`].
+    pub check_every_event: bool,
     slots: Vec<Option<Slot>>,
     vacant: Vec<u32>,
     serial: u32,
@@ -275,6 +279,7 @@ impl World {
             answers: Vec::new(),
             layout: None,
             plant: twist.plant,
+            check_every_event: twist.check_every_event,
             slots: Vec::new(),
             vacant: Vec::new(),
             serial: 0,

@@ -215,7 +215,10 @@ impl World {
             .map(|volume| {
                 let mut uuid = [0; 16];
                 uuid[..8].copy_from_slice(&self.rng.next().to_le_bytes());
-                (volume, format!("{volume}@{}", uuid[0] % 8), uuid)
+                // Some as people call them, who have the volume's name before theirs.
+                let name = self.oracle.volume(volume).map_or("", |volume| volume.name.as_str());
+                let name = if uuid[1] % 2 == 0 { name.to_owned() } else { volume.to_string() };
+                (volume, format!("{name}@{}", uuid[0] % 8), uuid)
             })
             .collect();
         let specs: Vec<SnapshotSpec<'_>> = named

@@ -132,11 +132,23 @@ pub fn remove(args: &Remove, json: bool) -> Result<(), Failure> {
         return Ok(output::json(&Document { pool, device: &device.uuid, path, state })?);
     }
     let text = match state {
-        "removed" => format!("removed {} from pool {}", device.path, pool.path),
+        "removed" => removed(pool, device),
         "present" => format!("{} stays in pool {}", device.path, pool.path),
         _ => format!("{} is being emptied; `flagstone pool status` shows how far", device.path),
     };
     Ok(output::line(&text)?)
+}
+
+/// A start that names the device alone does not find the pool any more.
+fn removed(pool: &Pool, device: &PoolDevice) -> String {
+    let text = format!("removed {} from pool {}", device.path, pool.path);
+    match pool.devices.iter().find(|other| other.uuid != device.uuid) {
+        Some(other) if device.path == pool.path => format!(
+            "{text}; from now on start the daemon with --pool {}, or another of its devices",
+            other.path
+        ),
+        _ => text,
+    }
 }
 
 /// Waits until the device is gone.

@@ -62,7 +62,7 @@ impl Recovery {
             meta_pages: report.meta_pages,
             meta_copies_damaged: report.meta_copies_damaged,
             superblocks_damaged: report.superblocks_damaged,
-            leaf_pages_damaged: u64::from(report.leaf_pages_damaged),
+            leaf_pages_damaged: report.leaf_pages_damaged,
             rebuilt: report.rebuilt,
             open_segments: report.open_segments,
             volumes: report.volumes,

@@ -79,7 +79,7 @@ pub fn run(args: &Args, json: bool) -> Result<Exit, Failure> {
     if json {
         output::json(&scrub)?;
     } else {
-        output::line(&text(&pool.path, &scrub))?;
+        output::line(&text(&pool, &scrub))?;
     }
     match scrub.state {
         ScrubState::Failed => {
@@ -144,7 +144,8 @@ fn wait(
     Ok(scrub)
 }
 
-fn text(path: &str, scrub: &Scrub) -> String {
+fn text(pool: &Pool, scrub: &Scrub) -> String {
+    let path = &pool.path;
     let verdict = if scrub.sound { "sound" } else { "DAMAGED" };
     let far = format!("{} of {}", Human(scrub.done_bytes), Human(scrub.total_bytes));
     let state = match scrub.state {
@@ -167,12 +168,13 @@ fn text(path: &str, scrub: &Scrub) -> String {
             "VOLUME",
             "VOLUME OFFSET>",
             "BYTES>",
+            "DEVICE",
             "DEVICE OFFSET>",
             "SEGMENT>",
             "REASON",
             "",
         ]);
-        scrub.findings.iter().for_each(|finding| table.row(row(finding)));
+        scrub.findings.iter().for_each(|finding| table.row(row(pool, finding)));
         text.push('\n');
         text.push_str(&table.render());
     }
@@ -182,7 +184,8 @@ fn text(path: &str, scrub: &Scrub) -> String {
     text
 }
 
-fn row(finding: &Finding) -> [String; 8] {
+fn row(pool: &Pool, finding: &Finding) -> [String; 9] {
+    let device = pool.devices.iter().find(|device| device.number == finding.device);
     let what = match finding.what {
         Damaged::Superblock => "superblock copy",
         Damaged::Journal => "journal block",
@@ -198,6 +201,7 @@ fn row(finding: &Finding) -> [String; 8] {
         finding.volume.clone().unwrap_or_else(|| "-".to_owned()),
         number(finding.volume_offset_bytes),
         finding.bytes.to_string(),
+        device.map_or_else(|| finding.device.to_string(), |device| device.path.clone()),
         finding.device_offset_bytes.to_string(),
         number(finding.segment.map(u64::from)),
         finding.reason.clone(),
@@ -208,6 +212,7 @@ fn row(finding: &Finding) -> [String; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::PoolDevice;
 
     #[test]
     fn rates() {
@@ -223,7 +228,7 @@ mod tests {
             volume: Some("vm1".to_owned()),
             volume_offset_bytes: Some(8192),
             bytes: 4096,
-            device: 0,
+            device: 2,
             device_offset_bytes: 77_824,
             segment: Some(3),
             reason: "checksum mismatch".to_owned(),
@@ -236,10 +241,14 @@ mod tests {
             findings: vec![finding],
             ..Scrub::default()
         };
-        let text = text("/p", &scrub);
+        let disk =
+            |number, path: &str| PoolDevice { number, path: path.into(), ..PoolDevice::default() };
+        let devices = vec![disk(0, "/p"), disk(2, "/third")];
+        let pool = Pool { path: "/p".to_owned(), devices, ..Pool::default() };
+        let text = text(&pool, &scrub);
         assert!(text.starts_with("pool /p: DAMAGED\nverified 10 blocks of data, 1 bad"), "{text}");
         let line = text.lines().last().unwrap();
-        for part in ["vm1", "8192", "77824", "checksum mismatch"] {
+        for part in ["vm1", "8192", "/third", "77824", "checksum mismatch"] {
             assert!(line.contains(part), "{line}");
         }
     }

@@ -81,7 +81,7 @@ pub enum ControlError {
     /// None were asked for, or so many that they can't be one instant.
     #[error(
         "one call takes snapshots of volumes of one pool whose names fit one block of the log: 33 \
-         whose names VOLUME@SNAPSHOT have up to 56 bytes, 26 of up to 88 bytes, 20 of 127"
+         with names of up to 55 bytes, 20 with the longest"
     )]
     SnapshotCount,
     /// The pool can't back the reservations of the volumes beside their snapshots.
