@@ -135,8 +135,8 @@ pub enum Plant {
     ReviveDeleted,
     /// A block that was moved is switched in the map of its owner alone.
     MoveOwnerOnly,
-    /// Blocks that several maps have are moved while a checkpoint states these.
-    MoveWhileStating,
+    /// An opening finishes moves of blocks that were written again since.
+    FinishAnyMove,
     /// A deleted snapshot is taken apart although several children have what it has.
     DieForOne,
     /// Nobody says that what a line logged is a clone's now.
@@ -233,7 +233,7 @@ impl Plant {
         Self::DieWhileStating,
         Self::ReviveDeleted,
         Self::MoveOwnerOnly,
-        Self::MoveWhileStating,
+        Self::FinishAnyMove,
         Self::DieForOne,
         Self::NoHeir,
         Self::LeaveUnstated,

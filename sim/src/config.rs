@@ -89,8 +89,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SuperblockOnOneDevice
         | Plant::JoinTooSoon
         | Plant::RemoveTooSoon
-        | Plant::JournalForgetsOld
-        | Plant::MoveWhileStating => Some(Theme::Disks),
+        | Plant::JournalForgetsOld => Some(Theme::Disks),
         Plant::PartSilently
         | Plant::AgainOverNewer
         | Plant::ReplayVoid
@@ -106,6 +105,7 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
         | Plant::SwitchBeforeSeal
         | Plant::UsersTakeReserve
         | Plant::PaceForGood
+        | Plant::FinishAnyMove
         | Plant::TakeReserved => Some(Theme::Clean),
         Plant::InheritedDies
         | Plant::SplitGroup
@@ -131,14 +131,13 @@ pub fn theme_for(plant: Plant) -> Option<Theme> {
 pub fn first_seed_for(plant: Plant) -> u64 {
     match plant {
         Plant::ScrubKeepsPage => 2750,
-        Plant::MoveWhileStating => 3815,
+        Plant::LeaveUnstated => 1275,
         Plant::ProveFailed => 900,
         Plant::TellOneVolume => 880,
         Plant::SealBeforeFlush => 810,
         Plant::PartSilently => 540,
         Plant::RewriteDamaged => 505,
         Plant::ScrubUnpinned => 480,
-        Plant::LeaveUnstated => 280,
         Plant::SplitGroup => 260,
         Plant::ForgetPatches => 245,
         Plant::UsersTakeReserve => 170,

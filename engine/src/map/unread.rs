@@ -65,6 +65,9 @@ pub enum Verdict {
 }
 
 impl Unread {
+    /// Of a planted bug: it was moved from wherever the page says that it is.
+    pub const ANYWHERE: u64 = u64::MAX;
+
     /// A leaf whose page is right at `lsn`.
     #[must_use]
     pub fn new(lsn: u64) -> Self {
@@ -129,7 +132,9 @@ impl Unread {
                     leaf.set(block, entry.mapping);
                 }
                 (entry, Mapping::Block { pbn, crc }) => match (judge(pbn), entry) {
-                    (Verdict::Good, Some(entry)) if entry.from == Some(pbn) => {
+                    (Verdict::Good, Some(entry))
+                        if [Some(pbn), Some(Self::ANYWHERE)].contains(&entry.from) =>
+                    {
                         entry.sure = true;
                         leaf.set(block, entry.mapping);
                     }

@@ -11,7 +11,7 @@ use crate::format::record::{STATED, Seal};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer, Source as MovedFrom};
 use crate::geometry::Geometry;
 use crate::limits::VOLUME_BLOCKS;
-use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Logged, Mapping, VolumeMap};
+use crate::map::{LEAF_BLOCKS, LeafSlab, LeafState, Logged, Mapping, Unread, VolumeMap};
 use crate::meta_chain::NO_SEGMENT;
 use crate::plant::{Plant, Planted};
 use crate::segment::{SegmentState, SegmentTable};
@@ -417,6 +417,9 @@ impl Replay {
 
     /// Where a block was moved from, if that segment was not freed since.
     fn still_there(&self, source: MovedFrom) -> Option<u64> {
+        if self.planted.has(Plant::FinishAnyMove) {
+            return Some(Unread::ANYWHERE);
+        }
         let there = self.geo.is_data(source.pbn, 1) && {
             let row = self.segs.row(self.geo.locate(source.pbn).0);
             row.state == SegmentState::Sealed && source.is_of(row.generation)

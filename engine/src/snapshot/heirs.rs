@@ -55,7 +55,7 @@ impl Engine {
     pub(crate) fn is_being_stated(&self, owner: u32) -> bool {
         let inherited = self.volumes.get(owner).is_some_and(|owner| !owner.children.is_empty());
         let stating = self.compaction.as_ref().is_some_and(Compaction::is_stating);
-        inherited && stating && !self.planted.has(Plant::MoveWhileStating)
+        inherited && stating
     }
 
     /// Switches all maps that name `from`, from its owner on, to another copy of the block; false if the
