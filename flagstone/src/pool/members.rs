@@ -1,8 +1,9 @@
 //! Which files and devices make up which pool: told by what is on them, not by what they are called.
 //!
-//! The devices of a pool may be given in any order. One that is not among them is looked for among the
-//! machine's block devices and in the directories of those that are, so that what was renamed is found
-//! again. So a path that leads nowhere, or to a dead device, is no error if a device that was not given was
+//! The devices of a pool may be given in any order. One that is not among them is looked for where it was last, then among
+//! the machine's block devices and in the directories of those that are, so that what was renamed is found
+//! again. Nothing is waited for that does not answer: a block device may be a volume of this very pool, whose daemon
+//! is being started. So a path that leads nowhere, or to a dead device, is no error if a device that was not given was
 //! known by it last.
 
 use std::collections::HashSet;
@@ -10,6 +11,8 @@ use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Devices};
 use flagstone_engine::format::device::Label;
@@ -21,6 +24,8 @@ use super::offline::is_same;
 
 /// Files of a directory, and block devices, that are looked at for a device that is missing.
 const SEARCH_MAX: usize = 4096;
+/// How long a file or block device that is looked at may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Where the kernel lists block devices.
 const BLOCK_DEVICES: &str = "/sys/class/block";
 
@@ -158,7 +163,9 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
     let not_given = rows.iter().map(|(_, row)| row.label).collect();
     if !missing.is_empty() {
         let mut busy = None;
-        for found in search(&paths, &newest.pool_uuid, &missing) {
+        let labels: Vec<PathBuf> =
+            rows.iter().map(|(_, row)| PathBuf::from(row.label.as_str())).collect();
+        for found in search(&paths, &labels, &newest.pool_uuid, &missing) {
             // There may be several names for one, of which only one can be opened.
             let mut io = match flagstone_nvme::open(&found, mode) {
                 Ok(device) => SyncDevice::new(device),
@@ -197,10 +204,26 @@ fn block_devices() -> impl Iterator<Item = PathBuf> {
     paths.into_iter()
 }
 
-/// Looks for devices of a pool among the machine's block devices, and among the files beside those that
-/// are known.
-fn search(paths: &[PathBuf], pool: &[u8; 16], missing: &[[u8; 16]]) -> Vec<PathBuf> {
+/// Looks for devices of a pool where they were last; for those that are not there among the machine's block devices, and
+/// among the files beside those that are known.
+fn search(
+    paths: &[PathBuf],
+    labels: &[PathBuf],
+    pool: &[u8; 16],
+    missing: &[[u8; 16]],
+) -> Vec<PathBuf> {
+    let mut left: HashSet<[u8; 16]> = missing.iter().copied().collect();
     let mut found: Vec<PathBuf> = Vec::new();
+    for label in labels.iter().filter(|label| label.is_absolute()) {
+        if let Some(uuid) = glance(label, pool)
+            && left.remove(&uuid)
+        {
+            found.push(label.clone());
+        }
+    }
+    if left.is_empty() {
+        return found;
+    }
     let directory = |path: &PathBuf| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -210,9 +233,8 @@ fn search(paths: &[PathBuf], pool: &[u8; 16], missing: &[[u8; 16]]) -> Vec<PathB
         if paths.iter().any(|known| is_same(known, &path)) {
             return;
         }
-        let Ok(glance) = Glance::at(&path) else { return };
-        let Ok(says) = identify(&mut { glance }) else { return };
-        if says.pool_uuid == *pool && missing.contains(&says.own().uuid) {
+        // There may be several names for one, of which only one can be opened.
+        if glance(&path, pool).is_some_and(|uuid| left.contains(&uuid)) {
             found.push(path);
         }
     };
@@ -225,6 +247,23 @@ fn search(paths: &[PathBuf], pool: &[u8; 16], missing: &[[u8; 16]]) -> Vec<PathB
         files.filter(is_file).for_each(&mut look);
     }
     found
+}
+
+/// The identity of the device at `path`, if it is one of the pool's. On a thread of its own: a read of a volume of this
+/// daemon ends when the daemon serves it again.
+fn glance(path: &Path, pool: &[u8; 16]) -> Option<[u8; 16]> {
+    let (tell, told) = mpsc::channel();
+    let (of, pool) = (path.to_owned(), *pool);
+    std::thread::spawn(move || {
+        let says = Glance::at(&of).ok().and_then(|mut glance| identify(&mut glance).ok());
+        let own = says.filter(|says| says.pool_uuid == pool).map(|says| says.own().uuid);
+        // Nobody listens any more when that took too long.
+        let _ = tell.send(own);
+    });
+    told.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        tracing::warn!(path = %path.display(), "not looked at: it does not answer");
+        None
+    })
 }
 
 /// A file or device that is only looked at: without a lock, since it is probably none of ours.
