@@ -42,7 +42,8 @@ impl Engine {
         spec: &VolumeSpec<'_>,
     ) -> Result<VolumeId, SubmitError> {
         self.ready()?;
-        if spec.name.is_empty() || spec.name.len() > NAME_BYTES {
+        let behind = spec.name.starts_with(crate::snapshot::BEHIND);
+        if spec.name.is_empty() || spec.name.len() > NAME_BYTES || behind {
             return Err(SubmitError::VolumeName);
         }
         check_size(spec.size)?;

@@ -279,3 +279,30 @@ fn a_mounted_file_system_is_never_formatted_over() {
     assert!(Command::new("umount").arg(dir.join("mnt")).status().unwrap().success());
     ran.failed(3, "it is mounted at");
 }
+
+#[test]
+fn a_copy_of_a_pool_is_made_of_what_lies_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    fs::create_dir(&first).unwrap();
+    fs::create_dir(&second).unwrap();
+    let a = first.join("a");
+    let b = first.join("b");
+    let both = [a.to_str().unwrap(), b.to_str().unwrap()];
+    run(dir.path(), &["pool", "create", both[0], both[1], "--size", "64M"]).succeeded();
+    // Served once, so that the pool knows its devices by these paths.
+    Daemon::serve(dir.path(), both[0]).stop();
+    for name in ["a", "b"] {
+        fs::copy(first.join(name), second.join(name)).unwrap();
+    }
+    let daemon = Daemon::serve(dir.path(), both[0]);
+    let copy = second.join("a");
+    let checked = run(dir.path(), &["--json", "pool", "check", copy.to_str().unwrap()]);
+    assert_eq!(checked.succeeded().json()["sound"], true);
+    daemon.stop();
+    // One that is moved is found where it was last, if it is not beside the other.
+    fs::remove_file(second.join("b")).unwrap();
+    fs::remove_file(&a).unwrap();
+    let checked = run(dir.path(), &["--json", "pool", "check", copy.to_str().unwrap()]);
+    assert_eq!(checked.succeeded().json()["sound"], true);
+}

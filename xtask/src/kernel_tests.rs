@@ -46,6 +46,9 @@ exit "$status"
 /// Those of which: on both of the kernel's drivers.
 const ASIDE: [&str; 2] = ["kernel_nbd-", "kernel_ublk-"];
 
+/// How a command is run: with its output shown as it comes, or at the end.
+pub type RunOne = fn(Command) -> Result<Counts, String>;
+
 /// Runs them with the kernel of `suite` and, at the same time, some that are about its block devices with
 /// that of `aside`; `cargo` is the command that tests the workspace.
 pub fn run(
@@ -53,6 +56,7 @@ pub fn run(
     suite: &str,
     aside: Option<&str>,
     cargo: Command,
+    run_one: RunOne,
 ) -> Result<Counts, String> {
     let mut skipped = Vec::new();
     let mut ready = Vec::new();
@@ -81,7 +85,7 @@ pub fn run(
         std::thread::spawn(move || run_aside(&aside, &binaries))
     });
     if ready.contains(&suite) {
-        counts.add(run_all(suite, &binaries)?);
+        counts.add(run_all(suite, &binaries, run_one)?);
     }
     if let Some(beside) = beside {
         counts.add(beside.join().map_err(|_| "the second guest's thread panicked")??);
@@ -105,7 +109,7 @@ fn guest(suite: &str, recording: &Recording) -> Result<Command, String> {
     Ok(guest)
 }
 
-fn run_all(suite: &str, binaries: &[PathBuf]) -> Result<Counts, String> {
+fn run_all(suite: &str, binaries: &[PathBuf], run_one: RunOne) -> Result<Counts, String> {
     let is_last = |path: &&PathBuf| name(path).starts_with(POWER_CUT);
     let last = binaries.iter().find(is_last).ok_or("no test binary cuts the power")?;
     let others = binaries.iter().filter(|path| !is_last(path));
@@ -115,12 +119,12 @@ fn run_all(suite: &str, binaries: &[PathBuf]) -> Result<Counts, String> {
     guest.args(["--expect-cut", "--", "sh", "-c", SCRIPT, "sh"]);
     guest.arg(last).args(others);
     guest.env("RECORDS", RECORDS).env("FLAGSTONE_RECORDING", &recording.0);
-    let mut counts = step::run(guest)?;
+    let mut counts = run_one(guest)?;
     if counts.failed == 0 {
         let mut host = Command::new(last);
         host.arg("--exact").args(RECOVERS).env("FLAGSTONE_LAB", lab);
         host.env("FLAGSTONE_RECORDING", &recording.0).current_dir(&recording.0);
-        counts.add(step::run(host)?);
+        counts.add(run_one(host)?);
     }
     if counts.failed > 0 {
         println!("what was recorded stays in {}", recording.keep().display());

@@ -15,13 +15,12 @@ pub struct Row {
     pub result: Result<Counts, String>,
 }
 
-/// The whole report. Its last line is `N passed, N failed`, alone.
-pub fn render(rows: &[Row]) -> String {
+/// The whole report of what took `total`, less than the sum where steps went on beside others. Its last line is
+/// `N passed, N failed`, alone.
+pub fn render(rows: &[Row], total: Duration) -> String {
     let mut text = String::from("\n");
-    let mut total = Duration::ZERO;
     let (mut passed, mut failed) = (0, 0);
     for row in rows {
-        total += row.took;
         let (good, bad) = match &row.result {
             Ok(counts) => (counts.passed, counts.failed),
             Err(_) => (0, 1),
@@ -83,7 +82,7 @@ mod tests {
             failures: vec!["a::b".to_owned()],
         };
         let rows = [row("one", Ok(counts)), row("two", Err("not there".to_owned()))];
-        let text = render(&rows);
+        let text = render(&rows, rows.iter().map(|row| row.took).sum());
         assert!(text.contains("failed: one: a::b\n"), "{text}");
         assert!(text.contains("skipped: one: x needs y\n"), "{text}");
         assert!(text.contains("failed: two: not there\n"), "{text}");

@@ -1,5 +1,8 @@
 //! `cargo xtask test`: every check and every test of the project.
 //!
+//! The kernel tests, whose guest has little use for more than one processor, go on beside the simulator and the fuzz
+//! inputs, which give way to them.
+//!
 //! Two builds only: the test profile for unit, integration and end-to-end tests, and
 //! the `sim` profile for the simulator, which is worth its time only when it is fast. Every
 //! cargo command below names the whole workspace, because cargo unifies features over the packages
@@ -28,6 +31,7 @@ const THEME_SEEDS: &str = "0..80";
 /// Runs all steps. One that fails doesn't stop the others, but nothing is tested that wasn't built.
 pub fn run(root: &Path) -> ExitCode {
     let mut rows = Vec::new();
+    let begun = Instant::now();
     let mut step = |name, run: &mut dyn FnMut() -> Result<Counts, String>| {
         println!("\n== {name}");
         let start = Instant::now();
@@ -61,6 +65,14 @@ pub fn run(root: &Path) -> ExitCode {
         step("documentation tests", &mut || {
             step::run(cargo(root, &["test", "--workspace", "--doc", "--no-fail-fast"]))
         });
+        println!("\n== kernel tests: begun, shown below");
+        let (kernel_begun, kernel_root) = (Instant::now(), root.to_owned());
+        let kernel = std::thread::spawn(move || {
+            let cargo = workspace_tests(&kernel_root);
+            let (newest, stable) = (lab::NEWEST, Some(lab::STABLE));
+            let counts = kernel_tests::run(&kernel_root, newest, stable, cargo, step::run_aside);
+            (counts, kernel_begun.elapsed())
+        });
         step("simulator", &mut || step::run(simulator(root, &["run", "--seeds", SEEDS])));
         step("simulator: more themes", &mut || {
             let mut counts = Counts::default();
@@ -73,14 +85,18 @@ pub fn run(root: &Path) -> ExitCode {
         step("simulator: planted bugs", &mut || {
             step::run(simulator(root, &["canary", "--seeds", CANARY_SEEDS]))
         });
-        step("fuzz inputs", &mut || step::run(fuzz(root, &["test", "--no-fail-fast"])));
-        step("end-to-end tests", &mut || step::run(end_to_end(root)));
-        step("kernel tests", &mut || {
-            kernel_tests::run(root, lab::NEWEST, Some(lab::STABLE), workspace_tests(root))
+        step("fuzz inputs", &mut || step::run(gently(fuzz(root, &["test", "--no-fail-fast"]))));
+        let (result, took) = kernel.join().unwrap_or_else(|_| {
+            (Err("the kernel tests' thread panicked".to_owned()), kernel_begun.elapsed())
         });
+        step("end-to-end tests", &mut || step::run(end_to_end(root)));
+        if let Err(why) = &result {
+            eprintln!("kernel tests: {why}");
+        }
+        rows.push(Row { name: "kernel tests", took, result });
     }
     let good = report::is_good(&rows);
-    print!("{}", report::render(&rows));
+    print!("{}", report::render(&rows, begun.elapsed()));
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -98,12 +114,12 @@ pub fn kernel(root: &Path, args: &[String]) -> ExitCode {
     let result =
         step::run(cargo(root, &["build", "--workspace", "--bins"])).and_then(|built| match built {
             Counts { failed: 0, .. } => {
-                kernel_tests::run(root, suite, aside, workspace_tests(root))
+                kernel_tests::run(root, suite, aside, workspace_tests(root), step::run)
             }
             _ => Err("nothing is tested that wasn't built".to_owned()),
         });
     let rows = [Row { name: "kernel tests", took: start.elapsed(), result }];
-    print!("{}", report::render(&rows));
+    print!("{}", report::render(&rows, start.elapsed()));
     if report::is_good(&rows) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -136,7 +152,23 @@ fn crate_tests(root: &Path) -> Result<Command, String> {
 fn simulator(root: &Path, args: &[&str]) -> Command {
     let mut command = cargo(root, &["run", "--quiet", "--profile", "sim", "-p", "flagstone-sim"]);
     command.args(["--features", "planted-bugs", "--"]).args(args);
-    command
+    gently(command)
+}
+
+/// The command, giving way to others.
+fn gently(command: Command) -> Command {
+    let mut gentle = Command::new("nice");
+    gentle.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => gentle.env(name, value),
+            None => gentle.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        gentle.current_dir(directory);
+    }
+    gentle
 }
 
 /// A cargo command for the workspace of the fuzz targets, which is one of its own.

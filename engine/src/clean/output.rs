@@ -358,6 +358,10 @@ impl Engine {
     /// read first.
     fn switch_entry(&mut self, segment: u32, block: u32, target: &Target, lsn: u64) -> bool {
         let moved = &target.moved;
+        // What is not switched to is where it was, on a device that can be read.
+        if self.geo.device_of(segment).is_some_and(|device| self.has_failed(device)) {
+            return true;
+        }
         let owner = self.owner_of(moved);
         if self.is_being_stated(owner) {
             return false;

@@ -211,6 +211,7 @@ fn load_log(
         chain: &chain,
         tails: &tails,
         pages: &pages,
+        missing,
         planted,
     };
     let flagged = superblock.flags & FLAG_REBUILD != 0;

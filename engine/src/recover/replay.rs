@@ -6,6 +6,7 @@ use super::pages::{self, Pages};
 use super::records::OwnedRecord;
 use super::window::{Window, Write};
 use crate::counting::Counting;
+use crate::degraded::Missing;
 use crate::error::OpenError;
 use crate::format::record::{STATED, Seal};
 use crate::format::segment::{ENTRY_BYTES, Entry, Footer, Source as MovedFrom};
@@ -52,6 +53,7 @@ pub(crate) struct Replay {
     formed: HashSet<u32>,
     /// The leaves that are still in their pages.
     pub(crate) counting: Option<Counting>,
+    missing: Missing,
     pub(super) planted: Planted,
 }
 
@@ -64,6 +66,7 @@ pub(super) struct Input<'a> {
     pub(super) chain: &'a ChainEnd,
     pub(super) tails: &'a [TailSegment],
     pub(super) pages: &'a Pages,
+    pub(super) missing: Missing,
     pub(super) planted: Planted,
 }
 
@@ -138,6 +141,7 @@ pub(super) fn replay(
         paged_lsn: None,
         formed: HashSet::new(),
         counting: None,
+        missing: input.missing,
         planted: input.planted,
     };
     state.place_segments(input)?;
@@ -196,7 +200,8 @@ pub(super) fn replay(
                 if let Some((lsn, block, entry)) = open[i].entry() {
                     let pbn = geo.pbn(open[i].segment, block);
                     let Entry { volume: line, lba, crc, vseq, source, .. } = entry;
-                    let from = source.and_then(|source| state.still_there(source));
+                    let to = open[i].segment;
+                    let from = source.and_then(|source| state.still_there(source, to));
                     writes.push(Write { line, lsn, lba, pbn, crc, vseq, from });
                 }
                 state.write_window(&mut writes, WINDOW);
@@ -415,8 +420,13 @@ impl Replay {
         }
     }
 
-    /// Where a block was moved from, if that segment was not freed since.
-    fn still_there(&self, source: MovedFrom) -> Option<u64> {
+    /// Where a block was moved from, to a segment `to`, if it may be found there: the segment was not freed since. What lies
+    /// where nobody reads it any more is no reason to look elsewhere.
+    fn still_there(&self, source: MovedFrom, to: u32) -> Option<u64> {
+        let device = self.geo.device_of(to)?;
+        if self.geo.extents[device].failed || self.missing.has(device) {
+            return None;
+        }
         if self.planted.has(Plant::FinishAnyMove) {
             return Some(Unread::ANYWHERE);
         }

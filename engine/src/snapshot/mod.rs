@@ -29,7 +29,7 @@ use crate::volume::{Cut, Volume, VolumeInfo, VolumeSettings, VolumeState};
 use flagstone_block::{Buffers, Durability, Tag, VolumeId};
 
 /// What begins the name of a snapshot that goes on behind its volume's.
-const BEHIND: char = '@';
+pub(crate) const BEHIND: char = '@';
 
 /// A snapshot's name as it is logged: what comes behind its volume's name, if that is how it begins.
 fn behind<'a>(volume: &str, name: &'a str) -> &'a str {

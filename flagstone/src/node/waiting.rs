@@ -245,8 +245,10 @@ impl Reactor {
                     }
                     left.push_back(parked);
                 }
-                // One that has found no space before, and that nobody can say more to now.
-                Attempt::Busy if self.is_late(p, &parked, now_ns) => {
+                // One that has found no space before, long ago, and that nobody can say more to now.
+                Attempt::Busy
+                    if self.is_late(p, &parked, now_ns.saturating_sub(self.full_wait_ns)) =>
+                {
                     self.end_parked(p, parked, Some(SubmitError::NoSpace));
                 }
                 Attempt::Busy => {

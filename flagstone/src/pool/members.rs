@@ -1,7 +1,7 @@
 //! Which files and devices make up which pool: told by what is on them, not by what they are called.
 //!
-//! The devices of a pool may be given in any order. One that is not among them is looked for where it was last, then among
-//! the machine's block devices and in the directories of those that are, so that what was renamed is found
+//! The devices of a pool may be given in any order. One that is not among them is looked for in the directories of those
+//! that are, then where it was last, then among the machine's block devices, so that what was renamed is found
 //! again. Nothing is waited for that does not answer: a block device may be a volume of this very pool, whose daemon
 //! is being started. So a path that leads nowhere, or to a dead device, is no error if a device that was not given was
 //! known by it last.
@@ -9,10 +9,10 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flagstone_block::{BLOCK_SIZE, BlockIo, DeviceError, Devices};
 use flagstone_engine::format::device::Label;
@@ -24,8 +24,10 @@ use super::offline::is_same;
 
 /// Files of a directory, and block devices, that are looked at for a device that is missing.
 const SEARCH_MAX: usize = 4096;
-/// How long a file or block device that is looked at may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Of them at once.
+const AT_ONCE: usize = 128;
+/// How long files and block devices that are looked at may take to answer: disks may have to spin up.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the kernel lists block devices.
 const BLOCK_DEVICES: &str = "/sys/class/block";
 
@@ -159,13 +161,21 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
     }
     let rows = newest.devices.iter();
     let rows: Vec<_> = rows.filter(|(device, _)| devices.get_mut(*device).is_none()).collect();
-    let missing: Vec<[u8; 16]> = rows.iter().map(|(_, row)| row.uuid).collect();
     let not_given = rows.iter().map(|(_, row)| row.label).collect();
-    if !missing.is_empty() {
-        let mut busy = None;
-        let labels: Vec<PathBuf> =
-            rows.iter().map(|(_, row)| PathBuf::from(row.label.as_str())).collect();
-        for found in search(&paths, &labels, &newest.pool_uuid, &missing) {
+    let labels: Vec<PathBuf> =
+        rows.iter().map(|(_, row)| PathBuf::from(row.label.as_str())).collect();
+    let mut busy = None;
+    // What lies beside those that were given comes first: it may be a copy of a pool whose devices still are where they were.
+    let places: [&dyn Fn() -> Vec<PathBuf>; 3] =
+        [&|| beside(&paths), &|| labels.clone(), &block_devices];
+    for place in places {
+        let rows = newest.devices.iter();
+        let left = rows.filter(|(device, _)| devices.get_mut(*device).is_none());
+        let left: Vec<[u8; 16]> = left.map(|(_, row)| row.uuid).collect();
+        if left.is_empty() {
+            break;
+        }
+        for found in search(place(), &paths, &newest.pool_uuid, &left) {
             // There may be several names for one, of which only one can be opened.
             let mut io = match flagstone_nvme::open(&found, mode) {
                 Ok(device) => SyncDevice::new(device),
@@ -182,88 +192,101 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
                 devices.put(device, io);
             }
         }
-        let all = newest.devices.iter().all(|(device, _)| devices.get_mut(device).is_some());
-        if let Some(error) = busy.filter(|_| !all) {
-            return Err(error);
-        }
+    }
+    let all = newest.devices.iter().all(|(device, _)| devices.get_mut(device).is_some());
+    if let Some(error) = busy.filter(|_| !all) {
+        return Err(error);
     }
     Ok(Gathered { path, devices, not_given })
 }
 
-/// Every block device of the machine.
-fn block_devices() -> impl Iterator<Item = PathBuf> {
+/// Every block device of the machine but those that a daemon like this one serves: a volume of the very pool whose daemon
+/// is being started would answer only when it has started.
+fn block_devices() -> Vec<PathBuf> {
     let listed = std::fs::read_dir(BLOCK_DEVICES).into_iter().flatten().flatten();
     let path = |entry: std::fs::DirEntry| {
         // A slash in a name is written as an exclamation mark there.
         Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"))
     };
     // Reading the size of one without a medium may take seconds.
-    let mut paths: Vec<PathBuf> =
-        listed.map(path).filter(|path| !path.starts_with("/dev/sr")).collect();
+    let passed_over = ["/dev/sr", "/dev/ublkb", "/dev/nbd"];
+    let is_looked_at = |path: &PathBuf| {
+        !passed_over.iter().any(|prefix| path.to_string_lossy().starts_with(prefix))
+    };
+    let mut paths: Vec<PathBuf> = listed.map(path).filter(is_looked_at).collect();
     paths.sort_unstable();
-    paths.into_iter()
+    paths
 }
 
-/// Looks for devices of a pool where they were last; for those that are not there among the machine's block devices, and
-/// among the files beside those that are known.
-fn search(
-    paths: &[PathBuf],
-    labels: &[PathBuf],
-    pool: &[u8; 16],
-    missing: &[[u8; 16]],
-) -> Vec<PathBuf> {
-    let mut left: HashSet<[u8; 16]> = missing.iter().copied().collect();
-    let mut found: Vec<PathBuf> = Vec::new();
-    for label in labels.iter().filter(|label| label.is_absolute()) {
-        if let Some(uuid) = glance(label, pool)
-            && left.remove(&uuid)
-        {
-            found.push(label.clone());
-        }
-    }
-    if left.is_empty() {
-        return found;
-    }
+/// The files beside these.
+fn beside(paths: &[PathBuf]) -> Vec<PathBuf> {
     let directory = |path: &PathBuf| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
     let directories: HashSet<PathBuf> = paths.iter().map(directory).collect();
-    let mut look = |path: PathBuf| {
-        if paths.iter().any(|known| is_same(known, &path)) {
-            return;
-        }
-        // There may be several names for one, of which only one can be opened.
-        if glance(&path, pool).is_some_and(|uuid| left.contains(&uuid)) {
-            found.push(path);
-        }
+    let is_file = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    let entries = directories.iter().flat_map(std::fs::read_dir).flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_file).collect();
+    files.sort_unstable();
+    files
+}
+
+/// Those of `places` that are missing devices of a pool, given devices of it at `paths`.
+///
+/// All are looked at at once, each on a thread of its own: one that does not answer is not waited for any longer than the
+/// others. It may be a volume of this daemon, at the bottom of something else; the read ends when that is served again.
+fn search(
+    places: Vec<PathBuf>,
+    paths: &[PathBuf],
+    pool: &[u8; 16],
+    missing: &[[u8; 16]],
+) -> Vec<PathBuf> {
+    let is_new = |path: &PathBuf| !paths.iter().any(|known| is_same(known, path));
+    let is_disk = |path: &PathBuf| {
+        let kind = std::fs::metadata(path).map(|meta| meta.file_type());
+        kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device())
     };
-    // First, since a file found may be what is behind one of them.
-    block_devices().take(SEARCH_MAX).for_each(&mut look);
-    for directory in directories {
-        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
-        let is_file = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
-        let files = entries.take(SEARCH_MAX).flatten().map(|entry| entry.path());
-        files.filter(is_file).for_each(&mut look);
+    let candidates: Vec<PathBuf> =
+        places.into_iter().take(SEARCH_MAX).filter(is_disk).filter(is_new).collect();
+    let mut found = Vec::new();
+    for some in candidates.chunks(AT_ONCE) {
+        look_at(some, &mut |path, says| {
+            if says.pool_uuid == *pool && missing.contains(&says.own().uuid) {
+                found.push(path);
+            }
+        });
     }
+    found.sort_unstable();
     found
 }
 
-/// The identity of the device at `path`, if it is one of the pool's. On a thread of its own: a read of a volume of this
-/// daemon ends when the daemon serves it again.
-fn glance(path: &Path, pool: &[u8; 16]) -> Option<[u8; 16]> {
+/// Tells what is on those of these that answer and are a pool's.
+fn look_at(paths: &[PathBuf], tell_of: &mut dyn FnMut(PathBuf, Superblock)) {
     let (tell, told) = mpsc::channel();
-    let (of, pool) = (path.to_owned(), *pool);
-    std::thread::spawn(move || {
-        let says = Glance::at(&of).ok().and_then(|mut glance| identify(&mut glance).ok());
-        let own = says.filter(|says| says.pool_uuid == pool).map(|says| says.own().uuid);
-        // Nobody listens any more when that took too long.
-        let _ = tell.send(own);
-    });
-    told.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-        tracing::warn!(path = %path.display(), "not looked at: it does not answer");
-        None
-    })
+    let mut left = 0;
+    for path in paths {
+        let (tell, of) = (tell.clone(), path.clone());
+        let look = move || {
+            let says = Glance::at(&of).ok().and_then(|mut glance| identify(&mut glance).ok());
+            // Nobody listens any more when that took too long.
+            let _ = tell.send((of, says));
+        };
+        left += u32::from(std::thread::Builder::new().spawn(look).is_ok());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while left > 0 {
+        let Ok((path, says)) =
+            told.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        else {
+            tracing::warn!(left, "looking for devices: not all that there are answer");
+            break;
+        };
+        left -= 1;
+        if let Some(says) = says {
+            tell_of(path, says);
+        }
+    }
 }
 
 /// A file or device that is only looked at: without a lock, since it is probably none of ours.
