@@ -7,12 +7,11 @@ use crate::counting::Counting;
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::format::leaf::Header;
-use crate::format::segment::{ENTRY_BYTES, Footer};
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
 use crate::map::{LEAF_BLOCKS, Leaf, LeafState, Mapping, Verdict, VolumeMap};
 use crate::plant::Planted;
-use crate::recover::{Loaded, RecoveryReport, Source, load};
+use crate::recover::{Loaded, RecoveryReport, Source, load, summary_of};
 use crate::segment::SegmentState;
 use crate::summary_copies::Copied;
 use crate::volume::{Volume, VolumeInfo, VolumeState};
@@ -216,13 +215,12 @@ fn check_summaries(io: &mut dyn BlockIo, loaded: &Loaded, report: &mut CheckRepo
         if row.state != SegmentState::Sealed || loaded.missing.holds(geo, segment) {
             continue;
         }
+        let seal = row.seal(segment, 0, true, None);
         let mut is_whole = |offset: u64| {
             // As every read, once more before it is given up.
             (0..2).any(|_| {
                 io.read_at(offset, &mut summary).is_ok()
-                    && Summarized::of(pool, geo, segment, &summary).is_some_and(|found| {
-                        (found.crc, found.generation) == (row.footer_crc, row.generation)
-                    })
+                    && summary_of(pool, geo, &seal, &summary).is_some()
             })
         };
         let here = is_whole(geo.segment_offset(segment, geo.shape.data_blocks));
@@ -236,23 +234,6 @@ fn check_summaries(io: &mut dyn BlockIo, loaded: &Loaded, report: &mut CheckRepo
             (true, Some(false)) | (false, Some(true)) => report.summary_copies_damaged += 1,
             (false, None | Some(false)) => report.bad_summaries.push(segment),
         }
-    }
-}
-
-/// What makes a summary the one that a seal names.
-struct Summarized {
-    crc: u32,
-    generation: u64,
-}
-
-impl Summarized {
-    /// Of a whole summary.
-    fn of(pool: &[u8; 16], geo: &Geometry, segment: u32, summary: &[u8]) -> Option<Self> {
-        let (table, footer) = summary.split_at(geo.shape.entry_blocks as usize * BLOCK_SIZE);
-        let (footer, crc) = Footer::decode(pool, segment, &geo.shape, footer).ok()?;
-        let entries = &table[..usize::from(footer.entries) * ENTRY_BYTES];
-        let whole = crate::format::crc32(entries) == footer.entries_crc;
-        whole.then_some(Self { crc, generation: footer.generation })
     }
 }
 

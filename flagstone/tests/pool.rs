@@ -295,7 +295,11 @@ fn a_copy_of_a_pool_is_made_of_what_lies_beside_it() {
     for name in ["a", "b"] {
         fs::copy(first.join(name), second.join(name)).unwrap();
     }
+    // An old copy of one beside the others is not taken for it.
+    fs::copy(first.join("b"), first.join("an-old-b")).unwrap();
     let daemon = Daemon::serve(dir.path(), both[0]);
+    let status = daemon.run(&["--json", "pool", "status"]).succeeded().json();
+    assert_eq!(status["pools"][0]["devices"][1]["path"], both[1], "{status}");
     let copy = second.join("a");
     let checked = run(dir.path(), &["--json", "pool", "check", copy.to_str().unwrap()]);
     assert_eq!(checked.succeeded().json()["sound"], true);

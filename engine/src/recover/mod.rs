@@ -23,6 +23,7 @@ pub use finish::OpenOptions;
 pub use format::FormatOptions;
 pub(crate) use format::every_place;
 pub(crate) use load::{Loaded, Source, load};
+pub(crate) use replay::summary_of;
 pub use scan::identify;
 pub(crate) use scan::superblock;
 

@@ -255,7 +255,7 @@ pub(super) fn replay(
 }
 
 /// The footer and the entries of a summary, if it is the one that the seal names.
-fn summary_of<'a>(
+pub(crate) fn summary_of<'a>(
     pool: &[u8; 16],
     geo: &Geometry,
     seal: &Seal,

@@ -167,7 +167,7 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
     let mut busy = None;
     // What lies beside those that were given comes first: it may be a copy of a pool whose devices still are where they were.
     let places: [&dyn Fn() -> Vec<PathBuf>; 3] =
-        [&|| beside(&paths), &|| labels.clone(), &block_devices];
+        [&|| beside(&paths, &labels), &|| labels.clone(), &block_devices];
     for place in places {
         let rows = newest.devices.iter();
         let left = rows.filter(|(device, _)| devices.get_mut(*device).is_none());
@@ -218,8 +218,8 @@ fn block_devices() -> Vec<PathBuf> {
     paths
 }
 
-/// The files beside these.
-fn beside(paths: &[PathBuf]) -> Vec<PathBuf> {
+/// The files beside these; first those that are called like one that is missing: others may be old copies of it.
+fn beside(paths: &[PathBuf], labels: &[PathBuf]) -> Vec<PathBuf> {
     let directory = |path: &PathBuf| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -228,7 +228,9 @@ fn beside(paths: &[PathBuf]) -> Vec<PathBuf> {
     let is_file = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
     let entries = directories.iter().flat_map(std::fs::read_dir).flatten().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_file).collect();
-    files.sort_unstable();
+    let is_other =
+        |path: &PathBuf| labels.iter().all(|label| label.file_name() != path.file_name());
+    files.sort_unstable_by_key(|path| (is_other(path), path.clone()));
     files
 }
 
@@ -257,7 +259,8 @@ fn search(
             }
         });
     }
-    found.sort_unstable();
+    // As they were named, whichever answered first.
+    found.sort_by_key(|path| candidates.iter().position(|candidate| candidate == path));
     found
 }
 
