@@ -27,7 +27,7 @@ use flagstone_block::{BLOCK_BITS, Buffer, DeviceCommand};
 use std::collections::VecDeque;
 
 /// A summary that was copied.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Copied {
     pub(crate) of: u32,
     pub(crate) generation: u64,
@@ -72,6 +72,11 @@ impl SummaryCopies {
         self.copied.iter().rev().find(is_it).map(|copied| copied.place)
     }
 
+    /// Forgets a copy that is damaged: no seal names it any more.
+    pub(crate) fn lose(&mut self, lost: Copied) {
+        self.copied.retain(|copied| *copied != lost);
+    }
+
     /// Forgets a segment of copies.
     fn forget(&mut self, at: usize) -> Option<u32> {
         let segment = self.segments.remove(at)?;
@@ -86,6 +91,20 @@ impl SummaryCopies {
 }
 
 impl Engine {
+    /// The copies of summaries of segments that are sealed, as they are now.
+    pub(crate) fn counted_copies(&self) -> impl Iterator<Item = Copied> + '_ {
+        self.summary_copies.copied.iter().copied().filter(|copied| {
+            let row = self.segs.row(copied.of);
+            (row.state, row.generation) == (SegmentState::Sealed, copied.generation)
+        })
+    }
+
+    /// Where a copy lies.
+    pub(crate) fn copy_offset(&self, place: SummaryCopy) -> u64 {
+        let block = u32::from(place.slot) * self.geo.shape.summary_blocks();
+        self.geo.segment_offset(place.segment, block)
+    }
+
     /// Whether a checkpoint should make copies unnecessary.
     pub(crate) fn copies_want_checkpoint(&self) -> bool {
         self.summary_copies.wants_checkpoint && self.copy_segments() > 0
@@ -129,8 +148,7 @@ impl Engine {
         let buffer = summary.part(0, shape.summary_blocks());
         let mut places = [Some(self.geo.segment_offset(segment, shape.data_blocks)), None];
         if let Some(place) = self.take_copy_slot(segment) {
-            let block = u32::from(place.slot) * shape.summary_blocks();
-            places[1] = Some(self.geo.segment_offset(place.segment, block));
+            places[1] = Some(self.copy_offset(place));
             self.summary_copies.copied.push(Copied { of: segment, generation, place });
         }
         let mut writes = 0;
@@ -216,7 +234,7 @@ impl Engine {
     /// Lets go of copies that are in the way of a device that is to be removed, or that a pool which has
     /// become small has no room for.
     pub(crate) fn advance_summary_copies(&mut self) {
-        if self.summary_copies.segments.is_empty() {
+        if self.summary_copies.segments.is_empty() || self.scrub.is_reading_copies() {
             return;
         }
         let most = self.copy_segments() as usize;

@@ -2,10 +2,12 @@
 
 mod support;
 
-use flagstone_block::{BLOCK_SIZE, DeviceCommand, Devices, Durability, Tag, VolumeId};
+use flagstone_block::{
+    BLOCK_SIZE, DeviceCommand, Devices, Durability, Tag, VolumeId, split_offset,
+};
 use flagstone_engine::{
-    Engine, Needed, NewDevice, OpenError, OpenOptions, PoolState, SegmentState, SubmitError,
-    identify, inspect,
+    Engine, Needed, NewDevice, OpenError, OpenOptions, PoolState, ScrubFinding, ScrubPlace,
+    ScrubState, SegmentState, SubmitError, check, identify, inspect,
 };
 use std::collections::BTreeSet;
 use support::devices::{MIB, Pool};
@@ -250,6 +252,63 @@ fn copies_of_summaries_are_kept_by_an_opening() {
         pool.settle();
     }
     assert!(seen > 0);
+}
+
+/// A scrub reads them too; one that is damaged no longer matters once a checkpoint counts.
+#[test]
+fn damaged_copies_of_summaries_are_found_and_replaced() {
+    let mut pool = Pool::format(&[48 * MIB, 48 * MIB, 48 * MIB]);
+    let volume = pool.create(30 * MIB);
+    let blocks = 24 * MIB / BLOCK_SIZE as u64;
+    pool.fill(volume, blocks, 1);
+    pool.settle();
+    assert_eq!(copies_found(&mut pool), 0);
+    // Everything in segments of copies: whatever counts there is damaged.
+    let inspection = inspect(&mut Devices(pool.disks.0.clone())).unwrap();
+    let geo = inspection.geometry;
+    let copies = inspection.segments.iter().filter(|s| s.state == SegmentState::Copies);
+    let mut damaged = 0;
+    for segment in copies {
+        for block in 0..geo.shape.blocks {
+            let (device, offset) = split_offset(geo.segment_offset(segment.segment, block));
+            assert_eq!(device, 0);
+            let disk = pool.disks.0[device].as_mut().unwrap();
+            let at = offset / BLOCK_SIZE as u64;
+            if disk.blocks.contains_key(&at) {
+                disk.flip(at, 100, 4);
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 0);
+    let found = copies_found(&mut pool);
+    assert!(found > 0);
+    let report = pool.engine.scrub().unwrap();
+    assert!(report.is_sound() && report.repaired == found as u64, "{report:?}");
+    assert_eq!(copies_found(&mut pool), 0);
+    // And every device but the first may go.
+    for missing in 1..3 {
+        let mut disks = Devices(pool.disks.0.clone());
+        assert_eq!(check(&mut disks, &mut |_, _| {}).unwrap().summary_copies_damaged, 0);
+        disks.0[missing] = None;
+        let mut left = Pool::try_open(disks, &DEGRADED).unwrap();
+        assert!(left.read_all(volume, blocks, 1) > blocks / 4);
+    }
+    pool.verify(volume, blocks, 1);
+}
+
+/// Damaged copies of summaries that a scrub finds.
+fn copies_found(pool: &mut Pool) -> usize {
+    pool.engine.start_scrub(0).unwrap();
+    while pool.engine.is_scrubbing() {
+        pool.turn();
+    }
+    let report = pool.engine.scrub().unwrap();
+    assert_eq!(report.state, ScrubState::Finished);
+    let is_copy = |f: &&ScrubFinding| matches!(f.place, ScrubPlace::SummaryCopy { .. });
+    let found = report.findings.iter().filter(is_copy).count();
+    assert_eq!(found, report.findings.len(), "{report:?}");
+    found
 }
 
 #[test]

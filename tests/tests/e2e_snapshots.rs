@@ -115,6 +115,100 @@ fn real_clients_read_a_volume_as_it_was() {
     check_pool(&daemon.config().pool);
 }
 
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Under writes to the whole volume, snapshots are taken and copied, each twice: while they are new, and when nearly
+/// all that they hold was overwritten. A copy is the same each time, and as old as it should be.
+#[test]
+fn snapshots_are_read_while_the_volume_is_written() {
+    const SNAPSHOTS: usize = 6;
+    if !can_run("snapshots_are_read_while_the_volume_is_written", &[Need::Program("nbdcopy")]) {
+        return;
+    }
+    let dir = directory();
+    let mut daemon = Daemon::with_volume(dir.path(), 512 * MIB, VOLUME);
+    let blocks = VOLUME / BLOCK as u64;
+    let (stop, passes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let copy = |daemon: &Daemon, snapshot: usize, name: &str| {
+        let path = dir.path().join(name);
+        let _ = fs::remove_file(&path);
+        run("nbdcopy", [daemon.uri(&format!("v@{snapshot}")).as_str(), path.to_str().unwrap()]);
+        fs::read(path).unwrap()
+    };
+    std::thread::scope(|scope| {
+        let (mut client, stop, passes) = (daemon.connect("v"), &stop, &passes);
+        scope.spawn(move || {
+            // Pass after pass, every block in an order of its own.
+            for pass in 1_u64.. {
+                for i in 0..blocks {
+                    let block = i * 4099 % blocks;
+                    let data =
+                        [pass.to_le_bytes(), block.to_le_bytes()].concat().repeat(BLOCK / 16);
+                    client.write(block * BLOCK as u64, &data, 0).unwrap();
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+                passes.store(pass, Ordering::Release);
+            }
+        });
+        // Also if what follows fails.
+        let _stop = StopAtEnd(stop);
+        let begun = Instant::now();
+        let wait_for = |pass: u64| {
+            while passes.load(Ordering::Acquire) < pass {
+                assert!(begun.elapsed() < LIMIT, "the writer does not come on");
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        };
+        let mut copies = Vec::new();
+        for snapshot in 0..SNAPSHOTS {
+            wait_for(passes.load(Ordering::Acquire) + 1);
+            let before = passes.load(Ordering::Acquire);
+            daemon.ask(&["snapshot", "create", "v", &snapshot.to_string()]);
+            let after = passes.load(Ordering::Acquire);
+            let bytes = copy(&daemon, snapshot, "new");
+            let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            let mut newest = 0;
+            for block in 0..blocks {
+                let at = (block * BLOCK as u64) as usize;
+                let (pass, named) = (word(at), word(at + 8));
+                assert_eq!(named, block, "what was read is of another block");
+                assert!((before..=after + 1).contains(&pass), "{pass}: from {before} to {after}");
+                assert!(bytes[at..at + 16].repeat(BLOCK / 16) == bytes[at..at + BLOCK]);
+                newest = newest.max(pass);
+            }
+            // In the order of the writes: those of the last pass are the first of it.
+            let of_last = |i: &u64| word((i * 4099 % blocks) as usize * BLOCK) == newest;
+            let written = (0..blocks).take_while(of_last).count();
+            let others = (written as u64..blocks).filter(of_last).count();
+            assert_eq!(others, 0, "a write is there, and one before it is not");
+            copies.push(bytes);
+        }
+        wait_for(passes.load(Ordering::Acquire) + 1);
+        for (snapshot, bytes) in copies.iter().enumerate() {
+            assert!(copy(&daemon, snapshot, "old") == *bytes, "snapshot {snapshot} has changed");
+        }
+    });
+    daemon.kill();
+    daemon.restart();
+    let last = copy(&daemon, SNAPSHOTS - 1, "last");
+    let first = copy(&daemon, 0, "first");
+    assert!(last != first);
+    for snapshot in 0..SNAPSHOTS {
+        daemon.ask(&["snapshot", "delete", &format!("v@{snapshot}")]);
+    }
+    daemon.until_used(VOLUME);
+    daemon.stop_cleanly();
+    check_pool(&daemon.config().pool);
+}
+
 /// A client counts: it writes each number to one volume after the other, and goes on when it has the answer.
 /// At one instant no volume is ahead of one before it, and the last is behind the first by one at most.
 #[test]

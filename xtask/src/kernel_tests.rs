@@ -137,7 +137,7 @@ fn run_aside(suite: &str, binaries: &[PathBuf]) -> Result<Counts, String> {
     let recording = Recording::new("second")?;
     let mut guest = guest(suite, &recording)?;
     guest.args(["--", "sh", "-c", SCRIPT_ASIDE, "sh"]).args(binaries.iter().filter(is_meant));
-    step::run_aside(guest)
+    step::run_aside(&format!("kernel tests: {suite}"), guest)
 }
 
 /// Builds the test binaries; where they are, by name.

@@ -32,20 +32,29 @@ pub struct Counts {
 
 /// Runs `command` to its end, with its output shown as it comes.
 pub fn run(command: Command) -> Result<Counts, String> {
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
-    let words = std::iter::once(program).chain(command.get_args());
-    println!("$ {}", words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" "));
+    println!("{}", command_line(&command));
     run_into(command, std::io::stdout(), std::io::stderr())
 }
 
-/// As [`run`], with its output shown at the end: for one that runs beside another.
-pub fn run_aside(command: Command) -> Result<Counts, String> {
+/// As [`run`], with its output shown at the end, all at once: for one that runs beside others.
+pub fn run_aside(name: &str, command: Command) -> Result<Counts, String> {
     let shown = Shown::default();
+    let title = format!("\n== {name}, which went on beside others\n{}\n", command_line(&command));
     let result = run_into(command, shown.clone(), shown.clone());
-    let bytes = shown.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = title.into_bytes();
+    text.extend_from_slice(&shown.0.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Err(why) = &result {
+        text.extend_from_slice(format!("{name}: {why}\n").as_bytes());
+    }
     // Output that nobody reads any more doesn't end the step.
-    let _ = std::io::stdout().write_all(&bytes);
+    let _ = std::io::stdout().write_all(&text);
     result
+}
+
+fn command_line(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    format!("$ {}", words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" "))
 }
 
 /// Output for later.

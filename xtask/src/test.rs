@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check and every test of the project.
 //!
-//! The kernel tests, whose guest has little use for more than one processor, go on beside the simulator and the fuzz
-//! inputs, which give way to them.
+//! The simulator and the fuzz inputs go on beside the kernel tests, whose guest has little use for more than one
+//! processor, and beside the end-to-end tests, which often wait; they give way to both.
 //!
 //! Two builds only: the test profile for unit, integration and end-to-end tests, and
 //! the `sim` profile for the simulator, which is worth its time only when it is fast. Every
@@ -65,39 +65,47 @@ pub fn run(root: &Path) -> ExitCode {
         step("documentation tests", &mut || {
             step::run(cargo(root, &["test", "--workspace", "--doc", "--no-fail-fast"]))
         });
-        println!("\n== kernel tests: begun, shown below");
-        let (kernel_begun, kernel_root) = (Instant::now(), root.to_owned());
-        let kernel = std::thread::spawn(move || {
-            let cargo = workspace_tests(&kernel_root);
+        println!("\n== simulator, fuzz inputs: begun, shown as they end");
+        let beside = {
+            let root = root.to_owned();
+            std::thread::spawn(move || beside(&root))
+        };
+        step("kernel tests", &mut || {
             let (newest, stable) = (lab::NEWEST, Some(lab::STABLE));
-            let counts = kernel_tests::run(&kernel_root, newest, stable, cargo, step::run_aside);
-            (counts, kernel_begun.elapsed())
-        });
-        step("simulator", &mut || step::run(simulator(root, &["run", "--seeds", SEEDS])));
-        step("simulator: more themes", &mut || {
-            let mut counts = Counts::default();
-            for theme in MORE_THEMES {
-                let args = ["run", "--seeds", THEME_SEEDS, "--theme", theme];
-                counts.add(step::run(simulator(root, &args))?);
-            }
-            Ok(counts)
-        });
-        step("simulator: planted bugs", &mut || {
-            step::run(simulator(root, &["canary", "--seeds", CANARY_SEEDS]))
-        });
-        step("fuzz inputs", &mut || step::run(gently(fuzz(root, &["test", "--no-fail-fast"]))));
-        let (result, took) = kernel.join().unwrap_or_else(|_| {
-            (Err("the kernel tests' thread panicked".to_owned()), kernel_begun.elapsed())
+            kernel_tests::run(root, newest, stable, workspace_tests(root), step::run)
         });
         step("end-to-end tests", &mut || step::run(end_to_end(root)));
-        if let Err(why) = &result {
-            eprintln!("kernel tests: {why}");
-        }
-        rows.push(Row { name: "kernel tests", took, result });
+        rows.extend(beside.join().unwrap_or_else(|_| {
+            let result = Err("their thread panicked".to_owned());
+            vec![Row { name: "simulator, fuzz inputs", took: begun.elapsed(), result }]
+        }));
     }
     let good = report::is_good(&rows);
     print!("{}", report::render(&rows, begun.elapsed()));
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The steps that need no quiet, one after the other.
+fn beside(root: &Path) -> Vec<Row> {
+    let timed = |name, commands: Vec<Command>| {
+        let start = Instant::now();
+        let mut counts = Counts::default();
+        let mut result = Ok(());
+        for command in commands {
+            result = result.and(step::run_aside(name, command).map(|more| counts.add(more)));
+        }
+        Row { name, took: start.elapsed(), result: result.map(|()| counts) }
+    };
+    let theme = |theme| simulator(root, &["run", "--seeds", THEME_SEEDS, "--theme", theme]);
+    vec![
+        timed("simulator", vec![simulator(root, &["run", "--seeds", SEEDS])]),
+        timed("simulator: more themes", MORE_THEMES.map(theme).into()),
+        timed(
+            "simulator: planted bugs",
+            vec![simulator(root, &["canary", "--seeds", CANARY_SEEDS])],
+        ),
+        timed("fuzz inputs", vec![gently(fuzz(root, &["test", "--no-fail-fast"]))]),
+    ]
 }
 
 /// Runs the kernel tests alone, with the kernel of one suite only if one is named.

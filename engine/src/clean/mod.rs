@@ -343,6 +343,12 @@ impl Engine {
         self.segs.free_all() + self.segs.dying() + outputs as u32 + 1 < self.floor_at_rest()
     }
 
+    /// Whether there is a place for moved blocks, or may be when what is under way has ended. There is none where
+    /// metadata needs all that is free: when a device has failed that had the rest.
+    fn may_move(&self) -> bool {
+        self.has_outputs() || self.segs.free_all() > self.reserve()
+    }
+
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.
     pub(crate) fn starve(&mut self) -> bool {
         self.cleaner.starved = true;
@@ -350,6 +356,7 @@ impl Engine {
         let searched = self.cleaner.exhausted_at == Some((self.segs.events(), idle::Need::Pressed));
         let hope = self.segs.can_gain(self.geo.shape.data_blocks) || self.segs.holding_bad() > 0;
         let counted = !self.is_counting();
-        !self.cleaner.is_idle() || (counted && hope && !searched) || self.may_count()
+        let works = !self.cleaner.is_idle() || (counted && hope && !searched);
+        (works && self.may_move()) || self.may_count()
     }
 }

@@ -10,6 +10,7 @@ use crate::format::superblock::Superblock;
 use crate::map::LEAF_BLOCKS;
 use crate::plant::Plant;
 use crate::segment::SegmentState;
+use crate::summary_copies::Copied;
 use crate::token::Token;
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceCommand, DeviceError, Lba, split_offset};
 
@@ -36,7 +37,7 @@ impl Engine {
     fn scrub_item_blocks(&self, work: Work) -> u32 {
         match work {
             Work::Leaf { .. } => self.geo.leaf_page_blocks(),
-            Work::Summary { .. } => self.geo.shape.summary_blocks(),
+            Work::Summary { .. } | Work::Copy(_) => self.geo.shape.summary_blocks(),
             _ => 1,
         }
     }
@@ -65,6 +66,7 @@ impl Engine {
                 let (segment, block) = self.geo.locate(page.pbn);
                 self.geo.segment_offset(segment, block)
             }
+            Work::Copy(copy) => self.copy_offset(copy.place),
             Work::Summary { segment, .. } => {
                 self.geo.segment_offset(segment, self.geo.shape.data_blocks)
             }
@@ -147,7 +149,9 @@ impl Engine {
             }
             Work::Leaf { page, .. } => leaf::Header::decode(self.pool_tag, bytes)
                 .is_ok_and(|(header, _, crc)| crc == page.crc && header.pbn == page.pbn),
-            Work::Summary { segment, .. } => self.summary_entries(segment, bytes).is_some(),
+            Work::Copy(Copied { of: segment, .. }) | Work::Summary { segment, .. } => {
+                self.summary_entries(segment, bytes).is_some()
+            }
             Work::Blocks { from, .. } => {
                 self.named(from, item).is_none_or(|named| crate::format::crc32(bytes) == named.crc)
             }
@@ -163,6 +167,7 @@ impl Engine {
             Work::Leaf { volume, lba, page } => {
                 self.leaf_at(volume, lba).is_some_and(|(_, now)| now == Some(page))
             }
+            Work::Copy(copy) => self.counted_copies().any(|counted| counted == copy),
             Work::Summary { segment, generation } => {
                 let row = self.segs.row(segment);
                 row.state == SegmentState::Sealed && row.generation == generation
@@ -192,6 +197,7 @@ impl Engine {
                 let segment = self.geo.locate(page.pbn).0;
                 (ScrubPlace::LeafPage { volume: name(volume), lba }, Some(segment))
             }
+            Work::Copy(copy) => (ScrubPlace::SummaryCopy { of: copy.of }, Some(copy.place.segment)),
             Work::Summary { segment, .. } => (ScrubPlace::Summary, Some(segment)),
             Work::Blocks { segment, from, .. } => {
                 let Some(named) = self.named(from, item) else { return };

@@ -1,8 +1,8 @@
 //! Scrub: reads everything that counts, while the pool serves, and says what is damaged.
 //!
 //! ```text
-//! superblocks -> journal -> metadata chain -> leaf pages -> segments -> repair
-//!                                                |
+//! superblocks -> journal -> metadata chain -> leaf pages -> copies of summaries -> segments -> repair
+//!                                                                              |
 //!   sealed: summary, then the blocks of it that the map names
 //!   open: the blocks that the map names, as its summary in memory lists them
 //!   being sealed: later, when it is sealed
@@ -15,12 +15,13 @@
 //! What is damaged is never written in place. The engine knows what all metadata should say, so a
 //! checkpoint writes the chain and the damaged leaf pages anew, two superblock writes renew all
 //! places of the superblock, and the journal's tail moves past damaged blocks. Data and summaries
-//! have no second copy and are reported only; a checkpoint sees to it that opening needs no
-//! damaged summary.
+//! stay as they are and are reported only; a checkpoint sees to it that opening needs no damaged
+//! summary, and neither its copy, of which it takes the place.
 //!
 //! Invariants:
 //! 1. Nothing is written where it reads: a segment is pinned while it is read as data; no
-//!    checkpoint ends while pages are read; superblocks and the slots of journal blocks wait.
+//!    checkpoint ends, and no segment of copies is let go of, while pages are read; superblocks
+//!    and the slots of journal blocks wait.
 //! 2. What does not match is read once more, alone, and reported only if it still counts then:
 //!    the map names that block, the chain is the present one, the journal's tail is below.
 //! 3. It writes nothing by itself: checkpoints, seals and superblocks are written as ever.
@@ -37,6 +38,7 @@ use crate::engine::Engine;
 use crate::limits::{SCRUB_BLOCKS, SCRUB_BUFFERS};
 use crate::map::LeafPage;
 use crate::segment::SegmentState;
+use crate::summary_copies::Copied;
 use flagstone_block::{BLOCK_SIZE, Buffer, Buffers, DeviceError};
 use repair::Repair;
 
@@ -75,6 +77,8 @@ enum Work {
         lba: u64,
         page: LeafPage,
     },
+    /// The copy of a summary.
+    Copy(Copied),
     Summary {
         segment: u32,
         generation: u64,
@@ -129,6 +133,10 @@ enum Phase {
     Leaves {
         slot: usize,
         leaf: u64,
+    },
+    /// Of the summaries of segments from `next` on.
+    Copies {
+        next: u32,
     },
     Segments {
         next: u32,
@@ -206,8 +214,14 @@ impl Scrub {
 
     /// Whether pages are being read that a checkpoint's end may set free.
     pub(crate) fn is_reading_pages(&self) -> bool {
-        let page = |work: &Work| matches!(work, Work::Chain { .. } | Work::Leaf { .. });
+        let page =
+            |work: &Work| matches!(work, Work::Chain { .. } | Work::Leaf { .. } | Work::Copy(_));
         self.slots.iter().any(|slot| slot.stage != Stage::Idle && page(&slot.work))
+    }
+
+    /// Whether copies of summaries are being read.
+    pub(crate) fn is_reading_copies(&self) -> bool {
+        self.slots.iter().any(|s| s.stage != Stage::Idle && matches!(s.work, Work::Copy(_)))
     }
 
     fn is_reading(&self) -> bool {
@@ -289,11 +303,12 @@ impl Engine {
         let shape = &self.geo.shape;
         let summaries =
             u64::from(self.segs.census()[SegmentState::Sealed as usize] * shape.summary_blocks());
+        let copies = self.counted_copies().count() as u64 * u64::from(shape.summary_blocks());
         let pages = self.slab.used() as u64 * u64::from(self.geo.leaf_page_blocks());
         let journal = self.journal.durable - self.journal.tail_durable;
         let fixed = self.superblock_places() as u64;
-        let blocks =
-            self.segs.live() + summaries + pages + journal + 2 * self.meta.durable_pages() + fixed;
+        let metadata = summaries + copies + pages + journal + 2 * self.meta.durable_pages() + fixed;
+        let blocks = self.segs.live() + metadata;
         blocks * BLOCK_SIZE as u64
     }
 

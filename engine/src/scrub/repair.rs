@@ -82,6 +82,10 @@ impl Engine {
             Work::Superblock { .. } => repair.superblocks = 2,
             Work::Journal { first } => repair.tail = repair.tail.max(first + item as u64 + 1),
             Work::Chain { .. } | Work::Summary { .. } => repair.checkpoint = Checkpoint::Wanted,
+            Work::Copy(copy) => {
+                repair.checkpoint = Checkpoint::Wanted;
+                self.summary_copies.lose(copy);
+            }
             Work::Leaf { volume, lba, .. } => {
                 match self.leaf_at(volume, lba) {
                     // Parted from its page, the leaf gets a new one.

@@ -40,6 +40,11 @@ pub enum ScrubPlace {
         /// First block in the volume that it speaks of.
         lba: u64,
     },
+    /// The copy of a summary, which lies on another device.
+    SummaryCopy {
+        /// The segment of which the summary speaks.
+        of: u32,
+    },
     /// The summary of a segment. Its blocks can be read, but the cleaner can't empty it.
     Summary,
     /// Data.
@@ -107,7 +112,7 @@ pub struct ScrubReport {
     /// Blocks of data that are damaged.
     pub bad_blocks: u64,
     /// Damaged metadata: superblock copies, journal blocks, copies of metadata pages, leaf pages,
-    /// summaries.
+    /// summaries and their copies.
     pub bad_metadata: u64,
     /// How many of those have been written anew.
     pub repaired: u64,

@@ -64,7 +64,7 @@ impl Engine {
 
     fn issue_scrub_read(&mut self, i: usize, work: Work, items: usize, blocks: u32) {
         let summary = match work {
-            Work::Summary { .. } => self.summaries.pop(),
+            Work::Summary { .. } | Work::Copy(_) => self.summaries.pop(),
             _ => None,
         };
         let slot = &mut self.scrub.slots[i];
@@ -164,6 +164,7 @@ impl Engine {
             Phase::Journal { next, end } => self.next_journal_blocks(next, end),
             Phase::Chain { epoch, page, end } => self.next_pages(epoch, page, end),
             Phase::Leaves { slot, leaf } => self.next_leaf_page(slot, leaf),
+            Phase::Copies { next } => self.next_copy(next),
             Phase::Segments { next } => self.next_segment(bufs, next),
             Phase::Later { next } => self.next_later(bufs, next),
             Phase::Repair => (Phase::Repair, Next::Wait),
@@ -238,7 +239,7 @@ impl Engine {
             return (Phase::Leaves { slot, leaf }, Next::Wait);
         }
         if slot == self.volumes.slots() {
-            return (Phase::Segments { next: 0 }, Next::Again);
+            return (Phase::Copies { next: 0 }, Next::Again);
         }
         let (mut leaf, next_volume) = (leaf, Phase::Leaves { slot: slot + 1, leaf: 0 });
         let Some(volume) = self.volumes.slot(slot) else { return (next_volume, Next::Again) };
@@ -274,6 +275,16 @@ impl Engine {
         self.volumes.get(volume).is_some_and(|volume| {
             volume.map.is_away(&self.slab, Lba(lba)) || volume.map.get(&self.slab, Lba(lba)) == here
         })
+    }
+
+    fn next_copy(&self, next: u32) -> (Phase, Next) {
+        let copy = self.counted_copies().filter(|copy| copy.of >= next).min_by_key(|copy| copy.of);
+        let Some(copy) = copy else { return (Phase::Segments { next: 0 }, Next::Again) };
+        if self.compaction.is_some() || !self.may_take_summary() {
+            return (Phase::Copies { next }, Next::Wait);
+        }
+        let read = Next::Read(Work::Copy(copy), 1, self.geo.shape.summary_blocks());
+        (Phase::Copies { next: copy.of + 1 }, read)
     }
 
     fn next_segment(&mut self, bufs: &impl Buffers, next: u32) -> (Phase, Next) {
@@ -321,10 +332,15 @@ impl Engine {
         }
     }
 
+    /// Whether there is a buffer for a summary. Those that are left are for sealing, and for the
+    /// cleaner.
+    fn may_take_summary(&self) -> bool {
+        self.summaries.len() > CLEAN_SUMMARIES + 1
+    }
+
     /// The read of a segment's summary; `None` if there is no buffer for it now.
     fn summary_read(&self, segment: u32) -> Option<Next> {
-        // Those that are left are for sealing, and for the cleaner.
-        if self.summaries.len() <= CLEAN_SUMMARIES + 1 {
+        if !self.may_take_summary() {
             return None;
         }
         let generation = self.segs.row(segment).generation;

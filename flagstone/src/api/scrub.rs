@@ -55,6 +55,8 @@ pub enum Damaged {
     MetadataPage,
     /// A page of a volume's map.
     LeafPage,
+    /// The copy of a segment's summary, in a pool of several devices.
+    SummaryCopy,
     /// A segment's summary: the segment can be read, but not be cleaned.
     Summary,
     /// Data.
@@ -150,6 +152,7 @@ impl From<ScrubFinding> for Finding {
             ScrubPlace::Journal { .. } => (Damaged::Journal, None),
             ScrubPlace::MetadataPage { .. } => (Damaged::MetadataPage, None),
             ScrubPlace::LeafPage { volume, lba } => (Damaged::LeafPage, Some((volume, lba))),
+            ScrubPlace::SummaryCopy { .. } => (Damaged::SummaryCopy, None),
             ScrubPlace::Summary => (Damaged::Summary, None),
             ScrubPlace::Data { volume, lba } => (Damaged::Data, Some((volume, lba))),
         };

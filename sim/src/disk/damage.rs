@@ -25,6 +25,8 @@ pub enum Area {
     LeafPage,
     /// Entry table or footer of a data segment.
     Summary,
+    /// The footer of a copy of those.
+    SummaryCopy,
     /// A data block.
     Data,
 }
@@ -63,6 +65,8 @@ impl Layout {
                     Area::LeafPage
                 } else if in_segment >= u64::from(self.geometry.shape.data_blocks) {
                     Area::Summary
+                } else if bytes[..4] == *b"LSBG" {
+                    Area::SummaryCopy
                 } else {
                     Area::Data
                 }

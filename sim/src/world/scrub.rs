@@ -92,6 +92,7 @@ impl World {
                 Area::LeafPage,
                 Area::Data,
                 Area::Summary,
+                Area::SummaryCopy,
             ]);
             self.rot_area(area);
         }
@@ -123,6 +124,7 @@ impl World {
                 let pages = found(|p| matches!(p, ScrubPlace::LeafPage { .. }));
                 let superblocks = found(|p| matches!(p, ScrubPlace::Superblock));
                 let summaries = found(|p| matches!(p, ScrubPlace::Summary));
+                let copies = found(|p| matches!(p, ScrubPlace::SummaryCopy { .. }));
                 // Recovery may take the copy that lies in a segment which is not emptied yet: it
                 // is the same version, but a scrub reads the one that counts. Either may be the
                 // damaged one.
@@ -154,6 +156,7 @@ impl World {
                     }
                 }
                 let left = recovery.meta_copies_damaged > 0
+                    || (copies && !summaries && check.summary_copies_damaged > 0)
                     || (pages && !lost && recovery.leaf_pages_damaged > 0)
                     || (superblocks && recovery.superblocks_damaged > missing)
                     || (!summaries

@@ -191,6 +191,7 @@ fn row(pool: &Pool, finding: &Finding) -> [String; 9] {
         Damaged::Journal => "journal block",
         Damaged::MetadataPage => "metadata page copy",
         Damaged::LeafPage => "map page",
+        Damaged::SummaryCopy => "copy of a segment summary",
         Damaged::Summary => "segment summary",
         Damaged::Data => "data",
         Damaged::Other => "?",
