@@ -1,9 +1,17 @@
-//! `flagstone bench`: drives an NBD export, a file or a block device and reports what came of it.
+//! `flagstone bench`: drives an NBD export, a file, a block device or a pool of its own and reports what came of it.
 //!
 //! Only the command line: what a run does and measures is `flagstone_loadgen`'s. Nothing here
 //! needs a daemon.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+mod pool;
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, Subcommand, ValueEnum};
 use flagstone_loadgen::{
@@ -12,19 +20,28 @@ use flagstone_loadgen::{
 };
 use flagstone_ring::DeviceOpenError;
 
-use crate::{exit::Exit, node::NvmePolling, output, size::parse_size};
+use crate::{
+    daemon::{backend::api_error, start_exit},
+    exit::Exit,
+    library::PoolError,
+    node::{ControlError, NodeExit, NvmePolling},
+    output,
+    size::parse_size,
+};
 
 /// Measure throughput, latency and CPU time per request
 ///
-/// Keeps a fixed number of requests in flight (closed loop) and prints IOPS, MiB/s, latency
-/// percentiles, and the CPU time that client and server spend per request. With --verify it also
-/// checks that every read returns what was written.
+/// Keeps a fixed number of requests in flight (closed loop), or sends them at a fixed rate (--rate, open loop), and
+/// prints IOPS, MiB/s, latency percentiles, and the CPU time that client and server spend per request. With --verify it
+/// also checks that every read returns what was written.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
   flagstone bench nbd 'nbd+unix:///demo?socket=./flagstone-data/nbd.sock'
   flagstone bench nbd nbd://host:10809/demo --rw randwrite --depth 64 --connections 4
   flagstone bench nbd URI --mix 70 --distribution zipf:0.99 --verify --interval 1s
-  flagstone bench raw /dev/nvme0n1 --depth 128")]
+  flagstone bench nbd URI --rw randread --rate 20000 --hdr before
+  flagstone bench raw /dev/nvme0n1 --depth 128
+  flagstone bench pool disk.img demo --create 10G --rw write --pattern shuffled")]
 pub struct BenchArgs {
     #[command(subcommand)]
     target: Target,
@@ -36,6 +53,18 @@ enum Target {
     Nbd(NbdArgs),
     /// Drives a file or block device through the reactor; writing destroys what it holds.
     Raw(RawArgs),
+    /// Drives a volume in this process, through the library; nobody else may have the pool open.
+    Pool(pool::PoolArgs),
+}
+
+impl Target {
+    const fn job(&self) -> &JobArgs {
+        match self {
+            Self::Nbd(nbd) => &nbd.job,
+            Self::Raw(raw) => &raw.job,
+            Self::Pool(pool) => &pool.job,
+        }
+    }
 }
 
 /// What is driven directly, and how.
@@ -97,13 +126,14 @@ struct JobArgs {
     #[arg(long, value_name = "READ%", value_parser = parse_percent, conflicts_with = "rw")]
     mix: Option<u8>,
 
-    /// Kind and order of the requests in one word; randrw and rw read half of the time.
-    #[arg(long, value_enum, value_name = "KIND", conflicts_with = "pattern")]
+    /// Kind and order of the requests in one word; randrw and rw read half of the time, trim and randtrim discard.
+    #[arg(long, value_enum, value_name = "KIND")]
     rw: Option<ReadWrite>,
 
-    /// Order of the requests.
-    #[arg(long, value_enum, default_value_t = PatternArg::Random, value_name = "PATTERN")]
-    pattern: PatternArg,
+    /// Order of the requests, also of those that --rw names; shuffled ones are anywhere, but every place comes once
+    /// before any comes again.
+    #[arg(long, value_enum, value_name = "PATTERN")]
+    pattern: Option<PatternArg>,
 
     /// uniform, or zipf:THETA.
     #[arg(long, default_value = "uniform", value_name = "DIST", value_parser = parse_distribution)]
@@ -132,6 +162,16 @@ struct JobArgs {
     /// A line to standard error this often.
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     interval: Option<Duration>,
+
+    /// Requests per second, sent when their time has come whether or not others are answered, as long as --depth allows;
+    /// latency counts from that time on.
+    #[arg(long, value_name = "IOPS")]
+    rate: Option<u32>,
+
+    /// Write the distributions of the latencies to PREFIX.read.hgrm, PREFIX.write.hgrm and so on, for HdrHistogram's
+    /// plotters.
+    #[arg(long, value_name = "PREFIX")]
+    hdr: Option<PathBuf>,
 
     /// A flush after so many writes of a connection.
     #[arg(long, value_name = "N")]
@@ -166,6 +206,7 @@ struct JobArgs {
 enum PatternArg {
     Random,
     Sequential,
+    Shuffled,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -176,11 +217,16 @@ enum ReadWrite {
     Randread,
     Randwrite,
     Randrw,
+    Trim,
+    Randtrim,
 }
 
 impl ReadWrite {
+    /// The share of reads, and the order.
     const fn parts(self) -> (u8, Pattern) {
         match self {
+            Self::Trim => (0, Pattern::Sequential),
+            Self::Randtrim => (0, Pattern::Random),
             Self::Read => (100, Pattern::Sequential),
             Self::Write => (0, Pattern::Sequential),
             Self::Rw => (50, Pattern::Sequential),
@@ -193,12 +239,14 @@ impl ReadWrite {
 
 impl JobArgs {
     fn workload(&self) -> Workload {
-        let pattern = match self.pattern {
+        let named = self.pattern.map(|pattern| match pattern {
             PatternArg::Random => Pattern::Random,
             PatternArg::Sequential => Pattern::Sequential,
-        };
-        let (read_percent, pattern) =
-            self.rw.map_or((self.mix.unwrap_or(100), pattern), ReadWrite::parts);
+            PatternArg::Shuffled => Pattern::Shuffled,
+        });
+        let (read_percent, usual) =
+            self.rw.map_or((self.mix.unwrap_or(100), Pattern::Random), ReadWrite::parts);
+        let pattern = named.unwrap_or(usual);
         Workload {
             // Too large a size is refused by the workload's own check, with its limits.
             block_size: u32::try_from(self.block_size).unwrap_or(u32::MAX),
@@ -209,6 +257,8 @@ impl JobArgs {
             span_bytes: self.span,
             flush_every: self.flush_every,
             fua: self.fua,
+            discard: matches!(self.rw, Some(ReadWrite::Trim | ReadWrite::Randtrim)),
+            rate: self.rate,
             verify: self.verify,
             ledger: self.ledger.clone(),
             zero_buffers: self.zero_buffers,
@@ -234,9 +284,27 @@ pub enum BenchError {
     /// The run did not come to its end.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The pool could not be opened.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The volume is not there, or can't be made.
+    #[error(transparent)]
+    Volume(#[from] ControlError),
+    /// The pool could not be closed cleanly.
+    #[error(transparent)]
+    Close(#[from] NodeExit),
     /// The report can't be written.
     #[error("can't write the report")]
     Output(#[from] std::io::Error),
+    /// A distribution of latencies can't be written.
+    #[error("can't write {}", path.display())]
+    Hdr {
+        /// To this file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
     /// The report was printed, and it is not clean.
     #[error("{errors} requests failed, {faults} reads returned wrong data")]
     NotClean {
@@ -250,12 +318,19 @@ pub enum BenchError {
 impl BenchError {
     /// The exit status of the command.
     #[must_use]
-    pub const fn exit(&self) -> Exit {
+    pub fn exit(&self) -> Exit {
         match self {
             Self::Run(RunError::Workload(_) | RunError::RawBlockSize { .. }) => Exit::Usage,
             Self::Run(RunError::HoldsData { .. }) => Exit::HoldsData,
             Self::Run(RunError::Open(DeviceOpenError::InUse { .. })) => Exit::InUse,
-            Self::Run(_) | Self::Output(_) | Self::NotClean { .. } => Exit::Failure,
+            Self::Pool(PoolError::Open(error)) => start_exit(error),
+            Self::Volume(error) => api_error(error.clone()).code.exit(),
+            Self::Run(_)
+            | Self::Pool(PoolError::Create(_))
+            | Self::Close(_)
+            | Self::Output(_)
+            | Self::Hdr { .. }
+            | Self::NotClean { .. } => Exit::Failure,
         }
     }
 }
@@ -286,13 +361,32 @@ pub fn run(args: &BenchArgs, json: bool) -> Result<(), BenchError> {
             let (workload, limits) = (raw.job.workload(), raw.job.limits());
             run_raw(&raw.path, &workload, options, &limits, &mut console)?
         }
+        Target::Pool(args) => pool::run(args, json)?,
     };
     print(&report, json)?;
+    if let Some(prefix) = &args.target.job().hdr {
+        write_latencies(&report, prefix)?;
+    }
     if report.clean() {
         return Ok(());
     }
     let faults = report.verification.as_ref().map_or(0, |v| v.faults);
     Err(BenchError::NotClean { errors: report.errors, faults })
+}
+
+fn write_latencies(report: &Report, prefix: &Path) -> Result<(), BenchError> {
+    for kind in report.latencies.kinds() {
+        let mut path = prefix.as_os_str().to_owned();
+        path.push(format!(".{}.hgrm", kind.name()));
+        let path = PathBuf::from(path);
+        let write = || {
+            let mut out = BufWriter::new(File::create(&path)?);
+            report.latencies.write_percentiles(kind, &mut out)?;
+            out.flush()
+        };
+        write().map_err(|error| BenchError::Hdr { path: path.clone(), error })?;
+    }
+    Ok(())
 }
 
 fn print(report: &Report, json: bool) -> std::io::Result<()> {

@@ -22,7 +22,7 @@ impl fmt::Display for Text<'_> {
         let setup = &report.setup;
         writeln!(
             f,
-            "{}: {} B, depth {}, {} connection{}, {} % reads, {}, span {} MiB, {:.2} s",
+            "{}: {} B, depth {}, {} connection{}, {} % reads, {}, span {} MiB, {:.2} s{}",
             setup.target,
             setup.block_size,
             setup.depth,
@@ -32,19 +32,24 @@ impl fmt::Display for Text<'_> {
             setup.distribution,
             setup.span_bytes >> 20,
             report.elapsed_s,
+            setup
+                .rate
+                .map_or_else(String::new, |rate| format!(", {rate} requests per second asked for")),
         )?;
         writeln!(
             f,
-            "{:>6} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "{:>7} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
             "", "IOPS", "MiB/s", "mean us", "p50", "p90", "p99", "p99.9", "p99.99", "max",
         )?;
         let rows = [
             ("read", &report.read),
             ("write", &report.write),
             ("flush", &report.flush),
+            ("discard", &report.discard),
             ("total", &report.total),
         ];
-        let mixed = report.read.operations > 0 && report.write.operations > 0;
+        let kinds = [&report.read, &report.write, &report.discard];
+        let mixed = kinds.iter().filter(|figures| figures.operations > 0).count() > 1;
         for (name, figures) in rows {
             if figures.operations > 0 && (name != "total" || mixed) {
                 figures_line(f, name, figures)?;
@@ -86,7 +91,7 @@ impl fmt::Display for Text<'_> {
 }
 
 fn figures_line(f: &mut fmt::Formatter<'_>, name: &str, figures: &Figures) -> fmt::Result {
-    write!(f, "{name:>6} {:>10.0} {:>10.1}", figures.iops, figures.mib_per_s)?;
+    write!(f, "{name:>7} {:>10.0} {:>10.1}", figures.iops, figures.mib_per_s)?;
     if let Some(latency) = figures.latency {
         let Latency { mean_us, p50_us, p90_us, p99_us, p99_9_us, p99_99_us, max_us, .. } = latency;
         for us in [mean_us, p50_us, p90_us, p99_us, p99_9_us, p99_99_us, max_us] {
@@ -140,8 +145,12 @@ impl Observer for Console {
 
     fn interval(&mut self, interval: &Interval) {
         let mut line = format!("{:>7.1} s", interval.at_s);
-        let kinds =
-            [("read", &interval.read), ("write", &interval.write), ("flush", &interval.flush)];
+        let kinds = [
+            ("read", &interval.read),
+            ("write", &interval.write),
+            ("flush", &interval.flush),
+            ("discard", &interval.discard),
+        ];
         for (name, figures) in kinds {
             if let Some(latency) = figures.latency {
                 let _ = write!(
@@ -151,7 +160,7 @@ impl Observer for Console {
                 );
             }
         }
-        if interval.read.operations + interval.write.operations + interval.flush.operations == 0 {
+        if kinds.iter().all(|(_, figures)| figures.operations == 0) {
             line.push_str("  no answers");
         }
         self.bar.suspend(|| eprintln!("{line}"));

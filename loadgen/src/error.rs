@@ -40,6 +40,9 @@ pub enum RunError {
     /// The export has no FUA.
     #[error("the server doesn't support FUA")]
     NoFua,
+    /// The export has no trim.
+    #[error("the server doesn't support trim")]
+    NoTrim,
     /// Connections need not see each other's writes.
     #[error("verifying over several connections needs a server with CAN_MULTI_CONN")]
     NoMultiConn,

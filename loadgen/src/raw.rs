@@ -13,6 +13,7 @@ use flagstone_ring::{
 
 use crate::{
     RunError, ledger_file,
+    pace::{LOOK_NANOS, Pacer},
     record::Recorder,
     report::{self, Report, Setup, Verification},
     rng::Rng,
@@ -203,6 +204,7 @@ impl Driver for RawDriver<'_> {
             slots: vec![slot; count],
             free: (0..count).rev().collect(),
             writes: 0,
+            pacer: self.workload.rate.map(|rate| Pacer::new(rate, 0, 1)),
             local,
             driver: self,
         };
@@ -212,15 +214,22 @@ impl Driver for RawDriver<'_> {
             let running = now < window.until && !control.stopped();
             while running
                 && (now < window.from || turn.driver.left > 0)
+                && !turn.free.is_empty()
+                && let Some(at) = turn.pacer.as_mut().map_or(Some(now), |pacer| pacer.take(now))
                 && let Some(slot) = turn.free.pop()
             {
                 turn.driver.left -= u64::from(now >= window.from);
-                turn.issue(slot, now);
+                turn.issue(slot, at);
             }
-            if turn.free.len() == turn.slots.len() {
+            let goes_on = running && turn.driver.left > 0 && !turn.free.is_empty();
+            let due = turn.pacer.as_ref().filter(|_| goes_on).map(Pacer::next_at);
+            if turn.free.len() == turn.slots.len() && due.is_none() {
                 return Ok(());
             }
-            turn.local.ring.submit_and_wait(None)?;
+            let until = due.map(|at| at.min(window.until).min(now + LOOK_NANOS));
+            let ring = &mut turn.local.ring;
+            let deadline = until.map(|at| ring.now_ns() + at.saturating_sub(now));
+            ring.submit_and_wait(deadline)?;
             let now = control.clock.now();
             while let Some(event) = turn.local.ring.next_event() {
                 if let Event::Device { token, result, .. } = event {
@@ -242,6 +251,7 @@ struct Turn<'a, 'b> {
     slots: Vec<Slot>,
     free: Vec<usize>,
     writes: u64,
+    pacer: Option<Pacer>,
     local: Local,
     driver: &'a mut RawDriver<'b>,
 }
@@ -260,7 +270,7 @@ impl Turn<'_, '_> {
                 ledger.stamp(request, sequence, self.local.ring.buffers().bytes_mut(buffer));
             }
             (Kind::Write, None) => self.vary(buffer),
-            (Kind::Read | Kind::Flush, _) => {}
+            (Kind::Read | Kind::Flush | Kind::Discard, _) => {}
         }
         self.slots[slot] = Slot { operation, issued: now, oldest, flushing: false };
         let offset = operation.request * u64::from(self.driver.workload.block_size);
@@ -268,6 +278,9 @@ impl Turn<'_, '_> {
             Kind::Read => DeviceCommand::Read { offset, buffer },
             Kind::Write => DeviceCommand::Write { offset, buffer },
             Kind::Flush => DeviceCommand::Flush,
+            Kind::Discard => {
+                DeviceCommand::Discard { offset, bytes: u64::from(self.driver.workload.block_size) }
+            }
         };
         self.submit(slot, command);
     }
@@ -300,7 +313,7 @@ impl Turn<'_, '_> {
                     let payload = self.local.ring.buffers().bytes(self.local.buffers[index]);
                     self.driver.checked.note(ledger.check(request, slot.oldest, payload));
                 }
-                Kind::Read | Kind::Flush => {}
+                Kind::Read | Kind::Flush | Kind::Discard => {}
             }
         }
         self.free.push(index);

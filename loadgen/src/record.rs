@@ -49,10 +49,10 @@ pub(crate) struct Window {
     pub interval: Option<u64>,
 }
 
-/// Latencies of the three kinds of requests.
+/// Latencies of the kinds of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
-    histograms: [Histogram<u64>; 3],
+    histograms: [Histogram<u64>; Kind::ALL.len()],
 }
 
 impl Sample {
@@ -61,7 +61,7 @@ impl Sample {
             Histogram::new_with_bounds(LATENCY_NANOS_MIN, LATENCY_NANOS_MAX, LATENCY_DIGITS)
                 .expect("constant bounds are valid")
         };
-        Self { histograms: [one(), one(), one()] }
+        Self { histograms: Kind::ALL.map(|_| one()) }
     }
 
     pub(crate) fn of(&self, kind: Kind) -> &Histogram<u64> {
@@ -90,6 +90,7 @@ const fn index(kind: Kind) -> usize {
         Kind::Read => 0,
         Kind::Write => 1,
         Kind::Flush => 2,
+        Kind::Discard => 3,
     }
 }
 

@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::{
+    Latencies,
     distribution::Distribution,
     record::Sample,
     verify::{Checked, Fault},
@@ -128,6 +129,8 @@ pub struct Setup {
     pub span_bytes: u64,
     pub flush_every: Option<u32>,
     pub fua: bool,
+    /// Requests per second of an open loop.
+    pub rate: Option<u32>,
     pub seed: u64,
     /// Whether a raw target bypasses the page cache; absent for servers.
     pub direct: Option<bool>,
@@ -140,8 +143,13 @@ impl Setup {
         connections: u32,
         requests: u64,
     ) -> Self {
+        let pattern = match workload.pattern {
+            Pattern::Random => "random",
+            Pattern::Sequential => "sequential",
+            Pattern::Shuffled => "shuffled",
+        };
         let distribution = match workload.distribution {
-            _ if workload.pattern == Pattern::Sequential => "sequential".into(),
+            _ if workload.pattern != Pattern::Random => pattern.into(),
             Distribution::Uniform => "uniform".into(),
             Distribution::Zipf { theta } => format!("zipf:{theta}"),
             Distribution::Hot { accesses_percent, blocks_percent } => {
@@ -154,14 +162,12 @@ impl Setup {
             depth: workload.depth_total(connections),
             block_size: workload.block_size,
             read_percent: workload.read_percent,
-            pattern: match workload.pattern {
-                Pattern::Random => "random",
-                Pattern::Sequential => "sequential",
-            },
+            pattern,
             distribution,
             span_bytes: requests * u64::from(workload.block_size),
             flush_every: workload.flush_every,
             fua: workload.fua,
+            rate: workload.rate,
             seed: workload.seed,
             direct: None,
         }
@@ -175,7 +181,7 @@ pub struct Report {
     pub setup: Setup,
     /// Length of the measured window.
     pub elapsed_s: f64,
-    /// Reads and writes together, without flushes.
+    /// Reads, writes and discards together, without flushes.
     pub total: Figures,
     /// Reads.
     pub read: Figures,
@@ -183,12 +189,17 @@ pub struct Report {
     pub write: Figures,
     /// Flushes.
     pub flush: Figures,
+    /// Discards.
+    pub discard: Figures,
     /// Requests that failed in the window.
     pub errors: u64,
     /// CPU time.
     pub cpu: Cpu,
     /// Present when the run verified.
     pub verification: Option<Verification>,
+    /// All latencies.
+    #[serde(skip)]
+    pub latencies: Latencies,
 }
 
 impl Report {
@@ -219,16 +230,19 @@ pub(crate) fn build(
 ) -> Report {
     let bytes = setup.block_size;
     let figures = |kind, bytes| Figures::of(sample.of(kind), bytes, elapsed);
-    let mut both = sample.of(Kind::Read).clone();
-    both.add(sample.of(Kind::Write)).expect("same bounds");
-    let answered = (both.len() + sample.of(Kind::Flush).len()).max(1) as f64;
+    let mut all = sample.of(Kind::Read).clone();
+    for kind in [Kind::Write, Kind::Discard] {
+        all.add(sample.of(kind)).expect("same bounds");
+    }
+    let answered = (all.len() + sample.of(Kind::Flush).len()).max(1) as f64;
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let per_io = |time: Duration| time.as_secs_f64() * 1e6 / answered;
     Report {
-        total: Figures::of(&both, bytes, elapsed),
+        total: Figures::of(&all, bytes, elapsed),
         read: figures(Kind::Read, bytes),
         write: figures(Kind::Write, bytes),
         flush: figures(Kind::Flush, 0),
+        discard: figures(Kind::Discard, bytes),
         setup,
         elapsed_s: elapsed.as_secs_f64(),
         errors,
@@ -241,6 +255,7 @@ pub(crate) fn build(
             machine_us_per_io: used.machine.map(per_io),
         },
         verification,
+        latencies: Latencies(sample.clone()),
     }
 }
 
@@ -255,6 +270,8 @@ pub struct Interval {
     pub write: Figures,
     /// Flushes.
     pub flush: Figures,
+    /// Discards.
+    pub discard: Figures,
 }
 
 impl Interval {
@@ -265,6 +282,7 @@ impl Interval {
             read: figures(Kind::Read, block_size),
             write: figures(Kind::Write, block_size),
             flush: figures(Kind::Flush, 0),
+            discard: figures(Kind::Discard, block_size),
         }
     }
 }

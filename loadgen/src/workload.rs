@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    distribution::{Distribution, DistributionError, Sampler},
+    distribution::{Distribution, DistributionError, Permutation, Sampler},
     rng::Rng,
     verify::LEDGER_BLOCKS_MAX,
 };
@@ -26,6 +26,8 @@ pub enum Pattern {
     Random,
     /// One after the other; each connection walks an equal slice of the span, again and again.
     Sequential,
+    /// Anywhere, but every place once before any comes again; each connection does so in an equal slice of the span.
+    Shuffled,
 }
 
 /// A job, independent of what it is run against.
@@ -47,6 +49,12 @@ pub struct Workload {
     pub flush_every: Option<u32>,
     /// Every write must be durable before it is answered.
     pub fua: bool,
+    /// Discards instead of writes. Not with `verify`.
+    pub discard: bool,
+    /// Requests per second of all connections, sent when their time has come whether or not others were answered (an
+    /// open loop); latency counts from that time on, also while a request waits for one of `depth` places. `None` sends
+    /// one as soon as another is answered.
+    pub rate: Option<u32>,
     /// Writes are stamped and reads are checked.
     pub verify: bool,
     /// With `verify`: the file that says what earlier runs wrote, and that this one adds to.
@@ -68,6 +76,8 @@ impl Default for Workload {
             span_bytes: None,
             flush_every: None,
             fua: false,
+            discard: false,
+            rate: None,
             verify: false,
             ledger: None,
             zero_buffers: false,
@@ -106,6 +116,14 @@ pub enum WorkloadError {
     /// A flush after every zero writes.
     #[error("a flush after every 0 writes makes no sense: leave the option out for none")]
     FlushEvery,
+    /// No request in a second.
+    #[error(
+        "a rate of 0 requests per second makes no sense: leave the option out for as many as will go"
+    )]
+    Rate,
+    /// What was discarded reads as zeroes or not: nothing can be checked.
+    #[error("a run that discards can't be verified")]
+    VerifyDiscard,
     /// The distribution's parameters.
     #[error(transparent)]
     Distribution(#[from] DistributionError),
@@ -156,6 +174,12 @@ impl Workload {
         }
         if self.flush_every == Some(0) {
             return Err(WorkloadError::FlushEvery);
+        }
+        if self.rate == Some(0) {
+            return Err(WorkloadError::Rate);
+        }
+        if self.discard && self.verify {
+            return Err(WorkloadError::VerifyDiscard);
         }
         Ok(self.distribution.validate()?)
     }
@@ -211,6 +235,24 @@ pub enum Kind {
     Write,
     /// Makes completed writes durable.
     Flush,
+    /// Gives one block size back.
+    Discard,
+}
+
+impl Kind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Flush, Self::Discard];
+
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+        }
+    }
 }
 
 /// One operation to issue.
@@ -226,8 +268,9 @@ pub(crate) struct Operation {
 pub(crate) struct Generator {
     rng: Rng,
     sampler: Sampler,
-    sequential: Option<Cursor>,
+    walk: Option<Cursor>,
     read_percent: u64,
+    changes: Kind,
     flush_every: Option<u32>,
     writes_since_flush: u32,
 }
@@ -238,23 +281,28 @@ struct Cursor {
     first: u64,
     end: u64,
     next: u64,
+    /// In this order, counted from `first`.
+    order: Option<Permutation>,
 }
 
 impl Generator {
     /// The operations of connection `index` of `connections` over `requests` positions.
     pub(crate) fn new(workload: &Workload, requests: u64, index: u32, connections: u32) -> Self {
-        let sequential = (workload.pattern == Pattern::Sequential).then(|| {
+        let walk = (workload.pattern != Pattern::Random).then(|| {
             let (first, end) = slice_of(requests, index, connections);
-            Cursor { first, end, next: first }
+            let is_shuffled = workload.pattern == Pattern::Shuffled;
+            let order = is_shuffled.then(|| Permutation::new(end - first, workload.seed));
+            Cursor { first, end, next: first, order }
         });
         Self {
             rng: Rng::new(workload.seed, u64::from(index)),
-            sampler: match sequential {
+            sampler: match walk {
                 // Not drawn from, so the cost of a zipf table is not paid.
                 Some(_) => Sampler::new(Distribution::Uniform, requests, 0),
                 None => Sampler::new(workload.distribution, requests, workload.seed),
             },
-            sequential,
+            walk,
+            changes: if workload.discard { Kind::Discard } else { Kind::Write },
             read_percent: u64::from(workload.read_percent),
             flush_every: workload.flush_every,
             writes_since_flush: 0,
@@ -272,17 +320,18 @@ impl Generator {
             percent => self.rng.below(100) < percent,
         };
         self.writes_since_flush += u32::from(!read);
-        let kind = if read { Kind::Read } else { Kind::Write };
+        let kind = if read { Kind::Read } else { self.changes };
         Operation { kind, request: self.position() }
     }
 
     /// Another place for the last operation, when the first one can't be used now.
     pub(crate) fn position(&mut self) -> u64 {
-        match &mut self.sequential {
+        match &mut self.walk {
             Some(cursor) => {
-                let position = cursor.next;
-                cursor.next = if position + 1 == cursor.end { cursor.first } else { position + 1 };
-                position
+                let (position, first) = (cursor.next, cursor.first);
+                cursor.next = if position + 1 == cursor.end { first } else { position + 1 };
+                let shuffled = |order: &Permutation| first + order.apply(position - first);
+                cursor.order.as_ref().map_or(position, shuffled)
             }
             None => self.sampler.draw(&mut self.rng),
         }
@@ -311,18 +360,31 @@ mod tests {
     }
 
     #[test]
-    fn sequential_slices_cover_the_span_once() {
-        let workload = Workload { pattern: Pattern::Sequential, ..Workload::default() };
-        let mut seen = vec![0; 103];
-        for index in 0..4 {
-            let mut generator = Generator::new(&workload, 103, index, 4);
-            let (first, end) = slice_of(103, index, 4);
-            for _ in first..end {
-                seen[generator.next().request as usize] += 1;
+    fn slices_cover_the_span_once() {
+        for pattern in [Pattern::Sequential, Pattern::Shuffled] {
+            let workload = Workload { pattern, ..Workload::default() };
+            let mut seen = vec![0; 103];
+            for index in 0..4 {
+                let mut generator = Generator::new(&workload, 103, index, 4);
+                let (first, end) = slice_of(103, index, 4);
+                let walk: Vec<_> = (first..end).map(|_| generator.next().request).collect();
+                assert_eq!(walk.is_sorted(), pattern == Pattern::Sequential);
+                assert_eq!(generator.next().request, walk[0], "starts again");
+                walk.iter().for_each(|&request| seen[request as usize] += 1);
             }
-            assert_eq!(generator.next().request, first, "starts again");
+            assert!(seen.iter().all(|&n| n == 1), "{seen:?}");
         }
-        assert!(seen.iter().all(|&n| n == 1), "{seen:?}");
+    }
+
+    #[test]
+    fn discards_take_the_place_of_writes() {
+        let workload = Workload { read_percent: 50, discard: true, ..Workload::default() };
+        let mut generator = Generator::new(&workload, 100, 0, 1);
+        let kinds: Vec<Kind> = (0..100).map(|_| generator.next().kind).collect();
+        assert!(kinds.contains(&Kind::Read) && kinds.contains(&Kind::Discard));
+        assert!(!kinds.contains(&Kind::Write));
+        let verified = Workload { verify: true, ..workload };
+        assert_eq!(verified.validate(1), Err(WorkloadError::VerifyDiscard));
     }
 
     #[test]
@@ -338,6 +400,7 @@ mod tests {
                     flushes += 1;
                     assert_eq!(writes, flushes * 10);
                 }
+                Kind::Discard => panic!("nothing is to be discarded"),
             }
         }
         let share = f64::from(reads) / f64::from(reads + writes);

@@ -551,7 +551,7 @@ fn ublk_error(error: UblkError) -> ApiError {
 }
 
 /// The one place where the node's refusals become the API's.
-fn api_error(error: ControlError) -> ApiError {
+pub(crate) fn api_error(error: ControlError) -> ApiError {
     let (code, advice) = match &error {
         ControlError::NoSuchVolume { name } => return ApiError::volume_not_found(name),
         ControlError::NoSuchSnapshot { name } => return ApiError::snapshot_not_found(name),

@@ -306,7 +306,8 @@ fn ignores_hangup() -> bool {
     mask >> (SignalKind::hangup().as_raw_value() - 1) & 1 == 1
 }
 
-fn start_exit(error: &StartError) -> Exit {
+/// The exit status of a node that did not start.
+pub(crate) fn start_exit(error: &StartError) -> Exit {
     match error {
         StartError::OutOfRange { .. }
         | StartError::NoListener

@@ -193,13 +193,20 @@ impl<'a> Exchange<'a> {
         self.checked
     }
 
-    /// Issues up to `most` requests at time `now`; returns how many.
-    pub(super) fn fill(&mut self, most: u64, now: u64) -> u64 {
+    /// Whether there is room for a request.
+    pub(super) fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Issues up to `most` requests, as of the times that `next` names, until that names none; returns how many.
+    pub(super) fn fill(&mut self, most: u64, mut next: impl FnMut() -> Option<u64>) -> u64 {
         let mut issued = 0;
         while issued < most
+            && self.has_room()
+            && let Some(at) = next()
             && let Some(slot) = self.free.pop()
         {
-            self.issue(slot, now);
+            self.issue(slot, at);
             issued += 1;
         }
         issued
@@ -219,7 +226,7 @@ impl<'a> Exchange<'a> {
                     let payload = &mut self.payload[at..at + self.block_bytes];
                     ledger.stamp(request, sequence, payload);
                 }
-                Kind::Flush => {}
+                Kind::Flush | Kind::Discard => {}
             }
         }
         let entry = &mut self.slots[slot as usize];
@@ -236,6 +243,7 @@ impl<'a> Exchange<'a> {
             Kind::Read => (0, COMMAND_READ, self.block_bytes as u32),
             Kind::Write => (self.write_flags, COMMAND_WRITE, self.block_bytes as u32),
             Kind::Flush => (0, COMMAND_FLUSH, 0),
+            Kind::Discard => (self.write_flags, COMMAND_TRIM, self.block_bytes as u32),
         };
         let offset = operation.request * self.block_bytes as u64;
         self.push_header(request(flags, command, cookie, offset, length));
@@ -529,7 +537,7 @@ impl<'a> Exchange<'a> {
                     let payload = &self.payload[at..at + self.block_bytes];
                     self.checked.note(ledger.check(request, entry.oldest, payload));
                 }
-                Kind::Read | Kind::Flush => {}
+                Kind::Read | Kind::Flush | Kind::Discard => {}
             }
         }
         self.free.push(slot);

@@ -7,7 +7,13 @@ use super::{
     socket::Socket,
     wire::{COMMAND_DISCONNECT, request},
 };
-use crate::{RunError, record::Recorder, run::Control, verify::Checked};
+use crate::{
+    RunError,
+    pace::{LOOK_NANOS, Pacer},
+    record::Recorder,
+    run::Control,
+    verify::Checked,
+};
 
 /// Bytes received per call. Large enough for a turn of 32 replies of 4 KiB, small enough to stay
 /// in a core's cache.
@@ -30,6 +36,7 @@ pub(super) struct Line<'a> {
     exchange: Exchange<'a>,
     /// Requests to issue inside the window.
     left: u64,
+    pacer: Option<Pacer>,
     buffer: Vec<u8>,
     /// The beginning of a header that the last receive cut off, at the buffer's front.
     kept: usize,
@@ -37,11 +44,17 @@ pub(super) struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// A connection that issues `operations` requests, or an unlimited number.
-    pub(super) fn new(socket: Socket, terms: Terms<'a>, operations: Option<u64>) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        terms: Terms<'a>,
+        operations: Option<u64>,
+        pacer: Option<Pacer>,
+    ) -> Self {
         Self {
             socket,
             exchange: Exchange::new(terms),
             left: operations.unwrap_or(u64::MAX),
+            pacer,
             buffer: vec![0; RECEIVE_BYTES],
             kept: 0,
         }
@@ -59,10 +72,12 @@ impl<'a> Line<'a> {
     ) -> Result<Wants, RunError> {
         let window = recorder.window();
         let now = control.clock.now();
+        let pacer = &mut self.pacer;
+        let next = || pacer.as_mut().map_or(Some(now), |pacer| pacer.take(now));
         if now < window.from {
-            self.exchange.fill(u64::MAX, now);
+            self.exchange.fill(u64::MAX, next);
         } else if now < window.until && !control.stopped() {
-            self.left -= self.exchange.fill(self.left, now);
+            self.left -= self.exchange.fill(self.left, next);
         }
         while self.exchange.wants_to_send() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -72,7 +87,16 @@ impl<'a> Line<'a> {
                 None => return Ok(Wants::RepliesAndRoom),
             }
         }
-        Ok(if self.exchange.idle() { Wants::Nothing } else { Wants::Replies })
+        let waits = self.due_at(control, recorder).is_some();
+        Ok(if self.exchange.idle() && !waits { Wants::Nothing } else { Wants::Replies })
+    }
+
+    /// When the next request of an open loop is to be sent, or the end of the run is to be seen.
+    pub(super) fn due_at(&self, control: &Control<'_>, recorder: &Recorder<'_>) -> Option<u64> {
+        let (window, now) = (recorder.window(), control.clock.now());
+        let goes_on = now < window.until && self.left > 0 && !control.stopped();
+        let pacer = self.pacer.as_ref().filter(|_| goes_on && self.exchange.has_room())?;
+        Some(pacer.next_at().min(window.until).min(now + LOOK_NANOS))
     }
 
     /// Receives what is there, or waits for something first, and handles it.

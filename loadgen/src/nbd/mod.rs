@@ -14,6 +14,7 @@ pub use handshake::HandshakeError;
 
 use crate::{
     RunError, ledger_file,
+    pace::Pacer,
     report::{self, Report, Setup, Verification},
     run::{self, Limits, Observer},
     uri::NbdUri,
@@ -97,7 +98,8 @@ pub fn run_nbd(
             let (first, end) = slice_of(all, index, count);
             end - first
         });
-        Line::new(socket, terms, operations)
+        let pacer = workload.rate.map(|rate| Pacer::new(rate, index, count));
+        Line::new(socket, terms, operations, pacer)
     });
     let threads = thread_count(options.threads, count);
     let mut workers: Vec<Worker<'_>> = (0..threads)
@@ -140,6 +142,9 @@ fn check_export(export: &Export, workload: &Workload, connections: u32) -> Resul
     }
     if workload.fua && workload.writes() && !has(wire::TRANSMIT_SEND_FUA) {
         return Err(RunError::NoFua);
+    }
+    if workload.discard && workload.writes() && !has(wire::TRANSMIT_SEND_TRIM) {
+        return Err(RunError::NoTrim);
     }
     if workload.verify && connections > 1 && !has(wire::TRANSMIT_CAN_MULTI_CONN) {
         return Err(RunError::NoMultiConn);

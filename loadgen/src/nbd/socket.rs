@@ -19,6 +19,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    fs::Timespec,
     io::Errno,
     net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg, sockopt},
 };
@@ -121,7 +122,7 @@ impl Socket {
     pub(super) fn receive(&self, into: &mut [u8], wait: bool) -> io::Result<Option<usize>> {
         loop {
             if wait {
-                self.wait_for(PollFlags::IN)?;
+                self.wait_for(PollFlags::IN, None)?;
             }
             match recv(self, &mut *into, RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) => return Ok(Some(bytes)),
@@ -134,13 +135,20 @@ impl Socket {
 
     /// Waits until there is something to receive or room to send.
     pub(super) fn wait_both(&self) -> io::Result<()> {
-        self.wait_for(PollFlags::IN | PollFlags::OUT)
+        self.wait_for(PollFlags::IN | PollFlags::OUT, None)
     }
 
-    fn wait_for(&self, what: PollFlags) -> io::Result<()> {
+    /// Waits until there is something to receive, or this long.
+    pub(super) fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        let time =
+            Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        self.wait_for(PollFlags::IN, Some(&time))
+    }
+
+    fn wait_for(&self, what: PollFlags, time: Option<&Timespec>) -> io::Result<()> {
         let mut fds = [PollFd::new(self, what)];
         loop {
-            match poll(&mut fds, None) {
+            match poll(&mut fds, time) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

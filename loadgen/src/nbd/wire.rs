@@ -35,6 +35,7 @@ pub(super) const INFO_BLOCK_SIZE: u16 = 3;
 pub(super) const TRANSMIT_READ_ONLY: u16 = 1 << 1;
 pub(super) const TRANSMIT_SEND_FLUSH: u16 = 1 << 2;
 pub(super) const TRANSMIT_SEND_FUA: u16 = 1 << 3;
+pub(super) const TRANSMIT_SEND_TRIM: u16 = 1 << 5;
 pub(super) const TRANSMIT_CAN_MULTI_CONN: u16 = 1 << 8;
 
 /// "Request message": its magic and the length without payload.
@@ -47,6 +48,7 @@ pub(super) const COMMAND_READ: u16 = 0;
 pub(super) const COMMAND_WRITE: u16 = 1;
 pub(super) const COMMAND_DISCONNECT: u16 = 2;
 pub(super) const COMMAND_FLUSH: u16 = 3;
+pub(super) const COMMAND_TRIM: u16 = 4;
 pub(super) const COMMAND_WRITE_ZEROES: u16 = 6;
 
 /// "Simple reply message".

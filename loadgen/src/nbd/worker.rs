@@ -4,7 +4,9 @@
 //! the thread goes from one readable socket to the next without sleeping in between, and the
 //! server's core isn't fought for.
 
-use rustix::{event::epoll, fd::OwnedFd, io::Errno};
+use std::time::Duration;
+
+use rustix::{event::epoll, fd::OwnedFd, fs::Timespec, io::Errno};
 
 use super::line::{Line, Wants};
 use crate::{
@@ -63,7 +65,14 @@ fn run_one(
     loop {
         let wait = match line.refill(control, recorder)? {
             Wants::Nothing => return Ok(()),
-            Wants::Replies => true,
+            Wants::Replies => match line.due_at(control, recorder) {
+                None => true,
+                Some(at) => {
+                    let left = Duration::from_nanos(at.saturating_sub(control.clock.now()));
+                    line.socket().wait_at_most(left).map_err(RunError::Io)?;
+                    false
+                }
+            },
             // Waiting for room alone could last for ever: the server may first want its own
             // replies taken.
             Wants::RepliesAndRoom => {
@@ -95,12 +104,26 @@ fn run_many(
     let mut events = Vec::with_capacity(lines.len());
     while busy > 0 {
         events.clear();
-        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
+        let due = lines.iter().filter_map(|line| line.due_at(control, recorder)).min();
+        let left = due.map(|at| timespec(at.saturating_sub(control.clock.now())));
+        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), left.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(os(errno)),
         }
+        if due.is_some() {
+            for (index, line) in lines.iter_mut().enumerate() {
+                if watched[index] != Wants::Nothing {
+                    let wants = line.refill(control, recorder)?;
+                    watch(&epoll, line, index, &mut watched[index], wants).map_err(os)?;
+                    busy -= usize::from(wants == Wants::Nothing);
+                }
+            }
+        }
         for event in &events {
             let index = event.data.u64() as usize;
+            if watched[index] == Wants::Nothing {
+                continue;
+            }
             let line = &mut lines[index];
             line.receive(false, control, recorder)?;
             let wants = line.refill(control, recorder)?;
@@ -109,6 +132,11 @@ fn run_many(
         }
     }
     Ok(())
+}
+
+fn timespec(nanos: u64) -> Timespec {
+    let (seconds, nanos) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
+    Timespec { tv_sec: seconds as i64, tv_nsec: nanos as i64 }
 }
 
 /// Watches a socket for what its connection wants; mostly that is what it already does.
