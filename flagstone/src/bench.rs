@@ -507,11 +507,19 @@ mod tests {
     }
 
     #[test]
+    fn an_order_of_its_own_takes_the_place_of_the_kinds() {
+        let (workload, _) = job(&["--rw=write", "--pattern=shuffled"]).expect("valid");
+        assert_eq!((workload.read_percent, workload.pattern), (0, Pattern::Shuffled));
+        let (workload, _) = job(&["--rw=trim", "--rate=10"]).expect("valid");
+        assert_eq!((workload.discard, workload.pattern), (true, Pattern::Sequential));
+        assert_eq!((workload.read_percent, workload.rate), (0, Some(10)));
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for arguments in [
             &["--mix=101"][..],
             &["--mix=50", "--rw=read"],
-            &["--rw=read", "--pattern=random"],
             &["--distribution=zipf:1"],
             &["--distribution=zipf"],
             &["--hot=80"],
