@@ -470,8 +470,10 @@ impl Engine {
             }
             self.again |= paging;
             let graves = self.graves.len();
-            self.advance_reclaim();
-            self.advance_dying();
+            if !self.leaves_deleted() {
+                self.advance_reclaim();
+                self.advance_dying();
+            }
             self.advance_forks();
             // What has died last can be freed now, and the cleaner may begin.
             self.again |= self.graves.len() < graves;
@@ -490,12 +492,8 @@ impl Engine {
             return self.has_refused().then_some(self.now_ns);
         }
         let graves = !self.graves.is_empty() && !self.leaf_loader.is_reading();
-        if self.again
-            || self.has_refused()
-            || graves
-            || self.dying_goes_on()
-            || !self.forks.is_empty()
-        {
+        let deleted = (graves || self.dying_goes_on()) && !self.leaves_deleted();
+        if self.again || self.has_refused() || deleted || !self.forks.is_empty() {
             return Some(self.now_ns);
         }
         let background = [

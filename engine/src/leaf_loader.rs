@@ -86,6 +86,8 @@ pub(crate) struct LeafLoader {
     limit: Option<usize>,
     /// Somebody found no room.
     starved: bool,
+    /// Places that the clock has looked at without finding anything to drop, or anything warm.
+    fruitless: usize,
 }
 
 /// Leaves that fit in `bytes` bytes of memory, so that the slack fits too.
@@ -105,7 +107,7 @@ impl LeafLoader {
             slots.push(Slot { buffer, stage, volume: 0, leaf: 0, page, purpose });
         }
         let bad = VecDeque::with_capacity(BAD_LEAVES);
-        Some(Self { slots, reading: 0, bad, moved: None, limit, starved: false })
+        Some(Self { slots, reading: 0, bad, moved: None, limit, starved: false, fruitless: 0 })
     }
 
     /// Gives every buffer back.
@@ -392,10 +394,17 @@ impl Engine {
             self.leaf_loader.starved = false;
             dropped += 1;
         }
-        // What was still warm in this turn may not be in the next.
         let more = self.leaves_in_memory() > limit || self.leaf_loader.starved;
-        self.leaf_loader.starved = false;
-        dropped > 0 || (more && warm)
+        let looked = CLOCK_STEPS.min(self.slab.slots()) - steps;
+        let loader = &mut self.leaf_loader;
+        match dropped > 0 || warm || !more {
+            true => loader.fruitless = 0,
+            false => loader.fruitless = loader.fruitless.saturating_add(looked),
+        }
+        // What was still warm in this turn may not be in the next; and there may be something where nobody has looked.
+        let further = loader.fruitless > 0 && loader.fruitless < self.slab.slots();
+        loader.starved &= further;
+        dropped > 0 || (more && (warm || further))
     }
 
     /// Whether a record under way is about this leaf, of any volume: several may share it.
@@ -415,9 +424,12 @@ impl Engine {
     /// Whether what has to end before a stop waits for room for a leaf that only a checkpoint can
     /// make.
     pub(crate) fn stop_wants_pages(&self) -> bool {
-        let waits = !self.cleaner.is_idle() || !self.rmws.is_idle() || !self.shrinks.is_empty();
-        // Those that have not changed may be kept warm by who waits for another.
-        waits && !self.has_leaf_room(1) && self.slab.dirty() > 0
+        let waits = !self.cleaner.is_idle()
+            || !self.rmws.is_idle()
+            || !self.shrinks.is_empty()
+            || self.failures.has_again();
+        // Those that have not changed may be kept warm by who waits for another. One record may need two.
+        waits && !self.has_leaf_room(2) && self.slab.dirty() > 0
     }
 
     /// Whether so many leaves have changed that a checkpoint should give them pages, so that
@@ -443,6 +455,7 @@ mod tests {
             moved: None,
             limit: None,
             starved: false,
+            fruitless: 0,
         };
         loader.keep_moved(Box::new((old, Leaf::default())));
         assert!(loader.take_moved(LeafPage { pbn: 8, crc: 1 }).is_none());

@@ -288,6 +288,8 @@ impl Engine {
         }
         let tag = self.rmws.slots[i as usize].tag;
         self.rmws.finish(i);
+        // Another may have waited for what this one took.
+        self.again = true;
         self.complete(tag, result);
     }
 

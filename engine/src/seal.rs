@@ -146,7 +146,12 @@ impl Engine {
             });
             let Some((volume, taken, reclaim)) = taken else { return };
             match reclaim {
-                Reclaim::Done => self.graves.pop(),
+                Reclaim::Done => {
+                    self.graves.pop();
+                    if self.graves.is_empty() {
+                        self.graves_are_empty();
+                    }
+                }
                 Reclaim::GoOn => return,
                 Reclaim::Away(leaf) if self.reclaim_away(volume, leaf) => {}
                 Reclaim::Away(_) => return,

@@ -131,8 +131,7 @@ impl Engine {
     fn may_settle(&self, volume: &Volume) -> bool {
         let under_way = self.space.coming + self.space.promising;
         self.is_compacting()
-            // Before all is counted nothing dies.
-            || (!self.dying.is_empty() && !self.is_counting_stuck())
+            || self.takes_dying()
             || volume.coming > 0
             || self.are_copies_in_the_way()
             || self.new_leaves_in_flight() > 0

@@ -57,6 +57,13 @@ impl Engine {
         self.stop.stage == Stage::Stopped
     }
 
+    /// Whether a stop leaves what was deleted to the next opening, which knows of it: taking it apart may need every page of
+    /// its map. Nobody who was accepted waits for the space.
+    pub(crate) fn leaves_deleted(&self) -> bool {
+        let waits = !self.rmws.is_idle() || self.failures.has_again() || !self.shrinks.is_empty();
+        self.stop.is_begun() && !waits
+    }
+
     pub(crate) fn advance_stop(&mut self, bufs: &mut impl Buffers) {
         let stage = self.stop.stage;
         match stage {

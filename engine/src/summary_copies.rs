@@ -187,13 +187,14 @@ impl Engine {
         Some(SummaryCopy { segment, slot })
     }
 
-    /// The first segment of copies that holds one of a summary whose seal is not retired, or not switched
-    /// to.
+    /// The first segment of copies that holds one of a summary whose seal is not retired, not switched to, or too late
+    /// for a checkpoint that begins now.
     fn first_pending_copy(&self) -> usize {
         let pending = |copied: &&Copied| {
             let is_sealing = self.sealing.iter().any(|sealing| sealing.segment == copied.of);
-            (is_sealing || self.is_switching(copied.of))
-                && self.segs.row(copied.of).generation == copied.generation
+            let row = self.segs.row(copied.of);
+            (is_sealing || self.is_switching(copied.of) || row.in_map_lsn > self.applied_lsn)
+                && row.generation == copied.generation
         };
         let segments = &self.summary_copies.segments;
         let place = |copied: &Copied| segments.iter().position(|s| *s == copied.place.segment);
@@ -224,6 +225,11 @@ impl Engine {
         let failed = self.geo.extents.iter().any(|extent| extent.failed);
         let due = self.failures_want_checkpoint() && !self.is_counting_stuck();
         failed && (due || self.compaction.is_some())
+    }
+
+    /// Whether there are more of them than there may be: they are let go of, now or after the next checkpoint.
+    pub(crate) fn are_copies_leaving(&self) -> bool {
+        self.summary_copies.len() > self.copy_segments()
     }
 
     /// Whether there are more of them than the pool has room for, which will soon be let go of.

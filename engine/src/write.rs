@@ -304,16 +304,39 @@ impl Engine {
     /// that is not there: what is taken already must find its place.
     pub(crate) fn charge_records(&mut self, bytes: usize) -> Result<(), SubmitError> {
         let longer = self.chain_segments_with(0, 0, bytes) - self.chain_segments(0);
-        if longer > 0 && self.usable_blocks_beside(0, longer) < self.needed_blocks() {
-            return Err(self.no_segment());
+        self.charge_longer(longer)
+    }
+
+    /// Refuses what makes the metadata `longer` segments longer if these are not there.
+    pub(crate) fn charge_longer(&mut self, longer: u32) -> Result<(), SubmitError> {
+        if longer == 0 {
+            return Ok(());
         }
-        Ok(())
+        let (usable, needed) = (self.usable_blocks_beside(0, longer), self.needed_blocks());
+        if usable >= needed {
+            return Ok(());
+        }
+        // No segment that the cleaner sets free would help: volumes must take less, or metadata.
+        let under_way = self.space.coming + self.space.promising;
+        let is_discard = |effect| matches!(effect, Effect::Zero { keep: false, .. });
+        let settles = self.takes_dying()
+            || self.are_copies_leaving()
+            || self.is_compacting()
+            || self.effects_under_way().any(is_discard)
+            || (under_way > 0 && usable >= needed.saturating_sub(under_way));
+        let busy = settles && !self.is_stalled();
+        Err(if busy { SubmitError::Busy } else { SubmitError::NoSpace })
     }
 
     /// Whether a checkpoint is under way or about to begin.
     pub(crate) fn is_compacting(&self) -> bool {
         let may_begin = !self.stop.is_begun() && !self.is_counting_stuck();
         self.compaction.is_some() || (may_begin && self.compaction_due())
+    }
+
+    /// Whether deleted snapshots are being taken apart. Before all is counted nothing dies.
+    pub(crate) fn takes_dying(&self) -> bool {
+        !self.dying.is_empty() && !self.is_counting_stuck()
     }
 
     /// No segment may be taken: whether one is on its way, or the pool is full.
@@ -323,7 +346,11 @@ impl Engine {
         if flush_helps {
             self.flush.want();
         }
-        let coming = flush_helps || !self.graves.is_empty() || self.is_compacting();
+        let coming = flush_helps
+            || !self.graves.is_empty()
+            || self.takes_dying()
+            || self.are_copies_leaving()
+            || self.is_compacting();
         let busy = (self.starve() || coming) && !self.is_stalled();
         if busy { SubmitError::Busy } else { SubmitError::NoSpace }
     }

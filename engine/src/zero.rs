@@ -197,10 +197,7 @@ impl Engine {
         });
         let touched = leaves as u64 + under_way.sum::<u64>();
         let longer = self.chain_segments_with(ends, touched, 0) - self.chain_segments(0);
-        if longer > 0 && self.usable_blocks_beside(0, longer) < self.needed_blocks() {
-            return Err(self.no_segment());
-        }
-        Ok(())
+        self.charge_longer(longer)
     }
 
     /// Blocks from `lba`, up to `blocks`, that were never written to: there is nothing to undo,

@@ -26,7 +26,7 @@ impl Engine {
     /// Takes the cleaner as far as it can go.
     pub(crate) fn advance_cleaner(&mut self, bufs: &mut impl Buffers) {
         // A read-modify-write that was accepted before a stop may still need the space.
-        if self.stop.is_begun() && self.rmws.is_idle() {
+        if self.stop.is_begun() && self.rmws.is_idle() && !self.failures.has_again() {
             return self.abandon_cleaning();
         }
         self.copy_window(bufs);

@@ -348,8 +348,10 @@ impl Engine {
         if over {
             output.targets.clear();
             output.stage = OutputStage::Idle;
-            // A checkpoint that began at the LSN that the map has reached may have begun before.
-            self.end_seal(segment, lsn, self.applied_lsn + 1);
+            // A checkpoint under way that began at the LSN that the map has reached has begun before.
+            let began = self.compaction.as_ref().map(|compaction| compaction.lsn());
+            let after = u64::from(began == Some(self.applied_lsn));
+            self.end_seal(segment, lsn, self.applied_lsn + after);
         }
         self.again |= over || at > next;
     }
@@ -358,8 +360,10 @@ impl Engine {
     /// read first.
     fn switch_entry(&mut self, segment: u32, block: u32, target: &Target, lsn: u64) -> bool {
         let moved = &target.moved;
-        // What is not switched to is where it was, on a device that can be read.
+        // What is not switched to is where it was, on a device that can be read, and may be moved again.
         if self.geo.device_of(segment).is_some_and(|device| self.has_failed(device)) {
+            let row = self.segs.row_mut(target.segment);
+            row.left_alone &= row.generation != target.generation;
             return true;
         }
         let owner = self.owner_of(moved);

@@ -61,6 +61,11 @@ impl Engine {
         self.evacuation.before = self.segs.any_leaving().then(|| self.segs.meta_closed());
     }
 
+    /// Deleted volumes are gone: what kept pages of their leaves in segments may be why the last checkpoint moved nothing.
+    pub(crate) fn graves_are_empty(&mut self) {
+        self.evacuation.before = None;
+    }
+
     /// Does what only this module sees to, for devices that are being emptied.
     pub(crate) fn advance_evacuation(&mut self, bufs: &mut impl Buffers) {
         if self.opening || self.stop.is_begun() || !self.segs.any_leaving() {

@@ -201,8 +201,15 @@ pub(super) fn replay(
                     let pbn = geo.pbn(open[i].segment, block);
                     let Entry { volume: line, lba, crc, vseq, source, .. } = entry;
                     let to = open[i].segment;
-                    let from = source.and_then(|source| state.still_there(source, to));
-                    writes.push(Write { line, lsn, lba, pbn, crc, vseq, from });
+                    match source {
+                        Some(source) if state.is_sound_there(source, to) => {
+                            state.see(line, lsn, vseq);
+                        }
+                        _ => {
+                            let from = source.and_then(|source| state.still_there(source, to));
+                            writes.push(Write { line, lsn, lba, pbn, crc, vseq, from });
+                        }
+                    }
                 }
                 state.write_window(&mut writes, WINDOW);
                 open[i].next += 1;
@@ -420,31 +427,50 @@ impl Replay {
         }
     }
 
+    /// Whether a segment lies on a device that has failed or is missing.
+    fn is_unsound(&self, segment: u32) -> bool {
+        let device = self.geo.device_of(segment);
+        device.is_none_or(|device| self.geo.extents[device].failed || self.missing.has(device))
+    }
+
+    /// The segment that a block was moved from, if that was not freed since.
+    fn source_of(&self, source: MovedFrom) -> Option<u32> {
+        let segment = self.geo.is_data(source.pbn, 1).then(|| self.geo.locate(source.pbn).0)?;
+        let row = self.segs.row(segment);
+        (row.state == SegmentState::Sealed && source.is_of(row.generation)).then_some(segment)
+    }
+
+    /// Whether a block that was moved to a device which has failed, or is missing, still lies where it was moved from, and
+    /// may be read there: then it was not moved. The page of its leaf, or the summary there, says where it is.
+    fn is_sound_there(&self, source: MovedFrom, to: u32) -> bool {
+        self.is_unsound(to) && self.source_of(source).is_some_and(|from| !self.is_unsound(from))
+    }
+
     /// Where a block was moved from, to a segment `to`, if it may be found there: the segment was not freed since. What lies
     /// where nobody reads it any more is no reason to look elsewhere.
     fn still_there(&self, source: MovedFrom, to: u32) -> Option<u64> {
-        let device = self.geo.device_of(to)?;
-        if self.geo.extents[device].failed || self.missing.has(device) {
+        if self.is_unsound(to) {
             return None;
         }
         if self.planted.has(Plant::FinishAnyMove) {
             return Some(Unread::ANYWHERE);
         }
-        let there = self.geo.is_data(source.pbn, 1) && {
-            let row = self.segs.row(self.geo.locate(source.pbn).0);
-            row.state == SegmentState::Sealed && source.is_of(row.generation)
-        };
-        there.then_some(source.pbn)
+        self.source_of(source).map(|_| source.pbn)
     }
 
-    /// An entry of a volume that is gone is history. What is so beyond a volume's end follows from
-    /// the discards that a shrink has logged: see [`crate::resize`].
-    fn write(&mut self, Write { line, lsn, lba, pbn, crc, vseq, from }: Write) {
+    /// There is an entry with these numbers: what is made from now on has higher ones.
+    fn see(&mut self, line: u32, lsn: u64, vseq: u64) {
         self.last_lsn = self.last_lsn.max(lsn);
         self.highest_volume = self.highest_volume.max(line);
         if let Some(volume) = self.volumes.get_mut(line) {
             volume.next_vseq = volume.next_vseq.max(vseq.saturating_add(1));
         }
+    }
+
+    /// An entry of a volume that is gone is history. What is so beyond a volume's end follows from
+    /// the discards that a shrink has logged: see [`crate::resize`].
+    fn write(&mut self, Write { line, lsn, lba, pbn, crc, vseq, from }: Write) {
+        self.see(line, lsn, vseq);
         let mapping = Mapping::Block { pbn, crc };
         let owner = self.volumes.taken_since(line, lsn);
         if owner != line && self.formed.contains(&owner) {

@@ -5,6 +5,7 @@ use flagstone_block::{
     BLOCK_SIZE, BlockIo, Buffers as _, DeviceCommand, DeviceError, DeviceIo, Devices, Durability,
     Lba, Tag, VolumeId, join_offset,
 };
+use flagstone_engine::format::superblock::SUPERBLOCK_END;
 use flagstone_engine::{
     DeviceInfo, Engine, FormatOptions, IoFault, NewDevice, OpenError, OpenOptions, SubmitError,
     VolumeSettings, VolumeSpec,
@@ -26,6 +27,12 @@ pub struct Pool {
     pub version_fails: Option<(usize, u8)>,
     /// Writes of more than a block to the first device are held back from now on: those of a checkpoint.
     pub holds: bool,
+    /// Nothing is done but reads, from now on.
+    pub frozen: bool,
+    /// Writes to the journal are held back.
+    pub holds_journal: bool,
+    /// Summaries written to devices other than the first.
+    pub summaries: u64,
     pub held: Vec<DeviceIo>,
 }
 
@@ -52,7 +59,8 @@ impl Pool {
         let mut arena = Arena::new(4096);
         let (engine, _) = Engine::open(&mut disks, &mut arena, options)?;
         let (flush_fails, version_fails) = (None, None);
-        let (holds, held) = (false, Vec::new());
+        let (holds, holds_journal, frozen) = (false, false, false);
+        let (held, summaries) = (Vec::new(), 0);
         Ok(Self {
             engine,
             arena,
@@ -62,6 +70,9 @@ impl Pool {
             flush_fails,
             version_fails,
             holds,
+            frozen,
+            holds_journal,
+            summaries,
             held,
         })
     }
@@ -78,7 +89,13 @@ impl Pool {
             any = true;
             let is_long =
                 matches!(io.command, DeviceCommand::Write { buffer, .. } if buffer.blocks > 1);
-            if self.holds && io.device == 0 && is_long {
+            let journal = SUPERBLOCK_END..self.engine.geometry().data_offset;
+            let is_journal = self.holds_journal
+                && io.device == 0
+                && matches!(io.command, DeviceCommand::Write { offset, .. } if journal.contains(&offset));
+            let is_read = matches!(io.command, DeviceCommand::Read { .. });
+            if (self.holds && io.device == 0 && is_long) || (self.frozen && !is_read) || is_journal
+            {
                 self.held.push(io);
                 continue;
             }
@@ -88,6 +105,14 @@ impl Pool {
     }
 
     pub fn perform(&mut self, io: DeviceIo) {
+        let geo = self.engine.geometry();
+        if let DeviceCommand::Write { offset, .. } = io.command
+            && io.device > 0
+            && let Some(from) = offset.checked_sub(geo.data_offset)
+        {
+            let block = (from / BLOCK_SIZE as u64) % u64::from(geo.shape.blocks);
+            self.summaries += u64::from(block >= u64::from(geo.shape.data_blocks));
+        }
         let at = |offset| join_offset(usize::from(io.device), offset);
         let result = match io.command {
             DeviceCommand::Read { offset, buffer } => {
@@ -108,6 +133,14 @@ impl Pool {
             DeviceCommand::Flush | DeviceCommand::Discard { .. } => Ok(()),
         };
         self.engine.device_done(&mut self.arena, io.token, result);
+    }
+
+    /// Does what was held back.
+    pub fn release_held(&mut self) {
+        (self.holds, self.holds_journal) = (false, false);
+        for io in std::mem::take(&mut self.held) {
+            self.perform(io);
+        }
     }
 
     pub fn wait(&mut self, tag: Tag) {
