@@ -19,6 +19,7 @@ use crate::{
     cpu::{ProcessCpu, machine_cpu, own_cpu},
     record::{Cell, Clock, Measured, Recorder, Sample, Window},
     report::{CpuUsed, Interval},
+    workload::Kind,
 };
 
 /// When a run ends and what it reports meanwhile.
@@ -173,7 +174,7 @@ pub(crate) fn drive<D: Driver>(
         for thread in threads {
             results.push(thread.join().unwrap_or(Err(RunError::Panicked)));
         }
-        collect(results, watched, window)
+        collect(results, watched, window, limits.operations)
     })
 }
 
@@ -199,6 +200,7 @@ fn collect(
     results: Vec<Result<Measured, RunError>>,
     watched: Watched,
     window: Window,
+    operations: Option<u64>,
 ) -> Result<Outcome, RunError> {
     if let Some(seconds) = watched.stalled_seconds {
         return Err(RunError::Stalled { seconds });
@@ -211,7 +213,10 @@ fn collect(
         errors += measured.errors;
         last = last.max(measured.last);
     }
-    let end = if window.until == u64::MAX { last } else { window.until };
+    // Those of the ramp-up are not counted.
+    let answered = Kind::ALL.into_iter().map(|kind| sample.of(kind).len()).sum::<u64>() + errors;
+    let is_over = window.until == u64::MAX || operations.is_some_and(|all| answered >= all);
+    let end = if is_over { last } else { window.until };
     Ok(Outcome {
         sample,
         errors,

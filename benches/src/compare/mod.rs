@@ -8,6 +8,7 @@
 pub mod chart;
 pub mod disk;
 pub mod job;
+mod library;
 pub mod plan;
 pub mod preconditions;
 pub mod result;

@@ -61,16 +61,23 @@ impl Plan {
     #[must_use]
     pub fn disk_bytes(&self, server: Kind) -> u64 {
         match server {
-            Kind::Flagstone => self.pool_bytes,
+            Kind::Flagstone | Kind::Library => self.pool_bytes,
             Kind::Null | Kind::NbdkitMemory => 0,
             _ => self.peer_bytes(),
         }
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn measurements(&self) -> u32 {
+        let takes_part =
+            |job: &Job| self.servers.iter().filter(|&&kind| job.among.has(kind)).count();
+        self.jobs.iter().map(takes_part).sum::<usize>() as u32 * self.rounds
+    }
+
     /// About how long the measurements take, without setting up.
     #[must_use]
     pub fn estimate(&self) -> Duration {
-        let measurements = self.jobs.len() * self.servers.len() * self.rounds as usize;
-        (self.duration + self.rampup) * measurements as u32
+        (self.duration + self.rampup) * self.measurements()
     }
 }

@@ -32,7 +32,7 @@ impl Kind {
     /// The programs that it takes, each with its Debian package; the first is the server.
     fn programs(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Flagstone | Self::Null | Self::Raw => &[],
+            Self::Flagstone | Self::Library | Self::Null | Self::Raw => &[],
             Self::QemuRaw => &[("qemu-nbd", "qemu-utils")],
             Self::QemuQcow2 => &[("qemu-nbd", "qemu-utils"), ("qemu-img", "qemu-utils")],
             Self::StorageRaw => &[("qemu-storage-daemon", "qemu-system-common")],

@@ -50,7 +50,7 @@ pub struct Row {
     pub job: Job,
     /// One per server.
     pub medians: Vec<Median>,
-    /// Flagstone's requests per second in those of the peer that has most.
+    /// Flagstone's requests per second in those of the peer that has most; of the library, in the disk's.
     pub iops_ratio: f64,
     /// Its 99.9th percentile in that of the peer that has the lowest.
     pub tail_ratio: f64,
@@ -58,6 +58,8 @@ pub struct Row {
     pub cpu_ratio: f64,
     /// Its requests per second in those of the server that does nothing.
     pub of_null: Option<f64>,
+    /// Its requests per second in its own at the job that the goal names.
+    pub of_own: Option<f64>,
     /// Its requests per second in those of the server that has no disk but its memory.
     pub of_memory: Option<f64>,
     /// What is missing of the job's goal, in words.
@@ -113,8 +115,12 @@ fn row(job: Job, measurements: &[Measurement]) -> Option<Row> {
     };
     let medians: Vec<Median> = Kind::ALL.into_iter().filter_map(median_of).collect();
     let of = |server| medians.iter().find(|m| m.server == server).map(|m| m.figures);
-    let ours = of(Kind::Flagstone)?;
-    let peers = || medians.iter().filter(|m| m.server.is_peer()).map(|m| m.figures);
+    let ours = of(job.among.subject())?;
+    let peers = || medians.iter().filter(|m| job.among.is_peer(m.server)).map(|m| m.figures);
+    let own = job.goal.of_own.and_then(|(name, _)| {
+        let is_it = |m: &&Measurement| m.server == job.among.subject() && m.job == name;
+        median(measurements.iter().filter(is_it).map(|m| m.figures.iops).collect())
+    });
     let most_iops = peers().map(|peer| peer.iops).reduce(f64::max)?;
     let lowest_tail = peers().map(|peer| peer.p99_9_us).reduce(f64::min)?;
     let least_cpu = peers().map(|peer| peer.server_us_per_io).reduce(f64::min)?;
@@ -125,6 +131,7 @@ fn row(job: Job, measurements: &[Measurement]) -> Option<Row> {
         tail_ratio: ours.p99_9_us / lowest_tail,
         cpu_ratio: ours.server_us_per_io / least_cpu,
         of_null: in_those_of(Kind::Null),
+        of_own: own.map(|own| ours.iops / own),
         of_memory: in_those_of(Kind::NbdkitMemory),
         missed: Vec::new(),
         medians,
@@ -146,6 +153,11 @@ fn missed(row: &Row, ours: &Figures) -> Vec<String> {
         && is < least
     {
         missed.push(format!("{is:.2} of the server without a disk instead of {least}"));
+    }
+    if let (Some((name, least)), Some(is)) = (goal.of_own, row.of_own)
+        && is < least
+    {
+        missed.push(format!("{is:.2} of its own {name} instead of {least}"));
     }
     if let Some(is) = row.of_memory.filter(|is| goal.ahead_of_memory && *is < 1.0) {
         missed.push(format!("{is:.2} of nbdkit's memory disk"));

@@ -27,6 +27,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
 /// The export's and the volume's name.
 const NAME: &str = "compare";
+const SNAPSHOT: &str = "before";
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -34,6 +35,9 @@ const NAME: &str = "compare";
 pub enum Kind {
     /// Flagstone, a pool on the disk
     Flagstone,
+    /// Flagstone within a program, through its library: a pool on the disk, and nothing that serves. The program's
+    /// processor time counts as the server's
+    Library,
     /// `qemu-nbd -f raw`
     QemuRaw,
     /// `qemu-nbd -f qcow2`
@@ -57,8 +61,9 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Flagstone,
+        Self::Library,
         Self::QemuRaw,
         Self::QemuQcow2,
         Self::StorageRaw,
@@ -81,6 +86,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flagstone => "flagstone",
+            Self::Library => "library",
             Self::QemuRaw => "qemu-nbd raw",
             Self::QemuQcow2 => "qemu-nbd qcow2",
             Self::StorageRaw => "qsd raw",
@@ -92,7 +98,9 @@ impl Kind {
         }
     }
 
-    const fn is_qcow2(self) -> bool {
+    /// Whether it has a qcow2 image.
+    #[must_use]
+    pub const fn is_qcow2(self) -> bool {
         matches!(self, Self::QemuQcow2 | Self::StorageQcow2)
     }
 }
@@ -105,6 +113,7 @@ pub struct Server {
     // Dropped in this order: the process has the device open.
     process: Option<(Process, NbdUri)>,
     disk: Option<Disk>,
+    socket: PathBuf,
 }
 
 impl Server {
@@ -123,17 +132,82 @@ impl Server {
         let device = disk.as_ref().map_or(Path::new(""), Disk::path);
         let process = match kind {
             Kind::Raw => None,
+            Kind::Library => {
+                let create = ["pool".as_ref(), "create".as_ref(), device.as_os_str()];
+                tool::output(&plan.flagstone, create)?;
+                None
+            }
             Kind::Flagstone => Some(flagstone(plan, device, &socket, &log)?),
-            _ => Some(peer(kind, plan, device, &socket, &log)?),
+            _ => {
+                make_image(kind, plan, device)?;
+                Some(peer(kind, plan, device, &socket, &log)?)
+            }
         };
-        let uri = NbdUri { address: NbdAddress::Unix(socket), name: NAME.into() };
-        Ok(Self { kind, process: process.map(|process| (process, uri)), disk })
+        let process = process.map(|process| (process, uri(&socket)));
+        Ok(Self { kind, process, disk, socket })
+    }
+
+    /// Makes the volume anew: nothing was ever written to it.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub(super) fn renew(&mut self, plan: &Plan) -> Result<(), CompareError> {
+        if self.kind == Kind::Flagstone {
+            self.ask(plan, &["volume", "delete", NAME, "--force"])?;
+            return self
+                .ask(plan, &["volume", "create", NAME, "--size", &plan.span_bytes.to_string()]);
+        }
+        let kind = self.kind;
+        self.restart(plan, |device| make_image(kind, plan, device))
+    }
+
+    /// Takes a snapshot, or deletes it.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub(super) fn snapshot(&mut self, plan: &Plan, take: bool) -> Result<(), CompareError> {
+        if self.kind == Kind::Flagstone {
+            let name = format!("{NAME}@{SNAPSHOT}");
+            return match take {
+                true => self.ask(plan, &["snapshot", "create", NAME, SNAPSHOT]),
+                false => self.ask(plan, &["snapshot", "delete", &name]),
+            };
+        }
+        let what = if take { "-c" } else { "-d" };
+        self.restart(plan, |device| {
+            let arguments =
+                ["snapshot".as_ref(), what.as_ref(), SNAPSHOT.as_ref(), device.as_os_str()];
+            tool::output("qemu-img", arguments).map(drop)
+        })
+    }
+
+    fn ask(&self, plan: &Plan, arguments: &[&str]) -> Result<(), CompareError> {
+        let api = self.socket.with_extension("api");
+        tool::output_with(&plan.flagstone, arguments, [("FLAGSTONE_API", &api)]).map(drop)
+    }
+
+    /// Has something done to a peer's image while nobody serves it.
+    fn restart(
+        &mut self,
+        plan: &Plan,
+        change: impl FnOnce(&Path) -> Result<(), CompareError>,
+    ) -> Result<(), CompareError> {
+        self.process = None;
+        let device = self.disk.as_ref().map_or(Path::new(""), Disk::path);
+        change(device)?;
+        // It would be found, and nobody would listen on it yet.
+        let _ = fs::remove_file(&self.socket);
+        let log = self.socket.with_extension("log");
+        let process = peer(self.kind, plan, device, &self.socket, &log)?;
+        self.process = Some((process, uri(&self.socket)));
+        Ok(())
     }
 
     /// Its export and its process, or the device if it has neither.
     pub(super) fn target(&self) -> Target<'_> {
         match (&self.process, &self.disk) {
             (Some((process, uri)), _) => Target::Export { uri, pid: process.child.id() },
+            (None, Some(disk)) if self.kind == Kind::Library => Target::Pool(disk.path(), NAME),
             (None, Some(disk)) => Target::Device(disk.path()),
             (None, None) => unreachable!("what has no disk is a server"),
         }
@@ -142,8 +216,28 @@ impl Server {
 
 /// What to send requests to.
 pub(super) enum Target<'a> {
-    Export { uri: &'a NbdUri, pid: u32 },
+    Export {
+        uri: &'a NbdUri,
+        pid: u32,
+    },
     Device(&'a Path),
+    /// A pool that nobody serves, and its volume.
+    Pool(&'a Path, &'static str),
+}
+
+fn uri(socket: &Path) -> NbdUri {
+    NbdUri { address: NbdAddress::Unix(socket.to_owned()), name: NAME.into() }
+}
+
+/// Makes a peer's image, if it has one.
+fn make_image(kind: Kind, plan: &Plan, device: &Path) -> Result<(), CompareError> {
+    if kind.is_qcow2() {
+        let mut arguments: Vec<OsString> = ["create", "-q", "-f", "qcow2"].map(Into::into).into();
+        arguments.push(device.into());
+        arguments.push(plan.span_bytes.to_string().into());
+        tool::output("qemu-img", arguments)?;
+    }
+    Ok(())
 }
 
 fn flagstone(
@@ -175,12 +269,6 @@ fn peer(
     socket: &Path,
     log: &Path,
 ) -> Result<Process, CompareError> {
-    if kind.is_qcow2() {
-        let mut arguments: Vec<OsString> = ["create", "-q", "-f", "qcow2"].map(Into::into).into();
-        arguments.push(device.into());
-        arguments.push(plan.span_bytes.to_string().into());
-        tool::output("qemu-img", arguments)?;
-    }
     let mut command = match kind {
         Kind::QemuRaw | Kind::QemuQcow2 => qemu_nbd(kind, plan, device, socket),
         Kind::StorageRaw | Kind::StorageQcow2 => storage_daemon(kind, plan, device, socket),
@@ -189,7 +277,9 @@ fn peer(
         }
         Kind::NbdkitFile => nbdkit(socket, &["file".into(), device.into()]),
         Kind::Null => null(plan, socket)?,
-        Kind::Flagstone | Kind::Raw => unreachable!("it is started otherwise, or not at all"),
+        Kind::Flagstone | Kind::Library | Kind::Raw => {
+            unreachable!("it is started otherwise, or not at all")
+        }
     };
     command.stdout(Stdio::null());
     let mut process = Process::spawn(command, log)?;
@@ -205,7 +295,14 @@ fn connections(plan: &Plan) -> u32 {
 fn qemu_nbd(kind: Kind, plan: &Plan, device: &Path, socket: &Path) -> Command {
     let format = if kind.is_qcow2() { "qcow2" } else { "raw" };
     let mut command = Command::new("qemu-nbd");
-    command.args(["--format", format, "--cache=none", "--aio=io_uring", "--persistent"]);
+    command.args([
+        "--format",
+        format,
+        "--cache=none",
+        "--aio=io_uring",
+        "--persistent",
+        "--discard=unmap",
+    ]);
     command.arg(format!("--shared={}", connections(plan))).args(["--export-name", NAME]);
     command.arg("--socket").arg(socket).arg(device);
     command
@@ -215,7 +312,7 @@ fn storage_daemon(kind: Kind, plan: &Plan, device: &Path, socket: &Path) -> Comm
     let format = if kind.is_qcow2() { "qcow2" } else { "raw" };
     let driver = if device.is_file() { "file" } else { "host_device" };
     let mut file = OsString::from(format!(
-        "driver={driver},node-name=file,cache.direct=on,aio=io_uring,filename="
+        "driver={driver},node-name=file,cache.direct=on,discard=unmap,aio=io_uring,filename="
     ));
     file.push(device);
     let mut server =
@@ -223,7 +320,9 @@ fn storage_daemon(kind: Kind, plan: &Plan, device: &Path, socket: &Path) -> Comm
     server.push(socket);
     let mut command = Command::new("qemu-storage-daemon");
     command.arg("--blockdev").arg(file);
-    command.arg("--blockdev").arg(format!("driver={format},node-name=disk,file=file"));
+    command
+        .arg("--blockdev")
+        .arg(format!("driver={format},node-name=disk,discard=unmap,file=file"));
     command.arg("--nbd-server").arg(server);
     command.arg("--export");
     command.arg(format!("type=nbd,id=export,node-name=disk,name={NAME},writable=on"));

@@ -65,7 +65,7 @@ impl fmt::Display for Markdown<'_> {
         }
         writeln!(
             f,
-            "\nRatios are to the best of the qemu servers. \"null\" is an NBD server that does nothing, \"device\" the disk \
+            "\nRatios are to the best of the qemu servers that take part, those of the library to the disk. \"null\" is an NBD server that does nothing, \"device\" the disk \
              driven by the load generator, whose processor time then counts as the server's: what a server with a disk \
              costs is about the sum of both."
         )
@@ -133,6 +133,7 @@ impl Kind {
     pub const fn colour(self) -> (u8, u8, u8) {
         match self {
             Self::Flagstone => (0, 114, 178),
+            Self::Library => (86, 180, 233),
             Self::QemuRaw => (213, 94, 0),
             Self::QemuQcow2 => (230, 159, 0),
             Self::StorageRaw => (204, 121, 167),
