@@ -190,6 +190,11 @@ impl Engine {
         }
     }
 
+    /// The epoch of the next checkpoint that begins: one under way states maps as they were when it began.
+    pub(crate) fn next_checkpoint_epoch(&self) -> u64 {
+        self.meta.epoch + 1 + u64::from(self.compaction.is_some())
+    }
+
     /// Whether the chain has grown so much, or segments are so few, that it should be shortened.
     pub(crate) fn compaction_due(&self) -> bool {
         let segments = self.meta.segments.len();
@@ -368,7 +373,7 @@ impl Engine {
                 // the old chain only, but no page holds its entries yet.
                 let switching = self.is_switching(segment);
                 let sealed = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
-                let in_maps = !switching && row.in_map_lsn <= compaction.lsn;
+                let in_maps = !switching && row.in_map_epoch <= compaction.chain.epoch;
                 let copy = self.summary_copies.of(segment, row.generation).filter(|_| !in_maps);
                 let seal = row.seal(segment, lsn, in_maps, copy);
                 let record = Statement::Plain(Record::SegmentSeal(seal));

@@ -493,7 +493,8 @@ impl Engine {
         }
         let graves = !self.graves.is_empty() && !self.leaf_loader.is_reading();
         let deleted = (graves || self.dying_goes_on()) && !self.leaves_deleted();
-        if self.again || self.has_refused() || deleted || !self.forks.is_empty() {
+        let upkeep = (deleted || !self.forks.is_empty()) && !self.failures.is_parting();
+        if self.again || self.has_refused() || upkeep {
             return Some(self.now_ns);
         }
         let background = [

@@ -60,7 +60,13 @@ impl Engine {
     /// Whether a stop leaves what was deleted to the next opening, which knows of it: taking it apart may need every page of
     /// its map. Nobody who was accepted waits for the space.
     pub(crate) fn leaves_deleted(&self) -> bool {
-        let waits = !self.rmws.is_idle() || self.failures.has_again() || !self.shrinks.is_empty();
+        let waits = !self.rmws.is_idle()
+            || self.failures.has_again()
+            || !self.shrinks.is_empty()
+            // Leaves of deleted volumes make room only when these are taken apart; and what was not counted of them yet, and
+            // can't be, is counted no more then.
+            || self.stop_wants_pages()
+            || (self.is_counting() && !self.graves.is_empty());
         self.stop.is_begun() && !waits
     }
 

@@ -193,7 +193,8 @@ impl Engine {
         let pending = |copied: &&Copied| {
             let is_sealing = self.sealing.iter().any(|sealing| sealing.segment == copied.of);
             let row = self.segs.row(copied.of);
-            (is_sealing || self.is_switching(copied.of) || row.in_map_lsn > self.applied_lsn)
+            let late = row.in_map_epoch > self.meta.epoch + 1;
+            (is_sealing || self.is_switching(copied.of) || late)
                 && row.generation == copied.generation
         };
         let segments = &self.summary_copies.segments;

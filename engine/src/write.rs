@@ -320,6 +320,7 @@ impl Engine {
         let under_way = self.space.coming + self.space.promising;
         let is_discard = |effect| matches!(effect, Effect::Zero { keep: false, .. });
         let settles = self.takes_dying()
+            || !self.graves.is_empty()
             || self.are_copies_leaving()
             || self.is_compacting()
             || self.effects_under_way().any(is_discard)

@@ -1,6 +1,7 @@
 //! The clients that people use, on a served volume: libnbd's tools, QEMU's tools, fio.
 
 use std::fs;
+use std::path::Path;
 
 use flagstone_tests::MIB;
 use flagstone_tests::daemon::{Daemon, directory};
@@ -274,6 +275,56 @@ fn fio_verifies_several_volumes() {
     for job in report["jobs"].as_array().unwrap() {
         assert_eq!(job["error"], 0, "{job}");
         assert!(job["read"]["io_bytes"].as_u64().unwrap() > 0, "nothing was verified");
+    }
+}
+
+/// The job files that come with the project.
+#[test]
+fn fio_job_files_run() {
+    if !can_run("fio_job_files_run", &[Need::Program("fio")]) {
+        return;
+    }
+    let enghelp = run("fio", ["--enghelp"]);
+    if !enghelp.lines().any(|line| line.trim() == "nbd") {
+        assert!(!can_run("fio_job_files_run", &[Need::Program("fio's nbd engine")]));
+        return;
+    }
+    let dir = directory();
+    let daemon = Daemon::with_volume(dir.path(), 512 * MIB, VOLUME);
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/fio");
+    let fio = |file: &str, change: &dyn Fn(String) -> String| {
+        let text = fs::read_to_string(files.join(file)).unwrap();
+        let path = dir.path().join(file);
+        fs::write(&path, change(text)).unwrap();
+        let mut fio = command("fio");
+        fio.arg("--output-format=json").arg(&path).current_dir(dir.path());
+        fio.env("URI", daemon.uri("v"));
+        let output = finish(fio);
+        assert!(output.status.success(), "{file}: {output:?}");
+        let report: Value =
+            serde_json::from_str(&output.out[output.out.find('{').expect("JSON")..]).unwrap();
+        for job in report["jobs"].as_array().unwrap() {
+            assert_eq!(job["error"], 0, "{file}: {job}");
+            let bytes = |kind: &str| job[kind]["io_bytes"].as_u64().unwrap();
+            assert!(bytes("read") + bytes("write") > 0, "{file}: {job}");
+        }
+    };
+    fio("nbd-verify.fio", &|text| text);
+    let short = |text: String| {
+        text.replace("runtime=10", "runtime=1").replace("ramp_time=1", "ramp_time=0")
+    };
+    fio("nbd.fio", &short);
+    // Those for block devices are run in the lab; here only whether fio understands them.
+    let device = dir.path().join("device");
+    fs::File::create(&device).unwrap().set_len(64 * MIB).unwrap();
+    for file in ["block.fio", "block-verify.fio"] {
+        let mut fio = command("fio");
+        fio.arg("--parse-only")
+            .arg(files.join(file))
+            .current_dir(dir.path())
+            .env("DEVICE", &device);
+        let output = finish(fio);
+        assert!(output.status.success(), "{file}: {output:?}");
     }
 }
 

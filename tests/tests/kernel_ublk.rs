@@ -104,6 +104,33 @@ fn file_system(disk: u32, make: &[&str], check: &[&str], grow: impl Fn(&Attached
     daemon.stop_cleanly();
 }
 
+/// The job file that comes with the project for block devices.
+#[test]
+fn fio_verifies() {
+    if !can_run("fio_verifies", &[Need::Lab, Need::Program("fio")]) {
+        return;
+    }
+    let dir = directory_in_memory();
+    let mut daemon = Daemon::with_volume(dir.path(), POOL, 64 * MIB);
+    let device = Attached::new(&daemon, "ublk", "v");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/fio/block-verify.fio");
+    let mut fio = programs::command("fio");
+    fio.arg("--output-format=json").arg(file).current_dir(dir.path()).env("DEVICE", device.path());
+    let output = programs::finish(fio);
+    assert!(output.status.success(), "{output:?}");
+    let report = &output.out[output.out.find('{').expect("JSON")..];
+    let report: serde_json::Value = serde_json::from_str(report).unwrap();
+    let jobs = report["jobs"].as_array().unwrap();
+    assert_eq!(jobs.len(), 4);
+    for job in jobs {
+        let written = job["write"]["io_bytes"].as_u64().unwrap();
+        assert!(job["error"] == 0 && written == 16 * MIB, "{job}");
+    }
+    assert!(daemon.control(&["ublk", "detach", "v"]).status.success());
+    daemon.stop_cleanly();
+    check_pool(&dir.path().join("pool"));
+}
+
 /// The daemon is killed under a load that verifies what it reads, `FLAGSTONE_UBLK_KILLS` times (4): the load sees no error.
 #[test]
 fn killed_under_a_load_that_verifies() {

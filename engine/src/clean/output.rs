@@ -227,7 +227,7 @@ impl Engine {
                 self.cleaner.outputs[o].stage = OutputStage::Switching { next: 0, lsn };
                 self.advance_switch(o);
             }
-            None => self.end_seal(segment, lsn, lsn),
+            None => self.end_seal(segment, lsn),
         }
     }
 
@@ -288,8 +288,9 @@ impl Engine {
         self.cleaner.outputs[o].stage = OutputStage::Idle;
     }
 
-    fn end_seal(&mut self, segment: u32, lsn: u64, in_map_lsn: u64) {
-        self.segs.sealed(segment, lsn, in_map_lsn);
+    fn end_seal(&mut self, segment: u32, lsn: u64) {
+        let epoch = self.next_checkpoint_epoch();
+        self.segs.sealed(segment, lsn, epoch);
         self.log_since += u64::from(self.segs.row(segment).entries);
         self.counters.seals += 1;
     }
@@ -348,10 +349,7 @@ impl Engine {
         if over {
             output.targets.clear();
             output.stage = OutputStage::Idle;
-            // A checkpoint under way that began at the LSN that the map has reached has begun before.
-            let began = self.compaction.as_ref().map(|compaction| compaction.lsn());
-            let after = u64::from(began == Some(self.applied_lsn));
-            self.end_seal(segment, lsn, self.applied_lsn + after);
+            self.end_seal(segment, lsn);
         }
         self.again |= over || at > next;
     }

@@ -64,6 +64,8 @@ impl Engine {
     /// Deleted volumes are gone: what kept pages of their leaves in segments may be why the last checkpoint moved nothing.
     pub(crate) fn graves_are_empty(&mut self) {
         self.evacuation.before = None;
+        // Metadata has become shorter.
+        self.space.epoch += 1;
     }
 
     /// Does what only this module sees to, for devices that are being emptied.

@@ -385,7 +385,8 @@ impl Engine {
     }
 
     fn orphan(&mut self, orphan: Orphan, lsn: u64) {
-        self.segs.sealed(orphan.segment, lsn, lsn);
+        let epoch = self.next_checkpoint_epoch();
+        self.segs.sealed(orphan.segment, lsn, epoch);
         if !self.planted.has(Plant::ForgetOrphans) {
             self.failures.orphans.push(orphan);
         }

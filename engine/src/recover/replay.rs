@@ -202,7 +202,7 @@ pub(super) fn replay(
                     let Entry { volume: line, lba, crc, vseq, source, .. } = entry;
                     let to = open[i].segment;
                     match source {
-                        Some(source) if state.is_sound_there(source, to) => {
+                        Some(source) if state.is_sound_there(source, to, open[i].generation) => {
                             state.see(line, lsn, vseq);
                         }
                         _ => {
@@ -442,8 +442,13 @@ impl Replay {
 
     /// Whether a block that was moved to a device which has failed, or is missing, still lies where it was moved from, and
     /// may be read there: then it was not moved. The page of its leaf, or the summary there, says where it is.
-    fn is_sound_there(&self, source: MovedFrom, to: u32) -> bool {
-        self.is_unsound(to) && self.source_of(source).is_some_and(|from| !self.is_unsound(from))
+    ///
+    /// What it was moved to, in `generation`, was begun later than every segment that it was moved from; what has the low
+    /// bits of such a one by chance is none.
+    fn is_sound_there(&self, source: MovedFrom, to: u32, generation: u64) -> bool {
+        let is_sound =
+            |from: u32| self.segs.row(from).generation < generation && !self.is_unsound(from);
+        self.is_unsound(to) && self.source_of(source).is_some_and(is_sound)
     }
 
     /// Where a block was moved from, to a segment `to`, if it may be found there: the segment was not freed since. What lies

@@ -80,7 +80,7 @@ pub struct Segment {
     pub(crate) mean_lsn: u64,
     /// All that lies in it and counts has been in the map since the map had been changed up to this
     /// LSN.
-    pub(crate) in_map_lsn: u64,
+    pub(crate) in_map_epoch: u64,
     /// Filled, in this life, by user writes that were taken for short-lived.
     pub(crate) hot: bool,
     /// No victim for the cleaner: it is being emptied, or can't be.
@@ -212,7 +212,7 @@ impl SegmentTable {
             generation: 0,
             first_lsn: 0,
             mean_lsn: 0,
-            in_map_lsn: 0,
+            in_map_epoch: 0,
             hot: false,
             left_alone: false,
             holds_bad: false,
@@ -505,11 +505,11 @@ impl SegmentTable {
     }
 
     /// The seal record of `segment` is written.
-    /// From `in_map_lsn` on the map has what lies there.
-    pub(crate) fn sealed(&mut self, segment: u32, lsn: u64, in_map_lsn: u64) {
+    /// The checkpoint of the chain `in_map_epoch`, and all later ones, state maps that have what lies there.
+    pub(crate) fn sealed(&mut self, segment: u32, lsn: u64, in_map_epoch: u64) {
         self.events += 1;
         let row = self.row_mut(segment);
-        (row.state, row.in_map_lsn) = (SegmentState::Sealed, in_map_lsn);
+        (row.state, row.in_map_epoch) = (SegmentState::Sealed, in_map_epoch);
         let (live, at) = (u64::from(row.live), place(row));
         self.sealed[at] = (self.sealed[at].0 + 1, self.sealed[at].1 + live);
         if self.has_failed(segment) {

@@ -365,7 +365,9 @@ impl Oracle {
                     }];
                     return true;
                 }
-                let mut version = history.versions.swap_remove(found as usize);
+                // Of several that look alike the last is the one that says least: it may be another version than a
+                // snapshot has, with the same bytes.
+                let mut version = history.versions.swap_remove(last as usize);
                 (version.op, version.lossy, version.optional) = (BASE, lossy, false);
                 let kept = version.kind != StatusKind::Hole;
                 history.versions.clear();
