@@ -123,8 +123,8 @@ fn fio_verifies() {
     let jobs = report["jobs"].as_array().unwrap();
     assert_eq!(jobs.len(), 4);
     for job in jobs {
-        let written = job["write"]["io_bytes"].as_u64().unwrap();
-        assert!(job["error"] == 0 && written == 16 * MIB, "{job}");
+        let bytes = |kind: &str| job[kind]["io_bytes"].as_u64().unwrap();
+        assert!(job["error"] == 0 && bytes("write") + bytes("trim") == 16 * MIB, "{job}");
     }
     assert!(daemon.control(&["ublk", "detach", "v"]).status.success());
     daemon.stop_cleanly();
