@@ -50,11 +50,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Bytes of the other servers' devices: the span, and room for qcow2's tables.
+    /// Bytes of the other servers' devices: the span; for qcow2 the same once more for what a snapshot keeps, and its
+    /// tables.
     #[must_use]
-    pub fn peer_bytes(&self) -> u64 {
+    pub fn peer_bytes(&self, server: Kind) -> u64 {
         const MIB: u64 = 1 << 20;
-        (self.span_bytes + self.span_bytes / 16 + 16 * MIB).next_multiple_of(MIB)
+        let spans = if server.is_qcow2() { 2 } else { 1 };
+        (spans * self.span_bytes + self.span_bytes / 8 + 32 * MIB).next_multiple_of(MIB)
     }
 
     /// Bytes of the disk that a server gets; 0 for none.
@@ -63,7 +65,7 @@ impl Plan {
         match server {
             Kind::Flagstone | Kind::Library => self.pool_bytes,
             Kind::Null | Kind::NbdkitMemory => 0,
-            _ => self.peer_bytes(),
+            _ => self.peer_bytes(server),
         }
     }
 

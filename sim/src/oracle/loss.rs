@@ -110,9 +110,11 @@ impl Oracle {
         let accepted = self.op(op).accepted;
         let ops = &self.ops;
         let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        let created = volume.created;
         for version in volume.blocks.values_mut().flat_map(|history| &mut history.versions) {
-            // What was told in another life is not told again.
-            if version.op != BASE && ops[version.op.0 as usize].answered < accepted {
+            // What was told in another life is not told again; nor what was lost before this was made from another.
+            let own = version.op != BASE && version.op != created;
+            if own && ops[version.op.0 as usize].answered < accepted {
                 version.lossy = false;
             }
         }
