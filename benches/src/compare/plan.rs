@@ -50,12 +50,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Bytes of the other servers' devices: the span; for qcow2 the same once more for what a snapshot keeps, and its
+    /// Bytes of the other servers' devices: the span; for qcow2 the same twice more for what a snapshot keeps and kept, and its
     /// tables.
     #[must_use]
     pub fn peer_bytes(&self, server: Kind) -> u64 {
         const MIB: u64 = 1 << 20;
-        let spans = if server.is_qcow2() { 2 } else { 1 };
+        let spans = if server.is_qcow2() { 3 } else { 1 };
         (spans * self.span_bytes + self.span_bytes / 8 + 32 * MIB).next_multiple_of(MIB)
     }
 

@@ -68,12 +68,16 @@ pub enum CompareError {
         source: RunError,
     },
     /// A server answered requests with errors, so its figures mean nothing.
-    #[error("{server} failed {errors} requests{hint}")]
+    #[error("{server} failed {errors} of {requests} requests{hint}; its log: {log}")]
     Errors {
         /// Which server.
         server: &'static str,
         /// How many.
         errors: u64,
+        /// Of how many.
+        requests: u64,
+        /// The end of its log.
+        log: String,
         /// What may help.
         hint: &'static str,
     },
@@ -243,7 +247,9 @@ fn drive(
             }
             _ => "",
         };
-        return Err(CompareError::Errors { server: name, errors: driven.errors, hint });
+        let (errors, requests) = (driven.errors, driven.errors + driven.total.operations);
+        let log = server.log();
+        return Err(CompareError::Errors { server: name, errors, requests, log, hint });
     }
     Ok(driven.figures())
 }

@@ -203,6 +203,11 @@ impl Server {
         Ok(())
     }
 
+    /// The end of its log, if it has one.
+    pub(super) fn log(&self) -> String {
+        self.process.as_ref().map_or_else(String::new, |(process, _)| process.log_tail())
+    }
+
     /// Its export and its process, or the device if it has neither.
     pub(super) fn target(&self) -> Target<'_> {
         match (&self.process, &self.disk) {
@@ -394,11 +399,14 @@ impl Process {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    fn failed(&self, what: &str) -> CompareError {
+    fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(5).collect();
-        let tail = tail.into_iter().rev().collect::<Vec<_>>().join("; ");
-        CompareError::Server { what: what.into(), log: tail }
+        tail.into_iter().rev().collect::<Vec<_>>().join("; ")
+    }
+
+    fn failed(&self, what: &str) -> CompareError {
+        CompareError::Server { what: what.into(), log: self.log_tail() }
     }
 }
 
