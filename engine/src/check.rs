@@ -225,10 +225,8 @@ fn check_summaries(io: &mut dyn BlockIo, loaded: &Loaded, report: &mut CheckRepo
         };
         let here = is_whole(geo.segment_offset(segment, geo.shape.data_blocks));
         let copied = |copied: &&Copied| (copied.of, copied.generation) == (segment, row.generation);
-        let copy = loaded.replay.copied.iter().find(copied).map(|copied| {
-            let block = u32::from(copied.place.slot) * geo.shape.summary_blocks();
-            is_whole(geo.segment_offset(copied.place.segment, block))
-        });
+        let copy = loaded.replay.copied.iter().find(copied);
+        let copy = copy.map(|copied| is_whole(geo.copy_offset(copied.place)));
         match (here, copy) {
             (true, None | Some(true)) => {}
             (true, Some(false)) | (false, Some(true)) => report.summary_copies_damaged += 1,

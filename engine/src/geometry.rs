@@ -2,6 +2,7 @@
 
 use crate::format::device::DeviceState;
 use crate::format::meta::PAGE_BLOCKS;
+use crate::format::record::SummaryCopy;
 use crate::format::segment::SegmentShape;
 use crate::format::superblock::{JournalPlace, SLOTS, SUPERBLOCK_END, Superblock, TAIL_BYTES};
 use crate::limits::{
@@ -385,6 +386,12 @@ impl Geometry {
     #[must_use]
     pub fn ring_slot(&self, device: usize, slot: u32) -> u64 {
         join_offset(device, SUPERBLOCK_END + (u64::from(slot) << BLOCK_BITS))
+    }
+
+    /// Byte offset of the copy of a summary.
+    pub(crate) fn copy_offset(&self, copy: SummaryCopy) -> u64 {
+        let block = u32::from(copy.slot) * self.shape.summary_blocks();
+        self.segment_offset(copy.segment, block)
     }
 
     /// Byte offset of block `block` of `segment`; one that no device has if there is no such

@@ -99,12 +99,6 @@ impl Engine {
         })
     }
 
-    /// Where a copy lies.
-    pub(crate) fn copy_offset(&self, place: SummaryCopy) -> u64 {
-        let block = u32::from(place.slot) * self.geo.shape.summary_blocks();
-        self.geo.segment_offset(place.segment, block)
-    }
-
     /// Whether a checkpoint should make copies unnecessary.
     pub(crate) fn copies_want_checkpoint(&self) -> bool {
         self.summary_copies.wants_checkpoint && self.copy_segments() > 0
@@ -148,7 +142,7 @@ impl Engine {
         let buffer = summary.part(0, shape.summary_blocks());
         let mut places = [Some(self.geo.segment_offset(segment, shape.data_blocks)), None];
         if let Some(place) = self.take_copy_slot(segment) {
-            places[1] = Some(self.copy_offset(place));
+            places[1] = Some(self.geo.copy_offset(place));
             self.summary_copies.copied.push(Copied { of: segment, generation, place });
         }
         let mut writes = 0;
@@ -235,7 +229,7 @@ impl Engine {
 
     /// Whether there are more of them than the pool has room for, which will soon be let go of.
     pub(crate) fn are_copies_in_the_way(&self) -> bool {
-        self.summary_copies.len() > self.copy_segments() && self.copies_are_needed()
+        self.are_copies_leaving() && self.copies_are_needed()
     }
 
     /// Lets go of copies that are in the way of a device that is to be removed, or that a pool which has

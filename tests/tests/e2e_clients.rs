@@ -236,14 +236,21 @@ fn qemu_io_patterns() {
     io(&daemon, &checks);
 }
 
+/// Whether a test that needs fio with its NBD engine can run.
+fn has_fio(test: &str) -> bool {
+    if !can_run(test, &[Need::Program("fio")]) {
+        return false;
+    }
+    let has_nbd = run("fio", ["--enghelp"]).lines().any(|line| line.trim() == "nbd");
+    if !has_nbd {
+        assert!(!can_run(test, &[Need::Program("fio's nbd engine")]));
+    }
+    has_nbd
+}
+
 #[test]
 fn fio_verifies_several_volumes() {
-    if !can_run("fio_verifies_several_volumes", &[Need::Program("fio")]) {
-        return;
-    }
-    let enghelp = run("fio", ["--enghelp"]);
-    if !enghelp.lines().any(|line| line.trim() == "nbd") {
-        assert!(!can_run("fio_verifies_several_volumes", &[Need::Program("fio's nbd engine")]));
+    if !has_fio("fio_verifies_several_volumes") {
         return;
     }
     let dir = directory();
@@ -281,12 +288,7 @@ fn fio_verifies_several_volumes() {
 /// The job files that come with the project.
 #[test]
 fn fio_job_files_run() {
-    if !can_run("fio_job_files_run", &[Need::Program("fio")]) {
-        return;
-    }
-    let enghelp = run("fio", ["--enghelp"]);
-    if !enghelp.lines().any(|line| line.trim() == "nbd") {
-        assert!(!can_run("fio_job_files_run", &[Need::Program("fio's nbd engine")]));
+    if !has_fio("fio_job_files_run") {
         return;
     }
     let dir = directory();

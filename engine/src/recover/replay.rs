@@ -306,10 +306,8 @@ impl Replay {
             if (result.is_err() || !whole(read.into)) && !(again(io, read.into) && whole(read.into))
             {
                 // Where it was copied to, if it was.
-                let place = seal.copy.filter(|copy| geo.has(copy.segment)).map(|copy| {
-                    let block = u32::from(copy.slot) * geo.shape.summary_blocks();
-                    geo.segment_offset(copy.segment, block)
-                });
+                let place = seal.copy.filter(|copy| geo.has(copy.segment));
+                let place = place.map(|copy| geo.copy_offset(copy));
                 let copied = place.is_some_and(|offset| io.read_at(offset, read.into).is_ok());
                 if !copied || !whole(read.into) {
                     let device = geo.device_of(seal.segment);

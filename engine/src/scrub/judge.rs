@@ -66,7 +66,7 @@ impl Engine {
                 let (segment, block) = self.geo.locate(page.pbn);
                 self.geo.segment_offset(segment, block)
             }
-            Work::Copy(copy) => self.copy_offset(copy.place),
+            Work::Copy(copy) => self.geo.copy_offset(copy.place),
             Work::Summary { segment, .. } => {
                 self.geo.segment_offset(segment, self.geo.shape.data_blocks)
             }

@@ -78,8 +78,8 @@ pub struct Segment {
     pub(crate) first_lsn: u64,
     /// Mean LSN of its blocks: how old they are.
     pub(crate) mean_lsn: u64,
-    /// All that lies in it and counts has been in the map since the map had been changed up to this
-    /// LSN.
+    /// The checkpoint of the chain with this epoch, and all later ones, state maps that have all that lies in it and
+    /// counts.
     pub(crate) in_map_epoch: u64,
     /// Filled, in this life, by user writes that were taken for short-lived.
     pub(crate) hot: bool,
