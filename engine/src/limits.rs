@@ -49,7 +49,7 @@ pub const CLEAN_CHUNK_BLOCKS: u32 = 32;
 pub const CLEAN_CLASSES: usize = 3;
 /// Pools with fewer segments than this have one such stream only.
 pub const CLEAN_CLASSES_SEGMENTS: u32 = 64;
-/// Pools of several devices with fewer segments than this keep no copies of summaries.
+/// Pools with fewer segments than this keep no copies of summaries.
 pub const COPIES_SEGMENTS_MIN: u32 = 32;
 /// Times that a damaged block is read again before it is moved as it is.
 pub const CLEAN_RETRIES: u8 = 4;

@@ -232,8 +232,10 @@ impl Engine {
         // Asked for room last, since that may begin a batch: one that stays empty would keep the
         // journal moving, and what is under way from ever settling.
         let room = self.charge(rmw.volume, Lba(rmw.lba), 1).and_then(|_| {
-            let room =
-                self.charge_leaves(leaves, copies).and_then(|()| self.data_room(bufs, stream, 1));
+            let room = self
+                .charge_leaves(leaves, copies)
+                .and_then(|()| self.charge_more_leaves(rmw.volume, Lba(rmw.lba), (1, leaves)))
+                .and_then(|()| self.data_room(bufs, stream, 1));
             if room.is_err() && rmw.charged {
                 self.begin_taking(rmw.volume, 1);
                 self.rmws.slots[i as usize].charged = true;

@@ -1,8 +1,8 @@
-//! Copies of summaries beside the journal, so that the loss of another device does not take away what
-//! was written there.
+//! Copies of summaries, so that neither a block that can't be read nor the loss of a device takes away
+//! what was written since the last checkpoint.
 //!
 //! What a segment holds that was sealed since the last checkpoint stands in its summary only. If that is
-//! gone with its device, nobody can tell which blocks were overwritten there, and not one block of the
+//! damaged, or gone with its device, nobody can tell which blocks were overwritten there, and not one block of the
 //! pool could be trusted to be the newest. So such summaries are written twice: to the end of their
 //! segment, and to a segment on the journal's device, without which nothing can be opened anyway.
 //!
@@ -19,7 +19,6 @@
 
 use crate::engine::Engine;
 use crate::format::record::SummaryCopy;
-use crate::geometry::Geometry;
 use crate::limits::{CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, COPIES_SEGMENTS_MIN};
 use crate::segment::{SealStage, SegmentState};
 use crate::token::Token;
@@ -104,19 +103,16 @@ impl Engine {
         self.summary_copies.wants_checkpoint && self.copy_segments() > 0
     }
 
-    /// Segments that copies take at most: none in a pool of one device, or one so small that it can't
+    /// Segments that copies take at most: none in a pool so small that it can't
     /// spare any; otherwise what the log between two checkpoints takes, one more for what is sealed while
     /// a checkpoint is under way, and one for what was being sealed when it began.
     pub(crate) fn copy_segments(&self) -> u32 {
-        let Geometry { capacity, in_all, extents, .. } = &self.geo;
-        // Asked for every write: one device is usually the first.
-        let alone = extents[0].segments == *in_all || self.geo.devices().count() < 2;
-        if *capacity < COPIES_SEGMENTS_MIN || alone {
+        if self.geo.capacity < COPIES_SEGMENTS_MIN {
             return 0;
         }
         let bytes = u64::from(self.geo.shape.blocks) << BLOCK_BITS;
         let (least, most) = (CHECKPOINT_LOG_BYTES_MIN / bytes, CHECKPOINT_LOG_BYTES_MAX / bytes);
-        let capacity = u64::from(*capacity);
+        let capacity = u64::from(self.geo.capacity);
         let log = (capacity / 8).clamp(least.min(capacity / 4), most);
         (log / u64::from(self.copy_slots())) as u32 + 2
     }
@@ -141,7 +137,7 @@ impl Engine {
         let shape = self.geo.shape;
         let buffer = summary.part(0, shape.summary_blocks());
         let mut places = [Some(self.geo.segment_offset(segment, shape.data_blocks)), None];
-        if let Some(place) = self.take_copy_slot(segment) {
+        if let Some(place) = self.take_copy_slot() {
             places[1] = Some(self.geo.copy_offset(place));
             self.summary_copies.copied.push(Copied { of: segment, generation, place });
         }
@@ -154,9 +150,9 @@ impl Engine {
         writes
     }
 
-    fn take_copy_slot(&mut self, segment: u32) -> Option<SummaryCopy> {
+    fn take_copy_slot(&mut self) -> Option<SummaryCopy> {
         let (most, primary) = (self.copy_segments(), self.geo.journal.device as usize);
-        if most == 0 || self.geo.device_of(segment) == Some(primary) {
+        if most == 0 {
             return None;
         }
         let slots = self.copy_slots();
@@ -239,27 +235,30 @@ impl Engine {
             return;
         }
         let most = self.copy_segments() as usize;
+        let too_many = self.summary_copies.segments.len() > most;
+        if !too_many && !self.segs.any_leaving() {
+            return;
+        }
         let needed = self.copies_are_needed();
-        let writing: Vec<u32> = self
-            .sealing
-            .iter()
-            .filter(|sealing| sealing.stage == SealStage::Writing)
-            .filter_map(|s| {
-                let generation = self.segs.row(s.segment).generation;
-                Some(self.summary_copies.of(s.segment, generation)?.segment)
-            })
-            .collect();
         for at in (0..self.summary_copies.segments.len()).rev() {
             let segment = self.summary_copies.segments[at];
-            let in_the_way = self.segs.is_leaving(segment)
-                || (self.summary_copies.segments.len() > most && !needed);
-            if in_the_way && !writing.contains(&segment) {
+            let too_many = self.summary_copies.segments.len() > most && !needed;
+            if (too_many || self.segs.is_leaving(segment)) && !self.is_copying_to(segment) {
                 self.summary_copies.forget(at);
                 self.segs.release(segment);
                 self.summary_copies.wants_checkpoint |= most > 0;
                 self.again = true;
             }
         }
+    }
+
+    /// Whether a copy is being written to this segment.
+    fn is_copying_to(&self, segment: u32) -> bool {
+        self.sealing.iter().any(|sealing| {
+            let generation = self.segs.row(sealing.segment).generation;
+            let copy = self.summary_copies.of(sealing.segment, generation);
+            sealing.stage == SealStage::Writing && copy.is_some_and(|copy| copy.segment == segment)
+        })
     }
 
     /// The journal lies elsewhere now, and what was sealed on its old device has no copies.

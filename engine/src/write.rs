@@ -81,6 +81,7 @@ impl Engine {
         let blocks = self.pace(blocks)?;
         let (leaves, copies) = self.leaves_taken(volume.0, lba.0, u64::from(blocks));
         self.charge_leaves(leaves, copies)?;
+        self.charge_more_leaves(volume.0, lba, (blocks, leaves))?;
         let stream = self.stream_of(volume.0, lba, blocks);
         let place = self.data_room(bufs, stream, blocks)?;
         let bytes = place.blocks as usize * BLOCK_SIZE;
@@ -312,7 +313,33 @@ impl Engine {
         if longer == 0 {
             return Ok(());
         }
-        let (usable, needed) = (self.usable_blocks_beside(0, longer), self.needed_blocks());
+        self.charge_metadata(self.usable_blocks_beside(0, longer))
+    }
+
+    /// Refuses a write of `blocks` blocks that makes `leaves` leaves if their pages would take a segment more from
+    /// what volumes take already. What was kept for it is written all the same; and with reservations every write
+    /// is charged for that, see [`Engine::charge`].
+    pub(crate) fn charge_more_leaves(
+        &mut self,
+        volume: u32,
+        lba: Lba,
+        (blocks, leaves): (u32, u64),
+    ) -> Result<(), SubmitError> {
+        if leaves == 0 || self.space.reserved > 0 {
+            return Ok(());
+        }
+        let grows = |of: fn(&Self, u64) -> u32| of(self, leaves) > of(self, 0);
+        let grows = grows(Self::leaf_segments) || grows(Self::chain_segments);
+        let takes = |volume| self.new_blocks(volume, lba.0, blocks) > 0;
+        if !grows || !self.volumes.get(volume).is_some_and(takes) {
+            return Ok(());
+        }
+        self.charge_metadata(self.usable_blocks_beside(leaves, 0))
+    }
+
+    /// Refuses what would leave volumes no more than `usable` blocks if they need more.
+    pub(crate) fn charge_metadata(&mut self, usable: u64) -> Result<(), SubmitError> {
+        let needed = self.needed_blocks();
         if usable >= needed {
             return Ok(());
         }

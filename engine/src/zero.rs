@@ -197,6 +197,9 @@ impl Engine {
         });
         let touched = leaves as u64 + under_way.sum::<u64>();
         let longer = self.chain_segments_with(ends, touched, 0) - self.chain_segments(0);
+        if self.leaf_segments(ends) > self.leaf_segments(0) {
+            return self.charge_metadata(self.usable_blocks_beside(ends, longer));
+        }
         self.charge_longer(longer)
     }
 

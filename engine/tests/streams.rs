@@ -119,6 +119,13 @@ fn what_is_overwritten_lies_apart() {
         world.write(volume, lba * B, &block(stamp)).unwrap();
         stamp += 1;
     };
+    // Not in rounds: what is written over in the order in which it lies leaves whole segments of garbage.
+    let mut random = 0x9e37_79b9_u64;
+    let mut draw = |below: u64| {
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
     // A block of ten is written all the time, the others now and then.
     (0..blocks).for_each(|lba| write(&mut world, lba));
     let mut before = world.engine.counters();
@@ -126,12 +133,13 @@ fn what_is_overwritten_lies_apart() {
         if i == 2 * blocks {
             before = world.engine.counters();
         }
-        let hot = i * 7919 % (blocks / 10) * 10;
-        write(&mut world, if i % 10 == 0 { i * 104_729 % blocks } else { hot });
+        let hot = draw(blocks / 10) * 10;
+        write(&mut world, if i % 10 == 0 { draw(blocks) } else { hot });
     }
     let after = world.engine.counters();
     let moved = after.blocks_moved - before.blocks_moved;
     let written = after.blocks_written - before.blocks_written;
-    assert!(moved * 10 < written * 6, "{moved} of {written}");
+    // In one stream it is 1.35 times.
+    assert!(moved * 4 < written * 5, "{moved} of {written}");
     world.engine.check().unwrap();
 }

@@ -453,14 +453,17 @@ impl World {
     }
 
     /// A volume must not be refused what is reserved for it; unless damage keeps the cleaner from
-    /// setting segments free.
+    /// setting segments free, or what was deleted before a disk was to be removed, and made room for
+    /// that, is back after a power cut.
     fn check_reservation(&mut self, volume: u32, blocks: u64, error: SubmitError) -> Check {
         let room = self.oracle.reserved_room(volume);
         let damaged = self.moved_bad() || self.disk.is_damaged() || self.device_failed;
         // Nobody is asked whether a disk may fail.
         let damaged = damaged || self.oracle.has_losses();
         let usage = self.engine().usage();
-        if error == SubmitError::NoSpace && room >= blocks && !damaged {
+        let overfull = self.engine().devices().any(|device| device.leaving)
+            && usage.live + usage.held > usage.capacity;
+        if error == SubmitError::NoSpace && room >= blocks && !damaged && !overfull {
             return Err(self.fail(format!(
                 "{blocks} blocks of volume {volume} refused as full, but {room} are reserved for it: {usage:?}"
             )));
