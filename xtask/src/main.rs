@@ -4,6 +4,7 @@
 //! that checks the project must not wait for the project's dependencies.
 
 mod compare;
+mod instructions;
 mod kernel_tests;
 mod lab;
 mod report;
@@ -30,6 +31,9 @@ Usage: cargo xtask TASK
   compare [OPTIONS]
            Flagstone beside qemu-nbd, qemu-storage-daemon, nbdkit and the ceilings, in one interleaved run:
            `cargo xtask compare --help` says how
+  instructions [--write]
+           instructions that each hot piece of the data path takes, beside those in
+           benches/pieces/instructions.tsv; with --write that file is written anew
   lab      run a command on a real kernel, in QEMU: `cargo xtask lab` says how
 
 docs/operations/testing.md describes the parts of `test` and the knobs of the longer runs.";
@@ -41,7 +45,7 @@ fn main() -> ExitCode {
         None => (None, &[][..]),
     };
     if let Some(extra) = rest.first()
-        && !matches!(task, Some("compare" | "lab" | "kernel-tests"))
+        && !matches!(task, Some("compare" | "lab" | "kernel-tests" | "instructions"))
     {
         eprintln!("error: unexpected argument {extra:?}\n\n{HELP}");
         return ExitCode::from(2);
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         Some("tools") => exit(tools::install()),
         Some("kernel-tests") => test::kernel(&root(), rest),
         Some("compare") => compare::run(&root(), rest),
+        Some("instructions") => instructions::run(&root(), rest),
         Some("lab") => lab::run(&root(), rest),
         Some("help" | "--help" | "-h") => {
             println!("{HELP}");

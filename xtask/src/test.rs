@@ -3,9 +3,9 @@
 //! The simulator and the fuzz inputs go on beside the kernel tests, whose guest has little use for more than one
 //! processor, and beside the end-to-end tests, which often wait; they give way to both.
 //!
-//! Two builds only: the test profile for unit, integration and end-to-end tests, and
-//! the `sim` profile for the simulator, which is worth its time only when it is fast. Every
-//! cargo command below names the whole workspace, because cargo unifies features over the packages
+//! Two builds: the test profile for unit, integration and end-to-end tests, and the `sim` profile for the simulator,
+//! which is worth its time only when it is fast; and, of the few crates whose instructions are counted, a release
+//! build. Every cargo command below names the whole workspace, because cargo unifies features over the packages
 //! that it is told of: with another set it would build the dependencies again.
 
 use std::fs;
@@ -104,6 +104,7 @@ fn beside(root: &Path) -> Vec<Row> {
             "simulator: planted bugs",
             vec![simulator(root, &["canary", "--seeds", CANARY_SEEDS])],
         ),
+        timed("instructions", vec![instructions(root)]),
         timed("fuzz inputs", vec![gently(fuzz(root, &["test", "--no-fail-fast"]))]),
     ]
 }
@@ -160,6 +161,14 @@ fn crate_tests(root: &Path) -> Result<Command, String> {
 fn simulator(root: &Path, args: &[&str]) -> Command {
     let mut command = cargo(root, &["run", "--quiet", "--profile", "sim", "-p", "flagstone-sim"]);
     command.args(["--features", "planted-bugs", "--"]).args(args);
+    gently(command)
+}
+
+/// What hot pieces cost, by this program.
+fn instructions(root: &Path) -> Command {
+    let own = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+    let mut command = Command::new(own);
+    command.arg("instructions").current_dir(root);
     gently(command)
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A program, and the Debian package that has it.
-const TOOLS: [(&str, &str); 16] = [
+const TOOLS: [(&str, &str); 17] = [
     ("fio", "fio"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
@@ -25,6 +25,7 @@ const TOOLS: [(&str, &str); 16] = [
     ("losetup", "mount"),
     ("mount", "mount"),
     ("setpriv", "util-linux"),
+    ("valgrind", "valgrind"),
 ];
 
 /// Installs what is missing; what it did, or what is left to do.

@@ -7,7 +7,7 @@ use super::File;
 
 /// The crates, by directory, and what each may depend on among them. Development dependencies are
 /// free, but for `sim` (see [`DEV_TOO`]).
-const EDGES: [(&str, &[&str]); 13] = [
+const EDGES: [(&str, &[&str]); 14] = [
     ("block", &[]),
     ("engine", &["block"]),
     ("nbd-frontend", &["block"]),
@@ -18,6 +18,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("flagstone", &["block", "engine", "nbd-frontend", "ublk-frontend", "nvme", "ring", "loadgen"]),
     ("sim", &["block", "engine", "nbd-frontend"]),
     ("benches", &["block", "loadgen", "nbd-frontend", "ring", "ublk-frontend"]),
+    ("benches/pieces", &["block", "engine", "nbd-frontend"]),
     ("fuzz", &["block", "engine", "nbd-frontend", "nvme", "loadgen", "flagstone"]),
     ("tests", &[]),
     ("xtask", &[]),
