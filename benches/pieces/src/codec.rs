@@ -66,7 +66,7 @@ pub(crate) fn pieces() -> Vec<Piece> {
 fn decoded(kind: u16) -> crate::Run {
     let mut input = Vec::new();
     for i in 0..REQUESTS {
-        let offset = i * 7919 % (SIZE >> 12) << 12;
+        let offset = (i * 7919 % (SIZE >> 12)) << 12;
         encode::request(&mut input, Style::Simple, 0, kind, i, offset, BLOCK_SIZE as u64);
         if kind == proto::CMD_WRITE {
             input.extend([7; BLOCK_SIZE]);
