@@ -16,7 +16,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use flagstone_loadgen::{
     Console, Distribution, Limits, NbdOptions, NbdUri, Pattern, RawOptions, Report, RunError, Text,
-    Workload, run_nbd, run_raw,
+    Workload, run_nbd_all, run_raw,
 };
 use flagstone_ring::DeviceOpenError;
 
@@ -88,10 +88,11 @@ struct RawArgs {
 /// What is driven over NBD, and how.
 #[derive(Args, Debug)]
 struct NbdArgs {
-    /// nbd+unix:///NAME?socket=PATH or nbd://HOST:PORT/NAME
-    uri: NbdUri,
+    /// nbd+unix:///NAME?socket=PATH or nbd://HOST:PORT/NAME; several are driven at the same time, and it is told what each did.
+    #[arg(value_name = "URI", required = true)]
+    uris: Vec<NbdUri>,
 
-    /// Connections; the depth is spread over them, at least one request each.
+    /// Connections to each export; the depth is spread over all, at least one request each.
     #[arg(long, default_value_t = 1, value_name = "N")]
     connections: u32,
 
@@ -350,7 +351,7 @@ pub fn run(args: &BenchArgs, json: bool) -> Result<(), BenchError> {
             };
             let mut console = Console::new(json);
             let (workload, limits) = (nbd.job.workload(), nbd.job.limits());
-            run_nbd(&nbd.uri, &workload, &options, &limits, &mut console)?
+            run_nbd_all(&nbd.uris, &workload, &options, &limits, &mut console)?
         }
         Target::Raw(raw) => {
             let options = RawOptions {

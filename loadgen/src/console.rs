@@ -72,6 +72,16 @@ impl fmt::Display for Text<'_> {
             Some(us) => writeln!(f, ", whole machine {us:.2} us")?,
             None => writeln!(f)?,
         }
+        if let [first, rest @ ..] = &report.exports[..] {
+            let slowest = rest.iter().fold(first.iops, |least, export| least.min(export.iops));
+            let fastest = rest.iter().fold(first.iops, |most, export| most.max(export.iops));
+            let mean = report.exports.iter().map(|export| export.iops).sum::<f64>()
+                / report.exports.len() as f64;
+            writeln!(
+                f,
+                "IOPS of an export: {mean:.0} in the mean, {slowest:.0} the slowest, {fastest:.0} the fastest"
+            )?;
+        }
         if let Some(verification) = &report.verification {
             let (reads, faults) = (verification.reads_checked, verification.faults);
             writeln!(f, "verified: {reads} reads checked, {faults} wrong")?;

@@ -43,6 +43,9 @@ pub enum RunError {
     /// The export has no trim.
     #[error("the server doesn't support trim")]
     NoTrim,
+    /// What is written is noted for one export.
+    #[error("only one export at a time can be verified")]
+    VerifySeveral,
     /// Connections need not see each other's writes.
     #[error("verifying over several connections needs a server with CAN_MULTI_CONN")]
     NoMultiConn,

@@ -36,9 +36,11 @@ pub use distribution::{Distribution, DistributionError};
 pub use error::RunError;
 pub use latencies::Latencies;
 pub use ledger_file::LedgerFileError;
-pub use nbd::{HandshakeError, NbdClient, NbdClientError, NbdOptions, ProtocolError, run_nbd};
+pub use nbd::{
+    HandshakeError, NbdClient, NbdClientError, NbdOptions, ProtocolError, run_nbd, run_nbd_all,
+};
 pub use raw::{RawOptions, run_raw};
-pub use report::{Cpu, Figures, Interval, Latency, Report, Setup, Verification};
+pub use report::{Cpu, ExportFigures, Figures, Interval, Latency, Report, Setup, Verification};
 pub use run::{Limits, Observer, Unobserved};
 pub use target::{Target, TargetAnswer, TargetRequest, run_target};
 pub use uri::{NbdAddress, NbdUri, NbdUriError};

@@ -162,11 +162,12 @@ impl<'a> Recorder<'a> {
         self.window
     }
 
-    /// One answer that arrived `now` to a request sent at `sent`.
-    pub(crate) fn answer(&mut self, kind: Kind, sent: u64, now: u64, succeeded: bool) {
+    /// One answer that arrived `now` to a request sent at `sent`. Returns whether it counts: it is none of an error, and in
+    /// the window.
+    pub(crate) fn answer(&mut self, kind: Kind, sent: u64, now: u64, succeeded: bool) -> bool {
         self.answers += 1;
         if now < self.window.from || now >= self.window.until {
-            return;
+            return false;
         }
         self.last = now;
         if succeeded {
@@ -174,6 +175,7 @@ impl<'a> Recorder<'a> {
         } else {
             self.errors += 1;
         }
+        succeeded
     }
 
     /// Shows the others how far this connection is; once per turn.

@@ -174,6 +174,15 @@ impl Setup {
     }
 }
 
+/// One of several exports that were driven at the same time.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportFigures {
+    /// Its URI.
+    pub target: String,
+    /// Reads, writes and discards per second.
+    pub iops: f64,
+}
+
 /// A finished run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -197,6 +206,9 @@ pub struct Report {
     pub cpu: Cpu,
     /// Present when the run verified.
     pub verification: Option<Verification>,
+    /// What each of several exports did; none for one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<ExportFigures>,
     /// All latencies.
     #[serde(skip)]
     pub latencies: Latencies,
@@ -255,6 +267,7 @@ pub(crate) fn build(
             machine_us_per_io: used.machine.map(per_io),
         },
         verification,
+        exports: Vec::new(),
         latencies: Latencies(sample.clone()),
     }
 }

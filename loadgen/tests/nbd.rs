@@ -7,7 +7,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use common::{Behaviour, Fault, Server, start_stranger, start_tcp};
 use flagstone_loadgen::{
     Distribution, FaultKind, HandshakeError, Interval, Limits, NbdOptions, Observer, Pattern,
-    Report, RunError, Unobserved, Workload, run_nbd,
+    Report, RunError, Unobserved, Workload, run_nbd, run_nbd_all,
 };
 
 fn by_count(operations: u64) -> Limits {
@@ -53,6 +53,27 @@ fn every_operation_is_counted_once() {
             assert_eq!(report.cpu.server_pid, Some(std::process::id()));
         }
     }
+}
+
+#[test]
+fn several_exports_are_driven_at_the_same_time() {
+    let servers = [1, 2, 3].map(|_| Server::start(Behaviour::default()));
+    let uris: Vec<_> = servers.iter().map(|server| server.uri().parse().expect("valid")).collect();
+    let run = |workload: &Workload, connections, operations| {
+        let options = NbdOptions { connections, ..NbdOptions::default() };
+        run_nbd_all(&uris, workload, &options, &by_count(operations), &mut Unobserved)
+    };
+    let report = run(&mixed(), 2, 6000).expect("a clean run");
+    assert_eq!(report.total.operations, 6000);
+    assert_eq!(report.setup.connections, 6);
+    assert_eq!(report.exports.len(), 3);
+    for (export, (server, uri)) in report.exports.iter().zip(servers.iter().zip(&uris)) {
+        assert_eq!(export.target, uri.to_string());
+        assert_eq!(server.seen.requests.load(Ordering::Relaxed), 2000);
+        assert!((export.iops * report.elapsed_s - 2000.0).abs() < 0.5);
+    }
+    let verified = run(&Workload { verify: true, ..mixed() }, 1, 300);
+    assert!(matches!(verified, Err(RunError::VerifySeveral)), "{verified:?}");
 }
 
 #[test]

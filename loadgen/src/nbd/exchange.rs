@@ -141,6 +141,8 @@ pub(super) struct Exchange<'a> {
     piece_at: usize,
     parse: Parse,
     writes: u64,
+    /// See [`Exchange::answered`].
+    answered: u64,
     checked: Checked,
 }
 
@@ -180,6 +182,7 @@ impl<'a> Exchange<'a> {
             piece_at: 0,
             parse: Parse::Header,
             writes: 0,
+            answered: 0,
             checked: Checked::new(),
         }
     }
@@ -187,6 +190,11 @@ impl<'a> Exchange<'a> {
     /// Whether nothing is under way.
     pub(super) fn idle(&self) -> bool {
         self.free.len() == self.slots.len()
+    }
+
+    /// Reads, writes and discards that were answered in the measured window, without an error.
+    pub(super) const fn answered(&self) -> u64 {
+        self.answered
     }
 
     pub(super) fn into_checked(self) -> Checked {
@@ -541,7 +549,8 @@ impl<'a> Exchange<'a> {
             }
         }
         self.free.push(slot);
-        recorder.answer(kind, entry.issued, now, !entry.failed);
+        let counts = recorder.answer(kind, entry.issued, now, !entry.failed);
+        self.answered += u64::from(counts && kind != Kind::Flush);
         Ok(())
     }
 }

@@ -122,6 +122,11 @@ impl<'a> Line<'a> {
         Ok(())
     }
 
+    /// Reads, writes and discards that were answered in the measured window, without an error.
+    pub(super) const fn answered(&self) -> u64 {
+        self.exchange.answered()
+    }
+
     /// Says good-bye and gives back what verification found.
     pub(super) fn close(mut self) -> Checked {
         // The server closes in return; there is no reply to wait for, and nothing to lose.

@@ -15,7 +15,7 @@ pub use handshake::HandshakeError;
 use crate::{
     RunError, ledger_file,
     pace::Pacer,
-    report::{self, Report, Setup, Verification},
+    report::{self, ExportFigures, Report, Setup, Verification},
     run::{self, Limits, Observer},
     uri::NbdUri,
     workload::{Generator, Workload, WorkloadError, slice_of},
@@ -29,7 +29,7 @@ use worker::Worker;
 /// How the server is reached and spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdOptions {
-    /// Connections, each with its share of the depth.
+    /// Connections to each export, each with its share of the depth.
     pub connections: u32,
     /// Threads that drive them; zero means half the cores. Never more than connections.
     pub threads: u32,
@@ -64,29 +64,52 @@ pub fn run_nbd(
     limits: &Limits,
     observer: &mut dyn Observer,
 ) -> Result<Report, RunError> {
-    let count = options.connections;
+    run_nbd_all(std::slice::from_ref(uri), workload, options, limits, observer)
+}
+
+/// As [`run_nbd`], against several exports at the same time, each over as many connections. Operations, depth and rate are
+/// those of all; each export has its own order of requests, over its own span. The report tells what each of them did.
+///
+/// # Errors
+/// As [`run_nbd`]; `VerifySeveral`.
+pub fn run_nbd_all(
+    uris: &[NbdUri],
+    workload: &Workload,
+    options: &NbdOptions,
+    limits: &Limits,
+    observer: &mut dyn Observer,
+) -> Result<Report, RunError> {
+    let each = options.connections;
+    let count = each.saturating_mul(uris.len() as u32);
     workload.validate(count)?;
-    let mut sockets = Vec::with_capacity(count as usize);
-    let mut first: Option<Export> = None;
-    for _ in 0..count {
-        let mut socket = Socket::connect(&uri.address).map_err(RunError::Connect)?;
-        let export = handshake::negotiate(&mut socket, &uri.name, options.structured)?;
-        socket.begin_transmission().map_err(RunError::Io)?;
-        let expected = *first.get_or_insert(export);
-        if expected != export {
-            return Err(RunError::ExportChanged);
-        }
-        sockets.push(socket);
+    if workload.verify && uris.len() > 1 {
+        return Err(RunError::VerifySeveral);
     }
-    let export = first.ok_or(WorkloadError::Connections { connections: count })?;
-    check_export(&export, workload, count)?;
-    let requests = workload.requests(export.size, count)?;
-    let server_pid = options.server_pid.or_else(|| sockets.first().and_then(Socket::server_pid));
-    let ledger = ledger_file::open(workload, requests)?;
-    let mut lines = sockets.into_iter().zip(0..).map(|(socket, index)| {
+    let mut connected = Vec::with_capacity(count as usize);
+    let mut span = 0;
+    for uri in uris {
+        let mut first: Option<Export> = None;
+        let from = connected.len();
+        for _ in 0..each {
+            let (socket, export) = connect(uri, options.structured)?;
+            if *first.get_or_insert(export) != export {
+                return Err(RunError::ExportChanged);
+            }
+            connected.push((socket, export, 0));
+        }
+        let export = first.ok_or(WorkloadError::Connections { connections: count })?;
+        check_export(&export, workload, each)?;
+        let requests = workload.requests(export.size, each)?;
+        connected[from..].iter_mut().for_each(|(.., of)| *of = requests);
+        span += requests;
+    }
+    let server_pid =
+        options.server_pid.or_else(|| connected.first().and_then(|(first, ..)| first.server_pid()));
+    let ledger = ledger_file::open(workload, span)?;
+    let mut lines = connected.into_iter().zip(0..).map(|((socket, export, requests), index)| {
         let terms = Terms {
             workload,
-            generator: Generator::new(workload, requests, index, count),
+            generator: Generator::new(workload, requests, index % each, each),
             ledger: ledger.as_ref(),
             depth: workload.depth_of(index, count),
             structured: export.structured,
@@ -112,17 +135,36 @@ pub fn run_nbd(
     // Also of a run that broke off: that is when it is wanted.
     ledger.as_ref().map_or(Ok(()), |ledger| ledger_file::save(ledger, workload))?;
     let outcome = outcome?;
-    let checked = workers.into_iter().flat_map(Worker::into_lines).map(Line::close);
-    let verification = Verification::sum(checked);
-    let setup = Setup::new(uri.to_string(), workload, count, requests);
-    Ok(report::build(
+    let lines: Vec<Line<'_>> = workers.into_iter().flat_map(Worker::into_lines).collect();
+    let seconds = outcome.elapsed.as_secs_f64().max(1e-9);
+    let answered = lines.chunks(each as usize).map(|of| of.iter().map(Line::answered).sum::<u64>());
+    let exports = uris.iter().zip(answered).map(|(uri, answered)| ExportFigures {
+        target: uri.to_string(),
+        iops: answered as f64 / seconds,
+    });
+    let exports = if uris.len() > 1 { exports.collect() } else { Vec::new() };
+    let verification = Verification::sum(lines.into_iter().map(Line::close));
+    let target = match uris {
+        [uri] => uri.to_string(),
+        _ => format!("{} exports", uris.len()),
+    };
+    let setup = Setup::new(target, workload, count, span);
+    let report = report::build(
         setup,
         &outcome.sample,
         outcome.errors,
         outcome.elapsed,
         outcome.used,
         ledger.is_some().then_some(verification),
-    ))
+    );
+    Ok(Report { exports, ..report })
+}
+
+fn connect(uri: &NbdUri, structured: bool) -> Result<(Socket, Export), RunError> {
+    let mut socket = Socket::connect(&uri.address).map_err(RunError::Connect)?;
+    let export = handshake::negotiate(&mut socket, &uri.name, structured)?;
+    socket.begin_transmission().map_err(RunError::Io)?;
+    Ok((socket, export))
 }
 
 /// Threads to use. With few cores a thread per connection would only take time from the server.
