@@ -346,6 +346,7 @@ impl Engine {
                 return;
             }
             self.flight.pop_front();
+            self.forget_new_leaves(i);
             self.retire_batch(bufs, i);
         }
     }
@@ -500,9 +501,11 @@ impl Engine {
                 break;
             }
             self.flight.pop_front();
+            self.forget_new_leaves(i);
             self.fail_batch(i);
         }
         if let Some(i) = self.filling.take() {
+            self.forget_new_leaves(i);
             self.fail_batch(i);
         }
         while let Some(tag) = self.flush.next_waiter() {
@@ -587,10 +590,24 @@ impl Engine {
         batches.flat_map(|&i| self.batches[i as usize].logged.iter().map(|logged| logged.effect))
     }
 
+    /// A batch may make so many more leaves dense, at most.
+    pub(crate) fn expect_new_leaves(&mut self, batch: u32, leaves: u64) {
+        self.batches[batch as usize].new_leaves += leaves;
+        self.leaves_coming += leaves;
+    }
+
+    /// It has, or it will not.
+    fn forget_new_leaves(&mut self, batch: u32) {
+        self.leaves_coming -= std::mem::take(&mut self.batches[batch as usize].new_leaves);
+    }
+
     /// Leaves that batches which are not retired may make dense, at most.
     pub(crate) fn new_leaves_in_flight(&self) -> u64 {
-        let batches = self.flight.iter().chain(&self.filling);
-        batches.map(|&i| self.batches[i as usize].new_leaves).sum()
+        debug_assert_eq!(self.leaves_coming, {
+            let batches = self.flight.iter().chain(&self.filling);
+            batches.map(|&i| self.batches[i as usize].new_leaves).sum()
+        });
+        self.leaves_coming
     }
 
     /// Whether nothing waits in the journal's batches.

@@ -206,7 +206,7 @@ impl Engine {
             || (segments > self.meta_baseline && self.meta.next_segment == NO_SEGMENT)
             || (segments > needed
                 && (self.segs.free() <= self.floor() || self.available_blocks() == 0))
-            || (self.is_reserve_short() && self.leaf_pages_are_loose())
+            || (self.leaf_pages_are_loose() && self.is_reserve_short())
             || self.scrub.wants_checkpoint()
             || self.leaving_wants_checkpoint()
             || self.copies_want_checkpoint()

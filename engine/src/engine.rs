@@ -34,6 +34,7 @@ use crate::map::{LeafSlab, Mapping};
 use crate::meta_chain::{MetaChain, Remains};
 use crate::plant::{Plant, Planted};
 use crate::read::Reads;
+use crate::reserve::Needs;
 use crate::resize::Shrinking;
 use crate::rewrite::Rewriter;
 use crate::rmw::Rmws;
@@ -50,6 +51,7 @@ use crate::write::Stall;
 use flagstone_block::{
     Buffer, Buffers, DeviceCommand, DeviceError, DeviceIo, IoToken, Lba, Tag, split_offset,
 };
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 /// Steps of the background state machines in one call of `pump`; what is left then is due at once.
@@ -239,6 +241,8 @@ pub struct Engine {
     pub(crate) batches: Vec<Batch>,
     pub(crate) spare_batches: Vec<u32>,
     pub(crate) filling: Option<u32>,
+    /// Leaves that the batches that are not retired may make dense, at most.
+    pub(crate) leaves_coming: u64,
     pub(crate) flight: VecDeque<u32>,
 
     pub(crate) journal: Journal,
@@ -253,6 +257,8 @@ pub struct Engine {
     pub(crate) counting: Option<Counting>,
     pub(crate) rebuild: Rebuild,
     pub(crate) summary_copies: SummaryCopies,
+    /// See [`Engine::reserve`].
+    pub(crate) needs: Cell<Needs>,
     pub(crate) degraded: Degraded,
     /// Blocks in segments that were sealed since the last checkpoint began: what recovery reads
     /// the summaries of.

@@ -28,6 +28,7 @@ mod meta_chain;
 pub mod plant;
 mod read;
 mod recover;
+mod reserve;
 mod resize;
 mod rewrite;
 mod rmw;

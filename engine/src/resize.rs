@@ -218,7 +218,7 @@ impl Engine {
                 let Ok(batch) = self.batch_with_room(bufs, ZERO_BYTES, false) else {
                     return Step::Waits;
                 };
-                self.batches[batch as usize].new_leaves += leaves;
+                self.expect_new_leaves(batch, leaves);
                 self.log_zero(bufs, batch, volume, (lba, blocks), false, 0);
             }
             shrink.next = lba + blocks;

@@ -134,6 +134,9 @@ impl Engine {
 
     /// Takes deleted volumes apart, a few leaves per turn.
     pub(crate) fn advance_reclaim(&mut self) {
+        if self.graves.is_empty() {
+            return;
+        }
         // Many small volumes may take no longer than a large one.
         for _ in 0..RECLAIM_LEAVES {
             let (segs, geo, lsn) = (&mut self.segs, self.geo, self.applied_lsn);

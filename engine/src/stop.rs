@@ -60,6 +60,9 @@ impl Engine {
     /// Whether a stop leaves what was deleted to the next opening, which knows of it: taking it apart may need every page of
     /// its map. Nobody who was accepted waits for the space.
     pub(crate) fn leaves_deleted(&self) -> bool {
+        if !self.stop.is_begun() {
+            return false;
+        }
         let waits = !self.rmws.is_idle()
             || self.failures.has_again()
             || !self.shrinks.is_empty()
@@ -67,7 +70,7 @@ impl Engine {
             // can't be, is counted no more then.
             || self.stop_wants_pages()
             || (self.is_counting() && !self.graves.is_empty());
-        self.stop.is_begun() && !waits
+        !waits
     }
 
     pub(crate) fn advance_stop(&mut self, bufs: &mut impl Buffers) {

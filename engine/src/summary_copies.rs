@@ -23,6 +23,7 @@ use crate::limits::{CHECKPOINT_LOG_BYTES_MAX, CHECKPOINT_LOG_BYTES_MIN, COPIES_S
 use crate::segment::{SealStage, SegmentState};
 use crate::token::Token;
 use flagstone_block::{BLOCK_BITS, Buffer, DeviceCommand};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 /// A summary that was copied.
@@ -45,6 +46,8 @@ pub(crate) struct SummaryCopies {
     /// So many of the segments are of no use once the checkpoint under way counts.
     old: usize,
     wants_checkpoint: bool,
+    /// How many there may be in a pool of so many segments: asked for at every turn, several times.
+    most: Cell<(u32, u32)>,
 }
 
 impl SummaryCopies {
@@ -107,6 +110,17 @@ impl Engine {
     /// spare any; otherwise what the log between two checkpoints takes, one more for what is sealed while
     /// a checkpoint is under way, and one for what was being sealed when it began.
     pub(crate) fn copy_segments(&self) -> u32 {
+        let (capacity, known) = self.summary_copies.most.get();
+        if capacity == self.geo.capacity {
+            debug_assert_eq!(known, self.count_copy_segments());
+            return known;
+        }
+        let most = self.count_copy_segments();
+        self.summary_copies.most.set((self.geo.capacity, most));
+        most
+    }
+
+    fn count_copy_segments(&self) -> u32 {
         if self.geo.capacity < COPIES_SEGMENTS_MIN {
             return 0;
         }

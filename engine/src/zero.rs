@@ -82,7 +82,7 @@ impl Engine {
             self.charge_statements(volume.0, (lba, blocks), ends)?;
         }
         let batch = self.batch_with_room(bufs, ZERO_BYTES, false)?;
-        self.batches[batch as usize].new_leaves += ends;
+        self.expect_new_leaves(batch, ends);
         let vol = self.volumes.get_mut(volume.0).expect("checked above");
         if keep {
             // Metadata compaction states the kept zeroes of touched leaves only.

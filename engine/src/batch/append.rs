@@ -78,7 +78,7 @@ impl Engine {
         let run = &self.batches[i as usize].runs[stream];
         let pbn = run.pbn + u64::from(at);
         let (new_leaves, _) = self.leaves_taken(volume, lba, u64::from(blocks));
-        self.batches[i as usize].new_leaves += new_leaves;
+        self.expect_new_leaves(i, new_leaves);
         let vol = self.volumes.get_mut(volume).expect("the caller looked it up");
         let vseq = vol.next_vseq;
         vol.next_vseq += 1;

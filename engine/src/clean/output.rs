@@ -225,7 +225,7 @@ impl Engine {
         match self.cleaner.outputs.iter().position(sealing) {
             Some(o) => {
                 self.cleaner.outputs[o].stage = OutputStage::Switching { next: 0, lsn };
-                self.advance_switch(o);
+                self.advance_switch(o, 0, lsn);
             }
             None => self.end_seal(segment, lsn),
         }
@@ -298,7 +298,9 @@ impl Engine {
     /// Goes on with the switches that had to wait for leaves of the map.
     pub(crate) fn advance_switches(&mut self) {
         for o in 0..self.cleaner.outputs.len() {
-            self.advance_switch(o);
+            if let OutputStage::Switching { next, lsn } = self.cleaner.outputs[o].stage {
+                self.advance_switch(o, next, lsn);
+            }
         }
     }
 
@@ -309,9 +311,8 @@ impl Engine {
         })
     }
 
-    fn advance_switch(&mut self, o: usize) {
+    fn advance_switch(&mut self, o: usize, next: usize, lsn: u64) {
         let output = &mut self.cleaner.outputs[o];
-        let OutputStage::Switching { next, lsn } = output.stage else { return };
         let segment = output.segment;
         let targets = std::mem::take(&mut output.targets);
         let mut at = next;

@@ -35,6 +35,7 @@ use crate::summary_copies::SummaryCopies;
 use crate::super_write::SuperWrite;
 use crate::volume::{Volume, VolumeState};
 use flagstone_block::{BLOCK_SIZE, BlockIo, Buffers, DeviceCommand, join_offset, split_offset};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 /// Seals that may be under way; more than a flush interval's worth of segments.
@@ -243,6 +244,7 @@ impl Engine {
             batches,
             spare_batches: (0..=BATCHES as u32).rev().collect(),
             filling: None,
+            leaves_coming: 0,
             flight: VecDeque::with_capacity(BATCHES + 1),
             journal: Journal::new(geo.journal_blocks, loaded.next_jseq, loaded.next_jseq, 0),
             meta,
@@ -254,6 +256,7 @@ impl Engine {
             counting: loaded.replay.counting,
             rebuild: Rebuild::default(),
             degraded: Degraded::new(loaded.missing),
+            needs: Cell::default(),
             summary_copies: SummaryCopies::new(loaded.replay.summaries > 0, loaded.replay.copied),
             log_since: loaded.replay.log_since,
             super_write: SuperWrite::new(super_buffers, superblock),

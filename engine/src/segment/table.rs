@@ -18,8 +18,10 @@
 //! 5. What becomes free on a device that takes nothing any more, or that failed, is absent, as are the numbers of
 //!    devices that were removed: nobody takes it, and it does not count as free.
 
+mod device_set;
 mod devices;
 
+use self::device_set::DeviceSet;
 use super::free::FreeList;
 use crate::format::record::{Seal, SummaryCopy};
 use crate::geometry::Geometry;
@@ -129,11 +131,11 @@ pub struct SegmentTable {
     discards: bool,
     /// Devices that are being emptied: they take nothing any more, or only what the cleaner needs
     /// so that the others have room.
-    leaving: [bool; DEVICES],
+    leaving: DeviceSet,
     /// Those of them that take nothing, and devices that failed.
-    closed: [bool; DEVICES],
+    closed: DeviceSet,
     /// Devices that failed.
-    failed: [bool; DEVICES],
+    failed: DeviceSet,
     /// Absent segments of each device.
     absent: [u32; DEVICES],
     /// The device that metadata goes to.
@@ -176,9 +178,9 @@ impl SegmentTable {
             free: FreeList::new(),
             stale_least: 0,
             discards: false,
-            leaving: [false; DEVICES],
-            closed: [false; DEVICES],
-            failed: [false; DEVICES],
+            leaving: DeviceSet::default(),
+            closed: DeviceSet::default(),
+            failed: DeviceSet::default(),
             absent: [0; DEVICES],
             primary: 0,
             metas: [0; DEVICES],
@@ -223,9 +225,10 @@ impl SegmentTable {
         self.rows.resize(segments.max(self.rows.len()), row);
         for device in geo.devices() {
             let extent = geo.extents[device];
-            (self.leaving[device], self.failed[device]) = (extent.leaving, extent.failed);
-            self.closed[device] &= !extent.open;
-            self.closed[device] |= extent.failed;
+            self.leaving.set(device, extent.leaving);
+            self.failed.set(device, extent.failed);
+            let closed = self.closed.has(device) && !extent.open;
+            self.closed.set(device, closed || extent.failed);
             self.free.shun(device, !extent.open);
             self.free.reserve(device, extent.segments as usize);
             for segment in extent.first..extent.first + extent.segments {
@@ -403,7 +406,7 @@ impl SegmentTable {
     /// them closer together would set a segment free. Those of a device that is being emptied become none.
     #[must_use]
     pub fn can_gain(&self, data_blocks: u32) -> bool {
-        let counts = |device: &usize| self.leaving.get(*device) != Some(&true);
+        let counts = |device: &usize| !self.leaving.has(*device);
         let sealed = (0..self.sealed.len()).filter(counts).map(|device| self.sealed[device]);
         let (segments, live) = sealed.fold((0, 0), |(n, sum), (m, live)| (n + m, sum + live));
         u64::from(segments) * u64::from(data_blocks) >= live + u64::from(data_blocks)

@@ -2,7 +2,6 @@
 //! empty.
 
 use super::{NO_DEVICE, Segment, SegmentState, SegmentTable};
-use flagstone_block::DEVICES;
 
 impl SegmentTable {
     /// Metadata goes to this device from now on.
@@ -14,7 +13,7 @@ impl SegmentTable {
     pub(super) fn set_free(&mut self, segment: u32, stale: bool) {
         let row = &mut self.rows[segment as usize];
         let device = usize::from(row.device);
-        if !self.closed[device] {
+        if !self.closed.has(device) {
             row.state = SegmentState::Free;
             self.absent[device] -= 1;
             self.free.push(device, segment, stale);
@@ -23,19 +22,19 @@ impl SegmentTable {
 
     /// A device takes nothing any more if that can be helped: what is free there does not count.
     pub(crate) fn shun(&mut self, device: usize) {
-        self.leaving[device] = true;
+        self.leaving.set(device, true);
         self.free.shun(device, true);
         self.events += 1;
     }
 
     /// The next device that is being emptied and still takes something.
     pub(crate) fn next_shunned(&self) -> Option<usize> {
-        (0..DEVICES).find(|&device| self.leaving[device] && !self.closed[device])
+        self.leaving.iter().find(|&device| !self.closed.has(device))
     }
 
     /// A device takes nothing any more: what is free there becomes absent, and what will be.
     pub(crate) fn close(&mut self, device: usize) {
-        self.closed[device] = true;
+        self.closed.set(device, true);
         for segment in self.free.take_device(device) {
             self.rows[segment as usize].state = SegmentState::Absent;
             self.absent[device] += 1;
@@ -46,7 +45,7 @@ impl SegmentTable {
 
     /// A device failed: it takes nothing any more, and is not emptied unless that is asked for.
     pub(crate) fn fail(&mut self, device: usize) {
-        self.failed[device] = true;
+        self.failed.set(device, true);
         self.free.shun(device, true);
         self.close(device);
         self.exclude_failed();
@@ -73,7 +72,8 @@ impl SegmentTable {
 
     /// A device takes data again.
     pub(crate) fn reopen(&mut self, device: usize) {
-        (self.closed[device], self.leaving[device]) = (false, false);
+        self.closed.set(device, false);
+        self.leaving.set(device, false);
         self.free.shun(device, false);
         for segment in 0..self.len() {
             let row = self.row(segment);
@@ -114,12 +114,12 @@ impl SegmentTable {
 
     /// Metadata segments of devices that are being emptied.
     pub(crate) fn meta_leaving(&self) -> u32 {
-        sum_of(&self.leaving, &self.metas)
+        self.leaving.sum_of(&self.metas)
     }
 
     /// Those of them that lie on devices that take nothing, so that no more can come.
     pub(crate) fn meta_closed(&self) -> u32 {
-        sum_of(&self.closed, &self.metas)
+        self.closed.sum_of(&self.metas)
     }
 
     /// A device that is empty is no more: its numbers are anybody's.
@@ -131,21 +131,20 @@ impl SegmentTable {
             }
         }
         (self.absent[device], self.metas[device]) = (0, 0);
-        (self.closed[device], self.leaving[device]) = (false, false);
-        self.failed[device] = false;
+        self.closed.set(device, false);
+        self.leaving.set(device, false);
+        self.failed.set(device, false);
         self.free.shun(device, false);
     }
 
     /// Whether a segment lies on a device that takes nothing.
     pub(crate) fn is_closed(&self, segment: u32) -> bool {
-        let device = usize::from(self.row(segment).device);
-        device < DEVICES && self.closed[device]
+        self.closed.has(usize::from(self.row(segment).device))
     }
 
     /// Whether a segment lies on a device that failed.
     pub(crate) fn has_failed(&self, segment: u32) -> bool {
-        let device = usize::from(self.row(segment).device);
-        device < DEVICES && self.failed[device]
+        self.failed.has(usize::from(self.row(segment).device))
     }
 
     /// Whether nothing is gained by emptying a segment: it does not become free, but absent.
@@ -155,18 +154,17 @@ impl SegmentTable {
 
     /// Whether a device is being emptied.
     pub(crate) fn leaves(&self, device: usize) -> bool {
-        self.leaving[device]
+        self.leaving.has(device)
     }
 
     /// Whether a segment lies on a device that is being emptied.
     pub(crate) fn is_leaving(&self, segment: u32) -> bool {
-        let device = usize::from(self.row(segment).device);
-        device < DEVICES && self.leaving[device]
+        self.leaving.has(usize::from(self.row(segment).device))
     }
 
     /// Whether any device is being emptied.
     pub(crate) fn any_leaving(&self) -> bool {
-        self.leaving.contains(&true)
+        !self.leaving.is_empty()
     }
 
     /// A free segment that was taken off the list counts as absent until it comes back.
@@ -175,10 +173,6 @@ impl SegmentTable {
         row.state = SegmentState::Absent;
         self.absent[usize::from(row.device)] += 1;
     }
-}
-
-fn sum_of(which: &[bool; DEVICES], counts: &[u32; DEVICES]) -> u32 {
-    which.iter().zip(counts).filter(|(is, _)| **is).map(|(_, count)| count).sum()
 }
 
 #[cfg(test)]
