@@ -374,7 +374,10 @@ impl Engine {
                 let switching = self.is_switching(segment);
                 let sealed = matches!(row.state, SegmentState::Sealed | SegmentState::Dead);
                 let in_maps = !switching && row.in_map_epoch <= compaction.chain.epoch;
-                let copy = self.summary_copies.of(segment, row.generation).filter(|_| !in_maps);
+                // Most rows need no look for one.
+                let may_have = (sealed || switching) && !in_maps;
+                let copy =
+                    may_have.then(|| self.summary_copies.of(segment, row.generation)).flatten();
                 let seal = row.seal(segment, lsn, in_maps, copy);
                 let record = Statement::Plain(Record::SegmentSeal(seal));
                 // What the pages don't say of it only the journal does.

@@ -231,11 +231,13 @@ impl Engine {
         let stream = self.stream_of(rmw.volume, Lba(rmw.lba), 1);
         // Asked for room last, since that may begin a batch: one that stays empty would keep the
         // journal moving, and what is under way from ever settling.
-        let room = self.charge(rmw.volume, Lba(rmw.lba), 1).and_then(|_| {
-            let room = self
-                .charge_leaves(leaves, copies)
-                .and_then(|()| self.charge_more_leaves(rmw.volume, Lba(rmw.lba), (1, leaves)))
-                .and_then(|()| self.data_room(bufs, stream, 1));
+        let (volume, lba) = (rmw.volume, Lba(rmw.lba));
+        let charged = self
+            .charge(volume, lba, 1)
+            .and_then(|_| self.charge_more_leaves(volume, lba, (1, leaves)));
+        let room = charged.and_then(|()| {
+            let room =
+                self.charge_leaves(leaves, copies).and_then(|()| self.data_room(bufs, stream, 1));
             if room.is_err() && rmw.charged {
                 self.begin_taking(rmw.volume, 1);
                 self.rmws.slots[i as usize].charged = true;

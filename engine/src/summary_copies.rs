@@ -11,8 +11,8 @@
 //! 2. A segment of copies is free when a checkpoint counts whose leaf pages hold what all of its summaries
 //!    say, or when it is in the way of a device that is to be removed. No recovery depends on a copy: it
 //!    has the checksum that the seal names, or it is none.
-//! 3. There are at most [`Engine::copy_segments`] of them, which nobody else may take; when the last is
-//!    begun, a checkpoint is due.
+//! 3. There are at most [`Engine::copy_segments`] of them, which users may not take, and the cleaner only where they are not
+//!    to be had otherwise; when the last is begun, a checkpoint is due.
 //!
 //! Copies that were made before the pool was opened stay as long as any: the next opening may need them as this one
 //! did. A checkpoint follows.
@@ -175,6 +175,11 @@ impl Engine {
                 self.summary_copies.wants_checkpoint = true;
                 return None;
             }
+            // What the cleaner needs comes first: a full pool may have been made without copies.
+            let others = self.reserve() - self.copy_segments_left() + self.cleaner_reserve();
+            if self.segs.free_all() <= others {
+                return None;
+            }
             let taken = self.segs.take(SegmentState::Copies)?;
             if self.geo.device_of(taken) != Some(primary) {
                 // It would be no better there.
@@ -275,7 +280,7 @@ impl Engine {
         })
     }
 
-    /// The journal lies elsewhere now, and what was sealed on its old device has no copies.
+    /// Summaries have no copies, or none that help: the journal lies elsewhere now, or an opening has sealed something.
     pub(crate) fn want_copies(&mut self) {
         self.summary_copies.wants_checkpoint |= self.copy_segments() > 0;
     }

@@ -272,6 +272,8 @@ impl Engine {
             || self.are_copies_leaving()
             || self.is_compacting()
             || self.effects_under_way().any(is_discard)
+            // Writes to one leaf count it once each until the first is applied.
+            || self.new_leaves_in_flight() > 0
             || (under_way > 0 && usable >= needed.saturating_sub(under_way));
         let busy = settles && !self.is_stalled();
         Err(if busy { SubmitError::Busy } else { SubmitError::NoSpace })

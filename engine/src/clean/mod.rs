@@ -346,7 +346,13 @@ impl Engine {
     /// Whether there is a place for moved blocks, or may be when what is under way has ended. There is none where
     /// metadata needs all that is free: when a device has failed that had the rest.
     fn may_move(&self) -> bool {
-        self.has_outputs() || self.segs.free_all() > self.reserve()
+        self.has_outputs() || self.has_output_room()
+    }
+
+    /// Whether a segment may be taken for moved blocks: those below the reserve are the metadata's. Copies of
+    /// summaries that are still to be made wait for better times.
+    pub(super) fn has_output_room(&self) -> bool {
+        self.segs.free_all() > self.reserve() - self.copy_segments_left()
     }
 
     /// Notes that somebody waits for space; returns whether the cleaner can do something for them.

@@ -51,8 +51,7 @@ impl Engine {
     fn begin_output(&mut self, class: usize) -> Option<u32> {
         let idle = |output: &Output| output.stage == OutputStage::Idle;
         let o = self.cleaner.outputs.iter().position(idle)?;
-        // The segments below the reserve are the metadata's.
-        if self.summaries.len() <= CLEAN_SUMMARIES || self.segs.free_all() <= self.reserve() {
+        if self.summaries.len() <= CLEAN_SUMMARIES || !self.has_output_room() {
             return None;
         }
         let segment = self.segs.take(SegmentState::Open)?;

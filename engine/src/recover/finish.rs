@@ -97,6 +97,10 @@ impl Engine {
         engine.failures = Failures::new(segments, depends);
         if !ended && !damaged && !options.rebuild && engine.fits_chain(&unkept, &orphans) {
             engine.settle(io, bufs, &unkept, &orphans)?;
+            if unkept.iter().any(|record| matches!(record, OwnedRecord::Seal(_))) {
+                // What was sealed just now has no copy of its summary.
+                engine.want_copies();
+            }
         } else if !ended || report.rebuilt {
             if let Some(counting) = &mut engine.counting {
                 counting.urgent = true;
