@@ -443,7 +443,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn parse_interval(text: &str) -> Result<Duration, String> {
+/// A time between two reports.
+pub(crate) fn parse_interval(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if duration < Duration::from_millis(100) {
         return Err("a time of at least 100ms".into());

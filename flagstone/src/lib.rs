@@ -32,5 +32,5 @@ pub use node::devices::{AddDeviceError, DeviceStatus};
 pub use node::{
     ControlError, DeviceDiscard, DiffExtent, DiffKind, DiffPage, DiffSide, IoError, NodeExit,
     NvmePolling, OnFull, PoolState, PoolStatus, SettingsChange, Shrink, SnapshotStatus, Usage,
-    VolumeStatus,
+    VolumeIo, VolumeStatus,
 };

@@ -27,6 +27,7 @@ const COMMANDS: &[&[&str]] = &[
     &["import"],
     &["api-doc"],
     &["completions"],
+    &["top"],
     &["man"],
 ];
 

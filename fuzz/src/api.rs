@@ -72,6 +72,7 @@ fn volume(name: String, size_bytes: u64) -> Volume {
         snapshots: 0,
         cloned_from: None,
         connections: u32::from(name == "busy"),
+        io: Default::default(),
         uris: vec![flagstone::uri::unix_uri(&name, std::path::Path::new("/s"))],
         name,
     }

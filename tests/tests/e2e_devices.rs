@@ -180,6 +180,61 @@ fn renamed_files_are_found_and_a_missing_one_is_named() {
 }
 
 #[test]
+fn an_old_copy_of_a_device_is_not_taken_for_it() {
+    let dir = directory();
+    let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("disk{i}"))).collect();
+    create(&paths, 96 * MIB);
+    let run = |version: u8| {
+        let mut daemon = Config::new(&paths[0], dir.path()).start();
+        daemon.create_volume("v", 32 * MIB);
+        let mut client = daemon.connect("v");
+        for at in 0..32 {
+            client.write(at * MIB, &vec![version; MIB as usize], 0).unwrap();
+        }
+        drop(client);
+        daemon.stop_cleanly();
+    };
+    run(1);
+    let old = dir.path().join("old");
+    std::fs::copy(&paths[1], &old).unwrap();
+    run(2);
+    // It lies beside a newer one of another name, or is given with it: the newer one is used.
+    let new = dir.path().join("zzz");
+    std::fs::rename(&paths[1], &new).unwrap();
+    for given in [&[][..], &[&old, &new], &[&new, &old]] {
+        let mut config = Config::new(&paths[0], dir.path());
+        for path in given {
+            config.args.extend(["--pool".to_owned(), text(path).to_owned()]);
+        }
+        let mut daemon = config.start();
+        let mut client = daemon.connect("v");
+        for at in 0..32 {
+            assert!(client.read(at * MIB, MIB as u32).unwrap() == [2; MIB as usize], "{given:?}");
+        }
+        drop(client);
+        daemon.stop_cleanly();
+    }
+    // Alone it is refused, whoever finds it; and nothing is written.
+    let aside = directory();
+    std::fs::rename(&new, aside.path().join("new")).unwrap();
+    let refusals = [vec![&paths[0]], vec![&paths[0], &old], vec![&old]];
+    for given in refusals {
+        let mut config = Config::new(given[0], dir.path());
+        for path in &given[1..] {
+            config.args.extend(["--pool".to_owned(), text(path).to_owned()]);
+        }
+        let refused = flagstone_tests::programs::finish(config.command());
+        let told = format!("{} is older than {}", text(&old), text(&paths[0]));
+        assert!(!refused.status.success() && refused.err.contains(&told), "{refused:?}");
+    }
+    let output = flagstone(&["pool", "check", text(&old)]);
+    assert!(!output.status.success() && output.err.contains("is older than"), "{output:?}");
+    std::fs::rename(aside.path().join("new"), &paths[1]).unwrap();
+    std::fs::remove_file(&old).unwrap();
+    check_pool(&paths[0]);
+}
+
+#[test]
 fn a_device_whose_blocks_have_no_room_elsewhere_is_refused_with_the_reason() {
     let dir = directory();
     let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("disk{i}"))).collect();

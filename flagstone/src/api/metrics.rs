@@ -44,7 +44,7 @@ struct Scrape {
 
 type StatsMetric = (&'static str, &'static str, fn(&NodeStats) -> u64);
 type PoolMetric = (&'static str, &'static str, fn(&Pool) -> u64);
-type VolumeGauge = (&'static str, &'static str, fn(&Volume) -> u64);
+type VolumeMetric = (&'static str, &'static str, fn(&Volume) -> u64);
 
 const COUNTERS: [StatsMetric; 14] = [
     ("nbd_connections_accepted", "Connections accepted", |s| s.connections_accepted),
@@ -126,7 +126,17 @@ const POOL_GAUGES: [PoolMetric; 22] = [
     }),
 ];
 
-const VOLUME_GAUGES: [VolumeGauge; 6] = [
+const VOLUME_COUNTERS: [VolumeMetric; 7] = [
+    ("volume_reads", "Reads of the volume answered", |v| v.io.reads),
+    ("volume_writes", "Writes to the volume answered", |v| v.io.writes),
+    ("volume_flushes", "Flushes of the volume answered", |v| v.io.flushes),
+    ("volume_zeroes", "Discards and zeroings of the volume answered", |v| v.io.zeroes),
+    ("volume_errors", "Requests to the volume answered with an error", |v| v.io.errors),
+    ("volume_read_bytes", "Bytes read of the volume", |v| v.io.read_bytes),
+    ("volume_written_bytes", "Bytes written to the volume", |v| v.io.written_bytes),
+];
+
+const VOLUME_GAUGES: [VolumeMetric; 6] = [
     ("volume_size_bytes", "Size that clients see", |v| v.size_bytes),
     ("volume_mapped_bytes", "Bytes of the volume that hold data", |v| v.mapped_bytes),
     ("volume_exclusive_bytes", "Bytes of it that no snapshot has", |v| v.exclusive_bytes),
@@ -163,6 +173,13 @@ impl Collector for Scrape {
             for pool in &self.snapshot.pools {
                 let labels = [("pool", pool.path.as_str()), ("uuid", pool.uuid.as_str())];
                 ConstGauge::new(value(pool)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, value) in VOLUME_COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for volume in &self.snapshot.volumes {
+                let labels = [("pool", volume.pool.as_str()), ("volume", volume.name.as_str())];
+                ConstCounter::new(value(volume)).encode(family.encode_family(&labels)?)?;
             }
         }
         for (name, help, value) in VOLUME_GAUGES {

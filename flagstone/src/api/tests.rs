@@ -59,6 +59,7 @@ fn volume(name: &str, size_bytes: u64) -> Volume {
         snapshots: 0,
         cloned_from: None,
         connections: u32::from(name == "busy"),
+        io: Default::default(),
         uris: vec![format!("nbd+unix:///{name}?socket=/s")],
     }
 }

@@ -167,8 +167,46 @@ pub struct Volume {
     pub cloned_from: Option<String>,
     /// NBD connections that use it now.
     pub connections: u32,
+    /// What was asked of it since the daemon serves it.
+    #[serde(default)]
+    pub io: VolumeIo,
     /// Where clients reach it, ready to paste: the unix socket's URI first.
     pub uris: Vec<String>,
+}
+
+/// Requests and bytes of a volume, over NBD and by block devices of the daemon's machine, since the daemon serves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct VolumeIo {
+    /// Reads answered.
+    pub reads: u64,
+    /// Writes answered.
+    pub writes: u64,
+    /// Flushes answered; one of them covers all volumes of the pool.
+    pub flushes: u64,
+    /// Discards and zeroings answered.
+    pub zeroes: u64,
+    /// Those of them that were answered with an error.
+    pub errors: u64,
+    /// Bytes of data that were read.
+    pub read_bytes: u64,
+    /// Bytes of data that were written.
+    pub written_bytes: u64,
+}
+
+impl From<crate::node::VolumeIo> for VolumeIo {
+    fn from(io: crate::node::VolumeIo) -> Self {
+        let crate::node::VolumeIo {
+            reads,
+            writes,
+            flushes,
+            zeroes,
+            errors,
+            read_bytes,
+            written_bytes,
+        } = io;
+        Self { reads, writes, flushes, zeroes, errors, read_bytes, written_bytes }
+    }
 }
 
 /// Volumes, by name: one page of them.

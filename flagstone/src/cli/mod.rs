@@ -18,6 +18,7 @@ mod pool;
 mod ready;
 mod serve;
 mod snapshot;
+mod top;
 mod ublk;
 mod up;
 mod usage;
@@ -105,6 +106,7 @@ enum Command {
     Diff(diff::Args),
     Export(Box<image::export::Args>),
     Import(Box<image::import::Args>),
+    Top(top::Args),
     Bench(Box<BenchArgs>),
     ApiDoc(api_doc::Args),
     Completions(completions::Args),
@@ -138,6 +140,7 @@ impl Cli {
             Command::Ublk(command) => ublk::run(command, json).map(|()| Exit::Success),
             Command::Nbd(command) => nbd::run(command, json).map(|()| Exit::Success),
             Command::Diff(args) => diff::run(args, json).map(|()| Exit::Success),
+            Command::Top(args) => top::run(&args, json).map(|()| Exit::Success),
             Command::Export(args) => image::export::run(&args, json).map(|()| Exit::Success),
             Command::Import(args) => image::import::run(&args, json).map(|()| Exit::Success),
             Command::Bench(args) => {

@@ -374,6 +374,7 @@ fn volume(status: VolumeStatus) -> Volume {
         snapshots: status.snapshots,
         cloned_from: status.cloned_from,
         connections: status.connections,
+        io: status.io.into(),
         uris: status.uris,
     }
 }

@@ -4,6 +4,7 @@
 //! handshakes and by the control API, never on the data path. Nothing here walks all volumes: what
 //! it costs to make, find, open or delete one does not depend on how many there are.
 
+use super::control::VolumeIo;
 use crate::name::split_snapshot_name;
 use flagstone_block::VolumeId;
 use flagstone_nbd::{Export, Exports};
@@ -28,6 +29,8 @@ pub(super) struct Entry {
     pub(super) read_only: bool,
     /// Connections that have it open.
     pub(super) connections: u32,
+    /// What was asked of it, but for what connections have not told yet: see [`super::reactor::Reactor::settle_io`].
+    pub(super) io: VolumeIo,
 }
 
 impl Entry {
@@ -188,6 +191,13 @@ impl Catalog {
         }
     }
 
+    /// So much more was asked of it.
+    pub(super) fn count_io(&mut self, handle: u64, io: &VolumeIo) {
+        if let Some(entry) = self.entries.get_mut(&handle) {
+            entry.io.add(io);
+        }
+    }
+
     /// The volume has another size.
     pub(super) fn resize(&mut self, handle: u64, size: u64) {
         let Some(mut entry) = self.entries.get(&handle).cloned() else { return };
@@ -303,6 +313,7 @@ mod tests {
             snapshots: 0,
             read_only: false,
             connections: 0,
+            io: VolumeIo::default(),
         }
     }
 

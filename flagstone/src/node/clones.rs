@@ -4,7 +4,9 @@
 //! that is under way, and comes back under its name.
 
 use super::catalog::Entry;
-use super::control::{ControlError, NewClone, NewRollback, Reply, RolledBack, VolumeStatus};
+use super::control::{
+    ControlError, NewClone, NewRollback, Reply, RolledBack, VolumeIo, VolumeStatus,
+};
 use super::manage::{Asker, Kind, PendingChange, answer};
 use super::reactor::Reactor;
 use crate::name::{check_name, split_snapshot_name};
@@ -40,6 +42,7 @@ impl CloneOf {
             snapshots: 0,
             read_only: false,
             connections: 0,
+            io: VolumeIo::default(),
         }
     }
 }
@@ -196,6 +199,7 @@ impl Reactor {
             is_snapshot: true,
             read_only: true,
             connections: 0,
+            io: VolumeIo::default(),
             ..old.clone()
         });
         if let Some(kept) = &kept {

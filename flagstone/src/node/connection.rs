@@ -9,6 +9,7 @@
 //!    the data in them is accounted in `shared_blocks` or `reserve_taken` until the send that
 //!    carries it has ended.
 
+use super::control::VolumeIo;
 use super::limits::{FETCH_BLOCKS, PIECE_BLOCKS};
 use super::request::{Current, Data};
 use super::run::Part;
@@ -106,6 +107,8 @@ pub(super) struct Connection {
 
     /// Requests of this connection in the node's table.
     pub(super) requests: u32,
+    /// What it has asked of its volume and the volume's entry does not count yet.
+    pub(super) io: VolumeIo,
     pub(super) shared_blocks: u32,
     pub(super) reserve_taken: bool,
 
@@ -144,6 +147,7 @@ impl Connection {
             full_since_ns: None,
             parked_bytes: 0,
             requests: 0,
+            io: VolumeIo::default(),
             shared_blocks: 0,
             reserve_taken: false,
             queued: false,

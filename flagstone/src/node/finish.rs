@@ -50,6 +50,7 @@ impl Reactor {
             return self.read_failed(fetched.request, offset, errno(Failure::Io(fault)));
         }
         self.stats.read_bytes += u64::from(fetched.len);
+        self.connections[c as usize].io.read_bytes += u64::from(fetched.len);
         let Piece { data, skip, len, offset, .. } = fetched;
         self.reply(c, Reply::Data { to, data, skip, len, offset, done: over });
         if over {
@@ -87,16 +88,22 @@ impl Reactor {
     pub(super) fn finish(&mut self, request: u32) {
         let Some(entry) = self.requests.get_mut(request) else { return };
         let (c, to, kind, error) = (entry.connection, entry.to, entry.kind, entry.error);
+        let (stats, io) = (&mut self.stats, &mut self.connections[c as usize].io);
         match kind {
-            Kind::Read | Kind::Run { .. } => self.stats.reads += 1,
-            Kind::Write => {
-                self.stats.writes += 1;
-                self.stats.written_bytes += if error.is_none() { entry.bytes } else { 0 };
+            Kind::Read | Kind::Run { .. } => {
+                (stats.reads, io.reads) = (stats.reads + 1, io.reads + 1)
             }
-            Kind::Zero => self.stats.zeroes += 1,
-            Kind::Flush => self.stats.flushes += 1,
+            Kind::Write => {
+                let bytes = if error.is_none() { entry.bytes } else { 0 };
+                (stats.writes, io.writes) = (stats.writes + 1, io.writes + 1);
+                stats.written_bytes += bytes;
+                io.written_bytes += bytes;
+            }
+            Kind::Zero => (stats.zeroes, io.zeroes) = (stats.zeroes + 1, io.zeroes + 1),
+            Kind::Flush => (stats.flushes, io.flushes) = (stats.flushes + 1, io.flushes + 1),
         }
-        self.stats.errors += u64::from(error.is_some());
+        stats.errors += u64::from(error.is_some());
+        io.errors += u64::from(error.is_some());
         let silent = entry.abandoned || self.connections[c as usize].phase == Phase::Dead;
         match kind {
             // Their last chunk is their reply.

@@ -8,6 +8,7 @@
 //! shared part of the arena as one connection would. Nothing is cancelled: a request whose asker
 //! has gone away is finished, unanswered.
 
+use super::control::VolumeIo;
 use super::limits::{LOCAL_CALLS, LOCAL_REQUESTS, PIECE_BLOCKS, WRITE_BYTES};
 use super::reactor::Reactor;
 use super::request::Name;
@@ -515,6 +516,7 @@ impl Reactor {
         }
         let Some(request) = self.local.requests.remove(name) else { return };
         let error = request.progress.error;
+        self.catalog.count_io(request.handle, &counted(request.op, request.len, error.is_some()));
         match request.asker {
             Asker::Library { data, reply } => {
                 self.local.of_library -= 1;
@@ -530,4 +532,16 @@ impl Reactor {
             }
         }
     }
+}
+
+/// A request of the library or the kernel, as its volume counts it.
+fn counted(op: LocalOp, len: u64, failed: bool) -> VolumeIo {
+    let (one, bytes) = (VolumeIo::default(), if failed { 0 } else { len });
+    let io = match op {
+        LocalOp::Read => VolumeIo { reads: 1, read_bytes: bytes, ..one },
+        LocalOp::Write => VolumeIo { writes: 1, written_bytes: bytes, ..one },
+        LocalOp::Zero { .. } => VolumeIo { zeroes: 1, ..one },
+        LocalOp::Flush => VolumeIo { flushes: 1, ..one },
+    };
+    VolumeIo { errors: u64::from(failed), ..io }
 }

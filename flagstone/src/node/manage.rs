@@ -5,7 +5,7 @@ use super::catalog::Entry;
 use super::clones::{Back, CloneOf, Several, rollback_refusal};
 use super::control::{
     ControlError, ControlRequest, NodeStats, PoolState, PoolStatus, Reply, RolledBack,
-    SettingsChange, SnapshotStatus, VolumeStatus,
+    SettingsChange, SnapshotStatus, VolumeIo, VolumeStatus,
 };
 use super::limits::LIST_VOLUMES;
 use super::reactor::Reactor;
@@ -88,6 +88,7 @@ impl Reactor {
                     snapshots: 0,
                     read_only: pool.engine.is_degraded(),
                     connections: 0,
+                    io: VolumeIo::default(),
                 });
                 if !taken {
                     tracing::warn!(
@@ -106,10 +107,12 @@ impl Reactor {
             match request {
                 ControlRequest::Shutdown => self.begin_stop(),
                 ControlRequest::ListVolumes { after, limit, reply } => {
+                    self.settle_io();
                     let entries = self.catalog.from(after.as_deref()).take(limit.min(LIST_VOLUMES));
                     answer(reply, Ok(entries.map(|entry| self.status_of(entry)).collect()));
                 }
                 ControlRequest::GetVolume { name, reply } => {
+                    self.settle_io();
                     answer(reply, self.volume_named(&name).map(|entry| self.status_of(entry)));
                 }
                 ControlRequest::ListSnapshots { volume, after, limit, reply } => {
@@ -344,6 +347,7 @@ impl Reactor {
                         snapshots: 0,
                         read_only: false,
                         connections: 0,
+                        io: VolumeIo::default(),
                     },
                 })
             }
@@ -488,6 +492,7 @@ impl Reactor {
             cloned_from: self.base_of(entry),
             settings: settings.unwrap_or_default(),
             connections: entry.connections,
+            io: entry.io,
             uris: self.endpoints.uris(&entry.name),
             handle: entry.handle(),
         }

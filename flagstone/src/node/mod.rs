@@ -42,7 +42,7 @@ mod warning;
 pub use control::{
     ControlError, ControlRequest, FULL_WAIT, FailedPool, NewClone, NewRollback, NewSnapshot,
     NodeConfig, NodeExit, NodeHandle, NodeStats, PoolState, PoolStatus, RolledBack, ServedNbd,
-    SettingsChange, SnapshotStatus, VolumeStatus, WARNINGS,
+    SettingsChange, SnapshotStatus, VolumeIo, VolumeStatus, WARNINGS,
 };
 pub use device_path::{DevicePath, NvmePolling};
 pub use diff::{DiffPage, DiffQuery, DiffSide, DiffTarget};

@@ -16,7 +16,7 @@
 
 use super::catalog::Catalog;
 use super::connection::{Connection, Phase};
-use super::control::{ControlRequest, NodeExit, NodeStats};
+use super::control::{ControlRequest, NodeExit, NodeStats, VolumeIo};
 use super::limits::{
     CONNECTION_BLOCKS, ENGINE_MARGIN_BLOCKS, HEADER_BLOCKS, RECEIVE_BLOCKS, REQUESTS_GUARANTEED,
     REQUESTS_SHARED, RESERVE_BLOCKS, RETRY_NS, WRITE_BYTES,
@@ -529,6 +529,7 @@ impl Reactor {
             self.ring.shutdown_socket(socket);
         }
         if let Some(opened) = connection.opened.take() {
+            self.catalog.count_io(opened.handle, &std::mem::take(&mut connection.io));
             self.catalog.opened(opened.handle, false);
         }
         self.stats.connections_now -= 1;
@@ -536,6 +537,18 @@ impl Reactor {
         self.drop_parts(c);
         self.abandon_current(c);
         self.release_if_over(c);
+    }
+
+    /// Has volumes count what their connections have counted: before somebody looks. Requests count where
+    /// they are answered, so that nobody looks a volume up for each.
+    pub(super) fn settle_io(&mut self) {
+        for connection in &mut self.connections {
+            if let Some(opened) = &connection.opened
+                && connection.io != VolumeIo::default()
+            {
+                self.catalog.count_io(opened.handle, &std::mem::take(&mut connection.io));
+            }
+        }
     }
 
     /// Frees the slot once nothing refers to it any more.

@@ -79,6 +79,7 @@ impl Reactor {
             parts.pop_front();
             self.fetch_ended(c, data.buffer.blocks);
             self.stats.read_bytes += u64::from(len);
+            self.connections[c as usize].io.read_bytes += u64::from(len);
             let Some(entry) = self.requests.get_mut(request) else { return };
             if entry.kind == (Kind::Run { begun: true }) {
                 self.connections[c as usize].outbox.push_back(Reply::More { data, skip, len });

@@ -2,7 +2,7 @@
 //! volume that has some is not deleted.
 
 use super::catalog::Entry;
-use super::control::{ControlError, NewSnapshot, Reply, SnapshotStatus};
+use super::control::{ControlError, NewSnapshot, Reply, SnapshotStatus, VolumeIo};
 use super::limits::LIST_VOLUMES;
 use super::manage::{Asker, Kind, PendingChange, answer};
 use super::reactor::Reactor;
@@ -42,6 +42,7 @@ impl Reactor {
                         snapshots: 0,
                         read_only: true,
                         connections: 0,
+                        io: VolumeIo::default(),
                     });
                 if !taken {
                     tracing::warn!(
@@ -120,6 +121,7 @@ impl Reactor {
                 snapshots: 0,
                 read_only: true,
                 connections: 0,
+                io: VolumeIo::default(),
             };
             tracing::info!(snapshot = &*entry.name, bytes = entry.size, "snapshot taken");
             statuses.push(self.snapshot_status(&entry));

@@ -6,6 +6,7 @@
 //! is being started. So a path that leads nowhere, or to a dead device, is no error if a device that was not given was
 //! known by it last.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
@@ -133,7 +134,7 @@ fn alone(io: SyncDevice) -> Gathered {
 }
 
 /// Puts the devices of one pool in their places, and looks for those that are missing.
-fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, DeviceOpenError> {
+fn assemble(mut candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, DeviceOpenError> {
     let said = candidates.iter().filter_map(|candidate| candidate.says);
     let counts = said.filter(|says| says.flags & FLAG_JOINING == 0);
     let Some(newest) = counts.max_by_key(|says| says.generation) else {
@@ -145,10 +146,16 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
     let paths: Vec<PathBuf> =
         candidates.iter().map(|candidate| candidate.io.device().path().to_owned()).collect();
     let mut devices: Devices<SyncDevice> = Devices::default();
+    let mut says_of: Vec<(PathBuf, Superblock)> = Vec::new();
+    // Of copies of one device the newest is it.
+    candidates.sort_by_key(|candidate| Reverse(candidate.says.map(|says| says.generation)));
     for Candidate { io, says } in candidates {
-        let own = says.map(|says| says.own().uuid);
-        match own.and_then(|uuid| newest.devices.by_uuid(&uuid)) {
-            Some(device) if devices.get_mut(device).is_none() => devices.put(device, io),
+        let found = says.and_then(|says| Some((newest.devices.by_uuid(&says.own().uuid)?, says)));
+        match found {
+            Some((device, says)) if devices.get_mut(device).is_none() => {
+                says_of.push((io.device().path().to_owned(), says));
+                devices.put(device, io);
+            }
             Some(_) => {
                 let device = io.device().path().display();
                 tracing::warn!(%device, "not used: it is a copy of another device of its pool");
@@ -184,20 +191,47 @@ fn assemble(candidates: Vec<Candidate>, mode: OpenMode) -> Result<Gathered, Devi
                     continue;
                 }
             };
-            let own = identify(&mut io).ok().map(|says| says.own().uuid);
-            if let Some(device) = own.and_then(|uuid| newest.devices.by_uuid(&uuid))
+            if let Ok(says) = identify(&mut io)
+                && let Some(device) = newest.devices.by_uuid(&says.own().uuid)
                 && devices.get_mut(device).is_none()
             {
                 tracing::info!(device = %found.display(), "found by what is on it");
+                says_of.push((found, says));
                 devices.put(device, io);
             }
         }
     }
+    refuse_stale(&says_of)?;
     let all = newest.devices.iter().all(|(device, _)| devices.get_mut(device).is_some());
     if let Some(error) = busy.filter(|_| !all) {
         return Err(error);
     }
     Ok(Gathered { path, devices, not_given })
+}
+
+/// Refuses a device that missed what was done with the others: a copy of it, or one that was away meanwhile. All are told of each
+/// change of the pool before the next, so that a crash leaves them one apart at most.
+fn refuse_stale(devices: &[(PathBuf, Superblock)]) -> Result<(), DeviceOpenError> {
+    let Some((newest_path, newest)) = devices.iter().max_by_key(|(.., says)| says.generation)
+    else {
+        return Ok(());
+    };
+    for (path, says) in devices {
+        // Nothing more is written to one that failed.
+        let row = newest.devices.by_uuid(&says.own().uuid).and_then(|at| newest.devices.get(at));
+        let failed = row.is_none_or(|row| row.failed.is_some());
+        let joining = says.flags & FLAG_JOINING != 0;
+        if !failed && !joining && says.generation + 1 < newest.generation {
+            let reason = format!(
+                "{} is older than {}, which belongs to the same pool: what was written since is not on it, as on a copy that was made \
+                 before; name the device that was used last, or leave it out and open the pool with --degraded-read-only",
+                path.display(),
+                newest_path.display()
+            );
+            return Err(DeviceOpenError::Unfit { reason });
+        }
+    }
+    Ok(())
 }
 
 /// Every block device of the machine but those that a daemon like this one serves: a volume of the very pool whose daemon
@@ -255,13 +289,15 @@ fn search(
     for some in candidates.chunks(AT_ONCE) {
         look_at(some, &mut |path, says| {
             if says.pool_uuid == *pool && missing.contains(&says.own().uuid) {
-                found.push(path);
+                found.push((Reverse(says.generation), path));
             }
         });
     }
-    // As they were named, whichever answered first.
-    found.sort_by_key(|path| candidates.iter().position(|candidate| candidate == path));
-    found
+    // The newest of several copies; then as they were named, whichever answered first.
+    found.sort_by_key(|(generation, path)| {
+        (*generation, candidates.iter().position(|candidate| candidate == path))
+    });
+    found.into_iter().map(|(_, path)| path).collect()
 }
 
 /// Tells what is on those of these that answer and are a pool's.

@@ -30,7 +30,7 @@ pub use error::{ControlError, FailedPool, NodeExit};
 pub use handle::NodeHandle;
 pub(super) use handle::Post;
 pub use status::{
-    NodeStats, PoolState, PoolStatus, RolledBack, SnapshotStatus, VolumeStatus, WARNINGS,
+    NodeStats, PoolState, PoolStatus, RolledBack, SnapshotStatus, VolumeIo, VolumeStatus, WARNINGS,
 };
 
 /// How long writes wait for space unless told otherwise.

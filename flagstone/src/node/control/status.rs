@@ -30,10 +30,45 @@ pub struct VolumeStatus {
     pub settings: VolumeSettings,
     /// NBD connections that have it open.
     pub connections: u32,
+    /// What was asked of it.
+    pub io: VolumeIo,
     /// Where it can be reached; NBD URIs.
     pub uris: Vec<String>,
     /// What [`crate::node::local::LocalRequest`] calls it; never that of another volume.
     pub(crate) handle: u64,
+}
+
+/// What was asked of a volume, since the daemon has served it: over NBD, by block devices of this machine and by
+/// the library.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeIo {
+    /// Reads answered.
+    pub reads: u64,
+    /// Writes answered.
+    pub writes: u64,
+    /// Flushes answered; one of them covers all volumes of the pool.
+    pub flushes: u64,
+    /// Discards and zeroings answered.
+    pub zeroes: u64,
+    /// Those of them that were answered with an error.
+    pub errors: u64,
+    /// Bytes of data that were read.
+    pub read_bytes: u64,
+    /// Bytes of data that were written.
+    pub written_bytes: u64,
+}
+
+impl VolumeIo {
+    /// Counts what was counted elsewhere.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.flushes += other.flushes;
+        self.zeroes += other.zeroes;
+        self.errors += other.errors;
+        self.read_bytes += other.read_bytes;
+        self.written_bytes += other.written_bytes;
+    }
 }
 
 /// One snapshot as it is now.
