@@ -180,6 +180,27 @@ fn renamed_files_are_found_and_a_missing_one_is_named() {
 }
 
 #[test]
+fn any_device_names_its_pool_and_nothing_is_exported_over_it() {
+    let dir = directory();
+    let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("disk{i}"))).collect();
+    create(&paths, 96 * MIB);
+    let mut daemon = Config::new(&paths[0], dir.path()).start();
+    let second = text(&paths[1]);
+    ok(daemon.control(&["volume", "create", "v", "--size", "8M", "--pool", second]));
+    ok(daemon.control(&["pool", "scrub", second]));
+    std::fs::File::options().write(true).open(&paths[1]).unwrap().set_len(192 * MIB).unwrap();
+    let grown = ok(daemon.control(&["pool", "grow", second]));
+    assert!(grown.out.contains("segments more"), "{grown:?}");
+    ok(daemon.control(&["snapshot", "create", "v", "s"]));
+    let refused = daemon.control(&["export", "v@s", second, "--force"]);
+    assert!(refused.status.code() == Some(3) && refused.err.contains("is in use"), "{refused:?}");
+    let nowhere = daemon.control(&["volume", "create", "w", "--size", "8M", "--pool", "/nowhere"]);
+    assert!(nowhere.status.code() == Some(7), "{nowhere:?}");
+    daemon.stop_cleanly();
+    check_pool(&paths[0]);
+}
+
+#[test]
 fn an_old_copy_of_a_device_is_not_taken_for_it() {
     let dir = directory();
     let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("disk{i}"))).collect();

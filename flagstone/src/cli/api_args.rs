@@ -27,6 +27,14 @@ pub struct ApiArgs {
     api: Option<PathBuf>,
 }
 
+/// What the daemon is to be told of a pool that is named by its path, UUID or one of its devices: a path means what it means
+/// here, not in the daemon's directory.
+#[must_use]
+pub fn pool_name(wanted: &str) -> String {
+    let path = std::fs::canonicalize(wanted);
+    path.map_or_else(|_| wanted.to_owned(), |path| path.display().to_string())
+}
+
 impl ApiArgs {
     fn socket(&self) -> PathBuf {
         if let Some(socket) = &self.api {

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::Failure;
-use super::api_args::ApiArgs;
+use super::api_args::{ApiArgs, pool_name};
 use super::usage::{WithUsage, shared_lines};
 use crate::api::client::{Client, ClientError};
 use crate::api::clones::Rollback;
@@ -242,7 +242,7 @@ fn create(args: CreateArgs, json: bool) -> Result<(), Failure> {
     let request = CreateVolume {
         name: args.name,
         size_bytes: args.size,
-        pool: args.pool,
+        pool: args.pool.as_deref().map(pool_name),
         on_full: args.settings.on_full,
         reserved_bytes: args.settings.reserve,
     };

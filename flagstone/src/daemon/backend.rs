@@ -21,6 +21,7 @@ use crate::node::{
     Shrink, SnapshotStatus, VolumeStatus,
 };
 use crate::pool::create::CreateError;
+use crate::pool::offline::is_same;
 use crate::ublk::{AttachOptions, Ublk, UblkDevice, UblkError, UblkState};
 use crate::uri::NbdEndpoints;
 
@@ -50,7 +51,11 @@ impl NodeBackend {
         let pools = self.node.pools().await.map_err(api_error)?;
         let is_meant =
             |pool: &&PoolStatus| pool.path.as_os_str() == wanted || uuid_text(pool.uuid) == wanted;
-        match pools.iter().find(is_meant) {
+        // Clients may call it otherwise than the daemon's command line, or name another of its devices.
+        let lies_on = |pool: &&PoolStatus| {
+            pool.devices.iter().any(|device| is_same(&device.path, Path::new(wanted)))
+        };
+        match pools.iter().find(is_meant).or_else(|| pools.iter().find(lies_on)) {
             Some(pool) => Ok(pool.path.clone()),
             None => {
                 let known: Vec<_> = pools.iter().map(|p| p.path.display().to_string()).collect();

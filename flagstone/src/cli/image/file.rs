@@ -44,6 +44,13 @@ impl Partial {
             let text = format!("{} is there already; --force replaces it", path.display());
             return Err(Failure::new(Exit::HoldsData, text));
         }
+        // Not what is being served, or written to.
+        if let Ok(there) = File::open(path)
+            && flock(&there, FlockOperation::NonBlockingLockExclusive).is_err()
+        {
+            let text = format!("{} is in use, by a daemon or another program", path.display());
+            return Err(Failure::new(Exit::InUse, text));
+        }
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);

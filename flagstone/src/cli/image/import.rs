@@ -10,7 +10,7 @@ use super::file::{BUFFER_BYTES, failure};
 use super::remote::{Remote, RemoteError};
 use super::{About, about, interrupt, unusable};
 use crate::cli::Failure;
-use crate::cli::api_args::ApiArgs;
+use crate::cli::api_args::{ApiArgs, pool_name};
 use crate::exit::Exit;
 use crate::image::format::RECORD_BYTES;
 use crate::image::restore::{Keep, RestoreError, Restored, restore};
@@ -169,7 +169,7 @@ fn bring(args: &Args, json: bool) -> Result<(), Failure> {
     let again = format!("import the whole image to {name} again to go on");
     let text = format!("interrupted; {again}");
     interrupt::on_signal(move || text).map_err(|error| Failure::new(Exit::Failure, error))?;
-    let remote = Remote::new(args.api.client(), args.pool.clone());
+    let remote = Remote::new(args.api.client(), args.pool.as_deref().map(pool_name));
     let remote = remote.map_err(|error| Failure::new(Exit::Failure, error))?;
     let progress = Progress::bytes("importing", header.data_bytes, json);
     let restored = restore(&remote, &mut reader, name, &keep, |done| progress.set(done));

@@ -7,9 +7,9 @@ use serde::Serialize;
 use crate::api::types::Pool;
 use crate::cli::Failure;
 use crate::cli::api_args::ApiArgs;
+use crate::cli::pool::lies_on;
 use crate::output;
 use crate::pool::grow::{self, Grown};
-use crate::pool::offline;
 use crate::size::Human;
 
 /// Take the new space of a pool's file or device that has become larger
@@ -72,7 +72,7 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
 /// not this file is not meant: it may be a copy.
 fn served(args: &Args) -> Option<Pool> {
     let pools = args.api.call(|client| async move { client.pools().await }).ok()?;
-    pools.into_iter().find(|pool| offline::is_same(Path::new(&pool.path), &args.path))
+    pools.into_iter().find(|pool| lies_on(pool, &args.path))
 }
 
 fn grow_online(args: &Args, before: &Pool) -> Result<Grown, Failure> {

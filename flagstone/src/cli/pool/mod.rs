@@ -8,10 +8,14 @@ mod inspect;
 mod scrub;
 mod status;
 
+use std::path::Path;
+
 use clap::Subcommand;
 
 use super::Failure;
+use crate::api::types::Pool;
 use crate::exit::Exit;
+use crate::pool::offline::is_same;
 
 /// Make, check, describe and grow pools; show the state of those being served
 #[derive(Debug, Subcommand)]
@@ -24,6 +28,12 @@ pub enum Command {
     Add(devices::Add),
     Remove(devices::Remove),
     Scrub(scrub::Args),
+}
+
+/// Whether this is a device of the pool.
+fn lies_on(pool: &Pool, path: &Path) -> bool {
+    let devices = pool.devices.iter().map(|device| &device.path).chain([&pool.path]);
+    devices.into_iter().any(|device| is_same(Path::new(device), path))
 }
 
 /// Runs the command.

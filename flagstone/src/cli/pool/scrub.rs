@@ -9,9 +9,9 @@ use crate::api::scrub::{Damaged, Finding, RATE_DEFAULT, Scrub, ScrubState, Start
 use crate::api::types::Pool;
 use crate::cli::Failure;
 use crate::cli::api_args::ApiArgs;
+use crate::cli::pool::lies_on;
 use crate::exit::Exit;
 use crate::output::{self, Table};
-use crate::pool::offline;
 use crate::progress::Progress;
 use crate::size::{Human, parse_size};
 
@@ -103,9 +103,7 @@ fn find(args: &Args) -> Result<Pool, Failure> {
         };
     };
     let is_meant = |pool: &Pool| {
-        pool.uuid == *wanted
-            || pool.path == *wanted
-            || offline::is_same(Path::new(&pool.path), Path::new(wanted))
+        pool.uuid == *wanted || pool.path == *wanted || lies_on(pool, Path::new(wanted))
     };
     pools.into_iter().find(is_meant).ok_or_else(|| {
         let what = format!(
