@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::exit::Exit;
-use crate::logging::{self, LogFormat, check_filter};
+use crate::logging::{self, LEVEL_DEFAULT, LogFormat, check_filter};
 
 /// What is logged, and how.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -24,7 +24,10 @@ fn parse_filter(text: &str) -> Result<String, String> {
 impl LogArgs {
     /// Starts logging, at `level` if nothing was said.
     pub fn init(&self, level: &str) -> Result<(), Failure> {
-        let level = self.log_level.as_deref().unwrap_or(level);
+        // One that is empty says nothing.
+        let said = [self.log_level.as_deref(), Some(level), Some(LEVEL_DEFAULT)];
+        let level = said.into_iter().flatten().find(|level| !level.is_empty());
+        let level = level.unwrap_or(LEVEL_DEFAULT);
         logging::init(level, self.log_format.unwrap_or_default())
             .map_err(|error| Failure::new(Exit::Usage, error))
     }
