@@ -14,7 +14,7 @@ fn a_client_that_vanishes_leaves_nothing_behind() {
     let site = Site::new();
     let running = site.start();
     running.volume("vol", 32 * MIB);
-    let before = running.stats().buffer_bytes_now;
+    let before = running.at_rest().buffer_bytes_now;
     for style in [Style::Simple, Style::Structured, Style::Extended] {
         // In the middle of a payload, of a header, and of replies.
         for cut in [10, 28 + 5000, 28 + 100_000] {
@@ -74,7 +74,7 @@ fn clients_that_read_no_replies_stall_only_themselves() {
     for i in 0..32 {
         good.write(i * MIB, &pattern(i, 1 << 20));
     }
-    let before = running.stats().buffer_bytes_now;
+    let before = running.at_rest().buffer_bytes_now;
     let mut bad = Vec::new();
     for client in 0..12 {
         let style = if client % 2 == 0 { Style::Simple } else { Style::Structured };
@@ -197,7 +197,7 @@ fn a_damaged_block_is_an_error_for_its_piece_alone() {
     // A long simple read that fails in its first piece is refused ...
     assert_eq!(simple.request(CMD_READ, 0, 90 * 4096, 1 << 19).error(), Some(5));
     // ... as is one of whose first pieces any is known to be bad before the first has left ...
-    let before = running.stats().buffer_bytes_now;
+    let before = running.at_rest().buffer_bytes_now;
     for _ in 0..20 {
         let mut simple = running.open("vol", Style::Simple);
         let bad = simple.client.read(0, 1 << 20);

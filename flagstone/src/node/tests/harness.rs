@@ -118,6 +118,23 @@ impl Running {
         }
     }
 
+    /// The counters once nothing is written in the background any more: a checkpoint may follow an opening.
+    pub(super) fn at_rest(&self) -> NodeStats {
+        let start = std::time::Instant::now();
+        let mut before = self.stats();
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            let now = self.stats();
+            let io =
+                |stats: &NodeStats| (stats.device_writes, stats.device_reads, stats.device_flushes);
+            if io(&now) == io(&before) {
+                return now;
+            }
+            assert!(start.elapsed() < PATIENCE, "never at rest: {now:?}");
+            before = now;
+        }
+    }
+
     pub(super) fn stop(mut self) {
         self.ended = true;
         self.node.shutdown();
