@@ -321,7 +321,9 @@ impl BenchError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Run(RunError::Workload(_) | RunError::RawBlockSize { .. }) => Exit::Usage,
+            Self::Run(
+                RunError::Workload(_) | RunError::RawBlockSize { .. } | RunError::VerifySeveral,
+            ) => Exit::Usage,
             Self::Run(RunError::HoldsData { .. }) => Exit::HoldsData,
             Self::Run(RunError::Open(DeviceOpenError::InUse { .. })) => Exit::InUse,
             Self::Pool(PoolError::Open(error)) => start_exit(error),

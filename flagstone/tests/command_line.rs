@@ -85,6 +85,7 @@ fn wrong_usage_is_told_and_costs_nothing() {
         (&["serve", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
         (&["serve"], "--pool"),
         (&["completions", "dos"], "bash"),
+        (&["bench", "nbd", "nbd://h/a", "nbd://h/b", "--verify"], "one export at a time"),
     ] {
         here(args).failed(2, text);
     }
